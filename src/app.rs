@@ -1,0 +1,279 @@
+//! The composition root: builds the parts, binds, spawns, shuts down. It only wires; decisions are the parts'.
+//!
+//! `App::bind` → [`App::addr`] → [`App::serve`] is what the binary, the demo and the tests all use.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::clock::Clock;
+use crate::config::{Auth, Config};
+use crate::identity::watch::EnvFileWatch;
+use crate::identity::{Credential, Identity, Reloader, State, expiry};
+use crate::proxy::Proxy;
+use crate::proxy::cache::Cache;
+use crate::proxy::guard::Key;
+use crate::proxy::stats::Stats;
+use crate::proxy::upstream::Upstream;
+use crate::server::{self, Server};
+use crate::status::Status;
+use crate::status::instance::{self, Instance, InstanceFile};
+
+/// What is under way at the end may take this long (interface.md section 1).
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why the process cannot begin to serve.
+#[derive(Debug)]
+pub enum StartupError {
+    /// Somebody listens there already. Exit code 3.
+    PortTaken {
+        /// The address.
+        address: SocketAddr,
+        /// Who it is, where that can be found out.
+        owner: Option<String>,
+    },
+    /// Any other failure to listen.
+    Listen(SocketAddr, io::Error),
+    /// No randomness for the instance key.
+    Key(io::Error),
+    /// A required key could not be put where its holders find it.
+    InstanceFile(io::Error),
+}
+
+impl fmt::Display for StartupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PortTaken { address, owner } => {
+                write!(f, "could not listen on {address}: the port is taken")?;
+                if let Some(owner) = owner {
+                    write!(f, " by {owner}")?;
+                }
+                write!(f, "; end that, or choose another with --port")
+            }
+            Self::Listen(address, e) => write!(f, "could not listen on {address}: {e}"),
+            Self::Key(e) => write!(f, "could not make an instance key: {e}"),
+            Self::InstanceFile(e) => write!(f, "could not write the instance key, which --require-key needs: {e}"),
+        }
+    }
+}
+
+impl std::error::Error for StartupError {}
+
+/// A sidecar that listens and is ready to serve.
+pub struct App {
+    server: Arc<Server>,
+    listeners: Vec<TcpListener>,
+    addr: SocketAddr,
+    identity: watch::Receiver<Arc<Identity>>,
+    /// Keeps an identity without a watch alive.
+    fixed_identity: Option<watch::Sender<Arc<Identity>>>,
+    watch: Option<EnvFileWatch>,
+    reloader: Reloader,
+    warn_before: Vec<Duration>,
+    clock: Clock,
+    tasks: TaskTracker,
+    instance_file: Option<InstanceFile>,
+}
+
+impl App {
+    /// Builds all parts and listens; serves nobody yet.
+    pub async fn bind(config: Config, clock: Clock) -> Result<Self, StartupError> {
+        let (v4, v6) = server::bind(config.port)
+            .await
+            .map_err(|(address, e)| explain_bind(address, e, config.state_dir.as_deref()))?;
+        if v6.is_none() {
+            info!("this machine has no IPv6: listening on 127.0.0.1 only");
+        }
+        let addr = v4.local_addr().map_err(|e| StartupError::Listen(([127, 0, 0, 1], config.port).into(), e))?;
+
+        let (watch, fixed_identity, reloader, credential_source) = match config.auth {
+            Auth::Oidc { env_file, shown } => {
+                let (watch, reloader) = EnvFileWatch::start(env_file, shown.clone(), clock.clone()).await;
+                (Some(watch), None, reloader, shown)
+            }
+            Auth::AccessToken(secret) => {
+                let credential = Credential::access_token(secret, config.upstream.team_id.as_deref());
+                let identity = Identity::first(State::Loaded(Arc::new(credential)));
+                (None, Some(watch::Sender::new(Arc::new(identity))), Reloader::default(), "VERCEL_TOKEN".to_owned())
+            }
+        };
+        let identity = match (&watch, &fixed_identity) {
+            (Some(watch), _) => watch.subscribe(),
+            (None, Some(fixed)) => fixed.subscribe(),
+            (None, None) => watch::Sender::new(Arc::new(Identity::first(State::Missing))).subscribe(),
+        };
+
+        let key = instance::new_key().map_err(StartupError::Key)?;
+        let instance = Instance {
+            pid: std::process::id(),
+            url: format!("http://{addr}"),
+            key: key.clone(),
+            project: config.project.display().to_string(),
+        };
+        let instance_file = match config.state_dir {
+            Some(dir) => InstanceFile::write(&dir, addr.port(), instance),
+            None => Err(io::Error::other("neither XDG_STATE_HOME nor HOME is set")),
+        };
+        let instance_file = match instance_file {
+            Ok(file) => Some(file),
+            Err(e) if config.policy.require_key => return Err(StartupError::InstanceFile(e)),
+            Err(e) => {
+                warn!("could not write the state file, other commands will not find this instance: {e}");
+                None
+            }
+        };
+
+        let tasks = TaskTracker::new();
+        let stats = Arc::new(Stats::default());
+        let cache = Cache::new(config.cache, clock.clone(), tasks.clone());
+        let upstream = Arc::new(Upstream::new(config.upstream, clock.clone()));
+        let status = Status {
+            clock: clock.clone(),
+            identity: identity.clone(),
+            cache: cache.clone(),
+            stats: stats.clone(),
+            upstream: upstream.name(),
+            project: config.project.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            credential_source: credential_source.clone(),
+            expiring_below: config.warn_before.iter().copied().max().unwrap_or_default(),
+            started_at: clock.local(),
+        };
+        let proxy = Proxy {
+            cache,
+            upstream,
+            identity: identity.clone(),
+            reloader: reloader.clone(),
+            clock: clock.clone(),
+            allowed_connectors: config.allowed_connectors,
+            credential_source,
+            stats,
+            tasks: tasks.clone(),
+            said_credentials_dropped: AtomicBool::new(false),
+        };
+        let mut policy = config.policy;
+        policy.key = Some(Key::new(key));
+        if !policy.allowed_hosts.is_empty() && !policy.require_key {
+            warn!("--allowed-host lets in whoever can send that Host: consider --require-key");
+        }
+        Ok(Self {
+            server: Arc::new(Server { proxy: Arc::new(proxy), policy, status }),
+            listeners: std::iter::once(v4).chain(v6).collect(),
+            addr,
+            identity,
+            fixed_identity,
+            watch,
+            reloader,
+            warn_before: config.warn_before,
+            clock,
+            tasks,
+            instance_file,
+        })
+    }
+
+    /// The IPv4 address that it listens on.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The identity, now and whenever it changes.
+    pub fn identity(&self) -> watch::Receiver<Arc<Identity>> {
+        self.identity.clone()
+    }
+
+    /// Makes it read the env file again.
+    pub fn reloader(&self) -> Reloader {
+        self.reloader.clone()
+    }
+
+    /// Serves until `stop`, then lets what is under way finish. Returns whether all of it did within the limit.
+    pub async fn serve(self, stop: impl Future<Output = ()>) -> bool {
+        let background = TaskTracker::new();
+        let ended = CancellationToken::new();
+        let spawn = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+            background.spawn(ended.clone().run_until_cancelled_owned(task));
+        };
+        let proxy = self.server.proxy.clone();
+        if let Some(watch) = self.watch {
+            spawn(Box::pin(watch.run()));
+        }
+        let upstream = proxy.upstream.clone();
+        spawn(Box::pin(expiry::run(self.identity.clone(), self.clock, self.warn_before, async move || {
+            upstream.ask_clock().await;
+        })));
+        spawn(Box::pin(follow(self.identity, proxy.clone())));
+        spawn(Box::pin(async move { proxy.upstream.prepare().await }));
+
+        let stopping = CancellationToken::new();
+        let connections = TaskTracker::new();
+        for listener in self.listeners {
+            connections.spawn(self.server.clone().accept(listener, connections.clone(), stopping.clone()));
+        }
+
+        stop.await;
+        stopping.cancel();
+        connections.close();
+        self.tasks.close();
+        let under_way = async {
+            connections.wait().await;
+            self.tasks.wait().await;
+        };
+        let done = tokio::time::timeout(DRAIN_LIMIT, under_way).await.is_ok();
+        if !done {
+            warn!("some requests did not end within {} s and are broken off", DRAIN_LIMIT.as_secs());
+        }
+        ended.cancel();
+        background.close();
+        background.wait().await;
+        drop((self.instance_file, self.fixed_identity));
+        done
+    }
+}
+
+/// Keeps the cache to the identity's principal also while nobody asks, and counts rotations.
+async fn follow(mut identity: watch::Receiver<Arc<Identity>>, proxy: Arc<Proxy>) {
+    let mut fingerprint = None;
+    loop {
+        let snapshot = identity.borrow_and_update().clone();
+        proxy.cache.follow(&snapshot);
+        if let Some(token) = snapshot.oidc() {
+            let before = fingerprint.replace(token.fingerprint().to_owned());
+            if before.is_some() && before != fingerprint {
+                proxy.stats.rotations.count();
+            }
+        }
+        if identity.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn explain_bind(address: SocketAddr, error: io::Error, state_dir: Option<&Path>) -> StartupError {
+    if error.kind() != io::ErrorKind::AddrInUse {
+        return StartupError::Listen(address, error);
+    }
+    let process = listeners::get_all().ok().and_then(|all| {
+        let mut holders =
+            all.into_iter().filter(|l| l.socket.port() == address.port() && l.state == listeners::SocketState::Listen);
+        holders.next().map(|l| l.process)
+    });
+    let instance = state_dir.and_then(|dir| instance::of_port(dir, address.port()));
+    let owner = match (process, instance) {
+        (Some(process), Some(instance)) if process.pid == instance.pid => {
+            Some(format!("another connect-sidecar (process {}) for {}", instance.pid, instance.project))
+        }
+        (Some(process), _) => Some(format!("{} (process {})", process.name, process.pid)),
+        (None, _) => None,
+    };
+    StartupError::PortTaken { address, owner }
+}

@@ -1,0 +1,89 @@
+//! The command line: structs only. What a value means, and whether it may be set, is decided in [`config`](crate::config),
+//! which reports all mistakes at once; so values are taken as text here. No flag takes a token's value.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Lets apps on this machine ask Vercel Connect for tokens without holding a credential.
+#[derive(Debug, Parser)]
+#[command(name = "connect-sidecar", version, max_term_width = 100)]
+#[command(after_help = "Every global flag has an environment twin: --env-file is CONNECT_SIDECAR_ENV_FILE.\n\
+                        Try `connect-sidecar demo`: it needs no account and no network.")]
+pub struct Cli {
+    /// What to do; `serve` if nothing is said.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Flags that any command takes.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Serve in the foreground until Ctrl-C (the default)
+    Serve,
+    /// Show what it does against an emulator of Vercel Connect, without account or network
+    Demo {
+        /// End after the tour; the exit code tells whether every step showed what it claims
+        #[arg(long)]
+        once: bool,
+    },
+}
+
+/// Flags that any command takes.
+#[derive(Debug, Clone, Default, Args)]
+pub struct GlobalArgs {
+    /// Read this configuration file instead of the project's sidecar.toml
+    #[arg(long, global = true, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// The project directory [default: the current directory]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub project: Option<PathBuf>,
+    /// The file that holds VERCEL_OIDC_TOKEN [default: .env.local in the project]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub env_file: Option<String>,
+    /// The port to listen on; 0 picks a free one [default: 2774]
+    #[arg(long, global = true, value_name = "N")]
+    pub port: Option<String>,
+    /// Where Connect is [default: https://api.vercel.com]
+    #[arg(long, global = true, value_name = "URL")]
+    pub upstream: Option<String>,
+    /// PEM file with root certificates to trust besides the system's
+    #[arg(long, global = true, value_name = "FILE")]
+    pub upstream_ca: Option<String>,
+    /// Where the credential comes from: `oidc` (the env file) or `access-token` (VERCEL_TOKEN)
+    #[arg(long, global = true, value_name = "SOURCE")]
+    pub auth: Option<String>,
+    /// The team to name in every request
+    #[arg(long, global = true, value_name = "ID")]
+    pub team_id: Option<String>,
+    /// Accept this Host besides the loopback names; repeatable
+    #[arg(long = "allowed-host", global = true, value_name = "NAME[:PORT]")]
+    pub allowed_hosts: Vec<String>,
+    /// Accept requests from pages of this origin; repeatable
+    #[arg(long = "allowed-origin", global = true, value_name = "ORIGIN")]
+    pub allowed_origins: Vec<String>,
+    /// Accept requests that another proxy passes on
+    #[arg(long, global = true)]
+    pub allow_forwarded: bool,
+    /// Refuse requests without the instance key
+    #[arg(long, global = true)]
+    pub require_key: bool,
+    /// Reach Connect through HTTPS_PROXY
+    #[arg(long, global = true)]
+    pub use_env_proxy: bool,
+    /// How to log: `text` or `json`
+    #[arg(long, global = true, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// How much to log: error, warn, info, debug or trace [default: info]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// Log warnings and errors only
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Log more; twice for even more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}

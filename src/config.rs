@@ -1,0 +1,171 @@
+//! Flags, environment and files → one validated [`Config`]; and who may set what.
+//!
+//! Every source is read and every value checked before anything starts, so that all mistakes are reported in one run.
+//! A project's own `sidecar.toml` came with a repository that may be hostile: it may tune, but not redirect a credential
+//! or widen access (interface.md section 1, trust-policy.md 4.10). No value of a file is repeated in a mistake.
+
+mod sources;
+mod values;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::uri::{Authority, Scheme};
+use secrecy::SecretString;
+
+use crate::cli::GlobalArgs;
+use crate::logging;
+use crate::proxy::cache::Limits;
+use crate::proxy::guard::Policy;
+use crate::proxy::upstream;
+pub use sources::Environment;
+use sources::Sources;
+
+/// The port unless another is asked for.
+pub const DEFAULT_PORT: u16 = 2774;
+/// The env file in the project unless another is named.
+pub const DEFAULT_ENV_FILE: &str = ".env.local";
+const DEFAULT_UPSTREAM: &str = "api.vercel.com";
+const DEFAULT_WARN_BEFORE: [Duration; 3] =
+    [Duration::from_secs(3600), Duration::from_secs(900), Duration::from_secs(300)];
+const DEFAULT_MAX_ENTRIES: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+const DEFAULT_BUFFER: Duration = Duration::from_secs(30);
+const DEFAULT_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// Everything there is to know before the start. Only `app` and `main` see the whole of it.
+#[derive(Debug)]
+pub struct Config {
+    /// The port on both loopback addresses; 0 for any free one.
+    pub port: u16,
+    /// The project's directory, absolute.
+    pub project: PathBuf,
+    /// Where the credential comes from.
+    pub auth: Auth,
+    /// When to warn before the token's end.
+    pub warn_before: Vec<Duration>,
+    /// The cache's limits.
+    pub cache: Limits,
+    /// If set, all other connectors are refused.
+    pub allowed_connectors: Option<BTreeSet<String>>,
+    /// The way to Connect.
+    pub upstream: upstream::Options,
+    /// Who may ask; the key is added at the start.
+    pub policy: Policy,
+    /// Where the state of running instances is kept, if there is a place.
+    pub state_dir: Option<PathBuf>,
+    /// How to log.
+    pub logging: logging::Options,
+}
+
+/// Where the credential comes from.
+#[derive(Debug)]
+pub enum Auth {
+    /// `VERCEL_OIDC_TOKEN` in this file, which people know by this name.
+    Oidc {
+        /// The file.
+        env_file: PathBuf,
+        /// What to call it.
+        shown: String,
+    },
+    /// `VERCEL_TOKEN` of our environment.
+    AccessToken(SecretString),
+}
+
+/// One thing that is wrong with the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// Where: a flag, a variable, or a file with its line.
+    pub place: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+/// All that is wrong with the configuration. Ends the process with exit code 2.
+#[derive(Debug)]
+pub struct ConfigError(pub Vec<Mistake>);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, Mistake { place, message }) in self.0.iter().enumerate() {
+            let end = if i + 1 < self.0.len() { "\n" } else { "" };
+            write!(f, "{place}: {message}{end}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads and checks all sources. `current_dir` is what relative flags refer to.
+    pub fn load(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Result<Self, ConfigError> {
+        let mut s = Sources::read(args, environment, current_dir);
+
+        let (scheme, authority) = s
+            .get("upstream", values::upstream)
+            .unwrap_or_else(|| (Scheme::HTTPS, Authority::from_static(DEFAULT_UPSTREAM)));
+        let upstream = upstream::Options {
+            scheme,
+            authority,
+            extra_roots: s.get("upstream_ca", values::certificates).unwrap_or_default(),
+            team_id: s.get("team_id", values::team_id),
+            use_env_proxy: s.get("use_env_proxy", values::boolean).unwrap_or_default(),
+        };
+        let policy = Policy {
+            allowed_hosts: s.get("allowed_hosts", values::hosts).unwrap_or_default(),
+            allowed_origins: s.get("allowed_origins", values::origins).unwrap_or_default(),
+            allow_forwarded: s.get("allow_forwarded", values::boolean).unwrap_or_default(),
+            require_key: s.get("require_key", values::boolean).unwrap_or_default(),
+            key: None,
+        };
+        let cache = Limits {
+            max_entries: s.get("cache.max_entries", values::count).unwrap_or(DEFAULT_MAX_ENTRIES),
+            buffer: s.get("cache.buffer", values::duration).unwrap_or(DEFAULT_BUFFER),
+            max_age: s.get("cache.max_age", values::duration).unwrap_or(DEFAULT_MAX_AGE),
+        };
+        let level = s.get("log_level", values::level);
+        let env_file = s.get("env_file", values::path);
+        let auth = match s.get("auth", values::auth) {
+            Some(values::AuthSource::AccessToken) => s.access_token().map(Auth::AccessToken),
+            Some(values::AuthSource::Oidc) | None => {
+                let env_file = env_file.unwrap_or_else(|| s.project().join(DEFAULT_ENV_FILE));
+                let shown = env_file.strip_prefix(s.project()).unwrap_or(&env_file).display().to_string();
+                Some(Auth::Oidc { env_file, shown })
+            }
+        };
+        let config = Self {
+            port: s.get("port", values::port).unwrap_or(DEFAULT_PORT),
+            warn_before: s.get("warn_before", values::durations).unwrap_or_else(|| DEFAULT_WARN_BEFORE.to_vec()),
+            allowed_connectors: s.get("connectors.allow", values::names),
+            logging: logging::Options {
+                level: match (args.quiet, args.verbose) {
+                    (true, _) => tracing::Level::WARN,
+                    (false, 0) => level.unwrap_or(tracing::Level::INFO),
+                    (false, 1) => tracing::Level::DEBUG,
+                    (false, _) => tracing::Level::TRACE,
+                },
+                format: s.get("log_format", values::log_format).unwrap_or_default(),
+                color: s.variable("NO_COLOR").is_none_or(|v| v.is_empty()),
+            },
+            state_dir: s.state_dir(),
+            project: s.project().to_owned(),
+            cache,
+            upstream,
+            policy,
+            auth: match auth {
+                Some(auth) => auth,
+                None => return Err(ConfigError(s.mistakes())),
+            },
+        };
+        match s.mistakes() {
+            mistakes if mistakes.is_empty() => Ok(config),
+            mistakes => Err(ConfigError(mistakes)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,372 @@
+//! The sources of settings, their order, and who may set what. Collects mistakes instead of stopping at the first.
+
+use std::ffi::OsString;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use secrecy::SecretString;
+use toml::de::{DeTable, DeValue};
+
+use super::Mistake;
+use crate::cli::GlobalArgs;
+use crate::proxy::error::excerpt;
+use crate::safe_read::{self, Problem};
+
+/// Looks a variable up in our own process environment.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// The file's name in a project and in the user's configuration directory.
+const FILE_NAME: &str = "sidecar.toml";
+
+/// A setting, by its key in a file.
+struct Setting {
+    key: &'static str,
+    /// May a project's own file set it? Not if it could redirect a credential or widen access.
+    in_project: bool,
+    /// May any file set it?
+    in_files: bool,
+}
+
+const fn setting(key: &'static str, in_project: bool, in_files: bool) -> Setting {
+    Setting { key, in_project, in_files }
+}
+
+const SETTINGS: &[Setting] = &[
+    setting("port", true, true),
+    setting("env_file", true, true),
+    setting("warn_before", true, true),
+    setting("log_level", true, true),
+    setting("cache.max_entries", true, true),
+    setting("cache.buffer", true, true),
+    setting("cache.max_age", true, true),
+    setting("connectors.allow", true, true),
+    setting("upstream", false, true),
+    setting("upstream_ca", false, true),
+    setting("auth", false, true),
+    setting("team_id", false, true),
+    setting("allowed_hosts", false, true),
+    setting("allowed_origins", false, true),
+    setting("allow_forwarded", false, true),
+    setting("require_key", false, true),
+    setting("use_env_proxy", false, true),
+    setting("log_format", false, false),
+];
+
+/// A value before it is checked.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Raw {
+    Text(String),
+    Integer(i64),
+    Boolean(bool),
+    List(Vec<String>),
+    /// Some other type.
+    Other,
+}
+
+/// A value and where it comes from.
+#[derive(Debug, Clone)]
+pub(super) struct Value {
+    pub(super) raw: Raw,
+    /// For people: `--port`, `CONNECT_SIDECAR_PORT`, `sidecar.toml:3: port`.
+    place: String,
+    /// From a file, where types are as written.
+    pub(super) is_file: bool,
+    /// From a variable, where a list is written with commas.
+    pub(super) is_variable: bool,
+    /// From the project's own file.
+    is_project: bool,
+    /// What a relative path refers to.
+    pub(super) base: PathBuf,
+}
+
+/// All sources, the strongest first.
+pub(super) struct Sources<'a> {
+    layers: Vec<Vec<(&'static str, Value)>>,
+    environment: Environment<'a>,
+    project: PathBuf,
+    mistakes: Vec<Mistake>,
+}
+
+impl<'a> Sources<'a> {
+    pub(super) fn read(args: &GlobalArgs, environment: Environment<'a>, current_dir: &Path) -> Self {
+        let mut this = Self { layers: Vec::new(), environment, project: PathBuf::new(), mistakes: Vec::new() };
+        let flag_or_variable = |flag: &Option<PathBuf>, name: &str| {
+            flag.clone().or_else(|| environment(name).map(PathBuf::from)).map(|path| current_dir.join(path))
+        };
+        let project = flag_or_variable(&args.project, "CONNECT_SIDECAR_PROJECT").unwrap_or(current_dir.to_owned());
+        this.project = match project.canonicalize() {
+            Ok(project) if project.is_dir() => project,
+            _ => {
+                this.mistake("--project", format!("{} is not a directory", project.display()));
+                project
+            }
+        };
+        let explicit = flag_or_variable(&args.config, "CONNECT_SIDECAR_CONFIG");
+
+        this.layers.push(flags(args, current_dir));
+        this.layers.push(variables(environment, current_dir));
+        let project = this.project.clone();
+        match explicit {
+            Some(path) => {
+                let layer = this.file(&path, &project, false);
+                if layer.is_none() {
+                    this.mistake("--config", format!("{} is not there", path.display()));
+                }
+                this.layers.extend(layer);
+                this.user_file(&project);
+            }
+            None => {
+                this.user_file(&project);
+                let layer = this.file(&project.join(FILE_NAME), &project, true);
+                this.layers.extend(layer);
+            }
+        }
+        this
+    }
+
+    /// The strongest source's value for `key`, checked by `parse`. Weaker ones are checked, too.
+    pub(super) fn get<T>(&mut self, key: &str, parse: impl Fn(&Value) -> Result<T, String>) -> Option<T> {
+        let mut strongest = None;
+        let mut mistakes = Vec::new();
+        for value in self.layers.iter().flatten().filter(|(k, _)| *k == key).map(|(_, value)| value) {
+            let checked = parse(value).and_then(|parsed| match key == "env_file" && value.is_project {
+                true => self.check_inside_project(value).map(|()| parsed),
+                false => Ok(parsed),
+            });
+            match checked {
+                Ok(parsed) => strongest = strongest.or(Some(parsed)),
+                Err(message) => mistakes.push(Mistake { place: value.place.clone(), message }),
+            }
+        }
+        self.mistakes.extend(mistakes);
+        strongest
+    }
+
+    /// A project's own file may name only an env file of the project, also when links are followed.
+    fn check_inside_project(&self, value: &Value) -> Result<(), String> {
+        let Raw::Text(text) = &value.raw else { return Ok(()) };
+        let relative = Path::new(text);
+        let plain = relative
+            .components()
+            .all(|part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir));
+        let path = self.project.join(relative);
+        // A file that is not there yet is judged by its directory.
+        let existing = path.canonicalize().or_else(|_| path.parent().unwrap_or(&self.project).canonicalize());
+        let is_link = path.is_symlink() && !path.exists();
+        if plain && !is_link && existing.is_ok_and(|real| real.starts_with(&self.project)) {
+            Ok(())
+        } else {
+            Err("a project's own file may name only a file inside the project; use --env-file for another".into())
+        }
+    }
+
+    /// `VERCEL_TOKEN`, or the mistake that it is missing.
+    pub(super) fn access_token(&mut self) -> Option<SecretString> {
+        let token = self.variable("VERCEL_TOKEN").filter(|token| !token.trim().is_empty());
+        match token {
+            Some(token) if token.trim().bytes().all(|b| b.is_ascii_graphic()) => Some(token.trim().to_owned().into()),
+            Some(_) => {
+                self.mistake("VERCEL_TOKEN", "it holds characters that no token has".into());
+                None
+            }
+            None => {
+                self.mistake(
+                    "VERCEL_TOKEN",
+                    "set it to a Vercel access token, which `auth = access-token` needs".into(),
+                );
+                None
+            }
+        }
+    }
+
+    pub(super) fn variable(&self, name: &str) -> Option<String> {
+        (self.environment)(name)?.into_string().ok()
+    }
+
+    pub(super) fn project(&self) -> &Path {
+        &self.project
+    }
+
+    /// `$XDG_STATE_HOME/connect-sidecar`.
+    pub(super) fn state_dir(&self) -> Option<PathBuf> {
+        self.home_dir("XDG_STATE_HOME", ".local/state")
+    }
+
+    pub(super) fn mistakes(&self) -> Vec<Mistake> {
+        self.mistakes.clone()
+    }
+
+    fn mistake(&mut self, place: &str, message: String) {
+        self.mistakes.push(Mistake { place: place.into(), message });
+    }
+
+    fn home_dir(&self, variable: &str, below_home: &str) -> Option<PathBuf> {
+        let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
+        (self.environment)(variable)
+            .and_then(absolute)
+            .or_else(|| Some((self.environment)("HOME").and_then(absolute)?.join(below_home)))
+            .map(|dir| dir.join("connect-sidecar"))
+    }
+
+    fn user_file(&mut self, project: &Path) {
+        if let Some(dir) = self.home_dir("XDG_CONFIG_HOME", ".config") {
+            let layer = self.file(&dir.join(FILE_NAME), project, false);
+            self.layers.extend(layer);
+        }
+    }
+
+    /// The settings in a file; `None` if it is not there.
+    fn file(&mut self, path: &Path, base: &Path, is_project: bool) -> Option<Vec<(&'static str, Value)>> {
+        let shown = match is_project {
+            true => FILE_NAME.to_owned(),
+            false => path.display().to_string(),
+        };
+        let text = match safe_read::read(path) {
+            Ok(content) => String::from_utf8(content.bytes),
+            Err(Problem::Missing) => return None,
+            Err(Problem::Unsafe(reason)) => {
+                self.mistake(&shown, format!("could not read it: {reason}"));
+                return Some(Vec::new());
+            }
+        };
+        let Ok(text) = text else {
+            self.mistake(&shown, "it is not UTF-8".into());
+            return Some(Vec::new());
+        };
+        let line = |span: Range<usize>| text.bytes().take(span.start).filter(|b| *b == b'\n').count() + 1;
+        let (table, errors) = DeTable::parse_recoverable(&text);
+        for error in errors {
+            let line = line(error.span().unwrap_or_default());
+            self.mistake(&format!("{shown}:{line}"), format!("not TOML: {}", error.message()));
+        }
+        let mut values = Vec::new();
+        for (key, at, value) in entries(table.get_ref()) {
+            let place = format!("{shown}:{}", line(at));
+            match SETTINGS.iter().find(|setting| setting.key == key && setting.in_files) {
+                None => {
+                    let near = nearest_key(&key).map(|near| format!(", did you mean `{near}`?")).unwrap_or_default();
+                    self.mistake(&place, format!("unknown key `{}`{near}", excerpt(key.as_bytes())));
+                }
+                Some(setting) if is_project && !setting.in_project => self.mistake(
+                    &place,
+                    format!(
+                        "`{key}` may not be set by a project's own file, since it could redirect a credential or widen \
+                         access; use the flag, its environment variable, your own configuration file, or --config"
+                    ),
+                ),
+                Some(setting) => values.push((
+                    setting.key,
+                    Value {
+                        raw: raw(value),
+                        place: format!("{place}: {key}"),
+                        is_file: true,
+                        is_variable: false,
+                        is_project,
+                        base: base.to_owned(),
+                    },
+                )),
+            }
+        }
+        Some(values)
+    }
+}
+
+/// The values of a file: dotted key, place in the text, value. Tables that are no section of ours are values.
+fn entries<'t>(table: &'t DeTable<'t>) -> Vec<(String, Range<usize>, &'t DeValue<'t>)> {
+    let mut entries = Vec::new();
+    for (name, value) in table {
+        match value.get_ref() {
+            DeValue::Table(section) if is_section(name.get_ref()) => {
+                let inner = section
+                    .iter()
+                    .map(|(key, value)| (format!("{}.{}", name.get_ref(), key.get_ref()), key.span(), value.get_ref()));
+                entries.extend(inner);
+            }
+            value => entries.push((name.get_ref().to_string(), name.span(), value)),
+        }
+    }
+    entries
+}
+
+fn is_section(name: &str) -> bool {
+    SETTINGS.iter().any(|setting| setting.key.split_once('.').is_some_and(|(section, _)| section == name))
+}
+
+/// The known key that looks most like `key`, if one does.
+fn nearest_key(key: &str) -> Option<&'static str> {
+    SETTINGS
+        .iter()
+        .filter(|setting| setting.in_files)
+        .map(|setting| (strsim::jaro_winkler(setting.key, key), setting.key))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, key)| key)
+}
+
+fn raw(value: &DeValue<'_>) -> Raw {
+    match value {
+        DeValue::String(text) => Raw::Text(text.to_string()),
+        DeValue::Integer(number) => {
+            i64::from_str_radix(number.as_str(), number.radix()).map_or(Raw::Other, Raw::Integer)
+        }
+        DeValue::Boolean(yes) => Raw::Boolean(*yes),
+        DeValue::Array(items) => {
+            let texts = items.iter().map(|item| item.get_ref().as_str().map(str::to_owned));
+            texts.collect::<Option<Vec<_>>>().map_or(Raw::Other, Raw::List)
+        }
+        _ => Raw::Other,
+    }
+}
+
+fn flags(args: &GlobalArgs, current_dir: &Path) -> Vec<(&'static str, Value)> {
+    let text = |value: &Option<String>| value.clone().map(Raw::Text);
+    let list = |items: &[String]| (!items.is_empty()).then(|| Raw::List(items.to_vec()));
+    let yes = |flag: bool| flag.then_some(Raw::Boolean(true));
+    [
+        ("env_file", "--env-file", text(&args.env_file)),
+        ("port", "--port", text(&args.port)),
+        ("upstream", "--upstream", text(&args.upstream)),
+        ("upstream_ca", "--upstream-ca", text(&args.upstream_ca)),
+        ("auth", "--auth", text(&args.auth)),
+        ("team_id", "--team-id", text(&args.team_id)),
+        ("allowed_hosts", "--allowed-host", list(&args.allowed_hosts)),
+        ("allowed_origins", "--allowed-origin", list(&args.allowed_origins)),
+        ("allow_forwarded", "--allow-forwarded", yes(args.allow_forwarded)),
+        ("require_key", "--require-key", yes(args.require_key)),
+        ("use_env_proxy", "--use-env-proxy", yes(args.use_env_proxy)),
+        ("log_format", "--log-format", text(&args.log_format)),
+        ("log_level", "--log-level", text(&args.log_level)),
+    ]
+    .into_iter()
+    .filter_map(|(key, flag, raw)| Some((key, given(raw?, flag, current_dir, false))))
+    .collect()
+}
+
+fn variables(environment: Environment<'_>, current_dir: &Path) -> Vec<(&'static str, Value)> {
+    [
+        ("env_file", "CONNECT_SIDECAR_ENV_FILE"),
+        ("port", "CONNECT_SIDECAR_PORT"),
+        ("upstream", "CONNECT_SIDECAR_UPSTREAM"),
+        ("upstream_ca", "CONNECT_SIDECAR_UPSTREAM_CA"),
+        ("auth", "CONNECT_SIDECAR_AUTH"),
+        ("team_id", "CONNECT_SIDECAR_TEAM_ID"),
+        ("allowed_hosts", "CONNECT_SIDECAR_ALLOWED_HOST"),
+        ("allowed_origins", "CONNECT_SIDECAR_ALLOWED_ORIGIN"),
+        ("allow_forwarded", "CONNECT_SIDECAR_ALLOW_FORWARDED"),
+        ("require_key", "CONNECT_SIDECAR_REQUIRE_KEY"),
+        ("use_env_proxy", "CONNECT_SIDECAR_USE_ENV_PROXY"),
+        ("log_format", "CONNECT_SIDECAR_LOG_FORMAT"),
+        ("log_level", "CONNECT_SIDECAR_LOG_LEVEL"),
+    ]
+    .into_iter()
+    .filter_map(|(key, name)| {
+        let text = environment(name)?.into_string().map_or(Raw::Other, Raw::Text);
+        Some((key, given(text, name, current_dir, true)))
+    })
+    .collect()
+}
+
+fn given(raw: Raw, place: &str, base: &Path, is_variable: bool) -> Value {
+    let base = base.to_owned();
+    Value { raw, place: place.into(), is_file: false, is_variable, is_project: false, base }
+}

@@ -1,0 +1,217 @@
+//! What each setting may be: text, number or list → its type, or what would be right. Pure but for [`certificates`].
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::Uri;
+use http::uri::{Authority, Scheme};
+use rustls::pki_types::CertificateDer;
+use tracing::Level;
+
+use super::sources::{Raw, Value};
+use crate::logging::Format;
+use crate::proxy::guard::AllowedHost;
+use crate::tls;
+
+/// What is expected instead.
+type Parsed<T> = Result<T, String>;
+
+/// The sources of a credential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AuthSource {
+    Oidc,
+    AccessToken,
+}
+
+fn expected<T>(what: &str) -> Parsed<T> {
+    Err(format!("expected {what}"))
+}
+
+fn text(value: &Value) -> Parsed<&str> {
+    match &value.raw {
+        Raw::Text(text) => Ok(text),
+        _ => expected("a string"),
+    }
+}
+
+fn list(value: &Value) -> Parsed<Vec<String>> {
+    match &value.raw {
+        Raw::List(items) => Ok(items.clone()),
+        // An environment variable: the flag that it twins is repeatable.
+        Raw::Text(text) if value.is_variable => {
+            Ok(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect())
+        }
+        _ => expected("a list of strings"),
+    }
+}
+
+pub(super) fn port(value: &Value) -> Parsed<u16> {
+    let number = match &value.raw {
+        Raw::Integer(number) => u16::try_from(*number).ok(),
+        Raw::Text(text) if !value.is_file => text.parse().ok(),
+        _ => None,
+    };
+    number.map_or_else(|| expected("a port number from 0 to 65535"), Ok)
+}
+
+pub(super) fn count(value: &Value) -> Parsed<NonZeroUsize> {
+    match &value.raw {
+        Raw::Integer(number) if (1..=1_000_000).contains(number) => {
+            usize::try_from(*number).ok().and_then(NonZeroUsize::new).map_or_else(|| expected("a number"), Ok)
+        }
+        _ => expected("a number from 1 to 1000000 (to turn the cache off, set cache.max_age = \"0s\")"),
+    }
+}
+
+pub(super) fn boolean(value: &Value) -> Parsed<bool> {
+    match &value.raw {
+        Raw::Boolean(yes) => Ok(*yes),
+        Raw::Text(text) if !value.is_file => match text.as_str() {
+            "1" | "true" => Ok(true),
+            "0" | "false" | "" => Ok(false),
+            _ => expected("true or false"),
+        },
+        _ => expected("true or false"),
+    }
+}
+
+fn parse_duration(text: &str) -> Parsed<Duration> {
+    let has_unit = text.bytes().any(|b| b.is_ascii_alphabetic());
+    match humantime::parse_duration(text) {
+        Ok(duration) if has_unit => Ok(duration),
+        _ => expected("a duration with its unit, such as \"30s\", \"15m\" or \"1h\""),
+    }
+}
+
+pub(super) fn duration(value: &Value) -> Parsed<Duration> {
+    match &value.raw {
+        Raw::Text(text) => parse_duration(text),
+        _ => expected("a duration with its unit, such as \"30s\", \"15m\" or \"1h\""),
+    }
+}
+
+pub(super) fn durations(value: &Value) -> Parsed<Vec<Duration>> {
+    let durations = list(value)
+        .map_err(|_| "expected a list of durations, such as [\"60m\", \"15m\"]".to_owned())?
+        .iter()
+        .map(|item| parse_duration(item))
+        .collect::<Parsed<Vec<_>>>()?;
+    if durations.iter().any(Duration::is_zero) { expected("durations above zero") } else { Ok(durations) }
+}
+
+pub(super) fn level(value: &Value) -> Parsed<Level> {
+    match text(value)? {
+        "error" => Ok(Level::ERROR),
+        "warn" => Ok(Level::WARN),
+        "info" => Ok(Level::INFO),
+        "debug" => Ok(Level::DEBUG),
+        "trace" => Ok(Level::TRACE),
+        _ => expected("error, warn, info, debug or trace"),
+    }
+}
+
+pub(super) fn log_format(value: &Value) -> Parsed<Format> {
+    match text(value)? {
+        "text" => Ok(Format::Text),
+        "json" => Ok(Format::Json),
+        _ => expected("text or json"),
+    }
+}
+
+pub(super) fn auth(value: &Value) -> Parsed<AuthSource> {
+    match text(value)? {
+        "oidc" => Ok(AuthSource::Oidc),
+        "access-token" => Ok(AuthSource::AccessToken),
+        _ => expected("oidc or access-token"),
+    }
+}
+
+pub(super) fn team_id(value: &Value) -> Parsed<String> {
+    let id = text(value)?;
+    let plain = !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    if plain { Ok(id.to_owned()) } else { expected("a team id such as team_abc123") }
+}
+
+/// An origin; plain HTTP only for a loopback address, written as such.
+pub(super) fn upstream(value: &Value) -> Parsed<(Scheme, Authority)> {
+    let what = "an origin such as https://api.vercel.com";
+    let uri: Uri = text(value)?.parse().or_else(|_| expected(what))?;
+    let parts = uri.into_parts();
+    let (Some(scheme), Some(authority)) = (parts.scheme, parts.authority) else { return expected(what) };
+    let is_origin = parts.path_and_query.is_none_or(|path| path == "/") && !authority.as_str().contains('@');
+    if !is_origin {
+        return expected("an origin without user, path or query, such as https://api.vercel.com");
+    }
+    let host = authority.host().trim_matches(['[', ']']);
+    let is_loopback = host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    if scheme == Scheme::HTTPS || (scheme == Scheme::HTTP && is_loopback) {
+        Ok((scheme, authority))
+    } else {
+        expected("https (plain http is taken only for a loopback address such as http://127.0.0.1:8080)")
+    }
+}
+
+pub(super) fn certificates(value: &Value) -> Parsed<Vec<CertificateDer<'static>>> {
+    let path = path(value)?;
+    tls::read_certificates(&path).map_err(|e| format!("could not read PEM certificates from {}: {e}", path.display()))
+}
+
+pub(super) fn path(value: &Value) -> Parsed<PathBuf> {
+    let text = text(value)?;
+    if text.is_empty() || text.contains('\0') { expected("a path") } else { Ok(value.base.join(text)) }
+}
+
+pub(super) fn hosts(value: &Value) -> Parsed<Vec<AllowedHost>> {
+    list(value)?.iter().map(|item| host(item)).collect()
+}
+
+fn host(text: &str) -> Parsed<AllowedHost> {
+    let what = "a host such as dev.test or dev.test:2774, without wildcards";
+    let (name, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((v6, port)) => (format!("[{v6}]"), port.strip_prefix(':').or((!port.is_empty()).then_some("-"))),
+        None => match text.split_once(':') {
+            Some((name, port)) => (name.to_owned(), Some(port)),
+            None => (text.to_owned(), None),
+        },
+    };
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b);
+    let port = match port.map(str::parse::<u16>) {
+        Some(Err(_)) => return expected(what),
+        Some(Ok(port)) => Some(port),
+        None => None,
+    };
+    if name.is_empty() || name.ends_with('.') || !name.bytes().all(plain) {
+        return expected(what);
+    }
+    Ok(AllowedHost { name: name.to_ascii_lowercase(), port })
+}
+
+pub(super) fn origins(value: &Value) -> Parsed<Vec<String>> {
+    list(value)?.into_iter().map(origin).collect()
+}
+
+/// As a browser sends it: lower case, no path, no default port.
+fn origin(text: String) -> Parsed<String> {
+    let what = "an origin such as https://app.example or http://localhost:3000";
+    let Ok(uri) = text.parse::<Uri>() else { return expected(what) };
+    let default_port = match uri.scheme_str() {
+        Some("https") => ":443",
+        Some("http") => ":80",
+        _ => return expected(what),
+    };
+    let is_exact = uri.host().is_some_and(|host| !host.is_empty())
+        && !text.ends_with('/')
+        && !text.ends_with(default_port)
+        && uri.path() == "/"
+        && uri.query().is_none()
+        && !text.contains(['@', '*'])
+        && text == text.to_ascii_lowercase();
+    if is_exact { Ok(text) } else { expected(what) }
+}
+
+pub(super) fn names(value: &Value) -> Parsed<BTreeSet<String>> {
+    Ok(list(value)?.into_iter().collect())
+}

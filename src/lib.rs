@@ -1,0 +1,33 @@
+//! A local sidecar for Vercel Connect: apps on this machine ask it for provider tokens without holding a credential.
+//!
+//! # The parts
+//!
+//! - [`identity`]: who we are. Watches the env file, publishes the credential, warns before it ends.
+//! - [`proxy`]: what happens to a request. Gates, route, cache key, cache with single flight, the way to upstream.
+//! - [`status`]: what people look at.
+//! - [`server`] accepts connections; [`app`] wires everything; [`config`] reads flags, environment and files.
+//!
+//! # One request
+//!
+//! [`server`] accepts and reads the head → [`proxy::guard`] decides whether the caller may ask → [`proxy::route`] finds
+//! what is asked for → [`proxy::body`] reads it → [`proxy::key`] names it → [`proxy::cache`] answers, joins a request
+//! under way, or starts one in a task of its own → [`proxy::upstream`] sends it with the credential of that moment →
+//! [`proxy::reply`] goes back.
+//!
+//! # One change of `.env.local`
+//!
+//! [`identity::watch`] is nudged by the directory or its poll, reads the file ([`safe_read`]), finds the one line
+//! ([`identity::env_file`]), and takes the token or not ([`identity::succession`]). What it publishes is what the next
+//! request uses, what [`identity::expiry`] warns about, and what the cache keeps to.
+
+pub mod app;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod identity;
+pub mod logging;
+pub mod proxy;
+pub mod safe_read;
+pub mod server;
+pub mod status;
+pub mod tls;

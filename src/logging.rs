@@ -1,0 +1,179 @@
+//! Logs: text or JSON lines on stderr, one for each thing worth knowing, none with a secret.
+//!
+//! Writing never blocks a request: lines go through a bounded buffer to a thread of their own and are dropped where
+//! nobody reads them. Other crates' events are capped, whatever level is asked for: hyper and rustls print headers and
+//! keys at theirs. Control characters of foreign text are escaped, so that no name can move a terminal's cursor.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+
+use tracing::field::Field;
+use tracing::level_filters::LevelFilter;
+use tracing::{Level, Subscriber};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{Layer, Registry, fmt};
+
+/// Lines that wait for a slow reader before they are dropped.
+const BUFFERED_LINES: usize = 4096;
+
+/// How to log.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// The least severe level that is shown.
+    pub level: Level,
+    /// For people or for machines.
+    pub format: Format,
+    /// Colours where stderr is a terminal.
+    pub color: bool,
+}
+
+/// The form of a line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Keeps the log alive; what is buffered is written when it goes.
+#[must_use]
+pub struct Guard(#[expect(dead_code, reason = "held for its drop")] WorkerGuard);
+
+/// Sends this process's logs to stderr.
+pub fn start(options: Options) -> Guard {
+    let color = options.color && io::stderr().is_terminal();
+    start_with(Options { color, ..options }, io::stderr())
+}
+
+/// Sends this process's logs to `writer`. The first call counts.
+pub fn start_with(options: Options, writer: impl Write + Send + 'static) -> Guard {
+    let (writer, guard) =
+        NonBlockingBuilder::default().buffered_lines_limit(BUFFERED_LINES).thread_name("log").finish(writer);
+    let subscriber = Registry::default().with(layer(options, writer));
+    // Only a second start in one process can fail here, and then the first one's log stays.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+    std::panic::set_hook(Box::new(|panic| {
+        // The payload may hold anything; where it happened is enough.
+        let location = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+        tracing::error!("internal error at {location}");
+    }));
+    Guard(guard)
+}
+
+fn layer<S, W>(options: Options, writer: W) -> impl Layer<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> fmt::MakeWriter<'a> + Send + Sync + 'static,
+{
+    let ours = LevelFilter::from_level(options.level);
+    let theirs = ours.min(LevelFilter::WARN);
+    let filter = Targets::new().with_default(theirs).with_target(env!("CARGO_CRATE_NAME"), ours);
+    let base = fmt::layer().with_writer(writer).with_target(false);
+    match options.format {
+        Format::Text => base.fmt_fields(debug_fn(write_field)).with_ansi(options.color).with_filter(filter).boxed(),
+        Format::Json => {
+            base.json().flatten_event(true).with_current_span(false).with_span_list(false).with_filter(filter).boxed()
+        }
+    }
+}
+
+/// Writes `message key=value`, control characters escaped. Absent values and the hint, which the message names, are
+/// left out.
+fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug) -> std::fmt::Result {
+    let text = format!("{value:?}");
+    match field.name() {
+        "message" => write!(writer, "{}", escaped(&text)),
+        "hint" => Ok(()),
+        name => write!(writer, " {name}={}", escaped(text.trim_matches('"'))),
+    }
+}
+
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            c if c.is_control() || is_bidi(c) => {
+                let _ = write!(out, "{}", c.escape_unicode());
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Characters that reorder what stands around them.
+fn is_bidi(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    #[derive(Clone, Default)]
+    struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(level: Level, format: Format, log: impl FnOnce()) -> String {
+        let captured = Captured::default();
+        let writer = captured.clone();
+        let options = Options { level, format, color: false };
+        let subscriber = Registry::default().with(layer(options, move || writer.clone()));
+        tracing::subscriber::with_default(subscriber, log);
+        let bytes = captured.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        String::from_utf8(bytes).expect("UTF-8")
+    }
+
+    #[test]
+    fn foreign_text_cannot_move_the_cursor_or_begin_a_line() {
+        for format in [Format::Text, Format::Json] {
+            let line = logged(Level::INFO, format, || {
+                let name = "a\x1b[31m\nINFO fake\r\u{9b}2J\u{202e}";
+                tracing::info!(name, "about {name}");
+            });
+            assert_eq!(line.matches('\n').count(), 1, "{line:?}");
+            assert!(!line.contains(['\x1b', '\r']), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn other_crates_are_capped_whatever_level_is_asked_for() {
+        let lines = logged(Level::TRACE, Format::Text, || {
+            tracing::trace!("ours");
+            tracing::info!(target: "hyper::proto", "theirs: authorization");
+            tracing::warn!(target: "hyper::proto", "their warning");
+        });
+        assert!(
+            lines.contains("ours") && lines.contains("their warning") && !lines.contains("authorization"),
+            "{lines}"
+        );
+    }
+
+    #[test]
+    fn a_json_line_is_one_flat_object() {
+        let line = logged(Level::INFO, Format::Json, || tracing::info!(status = 200_u16, hint = "run it", "done"));
+        let value: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(
+            (&value["status"], &value["message"], &value["hint"]),
+            (&200.into(), &"done".into(), &"run it".into())
+        );
+        assert_eq!(value["level"], "INFO");
+    }
+}

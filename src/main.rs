@@ -1,0 +1,132 @@
+//! The command: parses, starts the log, runs, and maps an error to stderr and an exit code.
+
+use std::future::Future;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use connect_sidecar::app::{App, StartupError};
+use connect_sidecar::cli::{Cli, Command};
+use connect_sidecar::clock::Clock;
+use connect_sidecar::config::{Config, ConfigError};
+use connect_sidecar::identity::Reloader;
+use connect_sidecar::logging;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+const FAILED: u8 = 1;
+const BAD_CONFIGURATION: u8 = 2;
+const PORT_TAKEN: u8 = 3;
+
+/// What ends the process with another code than 0.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Startup(#[from] StartupError),
+    #[error("could not {0}: {1}")]
+    System(&'static str, io::Error),
+}
+
+impl Failure {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) => BAD_CONFIGURATION,
+            Self::Startup(StartupError::PortTaken { .. }) => PORT_TAKEN,
+            Self::Startup(_) | Self::System(..) => FAILED,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(code) => code,
+        Err(failure) => {
+            for line in failure.to_string().lines() {
+                let _ = writeln!(io::stderr(), "error: {line}");
+            }
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode, Failure> {
+    let current_dir = std::env::current_dir().map_err(|e| Failure::System("find the current directory", e))?;
+    let config = Config::load(&cli.global, &|name| std::env::var_os(name), &current_dir)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::System("start the runtime", e))?;
+    let code = match cli.command.as_ref().unwrap_or(&Command::Serve) {
+        Command::Serve => {
+            let _log = logging::start(config.logging);
+            runtime.block_on(serve(config))
+        }
+        Command::Demo { once } => runtime.block_on(demo(config, *once)),
+    };
+    // A file system that does not answer must not keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    code
+}
+
+async fn demo(_config: Config, _once: bool) -> Result<ExitCode, Failure> {
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(config: Config) -> Result<ExitCode, Failure> {
+    let app = App::bind(config, Clock::system()).await?;
+    let stops = Stops::listen(app.reloader())?;
+    say_ready("connect-sidecar", app.addr());
+    Ok(until_stopped(stops, |stop| app.serve(stop)).await)
+}
+
+/// The one line on stdout. A closed stdout is no reason to stop.
+fn say_ready(what: &str, addr: std::net::SocketAddr) {
+    let mut stdout = io::stdout().lock();
+    let _ = writeln!(stdout, "{what} listening on http://{addr}").and_then(|()| stdout.flush());
+}
+
+/// Serves until a signal, then lets it drain; a second signal ends at once.
+async fn until_stopped<F>(
+    mut stops: Stops,
+    serve: impl FnOnce(std::pin::Pin<Box<dyn Future<Output = ()>>>) -> F,
+) -> ExitCode
+where
+    F: Future<Output = bool>,
+{
+    let mut first = stops.count.clone();
+    let first = Box::pin(async move {
+        let _ = first.wait_for(|count| *count >= 1).await;
+    });
+    tokio::select! {
+        drained = serve(first) => if drained { ExitCode::SUCCESS } else { ExitCode::from(FAILED) },
+        _ = stops.count.wait_for(|count| *count >= 2) => ExitCode::from(FAILED),
+    }
+}
+
+/// SIGINT and SIGTERM, counted; SIGHUP reads the env file again.
+struct Stops {
+    count: watch::Receiver<u32>,
+}
+
+impl Stops {
+    fn listen(reloader: Reloader) -> Result<Self, Failure> {
+        let on = |kind| signal(kind).map_err(|e| Failure::System("listen for signals", e));
+        let (mut interrupt, mut terminate, mut hangup): (Signal, Signal, Signal) =
+            (on(SignalKind::interrupt())?, on(SignalKind::terminate())?, on(SignalKind::hangup())?);
+        let (counter, count) = watch::channel(0);
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => counter.send_modify(|count| *count += 1),
+                    _ = terminate.recv() => counter.send_modify(|count| *count += 1),
+                    _ = hangup.recv() => reloader.reload().await,
+                }
+            }
+        });
+        Ok(Self { count })
+    }
+}

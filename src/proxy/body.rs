@@ -1,0 +1,71 @@
+//! An app's request body: its type, its size and the time it takes. Says nothing of what is in it.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Method, header};
+use http_body_util::BodyExt;
+use hyper::body::Body;
+
+use super::error::{Code, RequestError};
+use super::reply;
+
+/// A larger request body is refused, in bytes.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+/// A request body must be there within this time.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// JSON is due on every POST and on a DELETE with a body: a web page cannot claim it without asking first.
+pub fn check_content_type(head: &Parts, body: &impl Body) -> Result<(), RequestError> {
+    let headers = &head.headers;
+    if headers.get_all(header::CONTENT_ENCODING).iter().any(|value| value != "identity") {
+        return Err(RequestError::new(Code::EncodingNotSupported, "Send the body without Content-Encoding."));
+    }
+    let is_due = head.method == Method::POST || (head.method == Method::DELETE && !body.is_end_stream());
+    let mut types = headers.get_all(header::CONTENT_TYPE).iter();
+    let is_json = match (types.next(), types.next()) {
+        (Some(one), None) => one == "application/json" || reply::essence(one).as_deref() == Some("application/json"),
+        _ => false,
+    };
+    if is_due && !is_json {
+        let message = "Send the body as JSON: add -H 'content-type: application/json' (curl 7.82 and later: --json).";
+        return Err(RequestError::new(Code::JsonRequired, message).hint("-H 'content-type: application/json'"));
+    }
+    Ok(())
+}
+
+/// The whole body, within its limits of size and time.
+pub async fn read<B>(mut body: B) -> Result<Bytes, RequestError>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: StdError,
+{
+    let too_large = || RequestError::new(Code::BodyTooLarge, "The body is larger than 64 KiB.").closing();
+    let broken = |_| RequestError::new(Code::BadFraming, "The body broke off.").closing();
+    if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
+        return Err(too_large());
+    }
+    let reading = async {
+        let mut whole = Bytes::new();
+        let mut pieces = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
+            if whole.len() + pieces.len() + data.len() > MAX_BODY_BYTES {
+                return Err(too_large());
+            }
+            // Small bodies come in one piece, which is taken as it is.
+            if whole.is_empty() && pieces.is_empty() {
+                whole = data;
+            } else {
+                pieces.extend_from_slice(&std::mem::take(&mut whole));
+                pieces.extend_from_slice(&data);
+            }
+        }
+        Ok(if pieces.is_empty() { whole } else { pieces.into() })
+    };
+    tokio::time::timeout(BODY_TIMEOUT, reading)
+        .await
+        .unwrap_or_else(|_| Err(RequestError::new(Code::BodyTimeout, "The body did not arrive within 10 s.").closing()))
+}

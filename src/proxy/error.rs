@@ -1,0 +1,209 @@
+//! Every error that the sidecar itself answers a request with: one table of codes, one shape.
+//!
+//! interface.md section 3 fixes codes and statuses. A message says what was tried and what to do; nothing of a body, a
+//! header or a token may stand in it, and no more than a few escaped bytes of anything else the caller sent.
+
+use std::fmt;
+
+use http::{HeaderValue, StatusCode};
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $status:literal $text:literal,)+) => {
+        /// What went wrong, as `error.code` and the `sidecar-error` header say it.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Code { $($(#[$doc])* $variant,)+ }
+
+        impl Code {
+            /// All codes, in the order of interface.md.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The code on the wire.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+
+            /// The status that goes with it.
+            pub const fn status(self) -> StatusCode {
+                let status = match self { $(Self::$variant => StatusCode::from_u16($status),)+ };
+                match status { Ok(status) => status, Err(_) => StatusCode::INTERNAL_SERVER_ERROR }
+            }
+        }
+    };
+}
+
+codes! {
+    /// `Host` is missing, doubled or malformed.
+    BadHost = 400 "bad_host",
+    /// The request target is not a plain path.
+    BadTarget = 400 "bad_target",
+    /// `Transfer-Encoding` is not just `chunked`.
+    BadFraming = 400 "bad_framing",
+    /// The connector segment does not decode to a connector.
+    BadConnector = 400 "bad_connector",
+    /// A query string.
+    QueryNotAllowed = 400 "query_not_allowed",
+    /// The body is no JSON object that has one reading.
+    BadJson = 400 "bad_json",
+    /// The instance key is required and missing or wrong.
+    KeyRequired = 401 "key_required",
+    /// `Host` names somebody else.
+    HostNotAllowed = 403 "host_not_allowed",
+    /// A web page asks.
+    BrowserRequestRefused = 403 "browser_request_refused",
+    /// Another proxy passes this on.
+    ForwardedRequestRefused = 403 "forwarded_request_refused",
+    /// Not on the list of allowed connectors.
+    ConnectorNotAllowed = 403 "connector_not_allowed",
+    /// No such path.
+    RouteNotFound = 404 "route_not_found",
+    /// A known path with another method.
+    MethodNotAllowed = 405 "method_not_allowed",
+    /// The body did not come in time.
+    BodyTimeout = 408 "body_timeout",
+    /// The body is over its limit.
+    BodyTooLarge = 413 "body_too_large",
+    /// The content type is not JSON.
+    JsonRequired = 415 "json_required",
+    /// The body is compressed.
+    EncodingNotSupported = 415 "encoding_not_supported",
+    /// `Expect` asks for something else than `100-continue`.
+    ExpectationFailed = 417 "expectation_failed",
+    /// Too many requests to upstream from here.
+    LocalRateLimit = 429 "local_rate_limit",
+    /// No connection to upstream.
+    UpstreamUnreachable = 502 "upstream_unreachable",
+    /// No TLS with upstream.
+    UpstreamTls = 502 "upstream_tls",
+    /// Upstream redirects.
+    UpstreamRedirect = 502 "upstream_redirect",
+    /// Upstream's reply is none, cut, too large or not JSON.
+    UpstreamInvalidResponse = 502 "upstream_invalid_response",
+    /// There is no OIDC token.
+    OidcTokenMissing = 503 "oidc_token_missing",
+    /// The OIDC token has expired.
+    OidcTokenExpired = 503 "oidc_token_expired",
+    /// The OIDC token cannot be used.
+    OidcTokenInvalid = 503 "oidc_token_invalid",
+    /// Too much at once.
+    Overloaded = 503 "overloaded",
+    /// Upstream is too slow.
+    UpstreamTimeout = 504 "upstream_timeout",
+    /// The request has been through a sidecar already.
+    LoopDetected = 508 "loop_detected",
+}
+
+/// An error that answers one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestError {
+    /// What went wrong.
+    pub code: Code,
+    /// The reply's status: that of the code, save that upstream's 429 and 503 keep theirs.
+    pub status: StatusCode,
+    /// One or two sentences for a person.
+    pub message: String,
+    /// What to run or change, bare.
+    pub hint: Option<String>,
+    /// `Allow`, with a 405.
+    pub allow: Option<&'static str>,
+    /// `Retry-After`: upstream's, or our own in whole seconds.
+    pub retry_after: Option<HeaderValue>,
+    /// The connection cannot be used again: the rest of the request was not read.
+    pub close: bool,
+}
+
+impl RequestError {
+    /// An error without a hint.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            status: code.status(),
+            message: message.into(),
+            hint: None,
+            allow: None,
+            retry_after: None,
+            close: false,
+        }
+    }
+
+    /// Adds what to run or change.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Ends the connection after the reply.
+    pub fn closing(mut self) -> Self {
+        self.close = true;
+        self
+    }
+
+    /// 405 for a path that knows these methods.
+    pub fn method_not_allowed(allow: &'static str) -> Self {
+        let mut error = Self::new(Code::MethodNotAllowed, format!("This path takes {allow}."));
+        error.allow = Some(allow);
+        error
+    }
+
+    /// The reply's body: Vercel's shape plus a hint and whose error it is.
+    pub fn body(&self) -> Vec<u8> {
+        let mut error = serde_json::json!({
+            "code": self.code.as_str(),
+            "message": self.message,
+            "source": "connect-sidecar",
+        });
+        if let Some(hint) = &self.hint {
+            error["hint"] = hint.as_str().into();
+        }
+        serde_json::json!({ "error": error }).to_string().into_bytes()
+    }
+}
+
+impl fmt::Display for RequestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code.as_str(), self.message)
+    }
+}
+
+impl std::error::Error for RequestError {}
+
+/// At most `64` bytes of something foreign, control characters and non-ASCII escaped.
+pub fn excerpt(bytes: &[u8]) -> String {
+    const SHOWN: usize = 64;
+    let mut shown: String =
+        bytes.iter().take(SHOWN).flat_map(|b| std::ascii::escape_default(*b)).map(char::from).collect();
+    if bytes.len() > SHOWN {
+        shown.push('…');
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_body_has_vercels_shape_and_names_its_source() {
+        let error = RequestError::new(Code::OidcTokenExpired, "It \"expired\".").hint("vercel env pull");
+        let body: serde_json::Value = serde_json::from_slice(&error.body()).expect("JSON");
+        assert_eq!(
+            body,
+            serde_json::json!({"error": {"code": "oidc_token_expired", "message": "It \"expired\".",
+                "hint": "vercel env pull", "source": "connect-sidecar"}})
+        );
+    }
+
+    #[test]
+    fn every_code_has_its_own_text_and_an_error_status() {
+        let mut texts: Vec<_> = Code::ALL.iter().map(|c| c.as_str()).collect();
+        texts.sort_unstable();
+        texts.dedup();
+        assert_eq!(texts.len(), Code::ALL.len());
+        assert!(Code::ALL.iter().all(|c| c.status().as_u16() >= 400 && c.status() != 500));
+    }
+
+    #[test]
+    fn an_excerpt_is_short_and_plain() {
+        assert_eq!(excerpt(b"a\x1b[31m\n\xff"), "a\\x1b[31m\\n\\xff");
+        assert_eq!(excerpt(&[b'x'; 65]), format!("{}…", "x".repeat(64)));
+    }
+}

@@ -1,0 +1,468 @@
+//! May this caller ask at all? Framing, `Host`, target form, browser and forwarding gates, instance key; in that order,
+//! for every path, ours included. Pure.
+//!
+//! The rules and the incidents behind them are in trust-policy.md sections 4.2 to 4.6. The gates compare bytes against
+//! lists of what is allowed; they never normalise and never guess. A refusal is decided before any of the body is read.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, Version};
+
+use super::error::{Code, RequestError, excerpt};
+
+/// The name by which we recognise our own requests.
+pub const VIA_NAME: &str = "connect-sidecar";
+/// Carries the instance key.
+pub const KEY_HEADER: HeaderName = HeaderName::from_static("sidecar-key");
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
+
+/// Set by proxies and tunnels in front of a server; an app on this machine sets none of them.
+static FORWARDED: [HeaderName; 8] = [
+    HeaderName::from_static("forwarded"),
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static("cf-connecting-ip"),
+    HeaderName::from_static("tailscale-user-login"),
+];
+
+/// A `Host` value that is allowed besides the loopback names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AllowedHost {
+    /// Lower-case name.
+    pub name: String,
+    /// `None`: any port.
+    pub port: Option<u16>,
+}
+
+/// What the guard lets through beyond the default. Never from a project's own file.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    /// Further hosts.
+    pub allowed_hosts: Vec<AllowedHost>,
+    /// Web origins that may ask, exactly as browsers send them.
+    pub allowed_origins: Vec<String>,
+    /// Take requests that were forwarded.
+    pub allow_forwarded: bool,
+    /// Every request needs the instance key.
+    pub require_key: bool,
+    /// The instance key.
+    pub key: Option<Key>,
+}
+
+/// The key of this instance, compared in constant time.
+#[derive(Clone)]
+pub struct Key(String);
+
+impl Key {
+    /// Takes the key's text.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// Whether the request carries it.
+    pub fn is_in(&self, headers: &HeaderMap) -> bool {
+        let sent = headers.get(KEY_HEADER).map_or(&b""[..], HeaderValue::as_bytes);
+        aws_lc_rs::constant_time::verify_slices_are_equal(sent, self.0.as_bytes()).is_ok()
+    }
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// A request that passed.
+#[derive(Debug, PartialEq, Eq, Default)]
+pub struct Admitted {
+    /// The web origin to admit in the reply, if an allowed one asked.
+    pub origin: Option<HeaderValue>,
+}
+
+/// Judges a request's head. `local_port` is the port of the socket it came in on.
+pub fn check(parts: &Parts, local_port: u16, policy: &Policy) -> Result<Admitted, RequestError> {
+    let headers = &parts.headers;
+    check_framing(headers, parts.version)?;
+    check_host(headers, local_port, policy)?;
+    check_target(parts)?;
+    let admitted = check_browser(parts, policy)?;
+    check_forwarding(headers, policy)?;
+    check_key(parts, policy)?;
+    Ok(admitted)
+}
+
+fn check_framing(headers: &HeaderMap, version: Version) -> Result<(), RequestError> {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        let only_chunked =
+            only(headers, &header::TRANSFER_ENCODING).is_some_and(|v| v.eq_ignore_ascii_case(b"chunked"));
+        if !only_chunked || version != Version::HTTP_11 {
+            return Err(
+                RequestError::new(Code::BadFraming, "Transfer-Encoding must be given once and be `chunked`.").closing()
+            );
+        }
+    }
+    match headers.get(header::EXPECT) {
+        Some(expect) if !expect.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
+            Err(RequestError::new(Code::ExpectationFailed, "Only `Expect: 100-continue` is understood."))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The value of a header that is there exactly once.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a [u8]> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => Some(value.as_bytes()),
+        _ => None,
+    }
+}
+
+fn check_host(headers: &HeaderMap, local_port: u16, policy: &Policy) -> Result<(), RequestError> {
+    let bad = || RequestError::new(Code::BadHost, "Send one Host header with the address that you connect to.");
+    let host = only(headers, &header::HOST).ok_or_else(bad)?;
+    let (name, port) = split_host(host).ok_or_else(bad)?;
+    let is_loopback_name = [&b"127.0.0.1"[..], b"localhost", b"[::1]"].iter().any(|n| name.eq_ignore_ascii_case(n));
+    if is_loopback_name && port.unwrap_or(80) == local_port {
+        return Ok(());
+    }
+    let allowed = policy.allowed_hosts.iter().any(|allowed| {
+        name.eq_ignore_ascii_case(allowed.name.as_bytes()) && allowed.port.is_none_or(|p| p == port.unwrap_or(80))
+    });
+    if allowed {
+        return Ok(());
+    }
+    let host = excerpt(host);
+    Err(RequestError::new(
+        Code::HostNotAllowed,
+        format!("Host `{host}` is not this sidecar, which is 127.0.0.1:{local_port}. Use that address, or start with --allowed-host."),
+    )
+    .hint(format!("connect-sidecar --allowed-host {host}")))
+}
+
+/// `name[:port]` or `[v6][:port]`; `None` if it is neither.
+fn split_host(host: &[u8]) -> Option<(&[u8], Option<u16>)> {
+    let name_end = match host.first()? {
+        b'[' => {
+            let end = host.iter().position(|b| *b == b']')? + 1;
+            let inner = &host[1..end - 1];
+            inner.iter().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.')).then_some(end)?
+        }
+        _ => {
+            let end = host.iter().position(|b| *b == b':').unwrap_or(host.len());
+            let name = &host[..end];
+            let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+            (!name.is_empty() && !name.ends_with(b".") && name.iter().all(plain)).then_some(end)?
+        }
+    };
+    match &host[name_end..] {
+        [] => Some((&host[..name_end], None)),
+        [b':', digits @ ..]
+            if matches!(digits, [b'1'..=b'9', ..]) && digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit) =>
+        {
+            let port = digits.iter().fold(0_u32, |port, d| port * 10 + u32::from(d - b'0'));
+            Some((&host[..name_end], Some(u16::try_from(port).ok()?)))
+        }
+        _ => None,
+    }
+}
+
+fn check_target(parts: &Parts) -> Result<(), RequestError> {
+    if matches!(parts.method, Method::CONNECT | Method::TRACE) {
+        return Err(RequestError::method_not_allowed("GET, POST, DELETE").closing());
+    }
+    let uri = &parts.uri;
+    let path = uri.path();
+    if uri.scheme().is_some() || uri.authority().is_some() || !path.starts_with('/') || path.starts_with("//") {
+        return Err(RequestError::new(
+            Code::BadTarget,
+            "The request target must be a plain path, as in `POST /v1/connect/token/…`.",
+        ));
+    }
+    Ok(())
+}
+
+fn check_browser(parts: &Parts, policy: &Policy) -> Result<Admitted, RequestError> {
+    let headers = &parts.headers;
+    let refused = || {
+        RequestError::new(
+            Code::BrowserRequestRefused,
+            "Requests from web pages are refused. Ask from a server or a script, or start with --allowed-origin.",
+        )
+    };
+    if headers.contains_key(header::ORIGIN) {
+        let origin = headers.get(header::ORIGIN).filter(|_| only(headers, &header::ORIGIN).is_some());
+        return match origin {
+            Some(origin) if policy.allowed_origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes()) => {
+                Ok(Admitted { origin: Some(origin.clone()) })
+            }
+            _ => Err(refused()),
+        };
+    }
+    // Our own page asks from its own origin, and proves with the key that it was opened by who may.
+    if parts.uri.path().starts_with("/_sidecar/") && only(headers, &SEC_FETCH_SITE) == Some(b"same-origin") {
+        return require_key(headers, policy).map(|()| Admitted::default());
+    }
+    // Node's own fetch sends `sec-fetch-mode: cors`; only browsers send the rest.
+    let is_browser = headers.contains_key(SEC_FETCH_SITE)
+        || headers.get_all(SEC_FETCH_MODE).iter().any(|mode| mode != "cors")
+        || (parts.method == Method::OPTIONS
+            && (headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+                || headers.contains_key(header::ACCESS_CONTROL_REQUEST_HEADERS)));
+    if is_browser { Err(refused()) } else { Ok(Admitted::default()) }
+}
+
+fn check_forwarding(headers: &HeaderMap, policy: &Policy) -> Result<(), RequestError> {
+    let vias = || headers.get_all(header::VIA).iter();
+    let names_us = |value: &HeaderValue| {
+        value
+            .as_bytes()
+            .split(|b| matches!(b, b' ' | b',' | b';' | b'\t'))
+            .any(|w| w.eq_ignore_ascii_case(VIA_NAME.as_bytes()))
+    };
+    if vias().chain(headers.get_all(CDN_LOOP)).any(names_us) {
+        return Err(RequestError::new(
+            Code::LoopDetected,
+            "This request has been through a connect-sidecar already. Check that its upstream is not a sidecar.",
+        ));
+    }
+    if policy.allow_forwarded {
+        return Ok(());
+    }
+    let forwarded = FORWARDED.iter().find(|name| headers.contains_key(*name));
+    match forwarded.or_else(|| headers.contains_key(header::VIA).then_some(&header::VIA)) {
+        None => Ok(()),
+        Some(name) => Err(RequestError::new(
+            Code::ForwardedRequestRefused,
+            format!("Requests passed on by another proxy are refused (`{name}` is set). Ask directly, or start with --allow-forwarded."),
+        )
+        .hint("connect-sidecar --allow-forwarded")),
+    }
+}
+
+fn check_key(parts: &Parts, policy: &Policy) -> Result<(), RequestError> {
+    let exempt = matches!(parts.uri.path(), "/healthz" | "/readyz");
+    if policy.require_key && !exempt { require_key(&parts.headers, policy) } else { Ok(()) }
+}
+
+/// Refuses a request without the instance key.
+pub fn require_key(headers: &HeaderMap, policy: &Policy) -> Result<(), RequestError> {
+    match &policy.key {
+        Some(key) if key.is_in(headers) => Ok(()),
+        _ => Err(RequestError::new(Code::KeyRequired, "This needs the instance key in a Sidecar-Key header.")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    const PORT: u16 = 2774;
+
+    /// A good request with `extra` header lines; `Host` is replaced if `extra` has one.
+    fn request(extra: &[(&str, &str)]) -> Parts {
+        let mut builder = Request::post("/v1/connect/token/x");
+        if !extra.iter().any(|(name, _)| *name == "host") {
+            builder = builder.header("host", "127.0.0.1:2774");
+        }
+        for (name, value) in extra {
+            builder = builder.header(*name, HeaderValue::from_bytes(value.as_bytes()).expect("a value"));
+        }
+        builder.body(()).expect("a request").into_parts().0
+    }
+
+    fn verdict(parts: &Parts, policy: &Policy) -> &'static str {
+        check(parts, PORT, policy).err().map_or("ok", |e| e.code.as_str())
+    }
+
+    fn default_verdict(extra: &[(&str, &str)]) -> &'static str {
+        verdict(&request(extra), &Policy::default())
+    }
+
+    #[test]
+    fn only_the_loopback_names_with_our_port_are_hosts() {
+        for host in ["127.0.0.1:2774", "localhost:2774", "LocalHost:2774", "[::1]:2774"] {
+            assert_eq!(default_verdict(&[("host", host)]), "ok", "{host}");
+        }
+        for host in [
+            "localhost",
+            "127.0.0.1",
+            "127.0.0.1:2775",
+            "0.0.0.0:2774",
+            "[::]:2774",
+            "127.0.0.2:2774",
+            "a.localhost:2774",
+            "localhost6:2774",
+            "x.local:2774",
+            "host.docker.internal:2774",
+            "127.0.0.1.nip.io:2774",
+            "localhost.evil.com:2774",
+            "evil.example:2774",
+            "[::ffff:127.0.0.1]:2774",
+            "2130706433:2774",
+            "0x7f000001:2774",
+            "127.1:2774",
+        ] {
+            assert_eq!(default_verdict(&[("host", host)]), "host_not_allowed", "{host}");
+        }
+        for host in [
+            "",
+            "localhost.:2774",
+            "user@localhost:2774",
+            "local host:2774",
+            "localhost:2774,x",
+            "localhost:",
+            "localhost:+2774",
+            "localhost:99999",
+            "localhost:02774",
+            "[::1",
+            "[]x:2774",
+            "[::1]x",
+            ":2774",
+            "%6c:2774",
+            "löcalhost:2774",
+        ] {
+            assert_eq!(default_verdict(&[("host", host)]), "bad_host", "{host}");
+        }
+        assert_eq!(default_verdict(&[("host", "127.0.0.1:2774"), ("host", "127.0.0.1:2774")]), "bad_host");
+        let mut parts = request(&[]);
+        parts.headers.remove(header::HOST);
+        assert_eq!(verdict(&parts, &Policy::default()), "bad_host");
+    }
+
+    #[test]
+    fn the_port_may_be_left_out_only_where_it_is_80() {
+        assert!(check(&request(&[("host", "localhost")]), 80, &Policy::default()).is_ok());
+        assert!(check(&request(&[("host", "localhost:80")]), 80, &Policy::default()).is_ok());
+    }
+
+    #[test]
+    fn further_hosts_are_exact() {
+        let host = |name: &str, port| AllowedHost { name: name.into(), port };
+        let policy =
+            Policy { allowed_hosts: vec![host("dev.test", Some(2774)), host("any.test", None)], ..Policy::default() };
+        for (host, expected) in [
+            ("dev.test:2774", "ok"),
+            ("DEV.test:2774", "ok"),
+            ("dev.test", "host_not_allowed"),
+            ("x.dev.test:2774", "host_not_allowed"),
+            ("any.test", "ok"),
+            ("any.test:1", "ok"),
+        ] {
+            assert_eq!(verdict(&request(&[("host", host)]), &policy), expected, "{host}");
+        }
+    }
+
+    #[test]
+    fn a_web_page_is_refused_whatever_it_calls_itself() {
+        for origin in ["https://evil.example", "null", "", "http://127.0.0.1:2774"] {
+            assert_eq!(default_verdict(&[("origin", origin)]), "browser_request_refused", "{origin}");
+        }
+        for site in ["cross-site", "same-site", "same-origin", "none"] {
+            assert_eq!(default_verdict(&[("sec-fetch-site", site)]), "browser_request_refused", "{site}");
+        }
+        for mode in ["navigate", "no-cors", "websocket", "same-origin"] {
+            assert_eq!(default_verdict(&[("sec-fetch-mode", mode)]), "browser_request_refused", "{mode}");
+        }
+        let mut preflight = request(&[("access-control-request-method", "POST")]);
+        preflight.method = Method::OPTIONS;
+        assert_eq!(verdict(&preflight, &Policy::default()), "browser_request_refused");
+    }
+
+    #[test]
+    fn what_nodes_fetch_sends_is_no_browser() {
+        assert_eq!(default_verdict(&[("sec-fetch-mode", "cors"), ("accept-language", "*")]), "ok");
+    }
+
+    #[test]
+    fn an_allowed_origin_is_exact_and_admitted() {
+        let policy = Policy { allowed_origins: vec!["https://app.example".into()], ..Policy::default() };
+        let admitted =
+            check(&request(&[("origin", "https://app.example"), ("sec-fetch-site", "cross-site")]), PORT, &policy);
+        assert_eq!(admitted.expect("allowed").origin, Some(HeaderValue::from_static("https://app.example")));
+        for origin in ["https://app.example:8443", "http://app.example", "https://app.example.evil.com", "null"] {
+            assert_eq!(verdict(&request(&[("origin", origin)]), &policy), "browser_request_refused", "{origin}");
+        }
+        let twice = request(&[("origin", "https://app.example"), ("origin", "https://app.example")]);
+        assert_eq!(verdict(&twice, &policy), "browser_request_refused");
+    }
+
+    #[test]
+    fn forwarded_requests_are_refused_unless_allowed_and_loops_always() {
+        let policy = Policy { allow_forwarded: true, ..Policy::default() };
+        for name in FORWARDED.iter().chain([&header::VIA]) {
+            let parts = request(&[(name.as_str(), "x")]);
+            assert_eq!(verdict(&parts, &Policy::default()), "forwarded_request_refused", "{name}");
+            assert_eq!(verdict(&parts, &policy), "ok", "{name}");
+        }
+        for (name, value) in [
+            ("cdn-loop", "connect-sidecar"),
+            ("via", "1.1 p, 1.1 Connect-Sidecar"),
+            ("cdn-loop", "a;b,connect-sidecar;v=1"),
+        ] {
+            assert_eq!(verdict(&request(&[(name, value)]), &policy), "loop_detected", "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn framing_is_plain_chunked_or_nothing() {
+        assert_eq!(default_verdict(&[("transfer-encoding", "chunked")]), "ok");
+        assert_eq!(default_verdict(&[("transfer-encoding", "gzip, chunked")]), "bad_framing");
+        assert_eq!(
+            default_verdict(&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]),
+            "bad_framing"
+        );
+        let mut old = request(&[("transfer-encoding", "chunked")]);
+        old.version = Version::HTTP_10;
+        assert_eq!(verdict(&old, &Policy::default()), "bad_framing");
+        assert_eq!(default_verdict(&[("expect", "100-Continue")]), "ok");
+        assert_eq!(default_verdict(&[("expect", "200-ok")]), "expectation_failed");
+    }
+
+    #[test]
+    fn a_target_is_a_plain_path() {
+        for (method, target, expected) in [
+            (Method::POST, "http://127.0.0.1:2774/v1/connect/token/x", "bad_target"),
+            (Method::POST, "//evil/x", "bad_target"),
+            (Method::GET, "*", "bad_target"),
+            (Method::CONNECT, "api.vercel.com:443", "method_not_allowed"),
+            (Method::TRACE, "/v1/connect/token/x", "method_not_allowed"),
+        ] {
+            let mut parts = request(&[]);
+            parts.method = method;
+            parts.uri = target.parse().expect("a target");
+            assert_eq!(verdict(&parts, &Policy::default()), expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn the_key_is_needed_everywhere_but_for_health() {
+        let policy = Policy { require_key: true, key: Some(Key::new("secret".into())), ..Policy::default() };
+        assert_eq!(verdict(&request(&[]), &policy), "key_required");
+        assert_eq!(verdict(&request(&[("sidecar-key", "secre")]), &policy), "key_required");
+        assert_eq!(verdict(&request(&[("sidecar-key", "secret")]), &policy), "ok");
+        for path in ["/healthz", "/readyz"] {
+            let mut parts = request(&[]);
+            parts.uri = path.parse().expect("a path");
+            assert_eq!(verdict(&parts, &policy), "ok", "{path}");
+        }
+        let no_key = Policy { require_key: true, ..Policy::default() };
+        assert_eq!(verdict(&request(&[("sidecar-key", "")]), &no_key), "key_required", "never open by mistake");
+    }
+
+    #[test]
+    fn the_first_failure_answers() {
+        let all_wrong = [("transfer-encoding", "gzip"), ("host", "evil:1"), ("origin", "null"), ("via", "x")];
+        let expected = ["bad_framing", "host_not_allowed", "browser_request_refused", "forwarded_request_refused"];
+        for (skip, expected) in expected.into_iter().enumerate() {
+            assert_eq!(default_verdict(&all_wrong[skip..]), expected);
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! The life of one request to Connect, from the app's bytes to upstream's and back.
+//!
+//! The order of steps is that of interface.md section 3: route and method, connector and query, allowed connectors,
+//! content type, body, credential. The gates before it are in [`guard`]; the server applies them to every path.
+//! Decrypted or plain, every request takes this one way.
+
+pub mod body;
+pub mod cache;
+pub mod coach;
+pub mod error;
+pub mod guard;
+pub mod key;
+pub mod reply;
+pub mod route;
+pub mod stats;
+pub mod upstream;
+
+use std::collections::BTreeSet;
+use std::error::Error as StdError;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, StatusCode};
+use hyper::body::Body;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::clock::{Clock, spoken};
+use crate::identity::{Credential, CredentialProblem, Identity, Reloader};
+use cache::{Ask, Cache, Fetched, Found, Landed, Role};
+use coach::UpstreamError;
+use error::{Code, RequestError};
+use key::{BadJson, Subject};
+use reply::{Answer, CACHE_STATUS, Reply};
+use route::{Action, Route};
+use stats::Stats;
+use upstream::{Outgoing, Upstream};
+
+/// Names the process that asks (interface.md section 3).
+const SIDECAR_CLIENT: HeaderName = HeaderName::from_static("sidecar-client");
+
+/// Everything that a request meets on its way.
+pub struct Proxy {
+    /// What is stored.
+    pub cache: Cache,
+    /// The way to Connect.
+    pub upstream: Arc<Upstream>,
+    /// Who we are.
+    pub identity: watch::Receiver<Arc<Identity>>,
+    /// Makes the owner of the identity look at its source again.
+    pub reloader: Reloader,
+    /// The time.
+    pub clock: Clock,
+    /// If set, all other connectors are refused.
+    pub allowed_connectors: Option<BTreeSet<String>>,
+    /// What people call the source of the credential.
+    pub credential_source: String,
+    /// Counters.
+    pub stats: Arc<Stats>,
+    /// Where requests to upstream run: a caller that goes away cancels none.
+    pub tasks: TaskTracker,
+    /// Whether it was said that callers' own credentials are dropped.
+    pub said_credentials_dropped: AtomicBool,
+}
+
+impl Proxy {
+    /// Answers one request whose head has passed the guard.
+    pub async fn handle<B>(self: &Arc<Self>, head: &Parts, body: B) -> Result<Reply, RequestError>
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: StdError,
+    {
+        let path = head.uri.path();
+        let route = route::parse(&head.method, path, head.uri.query())?;
+        self.check_allowed(&route.connector)?;
+        body::check_content_type(head, &body)?;
+        self.note_dropped_credentials(&head.headers);
+        let body = body::read(body).await?;
+        match route.action {
+            Action::Token => self.token(route, head, body).await,
+            action => {
+                key::check(&body).map_err(bad_json)?;
+                let credential = self.credential().await?;
+                let outgoing = self.upstream.outgoing(action, head.method.clone(), path, &head.headers, body)?;
+                self.pass(route, outgoing, credential).await
+            }
+        }
+    }
+
+    /// A token: from the cache, from another caller's request under way, or from upstream.
+    async fn token(self: &Arc<Self>, route: Route, head: &Parts, body: Bytes) -> Result<Reply, RequestError> {
+        let identity = self.identity.borrow().clone();
+        let forced = is_no_cache(&head.headers);
+        let client = head.headers.get(SIDECAR_CLIENT).map(|name| self.cache.client(name.as_bytes()));
+
+        let mut ask = None;
+        if let Some(principal) = identity.principal() {
+            let spelling = key::spelling(principal, &route.connector, &body);
+            if let Some(found) = self.cache.find_spelled(&identity, &spelling, forced, client) {
+                return self.reply_found(found);
+            }
+            let asked = key::parse(principal, &route.connector, &body).map_err(bad_json)?;
+            self.cache.remember(spelling, asked);
+            let question = Ask { asked, connector: route.connector.clone(), forced, client };
+            if let Some(found) = self.cache.find(&question) {
+                return self.reply_found(found);
+            }
+            ask = Some((principal.clone(), question));
+        } else {
+            key::check(&body).map_err(bad_json)?;
+        }
+
+        // From here on upstream is needed, and with it a credential that is good now.
+        let credential = self.credential().await?;
+        let identity = self.identity.borrow().clone();
+        let ask = match ask {
+            Some((principal, ask)) if principal == *credential.principal() => ask,
+            // The credential has changed hands while this request was read.
+            _ => {
+                let asked = key::parse(credential.principal(), &route.connector, &body).map_err(bad_json)?;
+                Ask { asked, connector: route.connector.clone(), forced, client }
+            }
+        };
+        let begun = Instant::now();
+        let outgoing = self.upstream.outgoing(Action::Token, Method::POST, head.uri.path(), &head.headers, body)?;
+        let proxy = self.clone();
+        let subject = ask.asked.subject;
+        let fetched = self.cache.fetch(ask, &identity, || async move { proxy.exchange(&outgoing, credential).await });
+        match fetched.await {
+            Fetched::Found(found) => self.reply_found(found),
+            Fetched::Landed(role, landed) => self.reply_landed(&route, subject, role, landed, begun.elapsed()),
+        }
+    }
+
+    /// Any other route: no cache, but a revocation evicts.
+    async fn pass(
+        self: &Arc<Self>,
+        route: Route,
+        outgoing: Outgoing,
+        credential: Arc<Credential>,
+    ) -> Result<Reply, RequestError> {
+        let begun = Instant::now();
+        let proxy = self.clone();
+        let connector = route.connector.clone();
+        let sending = self.tasks.spawn(async move {
+            let revokes = outgoing.action() == Action::Revoke;
+            // Before, so that nothing stale is served while it is under way; after, for what came meanwhile.
+            if revokes {
+                proxy.cache.evict(&connector);
+            }
+            let outcome = proxy.exchange(&outgoing, credential).await;
+            if revokes {
+                proxy.cache.evict(&connector);
+            }
+            outcome
+        });
+        let answer = sending.await.unwrap_or_else(|_| Err(cache::broken_off()))?;
+        self.log(&route, None, "", answer.status, &answer.body, begun.elapsed());
+        Ok(answer.reply())
+    }
+
+    /// Sends, and once more if upstream rejects the credential and another one has come meanwhile.
+    async fn exchange(&self, outgoing: &Outgoing, credential: Arc<Credential>) -> Result<Answer, RequestError> {
+        let answer = self.send(outgoing, &credential).await?;
+        if !UpstreamError::read(&answer.body).rejects_credential(answer.status) {
+            return Ok(answer);
+        }
+        self.reloader.reload().await;
+        let identity = self.identity.borrow().clone();
+        self.cache.follow(&identity);
+        let now = identity.credential(self.clock.now()).ok().cloned();
+        match now {
+            Some(other) if other.fingerprint() != credential.fingerprint() => self.send(outgoing, &other).await,
+            _ => Ok(answer),
+        }
+    }
+
+    async fn send(&self, outgoing: &Outgoing, credential: &Credential) -> Result<Answer, RequestError> {
+        let bearer = credential.bearer().ok_or_else(|| {
+            RequestError::new(Code::OidcTokenInvalid, "The credential cannot stand in a header. Run `vercel env pull`.")
+        })?;
+        self.stats.upstream_requests.count();
+        let outcome = self.upstream.send(outgoing, bearer).await;
+        let failed = match &outcome {
+            Ok(answer) => answer.status.is_server_error(),
+            Err(_) => true,
+        };
+        if failed {
+            self.stats.upstream_errors.count();
+        }
+        outcome
+    }
+
+    /// A credential that may be sent now. Where the clock may be to blame, upstream is asked for the time first.
+    async fn credential(&self) -> Result<Arc<Credential>, RequestError> {
+        if self.identity.borrow().looks_out_of_time(self.clock.now()) {
+            self.upstream.ask_clock().await;
+        }
+        let identity = self.identity.borrow().clone();
+        identity.credential(self.clock.now()).cloned().map_err(|problem| self.no_credential(&problem))
+    }
+
+    /// The reply for a request that needs a credential when there is none.
+    pub fn no_credential(&self, problem: &CredentialProblem) -> RequestError {
+        let source = &self.credential_source;
+        match problem {
+            CredentialProblem::Missing => RequestError::new(
+                Code::OidcTokenMissing,
+                format!("There is no OIDC token in {source}. Run `vercel env pull`."),
+            ),
+            CredentialProblem::Expired(ago) => RequestError::new(
+                Code::OidcTokenExpired,
+                format!("The OIDC token in {source} expired {} ago. Run `vercel env pull`.", spoken(*ago)),
+            ),
+            CredentialProblem::Invalid(reason) => RequestError::new(
+                Code::OidcTokenInvalid,
+                format!("The OIDC token in {source} cannot be used: {reason}. Run `vercel env pull`."),
+            ),
+        }
+        .hint("vercel env pull")
+    }
+
+    fn check_allowed(&self, connector: &str) -> Result<(), RequestError> {
+        match &self.allowed_connectors {
+            Some(allowed) if !allowed.contains(connector) => Err(RequestError::new(
+                Code::ConnectorNotAllowed,
+                "This connector is not on the list `connectors.allow` in sidecar.toml.",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn note_dropped_credentials(&self, headers: &HeaderMap) {
+        let own = [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION];
+        if own.iter().any(|name| headers.contains_key(name))
+            && !self.said_credentials_dropped.swap(true, Ordering::Relaxed)
+        {
+            warn!("an app sends credentials of its own: they are dropped, the sidecar's are used instead");
+        }
+    }
+
+    fn reply_found(&self, found: Found) -> Result<Reply, RequestError> {
+        self.stats.hits.count();
+        match found {
+            Found::Hit { answer, ttl, age } => {
+                let mut reply = answer.reply();
+                let status = format!("connect-sidecar; hit; ttl={}", ttl.as_secs());
+                set_cache_status(&mut reply, status, Some(age));
+                Ok(reply)
+            }
+            Found::Held { outcome, age, left } => {
+                let answer = outcome.map_err(|mut error| {
+                    error.retry_after = Some(reply::retry_after(left));
+                    error
+                })?;
+                let mut reply = answer.reply();
+                reply.headers_mut().insert(header::RETRY_AFTER, reply::retry_after(left));
+                set_cache_status(&mut reply, "connect-sidecar; hit; detail=429".to_owned(), Some(age));
+                Ok(reply)
+            }
+        }
+    }
+
+    fn reply_landed(
+        &self,
+        route: &Route,
+        subject: Subject,
+        role: Role,
+        landed: Landed,
+        took: Duration,
+    ) -> Result<Reply, RequestError> {
+        match role {
+            Role::Joined => self.stats.collapsed.count(),
+            Role::Led | Role::Forced => self.stats.misses.count(),
+        }
+        let forwarded = match role {
+            Role::Forced => "fwd=request",
+            _ if !self.cache.is_on() => "fwd=bypass",
+            _ => "fwd=uri-miss",
+        };
+        let answer = landed.outcome?;
+        let what = match (role, landed.stored) {
+            (Role::Joined, _) => format!("{forwarded}; collapsed"),
+            (_, Some(ttl)) => format!("{forwarded}; stored; ttl={}", ttl.as_secs()),
+            (_, None) => forwarded.to_owned(),
+        };
+        if role != Role::Joined {
+            self.log(route, Some(subject), &what, answer.status, &answer.body, took);
+        }
+        let mut reply = answer.reply();
+        set_cache_status(&mut reply, format!("connect-sidecar; {what}"), None);
+        Ok(reply)
+    }
+
+    /// One line for each request that went upstream, with the command that mends an error.
+    fn log(
+        &self,
+        route: &Route,
+        subject: Option<Subject>,
+        cache: &str,
+        status: StatusCode,
+        body: &[u8],
+        took: Duration,
+    ) {
+        let (action, connector, ms) = (route.action.as_str(), route.connector.as_str(), took.as_millis() as u64);
+        let subject = subject.map(Subject::as_str);
+        let status_code = status.as_u16();
+        if status.is_success() {
+            info!(action, connector, subject, status = status_code, cache, ms, "{action} {connector}");
+            return;
+        }
+        let error = UpstreamError::read(body);
+        let identity = self.identity.borrow().clone();
+        let environment = identity.oidc().and_then(|token| token.claims.environment.as_deref());
+        let advice = coach::advice(status, &error, connector, environment.unwrap_or("development"));
+        let code = error::excerpt(error.code.as_bytes());
+        match advice {
+            Some(hint) => {
+                warn!(
+                    action,
+                    connector,
+                    subject,
+                    status = status_code,
+                    code,
+                    cache,
+                    ms,
+                    hint,
+                    "{action} {connector}: {hint}"
+                );
+            }
+            None => warn!(action, connector, subject, status = status_code, code, cache, ms, "{action} {connector}"),
+        }
+    }
+}
+
+fn set_cache_status(reply: &mut Reply, status: String, age: Option<Duration>) {
+    let headers = reply.headers_mut();
+    if let Ok(status) = HeaderValue::try_from(status) {
+        headers.insert(CACHE_STATUS, status);
+    }
+    if let Some(age) = age {
+        headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
+    }
+}
+
+fn bad_json(reason: BadJson) -> RequestError {
+    RequestError::new(Code::BadJson, reason.to_string())
+}
+
+fn is_no_cache(headers: &HeaderMap) -> bool {
+    let directives = headers.get_all(header::CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
+    directives.flat_map(|value| value.split(',')).any(|directive| directive.trim().eq_ignore_ascii_case("no-cache"))
+}

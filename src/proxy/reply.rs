@@ -1,0 +1,208 @@
+//! What goes back to the app: upstream's answer as it came, or an error of our own; with the headers that every reply has.
+//!
+//! An [`Answer`] holds only what may be relayed: upstream's status and body byte for byte, and headers from a list
+//! (interface.md section 3). Each reply carries the response headers of trust-policy.md section 4.11. Never emits a
+//! cookie, a `Server` or, but for an allowed origin, an `Access-Control-*` header.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+use http_body_util::Full;
+
+use super::error::RequestError;
+
+/// The body of any reply.
+pub type ReplyBody = Full<Bytes>;
+/// Any reply.
+pub type Reply = Response<ReplyBody>;
+
+/// RFC 9211.
+pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+/// Says that an error is ours, and which.
+pub const SIDECAR_ERROR: HeaderName = HeaderName::from_static("sidecar-error");
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// What is passed on of upstream's headers, besides the content type.
+const RELAYED: [HeaderName; 3] =
+    [header::RETRY_AFTER, HeaderName::from_static("x-vercel-id"), HeaderName::from_static("x-request-id")];
+
+/// The headers of every reply, made once: building them for each costs more than a cache look-up.
+static SAFE_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
+    let mut headers = HeaderMap::with_capacity(12);
+    for (name, value) in [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+        ),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers
+});
+
+/// Upstream's answer, reduced to what may be passed on.
+#[derive(Debug)]
+pub struct Answer {
+    /// Upstream's status.
+    pub status: StatusCode,
+    /// Upstream's body.
+    pub body: Bytes,
+    /// All headers of the reply but `cache-status` and `age`.
+    headers: HeaderMap,
+}
+
+impl Answer {
+    /// Keeps what may be passed on. `headers` are upstream's.
+    pub fn new(status: StatusCode, headers: &HeaderMap, body: Bytes) -> Self {
+        let mut kept = SAFE_HEADERS.clone();
+        if status != StatusCode::NO_CONTENT {
+            // Nothing but JSON is ever relayed, whatever upstream calls it.
+            let is_json = |value: &&HeaderValue| essence(value).is_some_and(|e| e == "application/json");
+            let content_type = headers.get(header::CONTENT_TYPE).filter(is_json);
+            kept.insert(header::CONTENT_TYPE, content_type.cloned().unwrap_or(JSON));
+        }
+        for name in RELAYED {
+            if let Some(value) = headers.get(&name) {
+                kept.insert(name, value.clone());
+            }
+        }
+        Self { status, body, headers: kept }
+    }
+
+    /// `Retry-After` as upstream sent it.
+    pub fn retry_after(&self) -> Option<&str> {
+        self.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok())
+    }
+
+    /// The reply for an app.
+    pub fn reply(&self) -> Reply {
+        let mut response = Response::new(Full::new(self.body.clone()));
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers.clone();
+        response
+    }
+}
+
+/// The lower-case media type of a content type, without parameters; `None` if it is no single one.
+pub fn essence(value: &HeaderValue) -> Option<String> {
+    let text = value.to_str().ok()?;
+    let essence = text.split(';').next().unwrap_or_default().trim();
+    (!text.contains(',')).then(|| essence.to_ascii_lowercase())
+}
+
+/// A reply of our own with a body of this type.
+pub fn own(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    *response.headers_mut() = SAFE_HEADERS.clone();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// The reply for an error of our own.
+pub fn error(error: &RequestError) -> Reply {
+    let mut response = own(error.status, "application/json", error.body());
+    let headers = response.headers_mut();
+    headers.insert(SIDECAR_ERROR, HeaderValue::from_static(error.code.as_str()));
+    if let Some(allow) = error.allow {
+        headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+    }
+    if let Some(retry_after) = &error.retry_after {
+        headers.insert(header::RETRY_AFTER, retry_after.clone());
+    }
+    if error.close {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// A `Retry-After`, rounded up to whole seconds: nobody is told to come back too early.
+pub fn retry_after(d: Duration) -> HeaderValue {
+    HeaderValue::from(d.as_secs() + u64::from(d.subsec_nanos() > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::error::Code;
+
+    fn upstream(headers: &[(&'static str, &'static str)]) -> HeaderMap {
+        headers.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
+    }
+
+    #[test]
+    fn relays_the_body_and_only_listed_headers() {
+        let headers = upstream(&[
+            ("content-type", "application/json; charset=utf-8"),
+            ("retry-after", "7"),
+            ("x-vercel-id", "iad1::x"),
+            ("x-request-id", "r"),
+            ("set-cookie", "a=b"),
+            ("access-control-allow-origin", "*"),
+            ("server", "Vercel"),
+            ("strict-transport-security", "x"),
+            ("alt-svc", "h3"),
+            ("location", "/"),
+            ("connection", "x-evil"),
+            ("x-evil", "1"),
+        ]);
+        let reply = Answer::new(StatusCode::TOO_MANY_REQUESTS, &headers, Bytes::from_static(b"{}")).reply();
+        assert_eq!(reply.status(), 429);
+        let mut names: Vec<_> = reply.headers().keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            [
+                "cache-control",
+                "content-security-policy",
+                "content-type",
+                "cross-origin-resource-policy",
+                "referrer-policy",
+                "retry-after",
+                "x-content-type-options",
+                "x-frame-options",
+                "x-request-id",
+                "x-vercel-id",
+            ]
+        );
+        assert_eq!(reply.headers()["content-type"], "application/json; charset=utf-8");
+        assert_eq!(reply.headers()["cache-control"], "no-store");
+    }
+
+    #[test]
+    fn never_relays_another_content_type() {
+        for content_type in ["text/html", "application/json, text/html", "application/jsonp"] {
+            let headers = upstream(&[("content-type", content_type)]);
+            let reply = Answer::new(StatusCode::OK, &headers, Bytes::from_static(b"{}")).reply();
+            assert_eq!(reply.headers()["content-type"], "application/json", "{content_type}");
+        }
+        let empty = Answer::new(StatusCode::NO_CONTENT, &HeaderMap::new(), Bytes::new()).reply();
+        assert!(!empty.headers().contains_key("content-type"));
+    }
+
+    #[test]
+    fn an_error_names_itself() {
+        let mut refused = RequestError::method_not_allowed("POST").closing();
+        refused.retry_after = Some(retry_after(Duration::from_millis(1001)));
+        let reply = error(&refused);
+        for (name, value) in [
+            ("sidecar-error", Code::MethodNotAllowed.as_str()),
+            ("allow", "POST"),
+            ("retry-after", "2"),
+            ("connection", "close"),
+            ("cache-control", "no-store"),
+            ("content-type", "application/json"),
+        ] {
+            assert_eq!(reply.headers()[name], value);
+        }
+    }
+}

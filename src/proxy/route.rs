@@ -1,0 +1,343 @@
+//! Raw path → one of the five routes and its connector. Pure.
+//!
+//! The bearer opens more than these routes, so nothing passes that could be read as another path by anyone: the bytes
+//! are compared with what is allowed, never normalised (trust-policy.md section 4.5). The connector is decoded once, to
+//! judge and to name it; upstream gets the raw bytes.
+
+use http::Method;
+
+use super::error::{Code, RequestError};
+
+/// A longer segment is refused, in bytes.
+const MAX_SEGMENT_BYTES: usize = 512;
+
+/// What a request wants from Connect (connect-contract.md section 1.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// A provider token.
+    Token,
+    /// To start a user's consent.
+    Authorize,
+    /// To start an installation.
+    Install,
+    /// A connector's metadata.
+    Metadata,
+    /// To revoke a subject's grants.
+    Revoke,
+}
+
+impl Action {
+    const fn method(self) -> Method {
+        match self {
+            Self::Token | Self::Authorize | Self::Install => Method::POST,
+            Self::Metadata => Method::GET,
+            Self::Revoke => Method::DELETE,
+        }
+    }
+
+    /// A name for logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::Authorize => "authorize",
+            Self::Install => "install",
+            Self::Metadata => "metadata",
+            Self::Revoke => "revoke",
+        }
+    }
+}
+
+/// A request's route.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Route {
+    /// What is wanted.
+    pub action: Action,
+    /// The connector, decoded: `slack/acme-slack` or `scl_…`.
+    pub connector: String,
+}
+
+/// Finds the route of a request, checks method, connector and query, in this order.
+pub fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Route, RequestError> {
+    let (action, segment) = find(path)?;
+    if *method != action.method() {
+        return Err(RequestError::method_not_allowed(match action.method() {
+            Method::GET => "GET",
+            Method::DELETE => "DELETE",
+            _ => "POST",
+        }));
+    }
+    let connector = decode(segment).ok_or_else(|| {
+        RequestError::new(
+            Code::BadConnector,
+            "The connector must be one percent-encoded segment such as `slack%2Facme-slack`.",
+        )
+    })?;
+    if query.is_some() {
+        return Err(RequestError::new(Code::QueryNotAllowed, "Connect's routes take no query string here."));
+    }
+    Ok(Route { action, connector })
+}
+
+/// The route's action and raw segment.
+fn find(path: &str) -> Result<(Action, &str), RequestError> {
+    let not_found = |mistake: Option<String>| {
+        let error = RequestError::new(
+            Code::RouteNotFound,
+            match &mistake {
+                None => "No such path. See `POST /v1/connect/token/{connector}`.".to_owned(),
+                Some(path) => format!("The connector is one path segment: encode its `/` as `%2F`, as in `{path}`."),
+            },
+        );
+        match mistake {
+            None => error,
+            Some(path) => error.hint(path),
+        }
+    };
+    let (kind, rest) =
+        path.strip_prefix("/v1/connect/").and_then(|rest| rest.split_once('/')).ok_or_else(|| not_found(None))?;
+    let (action, segment, suffix) = match kind {
+        "token" => (Action::Token, rest, ""),
+        "authorize" => (Action::Authorize, rest, ""),
+        "install" => (Action::Install, rest, ""),
+        "connectors" => match rest.strip_suffix("/tokens") {
+            Some(segment) => (Action::Revoke, segment, "/tokens"),
+            None => (Action::Metadata, rest, ""),
+        },
+        _ => return Err(not_found(None)),
+    };
+    if segment.is_empty() {
+        return Err(not_found(None));
+    }
+    if segment.contains('/') {
+        // `slack/acme-slack`: the likely slip. Not `x/import` or a trailing slash, which are other paths.
+        let slip = segment.split('/').all(|part| !part.is_empty()) && !segment.ends_with("/import");
+        return Err(not_found(slip.then(|| {
+            let encoded: String = segment.replace('/', "%2F").chars().filter(char::is_ascii_graphic).take(64).collect();
+            format!("/v1/connect/{kind}/{encoded}{suffix}")
+        })));
+    }
+    Ok((action, segment))
+}
+
+/// The connector that a raw segment stands for, if it stands for one.
+pub fn decode(segment: &str) -> Option<String> {
+    if segment.len() > MAX_SEGMENT_BYTES {
+        return None;
+    }
+    let mut decoded = Vec::with_capacity(segment.len());
+    let mut bytes = segment.bytes();
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let mut digit = || char::from(bytes.next()?).to_digit(16);
+                let (high, low) = (digit()?, digit()?);
+                u8::try_from(high * 16 + low).ok()?
+            }
+            _ if byte.is_ascii_alphanumeric() || b"._~-!$&'()*+,;=:@".contains(&byte) => byte,
+            _ => return None,
+        });
+    }
+    let connector = String::from_utf8(decoded).ok()?;
+    if connector.chars().any(|c| c.is_control() || matches!(c, '\\' | '%' | '?' | '#')) {
+        return None;
+    }
+    let parts: Vec<&str> = connector.split('/').collect();
+    let plain = parts.iter().all(|part| !matches!(*part, "" | "." | ".."));
+    // `…/token/{connector}/import` plants tokens: a connector may not look like it to anyone who decodes.
+    (plain && parts.len() <= 3 && parts.last() != Some(&"import")).then_some(connector)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn verdict(method: &Method, target: &str) -> &'static str {
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (target, None),
+        };
+        parse(method, path, query).err().map_or("ok", |e| e.code.as_str())
+    }
+
+    #[test]
+    fn knows_the_five_routes() {
+        for (method, path, action) in [
+            (Method::POST, "/v1/connect/token/slack%2Facme-slack", Action::Token),
+            (Method::POST, "/v1/connect/authorize/slack%2facme-slack", Action::Authorize),
+            (Method::POST, "/v1/connect/install/slack%2Facme-slack", Action::Install),
+            (Method::GET, "/v1/connect/connectors/slack%2Facme-slack", Action::Metadata),
+            (Method::DELETE, "/v1/connect/connectors/slack%2Facme-slack/tokens", Action::Revoke),
+        ] {
+            let route = Route { action, connector: "slack/acme-slack".into() };
+            assert_eq!(parse(&method, path, None), Ok(route), "{path}");
+        }
+    }
+
+    #[test]
+    fn nothing_else_is_a_route() {
+        for path in [
+            "/",
+            "/v1",
+            "/v1/connect",
+            "/v1/connect/",
+            "/v1/connect/token",
+            "/v1/connect/token/",
+            "/v1/connect/tokens/x",
+            "/V1/connect/token/x",
+            "/v1/connect/Token/x",
+            "/v1/connect/token/x/",
+            "/v1/connect/token/x/import",
+            "/v1/connect/token/slack%2Facme/import",
+            "/v1/connect/connectors",
+            "/v1/connect/connectors/",
+            "/v1/connect/connectors//tokens",
+            "/v1/connect/connectors/x/projects",
+            "/v1/connect/networks/x",
+            "/v1/kms/issuers/x/sign/token",
+            "/v1/projects/x/token",
+            "/v2/connect/token/x",
+            "/v1/connect/token/../x",
+        ] {
+            assert_eq!(verdict(&Method::POST, path), "route_not_found", "{path}");
+        }
+    }
+
+    #[test]
+    fn a_slash_left_unencoded_is_explained() {
+        for (path, fixed) in [
+            ("/v1/connect/token/slack/acme", "/v1/connect/token/slack%2Facme"),
+            ("/v1/connect/connectors/slack/acme/tokens", "/v1/connect/connectors/slack%2Facme/tokens"),
+        ] {
+            let error = parse(&Method::POST, path, None).expect_err("not found");
+            assert_eq!((error.code, error.hint.as_deref()), (Code::RouteNotFound, Some(fixed)));
+            assert!(error.message.contains("%2F"), "{}", error.message);
+        }
+        for path in ["/v1/connect/token/x/", "/v1/connect/token/x/import"] {
+            assert_eq!(parse(&Method::POST, path, None).expect_err("not found").hint, None, "{path}");
+        }
+    }
+
+    #[test]
+    fn each_route_has_one_method() {
+        for (path, allowed) in [
+            ("/v1/connect/token/x", "POST"),
+            ("/v1/connect/authorize/x", "POST"),
+            ("/v1/connect/install/x", "POST"),
+            ("/v1/connect/connectors/x", "GET"),
+            ("/v1/connect/connectors/x/tokens", "DELETE"),
+        ] {
+            for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "FOO"] {
+                let method: Method = method.parse().expect("a method");
+                match parse(&method, path, None) {
+                    Ok(_) => assert_eq!(method.as_str(), allowed, "{path}"),
+                    Err(error) => {
+                        assert_eq!(
+                            (error.code, error.allow),
+                            (Code::MethodNotAllowed, Some(allowed)),
+                            "{method} {path}"
+                        );
+                        assert_ne!(method.as_str(), allowed);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn connectors_that_could_be_read_otherwise_are_refused() {
+        for segment in [
+            "..",
+            "%2e%2e",
+            ".%2E",
+            ".",
+            "a%2F..%2Fb",
+            "a%2F.%2Fb",
+            "%2Fa",
+            "a%2F",
+            "a%2F%2Fb",
+            "a%2Fb%2Fc%2Fd",
+            "a%252Fb",
+            "%25",
+            "%252e%252e",
+            "a%255Cb",
+            "a%5Cb",
+            "a%00b",
+            "a%0Ab",
+            "a%7Fb",
+            "a%C2%85b",
+            "%FF",
+            "%C3",
+            "%2",
+            "%",
+            "%zz",
+            "%+1",
+            "a%3Fb",
+            "a%23b",
+            "slack%2Fimport",
+            "import",
+            "a b",
+            "a\"b",
+            "é",
+            "a|b",
+            "a\\b",
+        ] {
+            assert_eq!(verdict(&Method::POST, &format!("/v1/connect/token/{segment}")), "bad_connector", "{segment}");
+        }
+        let long = |n: usize| format!("/v1/connect/token/{}", "a".repeat(n));
+        assert_eq!(verdict(&Method::POST, &long(512)), "ok");
+        assert_eq!(verdict(&Method::POST, &long(513)), "bad_connector");
+        assert_eq!(verdict(&Method::POST, "/v1/connect/token/mcp.linear.app%2Fx%2Fy"), "ok");
+        assert_eq!(verdict(&Method::POST, "/v1/connect/token/scl_01:a@b!$&'()*+,;=~"), "ok");
+    }
+
+    #[test]
+    fn a_query_is_refused_even_an_empty_one() {
+        for query in ["?", "?a=1", "?teamId=t"] {
+            assert_eq!(verdict(&Method::POST, &format!("/v1/connect/token/x{query}")), "query_not_allowed", "{query}");
+        }
+        assert_eq!(verdict(&Method::POST, "/v1/connect/token/%25?x"), "bad_connector", "the connector comes first");
+        assert_eq!(verdict(&Method::GET, "/v1/connect/token/%25?x"), "method_not_allowed", "the method before it");
+    }
+
+    proptest! {
+        #[test]
+        fn accepts_nothing_that_decodes_to_another_route(segment in "[a-z0-9./%~;:@!?#\\\\2eEfF5cC-]{1,24}") {
+            for prefix in ["/v1/connect/token/", "/v1/connect/connectors/"] {
+                let path = format!("{prefix}{segment}");
+                let method = if prefix.contains("token/") { Method::POST } else { Method::GET };
+                let Ok(route) = parse(&method, &path, None) else { continue };
+                // However often someone decodes it, it stays below the prefix and keeps its last part.
+                let mut seen = path.clone();
+                for _ in 0..3 {
+                    let decoded = decode_leniently(&seen);
+                    prop_assert!(decoded.starts_with(prefix));
+                    prop_assert!(!decoded.split('/').any(|part| part == ".." || part == "."));
+                    prop_assert!(!decoded.ends_with("/import") && !decoded.contains("//"));
+                    prop_assert_eq!(&decoded, &format!("{prefix}{}", route.connector));
+                    seen = decoded;
+                }
+            }
+        }
+    }
+
+    fn decode_leniently(path: &str) -> String {
+        let mut out = Vec::new();
+        let bytes = path.as_bytes();
+        let mut i = 0;
+        while i < bytes.len() {
+            let hex = path.get(i + 1..i + 3).and_then(|h| u8::from_str_radix(h, 16).ok());
+            match (bytes[i], hex) {
+                (b'%', Some(byte)) => {
+                    out.push(byte);
+                    i += 3;
+                }
+                (byte, _) => {
+                    out.push(byte);
+                    i += 1;
+                }
+            }
+        }
+        String::from_utf8_lossy(&out).into_owned()
+    }
+}

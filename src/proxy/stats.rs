@@ -1,0 +1,62 @@
+//! Counters that the proxy increments and `status` reads. They hold numbers, never names or secrets.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)+) => {
+        /// Counts since the start.
+        #[derive(Debug, Default)]
+        pub struct Stats { $($(#[$doc])* pub $name: Counter,)+ }
+
+        /// The counts at one moment.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub struct Counts { $($(#[$doc])* pub $name: u64,)+ }
+
+        impl Stats {
+            /// Reads all counters.
+            pub fn counts(&self) -> Counts {
+                Counts { $($name: self.$name.get(),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Token requests answered from the cache.
+    hits,
+    /// Token requests that led to an upstream request.
+    misses,
+    /// Token requests that joined another caller's.
+    collapsed,
+    /// Requests sent upstream, of any kind, retries included.
+    upstream_requests,
+    /// Upstream's 5xx and failed connections.
+    upstream_errors,
+    /// Requests refused by the sidecar itself.
+    refused,
+    /// Fresh tokens picked up from the env file.
+    rotations,
+}
+
+impl Counts {
+    /// Upstream requests that an app without the sidecar would have made.
+    pub const fn requests_saved(&self) -> u64 {
+        self.hits + self.collapsed
+    }
+}
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// One more.
+    pub fn count(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,254 @@
+//! Connections and their requests: accepts, applies the gates to every path, answers our own and hands the rest to the
+//! [`Proxy`].
+//!
+//! HTTP/1.1 and 1.0 only: no upgrade, no tunnel, no TLS. A request's connection ends with the caller, never the other
+//! way round; what it started upstream goes on in the proxy's own tasks.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{self, HeaderMap, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use crate::proxy::Proxy;
+use crate::proxy::error::{Code, RequestError, excerpt};
+use crate::proxy::guard::{self, Admitted, Policy};
+use crate::proxy::reply::{self, Reply};
+use crate::status::Status;
+
+/// A request's head must be there within this time; an idle connection is closed after it, too.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
+/// Largest request head, in bytes.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// Most header lines.
+const MAX_HEADERS: usize = 64;
+/// The first pause after a failed accept, doubled up to [`LONGEST_ACCEPT_PAUSE`].
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Answers requests.
+pub struct Server {
+    /// Requests to Connect.
+    pub proxy: Arc<Proxy>,
+    /// Who may ask.
+    pub policy: Policy,
+    /// What people look at.
+    pub status: Status,
+}
+
+impl Server {
+    /// Accepts connections until `stopping`; each is served in a task of `connections`.
+    pub async fn accept(self: Arc<Self>, listener: TcpListener, connections: TaskTracker, stopping: CancellationToken) {
+        let mut pause = ACCEPT_PAUSE;
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = stopping.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    pause = ACCEPT_PAUSE;
+                    connections.spawn(self.clone().connection(stream, peer, stopping.clone()));
+                }
+                Err(error) => {
+                    warn!("could not accept a connection: {error}");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_ACCEPT_PAUSE);
+                }
+            }
+        }
+    }
+
+    /// Serves one connection; once `stopping`, only the request under way.
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, stopping: CancellationToken) {
+        let Ok(local) = stream.local_addr() else { return };
+        if !peer.ip().to_canonical().is_loopback() {
+            debug!("closed a connection from {peer}, which is not this machine");
+            return;
+        }
+        let _ = stream.set_nodelay(true);
+        let service = service_fn(move |request| {
+            let server = self.clone();
+            async move { Ok::<_, Infallible>(server.answer(request, local.port()).await) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_headers(MAX_HEADERS)
+            .max_header_size(MAX_HEAD_BYTES)
+            .pipeline_flush(true)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stopping.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            // Callers hang up: that is no fault of ours, nor of theirs.
+            debug!("a connection ended: {error}");
+        }
+    }
+
+    /// Answers one request.
+    async fn answer(&self, request: Request<Incoming>, local_port: u16) -> Reply {
+        let (head, body) = request.into_parts();
+        let (admitted, outcome) = match guard::check(&head, local_port, &self.policy) {
+            Ok(admitted) => {
+                let outcome = self.route(&head, body, &admitted).await;
+                (admitted, outcome)
+            }
+            Err(refusal) => (Admitted::default(), Err(refusal)),
+        };
+        let mut reply = match outcome {
+            Ok(reply) => reply,
+            Err(error) => {
+                self.proxy.stats.refused.count();
+                let hint = error.hint.as_deref();
+                let (method, path) = (excerpt(head.method.as_str().as_bytes()), excerpt(head.uri.path().as_bytes()));
+                warn!(
+                    code = error.code.as_str(),
+                    status = error.status.as_u16(),
+                    method,
+                    path,
+                    hint,
+                    "{}",
+                    error.message
+                );
+                reply::error(&error)
+            }
+        };
+        if let Some(origin) = admitted.origin {
+            reply.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            reply.headers_mut().insert(header::VARY, HeaderValue::from_static("Origin"));
+        }
+        reply
+    }
+
+    async fn route(&self, head: &Parts, body: Incoming, admitted: &Admitted) -> Result<Reply, RequestError> {
+        if head.method == Method::OPTIONS && admitted.origin.is_some() {
+            return Ok(preflight(&head.headers));
+        }
+        match head.uri.path() {
+            path if path.starts_with("/v1/") => self.proxy.handle(head, body).await,
+            "/healthz" => read_only(head).map(|()| reply::own(StatusCode::OK, JSON, r#"{"status":"ok"}"#)),
+            "/readyz" => {
+                read_only(head)?;
+                self.status.readiness().map_err(|problem| self.proxy.no_credential(&problem))?;
+                Ok(reply::own(StatusCode::OK, JSON, r#"{"status":"ready"}"#))
+            }
+            "/metrics" => {
+                read_only(head)?;
+                Ok(reply::own(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.status.metrics()))
+            }
+            "/_sidecar/v1/status" => {
+                read_only(head)?;
+                Ok(reply::own(StatusCode::OK, JSON, self.status.json()))
+            }
+            "/_sidecar/v1/cache" => {
+                if head.method != Method::DELETE {
+                    return Err(RequestError::method_not_allowed("DELETE"));
+                }
+                guard::require_key(&head.headers, &self.policy)?;
+                let evicted = match connector_in_query(head.uri.query())? {
+                    None => self.proxy.cache.clear(),
+                    Some(connector) => self.proxy.cache.evict(&connector),
+                };
+                Ok(reply::own(StatusCode::OK, JSON, format!(r#"{{"evicted":{evicted}}}"#)))
+            }
+            // The proxy's 404 is that of any unknown path.
+            _ => self.proxy.handle(head, body).await,
+        }
+    }
+}
+
+const JSON: &str = "application/json";
+
+/// GET and HEAD, without a query.
+fn read_only(head: &Parts) -> Result<(), RequestError> {
+    if !matches!(head.method, Method::GET | Method::HEAD) {
+        return Err(RequestError::method_not_allowed("GET, HEAD"));
+    }
+    match head.uri.query() {
+        None => Ok(()),
+        Some(_) => Err(RequestError::new(Code::QueryNotAllowed, "This path takes no query string.")),
+    }
+}
+
+/// `connector=slack%2Facme-slack`, or no query for all of them.
+fn connector_in_query(query: Option<&str>) -> Result<Option<String>, RequestError> {
+    let Some(query) = query else { return Ok(None) };
+    let connector = query.strip_prefix("connector=").and_then(crate::proxy::route::decode);
+    match connector {
+        Some(connector) => Ok(Some(connector)),
+        None => Err(RequestError::new(Code::BadConnector, "The one parameter is `connector=`, percent-encoded.")),
+    }
+}
+
+/// What a browser asks before a page of an allowed origin may send JSON.
+fn preflight(asked: &HeaderMap) -> Reply {
+    let mut reply = reply::own(StatusCode::NO_CONTENT, JSON, "");
+    let headers = reply.headers_mut();
+    headers.remove(header::CONTENT_TYPE);
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE"));
+    if asked.contains_key(header::ACCESS_CONTROL_REQUEST_HEADERS) {
+        let allowed = "cache-control, content-type, sidecar-client, sidecar-key, traceparent, tracestate, x-request-id";
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(allowed));
+    }
+    reply
+}
+
+/// Binds both loopback addresses to one port. `None` for the second where the host has no IPv6.
+pub async fn bind(port: u16) -> Result<(TcpListener, Option<TcpListener>), (SocketAddr, io::Error)> {
+    /// A port that is free on one family may be taken on the other.
+    const ATTEMPTS_AT_A_FREE_PORT: u32 = 16;
+    let mut attempt = 1;
+    loop {
+        let v4 = listen(SocketAddr::from(([127, 0, 0, 1], port)))?;
+        let port_taken = v4.local_addr().map_or(port, |addr| addr.port());
+        let v6_addr = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port_taken));
+        match listen(v6_addr) {
+            Ok(v6) => return Ok((v4, Some(v6))),
+            Err((_, error)) if is_no_ipv6(&error) => return Ok((v4, None)),
+            Err((_, error))
+                if port == 0 && error.kind() == io::ErrorKind::AddrInUse && attempt < ATTEMPTS_AT_A_FREE_PORT =>
+            {
+                attempt += 1;
+            }
+            Err(failed) => return Err(failed),
+        }
+    }
+}
+
+fn is_no_ipv6(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable
+        || error.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32)
+}
+
+/// Never with SO_REUSEPORT: two processes must not share the port.
+fn listen(address: SocketAddr) -> Result<TcpListener, (SocketAddr, io::Error)> {
+    let listen = || {
+        let socket = match address {
+            SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
+        };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(1024)
+    };
+    listen().map_err(|error| (address, error))
+}

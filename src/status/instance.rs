@@ -1,0 +1,135 @@
+//! The running instance's own file: where it listens, and the key that proves that one may read it.
+//!
+//! `<state dir>/<port>.json`, mode 0600 in a directory 0700, written whole or not at all, removed at the end if it is
+//! still ours. The key is made anew at each start and appears nowhere else.
+
+use std::fs::{self, DirBuilder};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+
+use crate::safe_read;
+
+/// What the file holds (interface.md section 4).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// The process.
+    pub pid: u32,
+    /// As in the ready line.
+    pub url: String,
+    /// Sent as `Sidecar-Key`.
+    pub key: String,
+    /// The project's directory.
+    pub project: String,
+}
+
+/// A fresh key: 32 random bytes.
+pub fn new_key() -> io::Result<String> {
+    let mut bytes = [0; 32];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| io::Error::other("no randomness to be had"))?;
+    Ok(URL_SAFE_NO_PAD.encode(bytes))
+}
+
+/// The file of the instance on a port, there as long as this lives.
+pub struct InstanceFile {
+    path: PathBuf,
+    instance: Instance,
+}
+
+impl InstanceFile {
+    /// Writes the file.
+    pub fn write(dir: &Path, port: u16, instance: Instance) -> io::Result<Self> {
+        if let Some(parent) = dir.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        match DirBuilder::new().mode(0o700).create(dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => check_private(dir)?,
+        }
+        let path = dir.join(format!("{port}.json"));
+        let mut file =
+            tempfile::Builder::new().prefix(".").permissions(fs::Permissions::from_mode(0o600)).tempfile_in(dir)?;
+        file.write_all(&serde_json::to_vec(&instance)?)?;
+        file.persist(&path)?;
+        Ok(Self { path, instance })
+    }
+}
+
+impl Drop for InstanceFile {
+    fn drop(&mut self) {
+        if read(&self.path).as_ref() == Some(&self.instance) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The instance that says it listens on a port.
+pub fn of_port(dir: &Path, port: u16) -> Option<Instance> {
+    read(&dir.join(format!("{port}.json")))
+}
+
+fn read(path: &Path) -> Option<Instance> {
+    serde_json::from_slice(&safe_read::read(path).ok()?.bytes).ok()
+}
+
+/// Refuses a directory that others could have prepared.
+fn check_private(dir: &Path) -> io::Result<()> {
+    let meta = fs::symlink_metadata(dir)?;
+    let is_ours = meta.is_dir() && meta.uid() == nix::unistd::Uid::effective().as_raw();
+    if !is_ours {
+        return Err(io::Error::other(format!("{} is not a directory of ours", dir.display())));
+    }
+    if meta.mode() & 0o077 != 0 {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instance(pid: u32) -> Instance {
+        Instance { pid, url: "http://127.0.0.1:1".into(), key: "k".into(), project: "/p".into() }
+    }
+
+    #[test]
+    fn the_file_is_private_and_goes_with_its_instance() {
+        let state = tempfile::tempdir().expect("a directory");
+        let dir = state.path().join("below/connect-sidecar");
+        let file = InstanceFile::write(&dir, 1, instance(7)).expect("written");
+        let mode = |path: &Path| fs::metadata(path).expect("there").mode() & 0o777;
+        assert_eq!((mode(&dir), mode(&dir.join("1.json"))), (0o700, 0o600));
+        assert_eq!(of_port(&dir, 1), Some(instance(7)));
+        drop(file);
+        assert_eq!(fs::read_dir(&dir).expect("there").count(), 0);
+    }
+
+    #[test]
+    fn a_later_instances_file_stays() {
+        let state = tempfile::tempdir().expect("a directory");
+        let first = InstanceFile::write(state.path(), 1, instance(7)).expect("written");
+        let _second = InstanceFile::write(state.path(), 1, instance(8)).expect("written");
+        drop(first);
+        assert_eq!(of_port(state.path(), 1), Some(instance(8)));
+    }
+
+    #[test]
+    fn a_link_is_no_directory_of_ours() {
+        let state = tempfile::tempdir().expect("a directory");
+        let link = state.path().join("connect-sidecar");
+        std::os::unix::fs::symlink(state.path(), &link).expect("a link");
+        assert!(InstanceFile::write(&link, 1, instance(7)).is_err());
+    }
+
+    #[test]
+    fn keys_are_long_and_never_the_same() {
+        let (a, b) = (new_key().expect("a key"), new_key().expect("a key"));
+        assert_eq!(a.len(), 43);
+        assert_ne!(a, b);
+    }
+}

@@ -1,0 +1,73 @@
+//! Prometheus text. Label values come from a fixed list, never from a request.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::proxy::stats::Counts;
+
+/// What is shown.
+pub(super) struct Readings {
+    pub(super) counts: Counts,
+    pub(super) entries: usize,
+    pub(super) uptime: Duration,
+    pub(super) is_ready: bool,
+    pub(super) expires_at: Option<Timestamp>,
+    pub(super) clock_offset_ms: i64,
+}
+
+/// Renders the text exposition format, version 0.0.4.
+pub(super) fn render(readings: &Readings) -> String {
+    let Readings { counts, entries, uptime, is_ready, expires_at, clock_offset_ms } = readings;
+    let mut out = String::new();
+    let mut metric = |name: &str, kind: &str, help: &str, samples: &[(&str, f64)]| {
+        let _ = writeln!(out, "# HELP connect_sidecar_{name} {help}\n# TYPE connect_sidecar_{name} {kind}");
+        for (labels, value) in samples {
+            let _ = writeln!(out, "connect_sidecar_{name}{labels} {value}");
+        }
+    };
+    metric(
+        "build_info",
+        "gauge",
+        "The version that runs.",
+        &[(concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1.0)],
+    );
+    metric("uptime_seconds", "gauge", "Time since the start.", &[("", uptime.as_secs_f64())]);
+    metric(
+        "token_requests_total",
+        "counter",
+        "Token requests by how they were answered.",
+        &[
+            ("{result=\"hit\"}", counts.hits as f64),
+            ("{result=\"miss\"}", counts.misses as f64),
+            ("{result=\"collapsed\"}", counts.collapsed as f64),
+        ],
+    );
+    let saved = counts.requests_saved() as f64;
+    metric("requests_saved_total", "counter", "Upstream requests that hits and joined requests saved.", &[("", saved)]);
+    metric("cache_entries", "gauge", "Tokens stored.", &[("", *entries as f64)]);
+    let sent = counts.upstream_requests as f64;
+    metric("upstream_requests_total", "counter", "Requests sent upstream.", &[("", sent)]);
+    let failed = counts.upstream_errors as f64;
+    metric("upstream_errors_total", "counter", "Upstream's 5xx and failed connections.", &[("", failed)]);
+    metric(
+        "refused_total",
+        "counter",
+        "Requests that the sidecar itself answered with an error.",
+        &[("", counts.refused as f64)],
+    );
+    metric("oidc_rotations_total", "counter", "Fresh OIDC tokens picked up.", &[("", counts.rotations as f64)]);
+    metric("ready", "gauge", "1 while a valid credential is loaded.", &[("", f64::from(u8::from(*is_ready)))]);
+    if let Some(expires_at) = expires_at {
+        let seconds = expires_at.as_seconds() as f64;
+        metric("oidc_expires_at_seconds", "gauge", "When the OIDC token ends, in Unix time.", &[("", seconds)]);
+    }
+    let offset = *clock_offset_ms as f64 / 1000.0;
+    metric(
+        "clock_offset_seconds",
+        "gauge",
+        "Upstream's clock minus this machine's, where it is corrected.",
+        &[("", offset)],
+    );
+    out
+}

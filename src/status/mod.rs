@@ -1,0 +1,244 @@
+//! What people and tools look at: readiness, the state as JSON, metrics. Reads snapshots, changes nothing.
+//!
+//! No token, no body and no header ever appears here; connectors and names of projects do.
+
+pub mod instance;
+mod metrics;
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::clock::{Clock, Timestamp, spoken};
+use crate::identity::{CredentialProblem, Identity, State};
+use crate::proxy::cache::Cache;
+use crate::proxy::stats::Stats;
+
+/// Sees everything, owns nothing.
+pub struct Status {
+    /// The time.
+    pub clock: Clock,
+    /// Who we are.
+    pub identity: watch::Receiver<Arc<Identity>>,
+    /// What is stored.
+    pub cache: Cache,
+    /// Counters.
+    pub stats: Arc<Stats>,
+    /// Upstream's origin.
+    pub upstream: String,
+    /// The project directory's name.
+    pub project: String,
+    /// What people call the source of the credential.
+    pub credential_source: String,
+    /// A token with less life than this is `expiring`: the largest step of `warn_before`.
+    pub expiring_below: std::time::Duration,
+    /// When this process began to serve.
+    pub started_at: Timestamp,
+}
+
+/// `GET /_sidecar/v1/status` (interface.md section 4).
+#[derive(Serialize)]
+struct Snapshot {
+    version: &'static str,
+    pid: u32,
+    uptime_seconds: u64,
+    project: String,
+    oidc: Oidc,
+    cache: CacheState,
+    upstream: UpstreamState,
+    tokens: Vec<Token>,
+    warnings: Vec<Warning>,
+}
+
+#[derive(Serialize)]
+struct Oidc {
+    state: OidcState,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    source: String,
+    expires_at: Option<String>,
+    expires_in_seconds: Option<u64>,
+    owner: Option<String>,
+    project: Option<String>,
+    environment: Option<String>,
+    fingerprint: Option<String>,
+}
+
+/// The credential in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum OidcState {
+    Valid,
+    Expiring,
+    Expired,
+    Missing,
+    Invalid,
+}
+
+#[derive(Serialize)]
+struct CacheState {
+    entries: usize,
+    hits: u64,
+    misses: u64,
+    collapsed: u64,
+    requests_saved: u64,
+}
+
+#[derive(Serialize)]
+struct UpstreamState {
+    url: String,
+    requests: u64,
+    errors: u64,
+}
+
+#[derive(Serialize)]
+struct Token {
+    connector: String,
+    subject: &'static str,
+    expires_at: String,
+    hits: u64,
+}
+
+/// Something to act on now.
+#[derive(Serialize)]
+struct Warning {
+    code: &'static str,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<&'static str>,
+}
+
+impl Status {
+    /// Whether a request could be sent upstream now.
+    pub fn readiness(&self) -> Result<(), CredentialProblem> {
+        self.identity.borrow().credential(self.clock.now()).map(|_| ())
+    }
+
+    /// The state as JSON.
+    pub fn json(&self) -> String {
+        let now = self.clock.now();
+        let identity = self.identity.borrow().clone();
+        let counts = self.stats.counts();
+        let tokens = self.cache.tokens();
+        let snapshot = Snapshot {
+            version: env!("CARGO_PKG_VERSION"),
+            pid: std::process::id(),
+            uptime_seconds: self.clock.local().since(self.started_at).as_secs(),
+            project: self.project.clone(),
+            oidc: self.oidc(&identity, now),
+            cache: CacheState {
+                entries: tokens.len(),
+                hits: counts.hits,
+                misses: counts.misses,
+                collapsed: counts.collapsed,
+                requests_saved: counts.requests_saved(),
+            },
+            upstream: UpstreamState {
+                url: self.upstream.clone(),
+                requests: counts.upstream_requests,
+                errors: counts.upstream_errors,
+            },
+            tokens: tokens
+                .into_iter()
+                .map(|token| Token {
+                    connector: token.connector,
+                    subject: token.subject.as_str(),
+                    expires_at: token.expires_at.to_string(),
+                    hits: token.hits,
+                })
+                .collect(),
+            warnings: self.warnings(&identity, now),
+        };
+        serde_json::to_string(&snapshot).unwrap_or_default()
+    }
+
+    /// Prometheus text.
+    pub fn metrics(&self) -> String {
+        let now = self.clock.now();
+        let identity = self.identity.borrow().clone();
+        metrics::render(&metrics::Readings {
+            counts: self.stats.counts(),
+            entries: self.cache.tokens().len(),
+            uptime: self.clock.local().since(self.started_at),
+            is_ready: identity.credential(now).is_ok(),
+            expires_at: identity.oidc().map(|token| token.expires_at),
+            clock_offset_ms: self.clock.offset_ms(),
+        })
+    }
+
+    fn oidc(&self, identity: &Identity, now: Timestamp) -> Oidc {
+        let (state, reason) = match identity.credential(now) {
+            Ok(credential) => match credential.oidc() {
+                Some(token) if token.expires_at.since(now) <= self.expiring_below => (OidcState::Expiring, None),
+                _ => (OidcState::Valid, None),
+            },
+            Err(CredentialProblem::Missing) => (OidcState::Missing, None),
+            Err(CredentialProblem::Expired(_)) => (OidcState::Expired, None),
+            Err(CredentialProblem::Invalid(reason)) => (OidcState::Invalid, Some(reason)),
+        };
+        let token = identity.oidc();
+        let claim = |of: fn(&crate::identity::Claims) -> &Option<String>| token.and_then(|t| of(&t.claims).clone());
+        Oidc {
+            state,
+            reason,
+            source: self.credential_source.clone(),
+            expires_at: token.map(|t| t.expires_at.to_string()),
+            expires_in_seconds: token.map(|t| t.expires_at.since(now).as_secs()),
+            owner: claim(|c| &c.owner),
+            project: claim(|c| &c.project),
+            environment: claim(|c| &c.environment),
+            fingerprint: match &identity.state {
+                State::Loaded(credential) => Some(credential.fingerprint().to_owned()),
+                State::Invalid { .. } | State::Missing => None,
+            },
+        }
+    }
+
+    fn warnings(&self, identity: &Identity, now: Timestamp) -> Vec<Warning> {
+        let source = &self.credential_source;
+        let mut warnings = Vec::new();
+        let mut warn = |code, hint, message| warnings.push(Warning { code, message, hint });
+        let pull = Some("vercel env pull");
+        match identity.credential(now) {
+            Err(CredentialProblem::Missing) => {
+                warn("oidc_token_missing", pull, format!("There is no OIDC token in {source}."));
+            }
+            Err(CredentialProblem::Expired(ago)) => {
+                warn("oidc_token_expired", pull, format!("The OIDC token expired {} ago.", spoken(ago)));
+            }
+            Err(CredentialProblem::Invalid(reason)) => {
+                warn("oidc_token_invalid", pull, format!("The OIDC token in {source} cannot be used: {reason}."));
+            }
+            Ok(credential) => {
+                let left = credential.oidc().map(|token| token.expires_at.since(now));
+                if let Some(left) = left.filter(|left| *left <= self.expiring_below) {
+                    warn("oidc_token_expiring", pull, format!("The OIDC token expires in {}.", spoken(left)));
+                }
+            }
+        }
+        let environment = identity.oidc().map(|token| token.claims.environment.as_deref().unwrap_or("unknown"));
+        if let Some(environment) = environment.filter(|environment| *environment != "development") {
+            warn("not_development", None, format!("The OIDC token is of environment {environment}."));
+        }
+        if identity.notes.readable_by_others {
+            warn(
+                "env_file_readable_by_others",
+                Some("chmod 600 .env.local"),
+                format!("Other users can read {source}."),
+            );
+        }
+        if identity.notes.duplicate_assignments {
+            warn(
+                "duplicate_assignments",
+                None,
+                format!("{source} assigns the token more than once; the last one is used."),
+            );
+        }
+        if self.clock.offset_ms() != 0 {
+            let off = spoken(std::time::Duration::from_millis(self.clock.offset_ms().unsigned_abs()));
+            warn("clock_skew", None, format!("This machine's clock differs from upstream's by {off}."));
+        }
+        warnings
+    }
+}
