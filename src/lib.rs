@@ -24,6 +24,7 @@ pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod emulator;
 pub mod identity;
 pub mod logging;
 pub mod proxy;

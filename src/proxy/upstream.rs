@@ -287,23 +287,19 @@ impl Upstream {
                 return Ok(pool.client.clone());
             }
         }
-        let client = self.connect_with(&tls);
+        let client = self.connect_with(tls);
         *pool = Some(Pool { client: client.clone(), used_at: now.0, used_at_wall: now.1 });
         Ok(client)
     }
 
-    fn connect_with(&self, tls: &rustls::ClientConfig) -> HttpClient {
+    fn connect_with(&self, tls: Arc<rustls::ClientConfig>) -> HttpClient {
         let mut http = HttpConnector::new();
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_keepalive(Some(Duration::from_secs(15)));
         let matcher = self.options.use_env_proxy.then(|| Arc::new(Matcher::from_env()));
         let dialer = Dialer { http, matcher };
-        let builder = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls.clone());
-        let https = match self.options.scheme == Scheme::HTTPS {
-            true => builder.https_only().enable_http1().wrap_connector(dialer),
-            false => builder.https_or_http().enable_http1().wrap_connector(dialer),
-        };
+        let https = HttpsConnector::from((dialer, tls));
         Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())

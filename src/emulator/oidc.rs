@@ -1,0 +1,176 @@
+//! The emulator's issuer of OIDC tokens: a key of its own, the claims of Vercel's development tokens, verification.
+//!
+//! Claims and lifetimes are those of connect-contract.md section 5.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::{Deserialize, Serialize};
+
+use super::world::World;
+
+/// Lifetime of a development token.
+pub const DEVELOPMENT_LIFE: Duration = Duration::from_secs(12 * 3600);
+
+/// The claims of a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    /// Issuer, with the team's slug.
+    pub iss: String,
+    /// Audience, with the team's slug.
+    pub aud: String,
+    /// Owner, project and environment in one.
+    pub sub: String,
+    /// Team slug.
+    pub owner: String,
+    /// Team id.
+    pub owner_id: String,
+    /// Project name.
+    pub project: String,
+    /// Project id.
+    pub project_id: String,
+    /// Environment.
+    pub environment: String,
+    /// The user that a development token was issued to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
+    /// Issued at, in seconds.
+    pub iat: u64,
+    /// Not before, in seconds.
+    pub nbf: u64,
+    /// Ends at, in seconds.
+    pub exp: u64,
+    /// Tells tokens of the same second apart.
+    pub jti: String,
+}
+
+/// Whom a token is for.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// Team slug.
+    pub owner: String,
+    /// Team id.
+    pub owner_id: String,
+    /// Project name.
+    pub project: String,
+    /// Project id.
+    pub project_id: String,
+    /// Environment.
+    pub environment: String,
+    /// User id.
+    pub user_id: Option<String>,
+}
+
+impl Subject {
+    /// The world's first project and user, in development.
+    pub fn development(world: &World) -> Self {
+        let project = world.projects.first();
+        Self {
+            owner: world.team.slug.clone(),
+            owner_id: world.team.id.clone(),
+            project: project.map(|p| p.name.clone()).unwrap_or_default(),
+            project_id: project.map(|p| p.id.clone()).unwrap_or_default(),
+            environment: "development".into(),
+            user_id: world.users.first().cloned(),
+        }
+    }
+}
+
+/// Why a token is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rejection {
+    /// Not signed by us, or not a token of this team.
+    Invalid,
+    /// Over, or not begun.
+    Expired,
+}
+
+/// Issues and verifies tokens.
+pub struct Issuer {
+    signing: EncodingKey,
+    verifying: DecodingKey,
+    key_id: String,
+}
+
+impl Issuer {
+    /// An issuer with a new RSA key. Takes a fraction of a second.
+    pub fn new() -> Result<Self, String> {
+        let key = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)
+            .map_err(|e| e.to_string())?;
+        Ok(Self {
+            signing: EncodingKey::from_rsa_pem(key.serialize_pem().as_bytes()).map_err(|e| e.to_string())?,
+            verifying: DecodingKey::from_rsa_der(key.public_key_raw()),
+            key_id: super::connect::random_id("key", 12),
+        })
+    }
+
+    /// A signed token.
+    pub fn issue(&self, subject: &Subject, now: SystemTime, life: Duration) -> String {
+        let iat = seconds(now);
+        let Subject { owner, owner_id, project, project_id, environment, user_id } = subject.clone();
+        let claims = Claims {
+            iss: format!("https://oidc.vercel.com/{owner}"),
+            aud: format!("https://vercel.com/{owner}"),
+            sub: format!("owner:{owner}:project:{project}:environment:{environment}"),
+            iat,
+            nbf: iat,
+            exp: iat + life.as_secs(),
+            jti: super::connect::random_id("jti", 12),
+            owner,
+            owner_id,
+            project,
+            project_id,
+            environment,
+            user_id,
+        };
+        let mut header = Header::new(Algorithm::RS256);
+        header.kid = Some(self.key_id.clone());
+        // The key was made for this algorithm and the claims are plain data.
+        jsonwebtoken::encode(&header, &claims, &self.signing).unwrap_or_default()
+    }
+
+    /// Verifies signature, audience, issuer and times.
+    pub fn verify(&self, token: &str, world: &World, now: SystemTime) -> Result<Claims, Rejection> {
+        let mut validation = Validation::new(Algorithm::RS256);
+        // Times are compared with the emulator's clock, below.
+        validation.validate_exp = false;
+        validation.set_audience(&[format!("https://vercel.com/{}", world.team.slug)]);
+        validation
+            .set_issuer(&[format!("https://oidc.vercel.com/{}", world.team.slug), "https://oidc.vercel.com".into()]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud"]);
+        let claims =
+            jsonwebtoken::decode::<Claims>(token, &self.verifying, &validation).map_err(|_| Rejection::Invalid)?.claims;
+        let now = seconds(now);
+        if claims.nbf <= now && now < claims.exp { Ok(claims) } else { Err(Rejection::Expired) }
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verifies_only_its_own_tokens_of_its_own_team_while_they_last() {
+        let world = World::demo();
+        let (issuer, other) = (Issuer::new().expect("a key"), Issuer::new().expect("a key"));
+        let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let subject = Subject::development(&world);
+        let token = issuer.issue(&subject, now, DEVELOPMENT_LIFE);
+
+        let claims = issuer.verify(&token, &world, now).expect("its own token");
+        assert_eq!(claims.sub, "owner:acme:project:web:environment:development");
+        assert_eq!(claims.exp - claims.iat, 12 * 3600);
+        assert_eq!(issuer.verify(&token, &world, now + DEVELOPMENT_LIFE), Err(Rejection::Expired));
+        assert_eq!(issuer.verify(&token, &world, now - Duration::from_secs(1)), Err(Rejection::Expired));
+        assert_eq!(other.verify(&token, &world, now), Err(Rejection::Invalid));
+        let foreign = issuer.issue(&Subject { owner: "evil".into(), ..subject }, now, DEVELOPMENT_LIFE);
+        assert_eq!(issuer.verify(&foreign, &world, now), Err(Rejection::Invalid));
+        let (head, signature) = token.rsplit_once('.').expect("three parts");
+        let tampered = format!("{head}.{}", signature.chars().rev().collect::<String>());
+        assert_eq!(issuer.verify(&tampered, &world, now), Err(Rejection::Invalid));
+    }
+}

@@ -1,0 +1,128 @@
+//! A client that shows what is on the wire: one connection for each request, nothing added but what is asked for.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::soon;
+
+/// A request, written out by hand.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Request {
+    to: SocketAddr,
+    method: String,
+    target: String,
+    headers: Vec<(String, String)>,
+    body: Option<Vec<u8>>,
+}
+
+impl Request {
+    pub fn new(to: SocketAddr, method: &str, target: &str) -> Self {
+        Self {
+            to,
+            method: method.into(),
+            target: target.into(),
+            headers: vec![("host".into(), to.to_string())],
+            body: None,
+        }
+    }
+
+    /// Sets a header, replacing any of that name.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.retain(|(n, _)| !n.eq_ignore_ascii_case(name));
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
+        self.body = Some(body.into());
+        self
+    }
+
+    pub fn json(self, body: &str) -> Self {
+        self.header("content-type", "application/json").body(body)
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target);
+        for (name, value) in &self.headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        if let Some(body) = &self.body {
+            head.push_str(&format!("content-length: {}\r\n", body.len()));
+        }
+        let mut bytes = head.into_bytes();
+        bytes.extend(b"connection: close\r\n\r\n");
+        bytes.extend(self.body.as_deref().unwrap_or_default());
+        bytes
+    }
+
+    pub async fn send(self) -> Reply {
+        Reply::parse(&raw(self.to, &self.bytes()).await)
+    }
+}
+
+/// Sends bytes and reads until the other side closes.
+pub async fn raw(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(to).await.expect("a connection");
+        // A server that refuses may close before it has read everything.
+        let _ = stream.write_all(bytes).await;
+        let mut reply = Vec::new();
+        let _ = stream.read_to_end(&mut reply).await;
+        reply
+    };
+    soon("a reply", exchange).await
+}
+
+/// A reply as it came.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    pub fn parse(bytes: &[u8]) -> Self {
+        let end = bytes
+            .windows(4)
+            .position(|w| w == b"\r\n\r\n")
+            .unwrap_or_else(|| panic!("no head in {:?}", String::from_utf8_lossy(bytes)));
+        let head = String::from_utf8(bytes[..end].to_vec()).expect("a head in ASCII");
+        let mut lines = head.split("\r\n");
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).expect("a status");
+        let headers = lines
+            .map(|line| {
+                line.split_once(": ").map_or((line.to_owned(), String::new()), |(n, v)| (n.to_lowercase(), v.into()))
+            })
+            .collect();
+        Self { status, headers, body: bytes[end + 4..].to_vec() }
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.text()))
+    }
+
+    /// `error.code` of an error of the sidecar's own.
+    pub fn code(&self) -> String {
+        let json = self.json();
+        assert_eq!(json["error"]["source"], "connect-sidecar", "{json}");
+        assert_eq!(self.header("sidecar-error"), json["error"]["code"].as_str());
+        json["error"]["code"].as_str().expect("a code").to_owned()
+    }
+
+    pub fn cache_status(&self) -> &str {
+        self.header("cache-status").unwrap_or("none")
+    }
+}

@@ -1,0 +1,305 @@
+//! What the tests share: a project with an env file, an emulator, a sidecar, a clock that stands still, a log to read.
+
+pub mod http;
+pub mod logs;
+pub mod process;
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use connect_sidecar::app::App;
+use connect_sidecar::cli::GlobalArgs;
+use connect_sidecar::clock::{Clock, Timestamp};
+use connect_sidecar::config::Config;
+use connect_sidecar::emulator::oidc::{DEVELOPMENT_LIFE, Subject};
+use connect_sidecar::emulator::world::World;
+use connect_sidecar::emulator::{Emulator, Options};
+use connect_sidecar::identity::{Identity, Reloader};
+use tempfile::TempDir;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+
+use http::{Reply, Request};
+use logs::Logs;
+
+/// The connector of most tests, as a path segment and as a uid.
+pub const SLACK: &str = "/v1/connect/token/slack%2Facme-slack";
+pub const SLACK_UID: &str = "slack/acme-slack";
+
+/// No test waits longer than this for anything.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Bounds a wait.
+pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(output) => output,
+        Err(_) => panic!("waited in vain for {what}"),
+    }
+}
+
+/// How to set the scene. Reads as a sentence: `Scene::new().toml("…").start().await`.
+#[must_use]
+pub struct Scene {
+    toml: String,
+    env: HashMap<String, String>,
+    token: Option<Option<Duration>>,
+    env_file: Option<String>,
+    world: World,
+    tls: bool,
+}
+
+impl Scene {
+    pub fn new() -> Self {
+        Self {
+            toml: String::new(),
+            env: HashMap::new(),
+            token: Some(Some(DEVELOPMENT_LIFE)),
+            env_file: None,
+            world: World::demo(),
+            tls: false,
+        }
+    }
+
+    /// Adds settings to the file given by `--config`.
+    pub fn toml(mut self, toml: &str) -> Self {
+        self.toml.push_str(toml);
+        self.toml.push('\n');
+        self
+    }
+
+    /// Sets a variable of the sidecar's environment.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.insert(name.into(), value.into());
+        self
+    }
+
+    /// The token in the env file lives this long.
+    pub fn token_life(mut self, life: Duration) -> Self {
+        self.token = Some(Some(life));
+        self
+    }
+
+    /// There is no env file.
+    pub fn without_env_file(mut self) -> Self {
+        self.token = None;
+        self
+    }
+
+    /// The env file holds exactly this; `{token}` stands for a good token.
+    pub fn env_file(mut self, content: &str) -> Self {
+        self.env_file = Some(content.into());
+        self
+    }
+
+    /// Changes who and what there is upstream.
+    pub fn world(mut self, change: impl FnOnce(&mut World)) -> Self {
+        change(&mut self.world);
+        self
+    }
+
+    /// Upstream speaks TLS.
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+
+    pub async fn start(self) -> Stage {
+        let dir = tempfile::tempdir().expect("a directory");
+        let project = dir.path().join("web");
+        fs::create_dir(&project).expect("a project");
+        // A moment that is not now, so that nothing can lean on the machine's clock.
+        let clock = Clock::test(Timestamp::from_millis(1_900_000_000_000));
+        let emulator_clock = Clock::test(clock.local());
+        let now = emulator_clock.clone();
+        let options = Options {
+            world: self.world,
+            tls: self.tls,
+            now: Arc::new(move || system_time(now.now())),
+            ..Options::default()
+        };
+        let emulator = Emulator::start(options).await.expect("an emulator");
+        if let Some(Some(life)) = self.token {
+            let token = emulator.oidc_token(life);
+            let content = match &self.env_file {
+                Some(content) => content.replace("{token}", &token),
+                None => env_file(&token),
+            };
+            write_private(&project.join(".env.local"), &content);
+        }
+        let mut toml = format!("upstream = \"{}\"\nport = 0\n{}", emulator.url(), self.toml);
+        if let Some(pem) = emulator.ca_pem() {
+            fs::write(dir.path().join("ca.pem"), pem).expect("a file");
+            toml = format!("upstream_ca = \"{}\"\n{toml}", dir.path().join("ca.pem").display());
+        }
+        write_private(&dir.path().join("config.toml"), &toml);
+
+        let logs = Logs::capture();
+        let args = GlobalArgs {
+            config: Some(dir.path().join("config.toml")),
+            project: Some(project.clone()),
+            ..GlobalArgs::default()
+        };
+        let mut env = self.env;
+        env.insert("XDG_STATE_HOME".into(), dir.path().join("state").display().to_string());
+        env.insert("XDG_CONFIG_HOME".into(), dir.path().join("no-config").display().to_string());
+        let config = Config::load(&args, &|name| env.get(name).map(Into::into), dir.path())
+            .unwrap_or_else(|e| panic!("the scene's configuration is wrong:\n{e}"));
+        let app = App::bind(config, clock.clone()).await.unwrap_or_else(|e| panic!("{e}"));
+        let (addr, identity, reloader) = (app.addr(), app.identity(), app.reloader());
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = tokio::spawn(app.serve(async move {
+            let _ = stopped.await;
+        }));
+        Stage {
+            emulator,
+            emulator_clock,
+            clock,
+            logs,
+            project,
+            addr,
+            identity,
+            reloader,
+            stop: Some(stop),
+            serving,
+            dir,
+        }
+    }
+}
+
+/// A running sidecar and all around it.
+pub struct Stage {
+    pub emulator: Emulator,
+    /// Upstream's clock.
+    pub emulator_clock: Clock,
+    /// The sidecar's clock.
+    pub clock: Clock,
+    pub logs: Logs,
+    pub project: PathBuf,
+    pub addr: std::net::SocketAddr,
+    pub identity: watch::Receiver<Arc<Identity>>,
+    pub reloader: Reloader,
+    stop: Option<oneshot::Sender<()>>,
+    serving: JoinHandle<bool>,
+    dir: TempDir,
+}
+
+impl Stage {
+    /// A request to the sidecar.
+    pub fn request(&self, method: &str, target: &str) -> Request {
+        Request::new(self.addr, method, target)
+    }
+
+    /// A token request with this body.
+    pub fn token(&self, body: &str) -> Request {
+        self.request("POST", SLACK).json(body)
+    }
+
+    /// The token that a plain request gets.
+    pub async fn slack_token(&self) -> String {
+        let reply = self.token(r#"{"subject":{"type":"app"}}"#).send().await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        reply.json()["token"].as_str().expect("a token").to_owned()
+    }
+
+    /// The state as JSON.
+    pub async fn status(&self) -> serde_json::Value {
+        self.request("GET", "/_sidecar/v1/status").send().await.json()
+    }
+
+    pub fn env_path(&self) -> PathBuf {
+        self.project.join(".env.local")
+    }
+
+    /// Where test files may go.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The instance's key.
+    pub fn key(&self) -> String {
+        let file = self.dir.path().join(format!("state/connect-sidecar/{}.json", self.addr.port()));
+        let instance: serde_json::Value = serde_json::from_slice(&fs::read(file).expect("a state file")).expect("JSON");
+        instance["key"].as_str().expect("a key").to_owned()
+    }
+
+    /// Moves both clocks.
+    pub fn pass(&self, time: Duration) {
+        self.emulator_clock.advance(time);
+        self.clock.advance(time);
+    }
+
+    /// A token for the demo's project that lives this long from now.
+    pub fn fresh_token(&self, life: Duration) -> String {
+        self.emulator.oidc_token(life)
+    }
+
+    /// A token of the demo's project, changed.
+    pub fn token_of(&self, change: impl FnOnce(&mut Subject)) -> String {
+        let mut subject = Subject::development(&World::demo());
+        change(&mut subject);
+        self.emulator.oidc_token_for(&subject, DEVELOPMENT_LIFE)
+    }
+
+    /// Writes the env file as `vercel env pull` does: truncate, then write.
+    pub fn write_env(&self, token: &str) {
+        fs::write(self.env_path(), env_file(token)).expect("written");
+    }
+
+    /// Returns once the sidecar uses another identity than at the call of `change`.
+    pub async fn after_identity_change(&mut self, change: impl FnOnce(&Self)) {
+        self.identity.mark_unchanged();
+        change(self);
+        soon("another identity", self.identity.changed()).await.expect("the sidecar runs");
+    }
+
+    /// Returns once the sidecar uses a token with this fingerprint.
+    pub async fn uses(&mut self, token: &str) {
+        let fingerprint = fingerprint(token);
+        let mut identity = self.identity.clone();
+        let found = identity.wait_for(|identity| identity.oidc().is_some_and(|t| t.fingerprint() == fingerprint));
+        soon("the token to be used", found).await.expect("the sidecar runs");
+    }
+
+    /// Stops it; tells whether all requests ended in time.
+    pub async fn stop(mut self) -> bool {
+        self.stop.take();
+        soon("the sidecar's end", self.serving).await.expect("no panic")
+    }
+
+    /// Sends one request many times at once.
+    pub async fn at_once(&self, count: usize, request: Request) -> Vec<Reply> {
+        let tasks: Vec<_> = (0..count).map(|_| tokio::spawn(request.clone().send())).collect();
+        let mut replies = Vec::with_capacity(count);
+        for task in tasks {
+            replies.push(soon("a reply", task).await.expect("no panic"));
+        }
+        replies
+    }
+}
+
+/// The first 8 hex digits of SHA-256, as status shows them.
+pub fn fingerprint(token: &str) -> String {
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token.as_bytes());
+    hash.as_ref()[..4].iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// An env file as the CLI writes it.
+pub fn env_file(token: &str) -> String {
+    format!("# Created by Vercel CLI\nDATABASE_URL=\"postgres://u:p@h/db\"\nVERCEL_OIDC_TOKEN=\"{token}\"\n")
+}
+
+/// Writes a file that only we can read.
+pub fn write_private(path: &Path, content: &str) {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path).expect("a file");
+    file.write_all(content.as_bytes()).expect("written");
+}
+
+fn system_time(t: Timestamp) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(t.as_millis())
+}
