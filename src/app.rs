@@ -8,7 +8,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -143,7 +142,7 @@ impl App {
             identity: identity.clone(),
             cache: cache.clone(),
             stats: stats.clone(),
-            upstream: upstream.name(),
+            upstream: upstream.name().to_owned(),
             project: config.project.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             credential_source: credential_source.clone(),
             expiring_below: config.warn_before.iter().copied().max().unwrap_or_default(),
@@ -159,7 +158,6 @@ impl App {
             credential_source,
             stats,
             tasks: tasks.clone(),
-            said_credentials_dropped: AtomicBool::new(false),
         };
         let mut policy = config.policy;
         policy.key = Some(Key::new(key));
@@ -167,7 +165,7 @@ impl App {
             warn!("--allowed-host lets in whoever can send that Host: consider --require-key");
         }
         Ok(Self {
-            server: Arc::new(Server { proxy: Arc::new(proxy), policy, status }),
+            server: Arc::new(Server::new(Arc::new(proxy), policy, status)),
             listeners: std::iter::once(v4).chain(v6).collect(),
             addr,
             identity,
@@ -203,7 +201,7 @@ impl App {
         let spawn = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             background.spawn(ended.clone().run_until_cancelled_owned(task));
         };
-        let proxy = self.server.proxy.clone();
+        let proxy = self.server.proxy().clone();
         if let Some(watch) = self.watch {
             spawn(Box::pin(watch.run()));
         }
@@ -214,6 +212,8 @@ impl App {
         spawn(Box::pin(follow(self.identity, proxy.clone())));
         spawn(Box::pin(async move { proxy.upstream.prepare().await }));
 
+        spawn(Box::pin(self.server.clone().end_idle_connections()));
+
         let stopping = CancellationToken::new();
         let connections = TaskTracker::new();
         for listener in self.listeners {
@@ -222,6 +222,7 @@ impl App {
 
         stop.await;
         stopping.cancel();
+        self.server.finish();
         connections.close();
         self.tasks.close();
         let under_way = async {

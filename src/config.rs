@@ -13,7 +13,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http::uri::{Authority, Scheme};
+use http::Uri;
 use secrecy::SecretString;
 
 use crate::cli::GlobalArgs;
@@ -28,7 +28,7 @@ use sources::Sources;
 pub const DEFAULT_PORT: u16 = 2774;
 /// The env file in the project unless another is named.
 pub const DEFAULT_ENV_FILE: &str = ".env.local";
-const DEFAULT_UPSTREAM: &str = "api.vercel.com";
+const DEFAULT_UPSTREAM: &str = "https://api.vercel.com";
 const DEFAULT_WARN_BEFORE: [Duration; 3] =
     [Duration::from_secs(3600), Duration::from_secs(900), Duration::from_secs(300)];
 const DEFAULT_MAX_ENTRIES: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
@@ -104,12 +104,8 @@ impl Config {
     pub fn load(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Result<Self, ConfigError> {
         let mut s = Sources::read(args, environment, current_dir);
 
-        let (scheme, authority) = s
-            .get("upstream", values::upstream)
-            .unwrap_or_else(|| (Scheme::HTTPS, Authority::from_static(DEFAULT_UPSTREAM)));
         let upstream = upstream::Options {
-            scheme,
-            authority,
+            origin: s.get("upstream", values::upstream).unwrap_or_else(|| Uri::from_static(DEFAULT_UPSTREAM)),
             extra_roots: s.get("upstream_ca", values::certificates).unwrap_or_default(),
             team_id: s.get("team_id", values::team_id),
             use_env_proxy: s.get("use_env_proxy", values::boolean).unwrap_or_default(),

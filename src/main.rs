@@ -56,7 +56,10 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     let current_dir = std::env::current_dir().map_err(|e| Failure::System("find the current directory", e))?;
     let config = Config::load(&cli.global, &|name| std::env::var_os(name), &current_dir)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        // One core in two at the most: the rest is for the apps, and waking another core costs more than it saves.
+        .worker_threads((cores / 2).clamp(1, 4))
         .enable_all()
         .build()
         .map_err(|e| Failure::System("start the runtime", e))?;

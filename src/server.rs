@@ -4,19 +4,23 @@
 //! HTTP/1.1 and 1.0 only: no upgrade, no tunnel, no TLS. A request's connection ends with the caller, never the other
 //! way round; what it started upstream goes on in the proxy's own tasks.
 
+mod connections;
+
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use connections::{Connections, Finish};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,29 +32,50 @@ use crate::proxy::guard::{self, Admitted, Policy};
 use crate::proxy::reply::{self, Reply};
 use crate::status::Status;
 
-/// A request's head must be there within this time; an idle connection is closed after it, too.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 /// Largest request head, in bytes.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// Most header lines.
-const MAX_HEADERS: usize = 64;
 /// The first pause after a failed accept, doubled up to [`LONGEST_ACCEPT_PAUSE`].
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Answers requests.
 pub struct Server {
-    /// Requests to Connect.
-    pub proxy: Arc<Proxy>,
-    /// Who may ask.
-    pub policy: Policy,
-    /// What people look at.
-    pub status: Status,
+    proxy: Arc<Proxy>,
+    policy: Policy,
+    status: Status,
+    connections: Connections,
+    said_credentials_dropped: AtomicBool,
 }
 
 impl Server {
-    /// Accepts connections until `stopping`; each is served in a task of `connections`.
-    pub async fn accept(self: Arc<Self>, listener: TcpListener, connections: TaskTracker, stopping: CancellationToken) {
+    /// A server for requests to Connect (`proxy`) and for what people look at (`status`), under this policy.
+    pub fn new(proxy: Arc<Proxy>, policy: Policy, status: Status) -> Self {
+        Self {
+            proxy,
+            policy,
+            status,
+            connections: Connections::new(),
+            said_credentials_dropped: AtomicBool::new(false),
+        }
+    }
+
+    /// The way of requests to Connect.
+    pub fn proxy(&self) -> &Arc<Proxy> {
+        &self.proxy
+    }
+
+    /// Ends connections whose request does not come, for as long as it is polled.
+    pub async fn end_idle_connections(self: Arc<Self>) {
+        self.connections.end_idle().await;
+    }
+
+    /// Tells all connections to finish after the request under way.
+    pub fn finish(&self) {
+        self.connections.finish();
+    }
+
+    /// Accepts connections until `stopping`; each is served in a task of `tasks`.
+    pub async fn accept(self: Arc<Self>, listener: TcpListener, tasks: TaskTracker, stopping: CancellationToken) {
         let mut pause = ACCEPT_PAUSE;
         loop {
             let accepted = tokio::select! {
@@ -60,7 +85,7 @@ impl Server {
             match accepted {
                 Ok((stream, peer)) => {
                     pause = ACCEPT_PAUSE;
-                    connections.spawn(self.clone().connection(stream, peer, stopping.clone()));
+                    tasks.spawn(self.clone().connection(stream, peer));
                 }
                 Err(error) => {
                     warn!("could not accept a connection: {error}");
@@ -71,32 +96,39 @@ impl Server {
         }
     }
 
-    /// Serves one connection; once `stopping`, only the request under way.
-    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, stopping: CancellationToken) {
+    /// Serves one connection.
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         let Ok(local) = stream.local_addr() else { return };
         if !peer.ip().to_canonical().is_loopback() {
             debug!("closed a connection from {peer}, which is not this machine");
             return;
         }
         let _ = stream.set_nodelay(true);
-        let service = service_fn(move |request| {
-            let server = self.clone();
-            async move { Ok::<_, Infallible>(server.answer(request, local.port()).await) }
+        let (open, finishing) = self.connections.open();
+        let (server, activity) = (&*self, &*open.activity);
+        let service = service_fn(move |request| async move {
+            activity.begin_request();
+            let reply = server.answer(request, local.port()).await;
+            activity.end_request();
+            Ok::<_, Infallible>(reply)
         });
         let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_headers(MAX_HEADERS)
+            // `connections` sees to it, for less than a timer costs.
+            .header_read_timeout(None)
             .max_header_size(MAX_HEAD_BYTES)
             .pipeline_flush(true)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
+            biased;
             ended = connection.as_mut() => ended,
-            () = stopping.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
+            finish = finishing => match finish {
+                Ok(Finish::AfterRequest) => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+                Ok(Finish::Now) | Err(_) => Ok(()),
+            },
         };
         if let Err(error) = ended {
             // Callers hang up: that is no fault of ours, nor of theirs.
@@ -109,6 +141,9 @@ impl Server {
         let (head, body) = request.into_parts();
         let (admitted, outcome) = match guard::check(&head, local_port, &self.policy) {
             Ok(admitted) => {
+                if admitted.has_credentials && !self.said_credentials_dropped.swap(true, Ordering::Relaxed) {
+                    warn!("an app sends credentials of its own: they are dropped, the sidecar's are used instead");
+                }
                 let outcome = self.route(&head, body, &admitted).await;
                 (admitted, outcome)
             }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Uri;
-use http::uri::{Authority, Scheme};
+use http::uri::Scheme;
 use rustls::pki_types::CertificateDer;
 use tracing::Level;
 
@@ -136,19 +136,17 @@ pub(super) fn team_id(value: &Value) -> Parsed<String> {
 }
 
 /// An origin; plain HTTP only for a loopback address, written as such.
-pub(super) fn upstream(value: &Value) -> Parsed<(Scheme, Authority)> {
+pub(super) fn upstream(value: &Value) -> Parsed<Uri> {
     let what = "an origin such as https://api.vercel.com";
     let uri: Uri = text(value)?.parse().or_else(|_| expected(what))?;
-    let parts = uri.into_parts();
-    let (Some(scheme), Some(authority)) = (parts.scheme, parts.authority) else { return expected(what) };
-    let is_origin = parts.path_and_query.is_none_or(|path| path == "/") && !authority.as_str().contains('@');
-    if !is_origin {
+    let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else { return expected(what) };
+    if uri.path() != "/" || uri.query().is_some() || authority.as_str().contains('@') {
         return expected("an origin without user, path or query, such as https://api.vercel.com");
     }
     let host = authority.host().trim_matches(['[', ']']);
     let is_loopback = host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-    if scheme == Scheme::HTTPS || (scheme == Scheme::HTTP && is_loopback) {
-        Ok((scheme, authority))
+    if *scheme == Scheme::HTTPS || (*scheme == Scheme::HTTP && is_loopback) {
+        Ok(uri)
     } else {
         expected("https (plain http is taken only for a loopback address such as http://127.0.0.1:8080)")
     }

@@ -7,22 +7,24 @@
 //! those already waiting and never stored, save a 429, which is held for its `Retry-After`. Nothing goes to disk.
 //! Rules: interface.md section 3.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::StatusCode;
-use lru::LruCache;
+use http::{HeaderMap, StatusCode};
+use lru::{DefaultHasher, LruCache};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::error::{Code, RequestError};
-use super::key::{Asked, Key, Spelling, Subject};
-use super::reply::Answer;
+use super::key::{Asked, Key, Subject};
+use super::reply::{Answer, HitHeaders};
 use crate::clock::{Clock, Timestamp};
 use crate::identity::{Identity, Principal};
 
@@ -34,6 +36,8 @@ const DEFAULT_HOLD: Duration = Duration::from_secs(1);
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// All stored answers together, in bytes.
 const MAX_TOTAL_BYTES: usize = 4 * 1024 * 1024;
+/// A longer body is parsed each time.
+const MAX_SPELLING_BYTES: usize = 1024;
 /// Processes remembered as having been given a token.
 const MAX_CLIENTS: usize = 256;
 
@@ -72,10 +76,8 @@ pub enum Found {
     Hit {
         /// The reply.
         answer: Arc<Answer>,
-        /// What is left of its life in the cache.
-        ttl: Duration,
-        /// Since it came.
-        age: Duration,
+        /// Its headers, which say how old it is and how long it will be served.
+        headers: Arc<HeaderMap>,
     },
     /// Upstream's 429, held.
     Held {
@@ -86,6 +88,17 @@ pub enum Found {
         /// Until upstream is asked again.
         left: Duration,
     },
+}
+
+/// What is known of a request by the bytes it is written in.
+#[derive(Debug)]
+pub enum Spelled {
+    /// Answered.
+    Found(Found),
+    /// Nothing to answer it with, but this is what it asks for.
+    Known(Asked),
+    /// Never seen.
+    Unknown,
 }
 
 /// How a request that was not [`Found`] got its answer.
@@ -140,7 +153,7 @@ pub struct Cache {
     limits: Limits,
     clock: Clock,
     tasks: TaskTracker,
-    hasher: RandomState,
+    hasher: DefaultHasher,
 }
 
 struct Inner {
@@ -150,15 +163,23 @@ struct Inner {
     entries: LruCache<Key, Entry>,
     /// Sum of the entries' body lengths.
     bytes: usize,
-    /// Spellings already parsed, so that a hit needs no parsing.
-    spellings: LruCache<Spelling, Asked>,
+    /// Requests already parsed, by a keyed hash of their bytes, so that a hit needs no parsing.
+    spellings: LruCache<u64, Spelling>,
     flights: HashMap<Key, Flight>,
     holds: HashMap<Key, Hold>,
     next_flight: u64,
 }
 
+/// How a request was written and what it asks for: many spellings have one key.
+struct Spelling {
+    path: Box<str>,
+    body: Box<[u8]>,
+    asked: Asked,
+}
+
 struct Entry {
     answer: Arc<Answer>,
+    headers: HitHeaders,
     stored_at: Timestamp,
     expires_at: Timestamp,
     names: Names,
@@ -205,7 +226,7 @@ impl Cache {
             holds: HashMap::new(),
             next_flight: 0,
         };
-        Self { inner: Arc::new(Mutex::new(inner)), limits, clock, tasks, hasher: RandomState::new() }
+        Self { inner: Arc::new(Mutex::new(inner)), limits, clock, tasks, hasher: DefaultHasher::default() }
     }
 
     /// Whether anything is ever stored.
@@ -223,24 +244,39 @@ impl Cache {
         self.lock().follow(identity);
     }
 
-    /// Answers a request in a spelling seen before, as [`Cache::find`] would. The one look-up of a hit.
+    /// Answers a request written as one seen before, as [`Cache::find`] would. The one look-up of a hit.
     pub fn find_spelled(
         &self,
         identity: &Identity,
-        spelling: &Spelling,
+        path: &str,
+        body: &[u8],
         forced: bool,
         client: Option<Client>,
-    ) -> Option<Found> {
+    ) -> Spelled {
+        let hash = self.hasher.hash_one((path, body));
         let now = self.clock.now();
         let mut inner = self.lock();
         inner.follow(identity);
-        let asked = *inner.spellings.get(spelling)?;
-        inner.judge(&asked, forced, client, &self.limits, now).ok()
+        let asked = match inner.spellings.get(&hash) {
+            Some(spelling) if *spelling.path == *path && *spelling.body == *body => spelling.asked,
+            _ => return Spelled::Unknown,
+        };
+        match inner.judge(&asked, forced, client, &self.limits, now) {
+            Ok(found) => Spelled::Found(found),
+            Err(_) => Spelled::Known(asked),
+        }
     }
 
-    /// Remembers what a spelling asks for.
-    pub fn remember(&self, spelling: Spelling, asked: Asked) {
-        self.lock().spellings.put(spelling, asked);
+    /// Remembers what a request for `identity` asks for. Bodies that hold somebody's token are not kept.
+    pub fn remember(&self, identity: &Identity, path: &str, body: &[u8], asked: Asked) {
+        if body.len() > MAX_SPELLING_BYTES || asked.subject == Subject::Token {
+            return;
+        }
+        let hash = self.hasher.hash_one((path, body));
+        let mut inner = self.lock();
+        if inner.generation == identity.generation {
+            inner.spellings.put(hash, Spelling { path: path.into(), body: body.into(), asked });
+        }
     }
 
     /// Answers from what is stored or held, if the rules allow it.
@@ -462,8 +498,8 @@ impl Inner {
                 } else {
                     entry.give(client);
                     entry.hits += 1;
-                    let age = now.since(entry.stored_at);
-                    return Ok(Found::Hit { answer: entry.answer.clone(), ttl, age });
+                    let headers = entry.headers.at(&entry.answer, ttl, now.since(entry.stored_at));
+                    return Ok(Found::Hit { answer: entry.answer.clone(), headers });
                 }
             }
         }
@@ -492,6 +528,7 @@ impl Inner {
         let grant = Grant::read(answer)?;
         let mut entry = Entry {
             answer: answer.clone(),
+            headers: HitHeaders::default(),
             stored_at: now,
             expires_at: grant.expires_at,
             names: grant.names(&ask.connector),
@@ -588,22 +625,27 @@ impl Grant {
         #[serde(rename_all = "camelCase")]
         struct TokenResponse<'a> {
             #[serde(borrow)]
-            token: std::borrow::Cow<'a, str>,
+            token: Cow<'a, str>,
             expires_at: f64,
-            connector: Option<serde_json::Value>,
+            #[serde(borrow)]
+            connector: Option<&'a RawValue>,
+        }
+        #[derive(Default, Deserialize)]
+        struct Connector {
+            id: Option<String>,
+            uid: Option<String>,
         }
         if answer.status != StatusCode::OK {
             return None;
         }
         let response: TokenResponse<'_> = serde_json::from_slice(&answer.body).ok()?;
-        let name = |field: &str| {
-            let connector = response.connector.as_ref()?;
-            connector.get(field)?.as_str().map(str::to_owned)
-        };
+        // Nobody promises these names: an answer without them is stored under the one it was asked for by.
+        let connector = response.connector.and_then(|raw| serde_json::from_str::<Connector>(raw.get()).ok());
+        let Connector { id, uid } = connector.unwrap_or_default();
         (!response.token.is_empty() && response.expires_at.is_finite() && response.expires_at > 0.0).then(|| Self {
             expires_at: Timestamp::from_millis(response.expires_at as u64),
-            id: name("id"),
-            uid: name("uid"),
+            id,
+            uid,
         })
     }
 

@@ -25,10 +25,6 @@ const SETS: [&str; 3] = ["scopes", "audience", "resources"];
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key([u8; 32]);
 
-/// Names how it is asked for: principal, connector and the body's bytes. Many spellings have one [`Key`].
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Spelling([u8; 32]);
-
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Key(…)")
@@ -94,17 +90,15 @@ pub enum BadJson {
     TooDeep,
 }
 
-/// The spelling of a token request.
-pub fn spelling(principal: &Principal, connector: &str, body: &[u8]) -> Spelling {
-    Spelling(hash(principal, connector, body))
-}
-
 /// What a token request asks for.
 pub fn parse(principal: &Principal, connector: &str, body: &[u8]) -> Result<Asked, BadJson> {
     let object = object(body)?;
     let mut validity_buffer = Duration::ZERO;
     let mut subject = Subject::Unnamed;
-    let mut canonical = Canonical::default();
+    let mut canonical = Canonical::with_capacity(32 + 8 + connector.len() + body.len() + 64);
+    canonical.0.extend_from_slice(principal.as_bytes());
+    canonical.0.extend_from_slice(&(connector.len() as u64).to_be_bytes());
+    canonical.0.extend_from_slice(connector.as_bytes());
     canonical.members(object, 1, |canonical, name, value| {
         match name {
             "validityBufferMs" => {
@@ -122,24 +116,13 @@ pub fn parse(principal: &Principal, connector: &str, body: &[u8]) -> Result<Aske
         }
         Ok(true)
     })?;
-    Ok(Asked { key: Key(hash(principal, connector, canonical.0.as_bytes())), validity_buffer, subject })
+    Ok(Asked { key: canonical.key(), validity_buffer, subject })
 }
 
 /// Checks a body that is not keyed: empty, or one JSON object with one reading.
 pub fn check(body: &[u8]) -> Result<(), BadJson> {
     let object = object(body)?;
     Canonical::default().members(object, 1, |_, _, _| Ok(true))
-}
-
-fn hash(principal: &Principal, connector: &str, rest: &[u8]) -> [u8; 32] {
-    let mut hash = digest::Context::new(&digest::SHA256);
-    hash.update(principal.as_bytes());
-    hash.update(&(connector.len() as u64).to_be_bytes());
-    hash.update(connector.as_bytes());
-    hash.update(rest);
-    let mut bytes = [0; 32];
-    bytes.copy_from_slice(hash.finish().as_ref());
-    bytes
 }
 
 /// The members of the body's object; none for an empty body.
@@ -200,9 +183,19 @@ impl<'de> Deserialize<'de> for Object<'de> {
 
 /// JSON in one spelling: keys sorted, strings escaped one way, no blanks, numbers as they came.
 #[derive(Default)]
-struct Canonical(String);
+struct Canonical(Vec<u8>);
 
 impl Canonical {
+    fn with_capacity(bytes: usize) -> Self {
+        Self(Vec::with_capacity(bytes))
+    }
+
+    fn key(&self) -> Key {
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(digest::digest(&digest::SHA256, &self.0).as_ref());
+        Key(bytes)
+    }
+
     fn value(&mut self, value: &RawValue, depth: usize) -> Result<(), BadJson> {
         let text = value.get();
         match text.as_bytes().first() {
@@ -212,12 +205,12 @@ impl Canonical {
             }
             Some(b'[') => {
                 let elements = elements(value, depth + 1)?;
-                self.0.push('[');
+                self.0.push(b'[');
                 for element in elements {
                     self.value(element, depth + 1)?;
-                    self.0.push(',');
+                    self.0.push(b',');
                 }
-                self.0.push(']');
+                self.0.push(b']');
                 Ok(())
             }
             Some(b'"') => {
@@ -226,14 +219,15 @@ impl Canonical {
                 Ok(())
             }
             _ => {
-                self.0.push_str(text);
+                self.0.extend_from_slice(text.as_bytes());
                 Ok(())
             }
         }
     }
 
     fn string(&mut self, string: &str) {
-        self.0.push_str(&serde_json::Value::from(string).to_string());
+        // Writing to a vector cannot fail.
+        let _ = serde_json::to_writer(&mut self.0, string);
     }
 
     /// Writes an object at `depth`. `write` may write a member itself and return `false`, or leave it out.
@@ -251,16 +245,16 @@ impl Canonical {
         if members.windows(2).any(|pair| pair[0].0 == pair[1].0) {
             return Err(BadJson::DuplicateKey);
         }
-        self.0.push('{');
+        self.0.push(b'{');
         for (name, value) in members {
             if write(self, &name, value)? {
                 self.string(&name);
-                self.0.push(':');
+                self.0.push(b':');
                 self.value(value, depth)?;
-                self.0.push(',');
+                self.0.push(b',');
             }
         }
-        self.0.push('}');
+        self.0.push(b'}');
         Ok(())
     }
 
@@ -277,12 +271,12 @@ impl Canonical {
         set.sort_unstable();
         set.dedup();
         self.string(name);
-        self.0.push_str(":[");
+        self.0.extend_from_slice(b":[");
         for element in set {
-            self.0.push_str(&element);
-            self.0.push(',');
+            self.0.extend_from_slice(&element);
+            self.0.push(b',');
         }
-        self.0.push_str("],");
+        self.0.extend_from_slice(b"],");
         Ok(())
     }
 }
@@ -369,8 +363,6 @@ mod tests {
         let of = |p: &str, connector: &str| parse(&principal(p), connector, b"{}").expect("an object").key;
         assert_ne!(of("p", "a"), of("q", "a"));
         assert_ne!(of("p", "a"), of("p", "b"));
-        let parts_run_together = spelling(&principal("p"), "a", b"b{}") == spelling(&principal("p"), "ab", b"{}");
-        assert!(!parts_run_together);
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod coach;
 pub mod error;
 pub mod guard;
 pub mod key;
+mod pool;
 pub mod reply;
 pub mod route;
 pub mod stats;
@@ -18,13 +19,12 @@ pub mod upstream;
 use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::StatusCode;
+use http::header::{self, HeaderMap, HeaderName};
 use http::request::Parts;
-use http::{Method, StatusCode};
 use hyper::body::Body;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -33,11 +33,11 @@ use tracing::{info, warn};
 
 use crate::clock::{Clock, spoken};
 use crate::identity::{Credential, CredentialProblem, Identity, Reloader};
-use cache::{Ask, Cache, Fetched, Found, Landed, Role};
+use cache::{Ask, Cache, Fetched, Found, Landed, Role, Spelled};
 use coach::UpstreamError;
 use error::{Code, RequestError};
 use key::{BadJson, Subject};
-use reply::{Answer, CACHE_STATUS, Reply};
+use reply::{Answer, Reply};
 use route::{Action, Route};
 use stats::Stats;
 use upstream::{Outgoing, Upstream};
@@ -65,8 +65,6 @@ pub struct Proxy {
     pub stats: Arc<Stats>,
     /// Where requests to upstream run: a caller that goes away cancels none.
     pub tasks: TaskTracker,
-    /// Whether it was said that callers' own credentials are dropped.
-    pub said_credentials_dropped: AtomicBool,
 }
 
 impl Proxy {
@@ -80,14 +78,13 @@ impl Proxy {
         let route = route::parse(&head.method, path, head.uri.query())?;
         self.check_allowed(&route.connector)?;
         body::check_content_type(head, &body)?;
-        self.note_dropped_credentials(&head.headers);
         let body = body::read(body).await?;
         match route.action {
             Action::Token => self.token(route, head, body).await,
             action => {
                 key::check(&body).map_err(bad_json)?;
                 let credential = self.credential().await?;
-                let outgoing = self.upstream.outgoing(action, head.method.clone(), path, &head.headers, body)?;
+                let outgoing = self.upstream.outgoing(action, head, body)?;
                 self.pass(route, outgoing, credential).await
             }
         }
@@ -99,19 +96,24 @@ impl Proxy {
         let forced = is_no_cache(&head.headers);
         let client = head.headers.get(SIDECAR_CLIENT).map(|name| self.cache.client(name.as_bytes()));
 
-        let mut ask = None;
+        let ask = |asked| Ask { asked, connector: route.connector.clone(), forced, client };
+
+        let mut known = None;
         if let Some(principal) = identity.principal() {
-            let spelling = key::spelling(principal, &route.connector, &body);
-            if let Some(found) = self.cache.find_spelled(&identity, &spelling, forced, client) {
-                return self.reply_found(found);
-            }
-            let asked = key::parse(principal, &route.connector, &body).map_err(bad_json)?;
-            self.cache.remember(spelling, asked);
-            let question = Ask { asked, connector: route.connector.clone(), forced, client };
-            if let Some(found) = self.cache.find(&question) {
-                return self.reply_found(found);
-            }
-            ask = Some((principal.clone(), question));
+            let path = head.uri.path();
+            let asked = match self.cache.find_spelled(&identity, path, &body, forced, client) {
+                Spelled::Found(found) => return self.reply_found(found),
+                Spelled::Known(asked) => asked,
+                Spelled::Unknown => {
+                    let asked = key::parse(principal, &route.connector, &body).map_err(bad_json)?;
+                    self.cache.remember(&identity, path, &body, asked);
+                    if let Some(found) = self.cache.find(&ask(asked)) {
+                        return self.reply_found(found);
+                    }
+                    asked
+                }
+            };
+            known = Some((principal.clone(), asked));
         } else {
             key::check(&body).map_err(bad_json)?;
         }
@@ -119,22 +121,20 @@ impl Proxy {
         // From here on upstream is needed, and with it a credential that is good now.
         let credential = self.credential().await?;
         let identity = self.identity.borrow().clone();
-        let ask = match ask {
-            Some((principal, ask)) if principal == *credential.principal() => ask,
+        let asked = match known {
+            Some((principal, asked)) if principal == *credential.principal() => asked,
             // The credential has changed hands while this request was read.
-            _ => {
-                let asked = key::parse(credential.principal(), &route.connector, &body).map_err(bad_json)?;
-                Ask { asked, connector: route.connector.clone(), forced, client }
-            }
+            _ => key::parse(credential.principal(), &route.connector, &body).map_err(bad_json)?,
         };
         let begun = Instant::now();
-        let outgoing = self.upstream.outgoing(Action::Token, Method::POST, head.uri.path(), &head.headers, body)?;
         let proxy = self.clone();
-        let subject = ask.asked.subject;
-        let fetched = self.cache.fetch(ask, &identity, || async move { proxy.exchange(&outgoing, credential).await });
+        let fetched = self.cache.fetch(ask(asked), &identity, || {
+            let outgoing = proxy.upstream.outgoing(Action::Token, head, body);
+            async move { proxy.exchange(&outgoing?, credential).await }
+        });
         match fetched.await {
             Fetched::Found(found) => self.reply_found(found),
-            Fetched::Landed(role, landed) => self.reply_landed(&route, subject, role, landed, begun.elapsed()),
+            Fetched::Landed(role, landed) => self.reply_landed(&route, asked.subject, role, landed, begun.elapsed()),
         }
     }
 
@@ -168,7 +168,7 @@ impl Proxy {
     /// Sends, and once more if upstream rejects the credential and another one has come meanwhile.
     async fn exchange(&self, outgoing: &Outgoing, credential: Arc<Credential>) -> Result<Answer, RequestError> {
         let answer = self.send(outgoing, &credential).await?;
-        if !UpstreamError::read(&answer.body).rejects_credential(answer.status) {
+        if answer.status.is_success() || !UpstreamError::read(&answer.body).rejects_credential(answer.status) {
             return Ok(answer);
         }
         self.reloader.reload().await;
@@ -236,33 +236,18 @@ impl Proxy {
         }
     }
 
-    fn note_dropped_credentials(&self, headers: &HeaderMap) {
-        let own = [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION];
-        if own.iter().any(|name| headers.contains_key(name))
-            && !self.said_credentials_dropped.swap(true, Ordering::Relaxed)
-        {
-            warn!("an app sends credentials of its own: they are dropped, the sidecar's are used instead");
-        }
-    }
-
     fn reply_found(&self, found: Found) -> Result<Reply, RequestError> {
         self.stats.hits.count();
         match found {
-            Found::Hit { answer, ttl, age } => {
-                let mut reply = answer.reply();
-                let status = format!("connect-sidecar; hit; ttl={}", ttl.as_secs());
-                set_cache_status(&mut reply, status, Some(age));
-                Ok(reply)
-            }
+            Found::Hit { answer, headers } => Ok(answer.reply_with(HeaderMap::clone(&headers))),
             Found::Held { outcome, age, left } => {
                 let answer = outcome.map_err(|mut error| {
                     error.retry_after = Some(reply::retry_after(left));
                     error
                 })?;
-                let mut reply = answer.reply();
-                reply.headers_mut().insert(header::RETRY_AFTER, reply::retry_after(left));
-                set_cache_status(&mut reply, "connect-sidecar; hit; detail=429".to_owned(), Some(age));
-                Ok(reply)
+                let mut headers = answer.headers_saying("hit; detail=429", Some(age));
+                headers.insert(header::RETRY_AFTER, reply::retry_after(left));
+                Ok(answer.reply_with(headers))
             }
         }
     }
@@ -293,9 +278,7 @@ impl Proxy {
         if role != Role::Joined {
             self.log(route, Some(subject), &what, answer.status, &answer.body, took);
         }
-        let mut reply = answer.reply();
-        set_cache_status(&mut reply, format!("connect-sidecar; {what}"), None);
-        Ok(reply)
+        Ok(answer.reply_with(answer.headers_saying(&what, None)))
     }
 
     /// One line for each request that went upstream, with the command that mends an error.
@@ -336,16 +319,6 @@ impl Proxy {
             }
             None => warn!(action, connector, subject, status = status_code, code, cache, ms, "{action} {connector}"),
         }
-    }
-}
-
-fn set_cache_status(reply: &mut Reply, status: String, age: Option<Duration>) {
-    let headers = reply.headers_mut();
-    if let Ok(status) = HeaderValue::try_from(status) {
-        headers.insert(CACHE_STATUS, status);
-    }
-    if let Some(age) = age {
-        headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
     }
 }
 

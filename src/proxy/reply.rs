@@ -4,7 +4,7 @@
 //! (interface.md section 3). Each reply carries the response headers of trust-policy.md section 4.11. Never emits a
 //! cookie, a `Server` or, but for an allowed origin, an `Access-Control-*` header.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,7 +32,7 @@ const RELAYED: [HeaderName; 3] =
 
 /// The headers of every reply, made once: building them for each costs more than a cache look-up.
 static SAFE_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
-    let mut headers = HeaderMap::with_capacity(12);
+    let mut headers = HeaderMap::new();
     for (name, value) in [
         (header::CACHE_CONTROL, "no-store"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -61,21 +61,22 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Keeps what may be passed on. `headers` are upstream's.
-    pub fn new(status: StatusCode, headers: &HeaderMap, body: Bytes) -> Self {
+    /// Keeps what may be passed on. `headers` are upstream's. All is copied: the originals are slices of a connection's
+    /// read buffer, which would live as long as the answer does.
+    pub fn new(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
         let mut kept = SAFE_HEADERS.clone();
         if status != StatusCode::NO_CONTENT {
             // Nothing but JSON is ever relayed, whatever upstream calls it.
             let is_json = |value: &&HeaderValue| essence(value).is_some_and(|e| e == "application/json");
             let content_type = headers.get(header::CONTENT_TYPE).filter(is_json);
-            kept.insert(header::CONTENT_TYPE, content_type.cloned().unwrap_or(JSON));
+            kept.insert(header::CONTENT_TYPE, content_type.map_or(JSON, copied));
         }
         for name in RELAYED {
             if let Some(value) = headers.get(&name) {
-                kept.insert(name, value.clone());
+                kept.insert(name, copied(value));
             }
         }
-        Self { status, body, headers: kept }
+        Self { status, body: Bytes::copy_from_slice(body), headers: kept }
     }
 
     /// `Retry-After` as upstream sent it.
@@ -85,10 +86,51 @@ impl Answer {
 
     /// The reply for an app.
     pub fn reply(&self) -> Reply {
+        self.reply_with(self.headers.clone())
+    }
+
+    /// The headers of a reply to a token request: what happened, after RFC 9211, and how old the answer is.
+    pub fn headers_saying(&self, cache_status: &str, age: Option<Duration>) -> HeaderMap {
+        let mut headers = self.headers.clone();
+        if let Ok(status) = HeaderValue::try_from(format!("connect-sidecar; {cache_status}")) {
+            headers.insert(CACHE_STATUS, status);
+        }
+        if let Some(age) = age {
+            headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
+        }
+        headers
+    }
+
+    /// The reply for an app, with these headers.
+    pub fn reply_with(&self, headers: HeaderMap) -> Reply {
         let mut response = Response::new(Full::new(self.body.clone()));
         *response.status_mut() = self.status;
-        *response.headers_mut() = self.headers.clone();
+        *response.headers_mut() = headers;
         response
+    }
+}
+
+fn copied(value: &HeaderValue) -> HeaderValue {
+    // It was a valid value before.
+    HeaderValue::from_bytes(value.as_bytes()).unwrap_or(JSON)
+}
+
+/// The headers of hits on one answer. They change by the second at most, and making them costs more than the look-up.
+#[derive(Debug, Default)]
+pub struct HitHeaders {
+    made: Arc<HeaderMap>,
+    for_seconds: Option<(u64, u64)>,
+}
+
+impl HitHeaders {
+    /// The headers for a hit on `answer` that may be served for `ttl` and came `age` ago.
+    pub fn at(&mut self, answer: &Answer, ttl: Duration, age: Duration) -> Arc<HeaderMap> {
+        let seconds = Some((ttl.as_secs(), age.as_secs()));
+        if self.for_seconds != seconds {
+            self.made = Arc::new(answer.headers_saying(&format!("hit; ttl={}", ttl.as_secs()), Some(age)));
+            self.for_seconds = seconds;
+        }
+        self.made.clone()
     }
 }
 
@@ -155,7 +197,7 @@ mod tests {
             ("connection", "x-evil"),
             ("x-evil", "1"),
         ]);
-        let reply = Answer::new(StatusCode::TOO_MANY_REQUESTS, &headers, Bytes::from_static(b"{}")).reply();
+        let reply = Answer::new(StatusCode::TOO_MANY_REQUESTS, &headers, b"{}").reply();
         assert_eq!(reply.status(), 429);
         let mut names: Vec<_> = reply.headers().keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
@@ -182,11 +224,27 @@ mod tests {
     fn never_relays_another_content_type() {
         for content_type in ["text/html", "application/json, text/html", "application/jsonp"] {
             let headers = upstream(&[("content-type", content_type)]);
-            let reply = Answer::new(StatusCode::OK, &headers, Bytes::from_static(b"{}")).reply();
+            let reply = Answer::new(StatusCode::OK, &headers, b"{}").reply();
             assert_eq!(reply.headers()["content-type"], "application/json", "{content_type}");
         }
-        let empty = Answer::new(StatusCode::NO_CONTENT, &HeaderMap::new(), Bytes::new()).reply();
+        let empty = Answer::new(StatusCode::NO_CONTENT, &HeaderMap::new(), b"").reply();
         assert!(!empty.headers().contains_key("content-type"));
+    }
+
+    #[test]
+    fn the_headers_of_hits_follow_the_seconds() {
+        let answer = Answer::new(StatusCode::OK, &HeaderMap::new(), b"{}");
+        let mut headers = HitHeaders::default();
+        for (ttl_ms, age_ms, status, age) in [
+            (2999, 0, "connect-sidecar; hit; ttl=2", "0"),
+            (2001, 999, "connect-sidecar; hit; ttl=2", "0"),
+            (1999, 1000, "connect-sidecar; hit; ttl=1", "1"),
+            (1999, 2000, "connect-sidecar; hit; ttl=1", "2"),
+        ] {
+            let made = headers.at(&answer, Duration::from_millis(ttl_ms), Duration::from_millis(age_ms));
+            assert_eq!(made["cache-status"], status);
+            assert_eq!(made["age"], age);
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@ use super::error::{Code, RequestError};
 
 /// A longer segment is refused, in bytes.
 const MAX_SEGMENT_BYTES: usize = 512;
+/// `mcp.linear.app/a/b` has three.
+const MAX_PARTS: usize = 3;
 
 /// What a request wants from Connect (connect-contract.md section 1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -125,26 +127,63 @@ pub fn decode(segment: &str) -> Option<String> {
         return None;
     }
     let mut decoded = Vec::with_capacity(segment.len());
-    let mut bytes = segment.bytes();
-    while let Some(byte) = bytes.next() {
-        decoded.push(match byte {
-            b'%' => {
-                let mut digit = || char::from(bytes.next()?).to_digit(16);
-                let (high, low) = (digit()?, digit()?);
-                u8::try_from(high * 16 + low).ok()?
+    let (mut part_begins, mut parts) = (0, 1);
+    let mut rest = segment.as_bytes();
+    while let [byte, after @ ..] = rest {
+        rest = after;
+        let byte = match (*byte, after) {
+            (byte, _) if PLAIN[usize::from(byte)] => byte,
+            (b'%', [high, low, after @ ..]) => {
+                rest = after;
+                let byte = hex_digit(*high)? << 4 | hex_digit(*low)?;
+                match byte {
+                    ..0x20 | 0x7F | b'\\' | b'%' | b'?' | b'#' => return None,
+                    b'/' if !is_part(&decoded[part_begins..]) => return None,
+                    b'/' => {
+                        part_begins = decoded.len() + 1;
+                        parts += 1;
+                    }
+                    _ => {}
+                }
+                byte
             }
-            _ if byte.is_ascii_alphanumeric() || b"._~-!$&'()*+,;=:@".contains(&byte) => byte,
             _ => return None,
-        });
+        };
+        decoded.push(byte);
     }
-    let connector = String::from_utf8(decoded).ok()?;
-    if connector.chars().any(|c| c.is_control() || matches!(c, '\\' | '%' | '?' | '#')) {
+    let last = &decoded[part_begins..];
+    // `…/token/{connector}/import` plants tokens: a connector may not look like it to anyone who decodes.
+    if !is_part(last) || last == b"import" || parts > MAX_PARTS {
         return None;
     }
-    let parts: Vec<&str> = connector.split('/').collect();
-    let plain = parts.iter().all(|part| !matches!(*part, "" | "." | ".."));
-    // `…/token/{connector}/import` plants tokens: a connector may not look like it to anyone who decodes.
-    (plain && parts.len() <= 3 && parts.last() != Some(&"import")).then_some(connector)
+    let connector = String::from_utf8(decoded).ok()?;
+    // Control characters beyond ASCII.
+    (connector.is_ascii() || !connector.chars().any(char::is_control)).then_some(connector)
+}
+
+fn is_part(part: &[u8]) -> bool {
+    !matches!(part, b"" | b"." | b"..")
+}
+
+/// What may stand unencoded in a segment (RFC 3986, `pchar`).
+const PLAIN: [bool; 256] = {
+    let mut table = [false; 256];
+    let plain = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@";
+    let mut i = 0;
+    while i < plain.len() {
+        table[plain[i] as usize] = true;
+        i += 1;
+    }
+    table
+};
+
+const fn hex_digit(byte: u8) -> Option<u8> {
+    match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        b'A'..=b'F' => Some(byte - b'A' + 10),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -30,7 +30,8 @@ pub struct Instance {
 /// A fresh key: 32 random bytes.
 pub fn new_key() -> io::Result<String> {
     let mut bytes = [0; 32];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| io::Error::other("no randomness to be had"))?;
+    // The system's own: the TLS library's generator takes some 60 ms to seed, and nobody waits for TLS at the start.
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
     Ok(URL_SAFE_NO_PAD.encode(bytes))
 }
 

@@ -1,0 +1,506 @@
+//! The whole hop over loopback, measured as ratios side by side in one run.
+//!
+//! `cargo bench --bench loopback` prints, against a bare hyper server that reads the same body and answers a constant of
+//! the same size: requests a second and server CPU per request of a cached hit at 16 and at 128 connections. Further:
+//! what forwarding a miss adds at the median, what a thousand equal requests cost, the time from exec to the first
+//! answer, resident memory, and a hit among a thousand entries. Rounds alternate and the median of the ratios counts:
+//! single figures mean little on a shared machine. `--quick` is for CI: it shows that everything runs. Names of sections
+//! (`hits`, `entries`, `misses`, `herd`, `start`) choose those.
+
+#![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::convert::Infallible;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use connect_sidecar::emulator::fault::{Fault, Trouble};
+use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use connect_sidecar::emulator::world::Connector;
+use connect_sidecar::emulator::{Emulator, Options};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const BODY: &str = r#"{"subject":{"type":"app"},"scopes":["chat:write"]}"#;
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(at) = args.iter().position(|a| a == "--bare") {
+        return bare_server(args[at + 1].parse().unwrap());
+    }
+    if let Some(at) = args.iter().position(|a| a == "--relay") {
+        return relay(args[at + 1].parse().unwrap());
+    }
+    let quick = args.iter().any(|a| a == "--quick");
+    let chosen = |section: &str| args.iter().all(|a| a.starts_with("--")) || args.iter().any(|a| a == section);
+    for (name, section) in
+        [("hits", hits as fn(bool)), ("entries", entries), ("misses", misses), ("herd", herd), ("start", start)]
+    {
+        if chosen(name) {
+            section(quick);
+        }
+    }
+}
+
+/// The yardstick: hyper with nothing around it.
+fn bare_server(size: usize) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async move {
+        let answer = Bytes::from(vec![b'x'; size]);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        println!("bare listening on http://{}", listener.local_addr().unwrap());
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            stream.set_nodelay(true).unwrap();
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let answer = answer.clone();
+                    async move {
+                        let body = request.into_body().collect().await.unwrap().to_bytes();
+                        assert!(!body.is_empty());
+                        let mut response = Response::new(Full::new(answer));
+                        response
+                            .headers_mut()
+                            .insert("content-type", http::HeaderValue::from_static("application/json"));
+                        Ok::<_, Infallible>(response)
+                    }
+                });
+                let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+}
+
+/// The yardstick of forwarding: copies bytes, understands none.
+fn relay(to: SocketAddr) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async move {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        println!("relay listening on http://{}", listener.local_addr().unwrap());
+        loop {
+            let (mut from, _) = listener.accept().await.unwrap();
+            let mut to = tokio::net::TcpStream::connect(to).await.unwrap();
+            from.set_nodelay(true).unwrap();
+            to.set_nodelay(true).unwrap();
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut from, &mut to).await });
+        }
+    });
+}
+
+/// This program in another role.
+fn myself(role: &str, argument: &str) -> Server {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([role, argument]);
+    Server::start(command)
+}
+
+/// A server in a process of its own.
+struct Server {
+    child: Child,
+    addr: SocketAddr,
+    _stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Server {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let (_, addr) = line.trim_end().split_once("http://").unwrap_or_else(|| panic!("not ready: {line:?}"));
+        Self { addr: addr.parse().unwrap(), child, _stdout: stdout }
+    }
+
+    /// CPU time used so far, in clock ticks.
+    fn ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        let after_name = stat.rsplit(')').next().unwrap_or_default().to_owned();
+        let fields: Vec<u64> = after_name.split_whitespace().map(|f| f.parse().unwrap_or(0)).collect();
+        fields.get(11).unwrap_or(&0) + fields.get(12).unwrap_or(&0)
+    }
+
+    /// Resident memory in KiB.
+    fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or("0 kB");
+        line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn request(addr: SocketAddr, target: &str, body: &str) -> Vec<u8> {
+    format!(
+        "POST {target} HTTP/1.1\r\nhost: {addr}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+/// Reads one response with a content length; its total length.
+async fn read_response(stream: &mut tokio::net::TcpStream, buffer: &mut Vec<u8>) -> usize {
+    buffer.clear();
+    loop {
+        assert!(stream.read_buf(buffer).await.unwrap() > 0, "closed");
+        if let Some(total) = response_length(buffer)
+            && buffer.len() >= total
+        {
+            return total;
+        }
+    }
+}
+
+fn response_length(bytes: &[u8]) -> Option<usize> {
+    let end = bytes.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
+    let head = std::str::from_utf8(&bytes[..end]).ok()?;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    let length = head.lines().find_map(|l| l.strip_prefix("content-length: "))?;
+    Some(end + length.trim().parse::<usize>().ok()?)
+}
+
+/// Requests a second over `connections` keep-alive connections.
+fn load(addr: SocketAddr, target: &str, connections: usize, time: Duration) -> (f64, u64) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let begun = Instant::now();
+        let bytes = request(addr, target, BODY);
+        let tasks: Vec<_> = (0..connections)
+            .map(|_| {
+                let bytes = bytes.clone();
+                tokio::spawn(async move {
+                    let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+                    stream.set_nodelay(true).unwrap();
+                    let mut buffer = Vec::with_capacity(4096);
+                    stream.write_all(&bytes).await.unwrap();
+                    let length = read_response(&mut stream, &mut buffer).await;
+                    let mut count = 1_u64;
+                    // The head's length may change by the digits of an age: compare loosely, count by whole responses.
+                    while begun.elapsed() < time {
+                        stream.write_all(&bytes).await.unwrap();
+                        let mut got = 0;
+                        while got + 64 < length {
+                            buffer.clear();
+                            got += stream.read_buf(&mut buffer).await.unwrap();
+                        }
+                        count += 1;
+                    }
+                    count
+                })
+            })
+            .collect();
+        let mut total = 0;
+        for task in tasks {
+            total += task.await.unwrap();
+        }
+        (total as f64 / begun.elapsed().as_secs_f64(), total)
+    })
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Latencies of single requests over one connection, in microseconds.
+fn latencies(addr: SocketAddr, requests: impl Iterator<Item = Vec<u8>>) -> Vec<f64> {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.set_nodelay(true).unwrap();
+    requests.map(|bytes| exchange(&mut stream, &bytes)).collect()
+}
+
+struct Sandbox {
+    dir: tempfile::TempDir,
+    _runtime: tokio::runtime::Runtime,
+    emulator: Emulator,
+}
+
+impl Sandbox {
+    fn new(tls: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let mut options = Options { tls, ..Options::default() };
+        for n in 0..2000 {
+            options.world.connectors.push(Connector::new(&format!("oauth/c{n}"), &format!("scl_c{n}"), "prj_web"));
+        }
+        let emulator = runtime.block_on(Emulator::start(options)).unwrap();
+        let token = emulator.oidc_token(DEVELOPMENT_LIFE);
+        std::fs::write(dir.path().join(".env.local"), format!("VERCEL_OIDC_TOKEN=\"{token}\"\n")).unwrap();
+        if let Some(pem) = emulator.ca_pem() {
+            std::fs::write(dir.path().join("ca.pem"), pem).unwrap();
+        }
+        Self { dir, _runtime: runtime, emulator }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_connect-sidecar"));
+        command
+            .args(["--port", "0", "--quiet", "--upstream", &self.emulator.url()])
+            .current_dir(self.dir.path())
+            .env("HOME", self.dir.path())
+            .stderr(Stdio::null());
+        if self.emulator.ca_pem().is_some() {
+            command.arg("--upstream-ca").arg(self.dir.path().join("ca.pem"));
+        }
+        command
+    }
+
+    fn sidecar(&self) -> Server {
+        Server::start(self.command())
+    }
+}
+
+/// A cached hit against the yardstick.
+fn hits(quick: bool) {
+    let rounds = if quick { 2 } else { 41 };
+    let time = if quick { Duration::from_millis(200) } else { Duration::from_millis(500) };
+    let sandbox = Sandbox::new(false);
+    let sidecar = sandbox.sidecar();
+    let idle = sidecar.resident();
+    let slack = "/v1/connect/token/slack%2Facme-slack";
+    let _ = latencies(sidecar.addr, std::iter::once(request(sidecar.addr, slack, BODY)));
+    let size = answer_size(sidecar.addr, slack);
+    let bare = myself("--bare", &size.to_string());
+
+    println!("a cached hit against a bare hyper server with a body of the same {size} bytes");
+    for connections in [16, 128] {
+        let (mut rates, mut cpus) = (Vec::new(), Vec::new());
+        for round in 0..rounds {
+            let once = |server: &Server| {
+                let before = server.ticks();
+                let (rate, count) = load(server.addr, slack, connections, time);
+                (rate, (server.ticks() - before) as f64 / count as f64)
+            };
+            // The order changes, so that neither always comes first.
+            let (ours, theirs) = if round % 2 == 0 {
+                let theirs = once(&bare);
+                (once(&sidecar), theirs)
+            } else {
+                let ours = once(&sidecar);
+                (ours, once(&bare))
+            };
+            rates.push(ours.0 / theirs.0);
+            cpus.push(ours.1 / theirs.1);
+        }
+        println!(
+            "  {connections:>4} connections: rate {:.3}, server CPU per request {:.3}",
+            median(&mut rates),
+            median(&mut cpus)
+        );
+    }
+    println!("  upstream requests for all of that: {}", sandbox.emulator.count(slack));
+    println!(
+        "resident memory: {:.1} MiB idle, {:.1} MiB afterwards",
+        idle as f64 / 1024.0,
+        sidecar.resident() as f64 / 1024.0
+    );
+}
+
+fn answer_size(addr: SocketAddr, target: &str) -> usize {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.write_all(&request(addr, target, BODY)).unwrap();
+    let mut buffer = vec![0; 8192];
+    let mut got = 0;
+    loop {
+        got += stream.read(&mut buffer[got..]).unwrap();
+        if let Some(total) = response_length(&buffer[..got]) {
+            let head = buffer.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+            return total - head;
+        }
+    }
+}
+
+/// A hit with a thousand entries against a hit with one.
+fn entries(quick: bool) {
+    let sandbox = Sandbox::new(false);
+    let (one, many) = (sandbox.sidecar(), sandbox.sidecar());
+    let slack = "/v1/connect/token/slack%2Facme-slack";
+    let n = if quick { 50 } else { 1000 };
+    let fill = (0..n).map(|n| request(many.addr, &format!("/v1/connect/token/oauth%2Fc{n}"), BODY));
+    let _ = latencies(many.addr, fill);
+    let count = if quick { 200 } else { 5000 };
+    let mut ratios = Vec::new();
+    for _ in 0..(if quick { 1 } else { 7 }) {
+        let hits = |server: &Server| {
+            let mut times = latencies(server.addr, (0..count).map(|_| request(server.addr, slack, BODY)));
+            median(&mut times)
+        };
+        let single = hits(&one);
+        ratios.push(hits(&many) / single);
+    }
+    println!("a hit among {n} entries against one among 1: latency {:.3}", median(&mut ratios));
+}
+
+/// What forwarding adds to a direct keep-alive request, over TLS and plain, and what a relay adds that only copies
+/// bytes: that much is the machine's. All take turns.
+fn misses(quick: bool) {
+    for tls in [false, true] {
+        let sandbox = Sandbox::new(tls);
+        let sidecar = sandbox.sidecar();
+        let relay = myself("--relay", &sandbox.emulator.addr().to_string());
+        let token = sandbox.emulator.oidc_token(DEVELOPMENT_LIFE);
+        let mut direct = Direct::new(&sandbox, sandbox.emulator.addr());
+        let mut relayed = Direct::new(&sandbox, relay.addr);
+        let mut forwarded = Forwarded::new(sidecar.addr);
+        let mut times = [const { Vec::new() }; 3];
+        for n in 0..(if quick { 50 } else { 3000 }) {
+            let body = format!(r#"{{"subject":{{"type":"app"}},"scopes":["s{n}"]}}"#);
+            times[0].push(direct.latency(&token, &body));
+            times[1].push(relayed.latency(&token, &body));
+            times[2].push(forwarded.latency(&body));
+        }
+        let [direct, relayed, forwarded] = times.map(|mut times| median(&mut times));
+        println!(
+            "a miss forwarded {}: adds {:.0} µs at the median to a direct {direct:.0} µs; a mere relay adds {:.0} µs",
+            if tls { "over TLS" } else { "in plain" },
+            forwarded - direct,
+            relayed - direct,
+        );
+    }
+}
+
+/// A keep-alive connection to the sidecar.
+struct Forwarded {
+    stream: TcpStream,
+    addr: SocketAddr,
+}
+
+impl Forwarded {
+    fn new(addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect(addr).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, addr }
+    }
+
+    fn latency(&mut self, body: &str) -> f64 {
+        let bytes = request(self.addr, "/v1/connect/token/slack%2Facme-slack", body);
+        exchange(&mut self.stream, &bytes)
+    }
+}
+
+/// The time from the first byte sent to the last received, in microseconds.
+fn exchange(stream: &mut (impl Read + Write + ?Sized), request: &[u8]) -> f64 {
+    let mut buffer = [0; 8192];
+    let begun = Instant::now();
+    stream.write_all(request).unwrap();
+    stream.flush().unwrap();
+    let mut got = 0;
+    loop {
+        let n = stream.read(&mut buffer[got..]).unwrap();
+        assert!(n > 0, "closed");
+        got += n;
+        if response_length(&buffer[..got]).is_some_and(|total| got >= total) {
+            return begun.elapsed().as_secs_f64() * 1e6;
+        }
+    }
+}
+
+/// A keep-alive connection straight to the emulator.
+struct Direct {
+    stream: Box<dyn ReadWrite>,
+    addr: SocketAddr,
+}
+
+trait ReadWrite: Read + Write {}
+impl<T: Read + Write> ReadWrite for T {}
+
+impl Direct {
+    fn new(sandbox: &Sandbox, addr: SocketAddr) -> Self {
+        let tcp = TcpStream::connect(addr).unwrap();
+        tcp.set_nodelay(true).unwrap();
+        let stream: Box<dyn ReadWrite> = if sandbox.emulator.ca_pem().is_some() {
+            let roots = connect_sidecar::tls::read_certificates(&sandbox.dir.path().join("ca.pem")).unwrap();
+            let config = connect_sidecar::tls::client_config(roots).unwrap();
+            let name = rustls::pki_types::ServerName::from(addr.ip());
+            let connection = rustls::ClientConnection::new(config.into(), name).unwrap();
+            Box::new(rustls::StreamOwned::new(connection, tcp))
+        } else {
+            Box::new(tcp)
+        };
+        Self { stream, addr }
+    }
+
+    fn latency(&mut self, token: &str, body: &str) -> f64 {
+        let bytes = format!(
+            "POST /v1/connect/token/slack%2Facme-slack HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {token}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            self.addr,
+            body.len()
+        );
+        exchange(&mut *self.stream, bytes.as_bytes())
+    }
+}
+
+/// Many equal requests at once, upstream taking 50 ms; and the same many when the answer is there already.
+fn herd(quick: bool) {
+    let count = if quick { 100 } else { 1000 };
+    // One connection for each caller, on both sides.
+    let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, 8192, 8192);
+    let (mut cold, mut warm) = (Vec::new(), Vec::new());
+    let mut upstream = 0;
+    for _ in 0..(if quick { 1 } else { 7 }) {
+        let sandbox = Sandbox::new(false);
+        let sidecar = sandbox.sidecar();
+        sandbox.emulator.inject(Fault::always(Trouble::Delay(Duration::from_millis(50))));
+        cold.push(all_at_once(sidecar.addr, count));
+        warm.push(all_at_once(sidecar.addr, count));
+        upstream = upstream.max(sandbox.emulator.count("token"));
+    }
+    println!(
+        "{count} equal requests at once, upstream 50 ms: {upstream} upstream, the last answered after {:.0} ms; \
+         {:.0} ms when it is cached",
+        median(&mut cold),
+        median(&mut warm)
+    );
+}
+
+/// Sends one request on each of `count` open connections; milliseconds until the last is answered.
+fn all_at_once(addr: SocketAddr, count: usize) -> f64 {
+    let bytes = request(addr, "/v1/connect/token/slack%2Facme-slack", BODY);
+    let mut streams: Vec<_> = (0..count).map(|_| TcpStream::connect(addr).unwrap()).collect();
+    // All are accepted once the last has been answered something else.
+    let health = format!("GET /healthz HTTP/1.1\r\nhost: {addr}\r\n\r\n");
+    exchange(streams.last_mut().unwrap(), health.as_bytes());
+    let begun = Instant::now();
+    for stream in &mut streams {
+        stream.write_all(&bytes).unwrap();
+    }
+    let mut buffer = [0; 8192];
+    for stream in &mut streams {
+        let mut got = 0;
+        while response_length(&buffer[..got]).is_none_or(|total| got < total) {
+            let n = stream.read(&mut buffer[got..]).unwrap();
+            assert!(n > 0, "closed");
+            got += n;
+        }
+    }
+    begun.elapsed().as_secs_f64() * 1e3
+}
+
+/// From exec to the first answer.
+fn start(quick: bool) {
+    let sandbox = Sandbox::new(false);
+    let mut times = Vec::new();
+    for _ in 0..(if quick { 2 } else { 15 }) {
+        let begun = Instant::now();
+        let server = sandbox.sidecar();
+        let mut stream = TcpStream::connect(server.addr).unwrap();
+        write!(stream, "GET /healthz HTTP/1.1\r\nhost: {}\r\n\r\n", server.addr).unwrap();
+        let mut buffer = [0; 512];
+        assert!(stream.read(&mut buffer).unwrap() > 0);
+        times.push(begun.elapsed().as_secs_f64() * 1e3);
+    }
+    println!("exec to first answer: {:.1} ms", median(&mut times));
+}
