@@ -291,35 +291,49 @@ impl Cache {
     where
         F: Future<Output = Result<Answer, RequestError>> + Send + 'static,
     {
-        let buffer = self.limits.buffer.max(ask.asked.validity_buffer);
-        let (role, mut landing) = {
-            let mut inner = self.lock();
-            inner.follow(identity);
-            let now = self.clock.now();
-            let forced = match inner.judge(&ask.asked, ask.forced, ask.client, &self.limits, now) {
-                Ok(found) => return Fetched::Found(found),
-                Err(Miss { forced }) => forced,
-            };
-            match inner.flights.get_mut(&ask.asked.key) {
-                Some(flight) if !forced && flight.buffer >= buffer => {
-                    flight.waiting.extend(ask.client);
-                    (Role::Joined, flight.landing.clone())
-                }
-                _ => {
-                    let role = if forced { Role::Forced } else { Role::Led };
-                    if forced {
-                        inner.remove(&ask.asked.key);
-                    }
-                    let is_current = inner.generation == identity.generation;
-                    (role, self.take_off(&mut inner, ask, buffer, is_current, upstream()))
-                }
-            }
+        let (role, mut landing) = match self.board(ask, identity, upstream) {
+            Ok(boarded) => boarded,
+            Err(found) => return Fetched::Found(found),
         };
         let landed = match landing.wait_for(Option::is_some).await {
             Ok(landed) => landed.clone(),
             Err(_) => None,
         };
         Fetched::Landed(role, landed.unwrap_or_else(|| Landed { outcome: Err(broken_off()), stored: None }))
+    }
+
+    /// The flight to wait for, joined or started; or what answers without one. Whoever joins keeps nothing of
+    /// `upstream` while it waits.
+    fn board<F>(
+        &self,
+        ask: Ask,
+        identity: &Identity,
+        upstream: impl FnOnce() -> F,
+    ) -> Result<(Role, watch::Receiver<Option<Landed>>), Found>
+    where
+        F: Future<Output = Result<Answer, RequestError>> + Send + 'static,
+    {
+        let buffer = self.limits.buffer.max(ask.asked.validity_buffer);
+        let now = self.clock.now();
+        let mut inner = self.lock();
+        inner.follow(identity);
+        let forced = match inner.judge(&ask.asked, ask.forced, ask.client, &self.limits, now) {
+            Ok(found) => return Err(found),
+            Err(Miss { forced }) => forced,
+        };
+        if let Some(flight) = inner.flights.get_mut(&ask.asked.key)
+            && !forced
+            && flight.buffer >= buffer
+        {
+            flight.waiting.extend(ask.client);
+            return Ok((Role::Joined, flight.landing.clone()));
+        }
+        if forced {
+            inner.remove(&ask.asked.key);
+        }
+        let is_current = inner.generation == identity.generation;
+        let role = if forced { Role::Forced } else { Role::Led };
+        Ok((role, self.take_off(&mut inner, ask, buffer, is_current, upstream())))
     }
 
     /// Starts a flight. It replaces an earlier one for its key, whose answer will reach its callers but not the cache.

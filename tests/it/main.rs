@@ -1,4 +1,6 @@
 //! All integration tests in one binary: a module for each behaviour, `support` beside them.
 
+#![allow(unreachable_pub, reason = "nothing here has a caller outside this binary")]
+
 mod journey;
 mod support;
