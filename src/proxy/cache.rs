@@ -292,8 +292,8 @@ impl Cache {
         F: Future<Output = Result<Answer, RequestError>> + Send + 'static,
     {
         let (role, mut landing) = match self.board(ask, identity, upstream) {
-            Ok(boarded) => boarded,
-            Err(found) => return Fetched::Found(found),
+            Ok(found) => return Fetched::Found(found),
+            Err(boarded) => boarded,
         };
         let landed = match landing.wait_for(Option::is_some).await {
             Ok(landed) => landed.clone(),
@@ -302,14 +302,14 @@ impl Cache {
         Fetched::Landed(role, landed.unwrap_or_else(|| Landed { outcome: Err(broken_off()), stored: None }))
     }
 
-    /// The flight to wait for, joined or started; or what answers without one. Whoever joins keeps nothing of
+    /// What answers at once; failing that, the flight to wait for, joined or started. Whoever joins keeps nothing of
     /// `upstream` while it waits.
     fn board<F>(
         &self,
         ask: Ask,
         identity: &Identity,
         upstream: impl FnOnce() -> F,
-    ) -> Result<(Role, watch::Receiver<Option<Landed>>), Found>
+    ) -> Result<Found, (Role, watch::Receiver<Option<Landed>>)>
     where
         F: Future<Output = Result<Answer, RequestError>> + Send + 'static,
     {
@@ -318,7 +318,7 @@ impl Cache {
         let mut inner = self.lock();
         inner.follow(identity);
         let forced = match inner.judge(&ask.asked, ask.forced, ask.client, &self.limits, now) {
-            Ok(found) => return Err(found),
+            Ok(found) => return Ok(found),
             Err(Miss { forced }) => forced,
         };
         if let Some(flight) = inner.flights.get_mut(&ask.asked.key)
@@ -326,14 +326,14 @@ impl Cache {
             && flight.buffer >= buffer
         {
             flight.waiting.extend(ask.client);
-            return Ok((Role::Joined, flight.landing.clone()));
+            return Err((Role::Joined, flight.landing.clone()));
         }
         if forced {
             inner.remove(&ask.asked.key);
         }
         let is_current = inner.generation == identity.generation;
         let role = if forced { Role::Forced } else { Role::Led };
-        Ok((role, self.take_off(&mut inner, ask, buffer, is_current, upstream())))
+        Err((role, self.take_off(&mut inner, ask, buffer, is_current, upstream())))
     }
 
     /// Starts a flight. It replaces an earlier one for its key, whose answer will reach its callers but not the cache.
