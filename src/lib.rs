@@ -6,6 +6,7 @@
 //! - [`proxy`]: what happens to a request. Gates, route, cache key, cache with single flight, the way to upstream.
 //! - [`status`]: what people look at.
 //! - [`server`] accepts connections; [`app`] wires everything; [`config`] reads flags, environment and files.
+//! - [`emulator`] stands in for Connect; [`demo`] shows the main job against it.
 //!
 //! # One request
 //!
@@ -24,6 +25,7 @@ pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod demo;
 pub mod emulator;
 pub mod identity;
 pub mod logging;

@@ -13,9 +13,12 @@ use tracing::{Level, Subscriber};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
+use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer, Registry, fmt};
+
+use crate::clock::Clock;
 
 /// Lines that wait for a slow reader before they are dropped.
 const BUFFERED_LINES: usize = 4096;
@@ -76,10 +79,24 @@ where
     let filter = Targets::new().with_default(theirs).with_target(env!("CARGO_CRATE_NAME"), ours);
     let base = fmt::layer().with_writer(writer).with_target(false);
     match options.format {
-        Format::Text => base.fmt_fields(debug_fn(write_field)).with_ansi(options.color).with_filter(filter).boxed(),
+        Format::Text => base
+            .fmt_fields(debug_fn(write_field))
+            .with_timer(ToTheSecond(Clock::system()))
+            .with_ansi(options.color)
+            .with_filter(filter)
+            .boxed(),
         Format::Json => {
             base.json().flatten_event(true).with_current_span(false).with_span_list(false).with_filter(filter).boxed()
         }
+    }
+}
+
+/// The machine's time, as exact as people need it.
+struct ToTheSecond(Clock);
+
+impl FormatTime for ToTheSecond {
+    fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {
+        write!(writer, "{}", self.0.local())
     }
 }
 
@@ -90,7 +107,11 @@ fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Deb
     match field.name() {
         "message" => write!(writer, "{}", escaped(&text)),
         "hint" => Ok(()),
-        name => write!(writer, " {name}={}", escaped(text.trim_matches('"'))),
+        name => {
+            let plain = text.trim_matches('"');
+            // What has blanks keeps its quotes, so that one can see where it ends.
+            write!(writer, " {name}={}", escaped(if plain.contains(' ') { &text } else { plain }))
+        }
     }
 }
 
@@ -164,6 +185,16 @@ mod tests {
             lines.contains("ours") && lines.contains("their warning") && !lines.contains("authorization"),
             "{lines}"
         );
+    }
+
+    #[test]
+    fn a_text_line_is_dated_to_the_second_and_shows_where_a_value_ends() {
+        let line = logged(Level::INFO, Format::Text, || {
+            tracing::info!(connector = "slack/acme", cache = "hit; ttl=2", hint = "run it", "asked");
+        });
+        let (date, rest) = line.split_once(' ').expect("a date");
+        assert_eq!(date.len(), "2026-11-23T09:00:00Z".len(), "{date}");
+        assert_eq!(rest.trim_end(), " INFO asked connector=slack/acme cache=\"hit; ttl=2\"");
     }
 
     #[test]

@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use clap::Parser;
 use connect_sidecar::app::{App, StartupError};
-use connect_sidecar::cli::{Cli, Command};
+use connect_sidecar::cli::{Cli, Command, GlobalArgs};
 use connect_sidecar::clock::Clock;
 use connect_sidecar::config::{Config, ConfigError};
+use connect_sidecar::demo::{Demo, DemoError};
 use connect_sidecar::identity::Reloader;
 use connect_sidecar::logging;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 const FAILED: u8 = 1;
 const BAD_CONFIGURATION: u8 = 2;
@@ -26,6 +28,8 @@ enum Failure {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Startup(#[from] StartupError),
+    #[error(transparent)]
+    Demo(#[from] DemoError),
     #[error("could not {0}: {1}")]
     System(&'static str, io::Error),
 }
@@ -33,9 +37,9 @@ enum Failure {
 impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) => BAD_CONFIGURATION,
+            Self::Config(_) | Self::Demo(DemoError::Config(_)) => BAD_CONFIGURATION,
             Self::Startup(StartupError::PortTaken { .. }) => PORT_TAKEN,
-            Self::Startup(_) | Self::System(..) => FAILED,
+            Self::Startup(_) | Self::Demo(DemoError::Setup(..)) | Self::System(..) => FAILED,
         }
     }
 }
@@ -54,8 +58,6 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode, Failure> {
-    let current_dir = std::env::current_dir().map_err(|e| Failure::System("find the current directory", e))?;
-    let config = Config::load(&cli.global, &|name| std::env::var_os(name), &current_dir)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // One core in two at the most: the rest is for the apps, and waking another core costs more than it saves.
@@ -63,27 +65,54 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::System("start the runtime", e))?;
-    let code = match cli.command.as_ref().unwrap_or(&Command::Serve) {
-        Command::Serve => {
-            let _log = logging::start(config.logging);
-            runtime.block_on(serve(config))
+    let code = runtime.block_on(async {
+        match cli.command.as_ref().unwrap_or(&Command::Serve) {
+            Command::Serve => serve(&cli.global).await,
+            Command::Demo { once } => demo(&cli.global, *once).await,
         }
-        Command::Demo { once } => runtime.block_on(demo(config, *once)),
-    };
+    });
     // A file system that does not answer must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(100));
     code
 }
 
-async fn demo(_config: Config, _once: bool) -> Result<ExitCode, Failure> {
-    Ok(ExitCode::SUCCESS)
-}
-
-async fn serve(config: Config) -> Result<ExitCode, Failure> {
+async fn serve(args: &GlobalArgs) -> Result<ExitCode, Failure> {
+    let current_dir = std::env::current_dir().map_err(|e| Failure::System("find the current directory", e))?;
+    let config = Config::load(args, &|name| std::env::var_os(name), &current_dir)?;
+    let _log = logging::start(config.logging);
     let app = App::bind(config, Clock::system()).await?;
     let stops = Stops::listen(app.reloader())?;
     say_ready("connect-sidecar", app.addr());
     Ok(until_stopped(stops, |stop| app.serve(stop)).await)
+}
+
+async fn demo(args: &GlobalArgs, once: bool) -> Result<ExitCode, Failure> {
+    let (demo, config) = Demo::prepare(args, &|name| std::env::var_os(name)).await?;
+    let color = config.logging.color;
+    let _log = logging::start_with(logging::Options { color: false, ..config.logging }, demo.log());
+    let app = App::bind(config, Clock::system()).await?;
+    let stops = Stops::listen(app.reloader())?;
+    let addr = app.addr();
+    say_ready("connect-sidecar", addr);
+    let code = until_stopped(stops, |stop| async {
+        let stopping = CancellationToken::new();
+        let touring = stopping.run_until_cancelled(async {
+            let convinced = demo.tour(addr, color, once).await;
+            if once {
+                stopping.cancel();
+            }
+            convinced
+        });
+        let serving = app.serve(async {
+            tokio::select! {
+                () = stop => stopping.cancel(),
+                () = stopping.cancelled() => {}
+            }
+        });
+        let (drained, convinced) = tokio::join!(serving, touring);
+        drained && convinced.unwrap_or(true)
+    });
+    Ok(code.await)
 }
 
 /// The one line on stdout. A closed stdout is no reason to stop.

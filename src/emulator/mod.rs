@@ -5,6 +5,7 @@
 //! refuses with the statuses and codes of connect-contract.md section 2.2. It can be told to misbehave ([`fault`]). It
 //! shares no code with `proxy` and `identity`, so that a mistake there cannot hide here.
 
+mod admin;
 pub mod connect;
 pub mod fault;
 pub mod oidc;
@@ -134,6 +135,11 @@ impl Emulator {
         self.shared.issuer.issue(subject, (self.shared.now)(), life)
     }
 
+    /// An env file as `vercel env pull` would have written it `ago`, with a token that has so much life `left` now.
+    pub fn env_file(&self, ago: Duration, left: Duration) -> String {
+        self.shared.env_file(ago, left)
+    }
+
     /// Changes who and what there is.
     pub fn change(&self, change: impl FnOnce(&mut World)) {
         change(&mut self.shared.world());
@@ -181,6 +187,11 @@ impl Shared {
     /// Decides a request, as Connect would.
     fn decide(&self, asked: &Asked<'_>) -> Given {
         connect::decide(&mut self.world(), &self.issuer, (self.now)(), asked)
+    }
+
+    fn env_file(&self, ago: Duration, left: Duration) -> String {
+        let subject = Subject::development(&self.world());
+        admin::env_file(&self.issuer.issue(&subject, (self.now)() - ago, ago + left))
     }
 
     /// Takes the next fault that concerns a request.

@@ -4,6 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, DATE, HeaderValue};
@@ -21,6 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::admin;
 use super::connect::Asked;
 use super::fault::Trouble;
 use super::{Received, Shared};
@@ -88,6 +90,9 @@ async fn answer(
     let (head, body) = request.into_parts();
     let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
     let target = head.uri.path_and_query().map_or_else(|| head.uri.path().to_owned(), ToString::to_string);
+    if let Some(admin::Request::EnvFile(life)) = admin::read(&head.method, &target) {
+        return Ok(Response::new(AnswerBody::Whole(Some(shared.env_file(Duration::ZERO, life).into()))));
+    }
     let mut at = 0;
     shared.received.send_modify(|received| {
         at = received.len();
@@ -179,7 +184,7 @@ impl Reset {
     }
 
     fn arm(&self) {
-        let _ = self.0.set_linger(Some(std::time::Duration::ZERO));
+        let _ = self.0.set_linger(Some(Duration::ZERO));
     }
 }
 

@@ -2,5 +2,6 @@
 
 #![allow(unreachable_pub, reason = "nothing here has a caller outside this binary")]
 
+mod demo;
 mod journey;
 mod support;
