@@ -1,0 +1,97 @@
+//! The pure parts that a cached hit runs through: gates, route, canonical key, cache look-up.
+//!
+//! `cargo bench --bench hot_path` measures each of them; `-- --test` runs each once. A hit parses no body: `key` is what
+//! the first request of each spelling pays. The whole hop is measured by the bench `loopback`.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::hint::black_box;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use connect_sidecar::clock::Clock;
+use connect_sidecar::identity::{Credential, Identity, State};
+use connect_sidecar::proxy::cache::{Ask, Cache, Found, Limits, Spelled};
+use connect_sidecar::proxy::guard::{self, Policy};
+use connect_sidecar::proxy::reply::Answer;
+use connect_sidecar::proxy::{key, route};
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use http::request::Parts;
+use http::{HeaderMap, Method, Request, StatusCode};
+use tokio_util::task::TaskTracker;
+
+const PATH: &str = "/v1/connect/token/slack%2Facme-slack";
+/// As the TypeScript SDK sends it.
+const BODY: &[u8] = br#"{"subject":{"type":"user","id":"user_123"},"scopes":["chat:write","users:read"]}"#;
+
+/// A request's head as Node's `fetch` sends it.
+fn head() -> Parts {
+    let request = Request::post(PATH)
+        .header("host", "127.0.0.1:2774")
+        .header("connection", "keep-alive")
+        .header("accept", "application/json")
+        .header("content-type", "application/json")
+        .header("accept-language", "*")
+        .header("sec-fetch-mode", "cors")
+        .header("user-agent", "node")
+        .header("accept-encoding", "gzip, deflate")
+        .header("content-length", BODY.len());
+    request.body(()).unwrap().into_parts().0
+}
+
+fn identity() -> Identity {
+    let credential = Credential::access_token("token".to_owned().into(), None);
+    Identity::first(State::Loaded(Arc::new(credential)))
+}
+
+/// A cache with this many tokens, the one for [`PATH`] and [`BODY`] among them.
+fn filled(identity: &Identity, entries: usize) -> Cache {
+    let limits = Limits {
+        max_entries: NonZeroUsize::new(1024).unwrap(),
+        buffer: Duration::from_secs(30),
+        max_age: Duration::from_secs(24 * 3600),
+    };
+    let clock = Clock::system();
+    let cache = Cache::new(limits, clock.clone(), TaskTracker::new());
+    let principal = identity.principal().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for n in (0..entries).rev() {
+        let (path, connector) = match n {
+            0 => (PATH.to_owned(), "slack/acme-slack".to_owned()),
+            n => (format!("/v1/connect/token/oauth%2Fc{n}"), format!("oauth/c{n}")),
+        };
+        let asked = key::parse(principal, &connector, BODY).unwrap();
+        let body = format!(
+            r#"{{"token":"xoxb-{n:036}","expiresAt":{},"connector":{{"id":"scl_{n}","uid":"{connector}","type":"slack"}}}}"#,
+            clock.now().plus(Duration::from_secs(3600)).as_millis()
+        );
+        let answer = Answer::new(StatusCode::OK, &HeaderMap::new(), body.as_bytes());
+        let ask = Ask { asked, connector, forced: false, client: None };
+        runtime.block_on(cache.fetch(ask, identity, || async { Ok(answer) }));
+        cache.remember(identity, &path, BODY, asked);
+    }
+    cache
+}
+
+fn hot_path(c: &mut Criterion) {
+    let (head, policy, identity) = (head(), Policy::default(), identity());
+    let principal = identity.principal().unwrap();
+    c.bench_function("guard", |b| b.iter(|| guard::check(black_box(&head), 2774, &policy).unwrap()));
+    c.bench_function("route", |b| b.iter(|| route::parse(&Method::POST, black_box(PATH), None).unwrap()));
+    c.bench_function("key", |b| b.iter(|| key::parse(principal, "slack/acme-slack", black_box(BODY)).unwrap()));
+    let mut group = c.benchmark_group("cache hit among");
+    for entries in [1, 1000] {
+        let cache = filled(&identity, entries);
+        group.bench_with_input(BenchmarkId::from_parameter(entries), &cache, |b, cache| {
+            b.iter(|| match cache.find_spelled(&identity, black_box(PATH), black_box(BODY), false, None) {
+                Spelled::Found(found @ Found::Hit { .. }) => found,
+                other => panic!("{other:?}"),
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, hot_path);
+criterion_main!(benches);
