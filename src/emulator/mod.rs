@@ -5,6 +5,7 @@
 //! refuses with the statuses and codes of connect-contract.md section 2.2. It can be told to misbehave ([`fault`]). It
 //! shares no code with `proxy` and `identity`, so that a mistake there cannot hide here.
 
+mod account;
 mod admin;
 pub mod connect;
 pub mod fault;
@@ -184,9 +185,11 @@ impl Shared {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Decides a request, as Connect would.
+    /// Decides a request, as Vercel would.
     fn decide(&self, asked: &Asked<'_>) -> Given {
-        connect::decide(&mut self.world(), &self.issuer, (self.now)(), asked)
+        let (mut world, now) = (self.world(), (self.now)());
+        account::decide(&world, &self.issuer, now, asked)
+            .unwrap_or_else(|| connect::decide(&mut world, &self.issuer, now, asked))
     }
 
     fn env_file(&self, ago: Duration, left: Duration) -> String {

@@ -15,6 +15,8 @@ pub struct World {
     pub connectors: Vec<Connector>,
     /// Access tokens that its users made.
     pub access_tokens: Vec<AccessToken>,
+    /// Secrets of the CLI sessions of its first user.
+    pub cli_sessions: Vec<String>,
 }
 
 /// A team.
@@ -133,6 +135,7 @@ impl World {
                 user_id: "user_ada".into(),
                 project_id: project.into(),
             }],
+            cli_sessions: vec!["vca_demo_session".into()],
         }
     }
 

@@ -2,6 +2,7 @@
 
 pub mod http;
 pub mod logs;
+pub mod npm;
 pub mod process;
 
 use std::collections::HashMap;
