@@ -5,4 +5,5 @@
 mod cli;
 mod demo;
 mod journey;
+mod readme;
 mod support;

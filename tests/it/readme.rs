@@ -1,0 +1,80 @@
+//! What the README says is so: its commands run, its programs work, its settings and errors are the real ones.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use crate::support::process::run;
+use crate::support::{Scene, Stage};
+
+const README: &str = include_str!("../../README.md");
+const CI: &str = include_str!("../../.ci/run");
+
+/// The fenced blocks of a language.
+fn blocks(language: &str) -> Vec<&'static str> {
+    let opening = format!("\n```{language}\n");
+    README.split(opening.as_str()).skip(1).filter_map(|rest| rest.split("\n```").next()).collect()
+}
+
+/// Runs a program of the README against the stage; what it prints.
+async fn printed(stage: &Stage, program: &[&str], text: &str) -> String {
+    let mut command = Command::new(program[0]);
+    command.args(&program[1..]).arg(text.replace("2774", &stage.addr.port().to_string()));
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let ended = run(command).await;
+    assert_eq!(ended.code, Some(0), "{text}\n{ended:?}");
+    ended.stdout
+}
+
+#[tokio::test]
+async fn its_requests_get_a_token_from_every_language() {
+    let stage = Scene::new().start().await;
+    let curls: Vec<_> = blocks("sh").into_iter().filter(|block| block.starts_with("curl ")).collect();
+    assert_eq!((curls.len(), blocks("js").len(), blocks("python").len()), (1, 1, 1));
+    let reply = printed(&stage, &["sh", "-c"], curls[0]).await;
+    assert!(reply.starts_with("HTTP/1.1 200 OK") && reply.contains("\"token\":\"xoxb-"), "{reply}");
+    let node = printed(&stage, &["node", "--input-type=module", "--eval"], blocks("js")[0]).await;
+    assert!(node.starts_with("xoxb-"), "{node}");
+    let python = printed(&stage, &["python3", "-c"], blocks("python")[0]).await;
+    assert!(python.starts_with("xoxb-"), "{python}");
+    assert_eq!(stage.emulator.received().len(), 1, "they ask for the same");
+}
+
+/// Each command is run somewhere: here, by another test, or by `.ci/run`.
+#[test]
+fn its_commands_are_all_run() {
+    let in_tests = ["connect-sidecar", "vercel link", "vercel env pull"];
+    let in_ci = |command: &str| {
+        let plain = |line: &str| line.replace(" --locked", "");
+        let runs = |line: &str| plain(line).starts_with(&format!("step {}", plain(command)));
+        CI.lines().any(runs)
+    };
+    let mut commands: Vec<_> =
+        blocks("sh").into_iter().flat_map(str::lines).filter(|c| !c.starts_with("curl ")).collect();
+    commands.extend(
+        README
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+            .filter(|c| c.starts_with("cargo ")),
+    );
+    for command in commands {
+        assert!(in_tests.contains(&command) || in_ci(command), "nobody runs `{command}`");
+    }
+}
+
+#[test]
+fn its_settings_are_those_of_the_projects_file() {
+    let file = include_str!("../../sidecar.toml");
+    assert_eq!(blocks("toml").len(), 1);
+    assert!(file.trim_end().ends_with(blocks("toml")[0]), "{file}");
+}
+
+#[tokio::test]
+async fn its_error_is_what_an_app_gets() {
+    let stage = Scene::new().token_life(Duration::from_secs(3600)).start().await;
+    stage.pass(Duration::from_secs(3600 + 12 * 60));
+    let reply = stage.token("{}").send().await;
+    let shown: serde_json::Value = serde_json::from_str(blocks("json")[0]).expect("JSON");
+    assert_eq!((reply.status, reply.json()), (503, shown));
+}
