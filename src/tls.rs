@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::Verifier;
 
@@ -37,10 +37,14 @@ pub fn client_config_without_roots() -> Result<ClientConfig, rustls::Error> {
         .with_no_client_auth())
 }
 
-/// The certificates in a PEM file; an error says what is wrong with it.
+/// The certificates in a PEM file; an error says what is wrong with it, without a word of what it holds.
 pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let certificates = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|e| e.to_string())?;
-    if certificates.is_empty() { Err("it holds no PEM certificate".into()) } else { Ok(certificates) }
+    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match read {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        Ok(_) => Err("it holds no PEM certificate".into()),
+        Err(pem::Error::Io(e)) => Err(format!("it cannot be read ({})", e.kind())),
+        // The file may be a private key, and some of these errors repeat a line.
+        Err(_) => Err("it is not PEM".into()),
+    }
 }

@@ -153,8 +153,7 @@ pub(super) fn upstream(value: &Value) -> Parsed<Uri> {
 }
 
 pub(super) fn certificates(value: &Value) -> Parsed<Vec<CertificateDer<'static>>> {
-    let path = path(value)?;
-    tls::read_certificates(&path).map_err(|e| format!("could not read PEM certificates from {}: {e}", path.display()))
+    tls::read_certificates(&path(value)?).map_err(|e| format!("expected a file with PEM certificates: {e}"))
 }
 
 pub(super) fn path(value: &Value) -> Parsed<PathBuf> {
