@@ -292,12 +292,16 @@ fn is_section(name: &str) -> bool {
     SETTINGS.iter().any(|setting| setting.key.split_once('.').is_some_and(|(section, _)| section == name))
 }
 
-/// The known key that looks most like `key`, if one does.
+/// The known key that looks most like `key`, if one does; its table may be what is forgotten.
 fn nearest_key(key: &str) -> Option<&'static str> {
+    let likeness = |known: &str| {
+        let name = known.rsplit('.').next().unwrap_or_default();
+        strsim::jaro_winkler(known, key).max(strsim::jaro_winkler(name, key))
+    };
     SETTINGS
         .iter()
         .filter(|setting| setting.in_files)
-        .map(|setting| (strsim::jaro_winkler(setting.key, key), setting.key))
+        .map(|setting| (likeness(setting.key), setting.key))
         .filter(|(likeness, _)| *likeness > 0.7)
         .max_by(|(a, _), (b, _)| a.total_cmp(b))
         .map(|(_, key)| key)
