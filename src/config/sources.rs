@@ -19,19 +19,19 @@ pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 const FILE_NAME: &str = "sidecar.toml";
 
 /// A setting, by its key in a file.
-struct Setting {
-    key: &'static str,
+pub(super) struct Setting {
+    pub(super) key: &'static str,
     /// May a project's own file set it? Not if it could redirect a credential or widen access.
-    in_project: bool,
+    pub(super) in_project: bool,
     /// May any file set it?
-    in_files: bool,
+    pub(super) in_files: bool,
 }
 
 const fn setting(key: &'static str, in_project: bool, in_files: bool) -> Setting {
     Setting { key, in_project, in_files }
 }
 
-const SETTINGS: &[Setting] = &[
+pub(super) const SETTINGS: &[Setting] = &[
     setting("port", true, true),
     setting("env_file", true, true),
     setting("warn_before", true, true),

@@ -1,1 +1,540 @@
+//! The rules of interface.md section 1: what each source may set, which one wins, and what is said of a mistake.
 
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use clap::{CommandFactory, Parser};
+use secrecy::ExposeSecret;
+use tempfile::TempDir;
+
+use super::sources::SETTINGS;
+use super::*;
+use crate::cli::Cli;
+
+/// A machine with a project, a user's file, a file for `--config`, an environment and a command line.
+struct Machine {
+    dir: TempDir,
+    environment: HashMap<String, String>,
+    flags: Vec<String>,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        for below in ["web", "config/connect-sidecar"] {
+            fs::create_dir_all(dir.path().join(below)).expect("a directory");
+        }
+        let environment = HashMap::from([("XDG_CONFIG_HOME".into(), dir.path().join("config").display().to_string())]);
+        Self { dir, environment, flags: Vec::new() }
+    }
+
+    fn path(&self, below: &str) -> PathBuf {
+        self.dir.path().canonicalize().expect("a directory").join(below)
+    }
+
+    fn file(self, below: &str, content: &str) -> Self {
+        fs::write(self.path(below), content).expect("written");
+        self
+    }
+
+    fn projects_file(self, toml: &str) -> Self {
+        self.file("web/sidecar.toml", toml)
+    }
+
+    fn users_file(self, toml: &str) -> Self {
+        self.file("config/connect-sidecar/sidecar.toml", toml)
+    }
+
+    /// A file given by `--config`.
+    fn given_file(self, toml: &str) -> Self {
+        let path = self.path("given.toml").display().to_string();
+        self.file("given.toml", toml).flags(&["--config", &path])
+    }
+
+    fn variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.into(), value.into());
+        self
+    }
+
+    fn flags(mut self, flags: &[&str]) -> Self {
+        self.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
+        self
+    }
+
+    fn try_load(&self) -> Result<Config, ConfigError> {
+        let flags = std::iter::once("connect-sidecar").chain(self.flags.iter().map(String::as_str));
+        let cli = Cli::try_parse_from(flags).expect("flags that exist");
+        Config::load(&cli.global, &|name| self.environment.get(name).map(Into::into), &self.path("web"))
+    }
+
+    fn load(&self) -> Config {
+        self.try_load().unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// The mistakes, one a line, as the command shows them; paths of this machine are shortened.
+    fn mistakes(&self) -> Vec<String> {
+        let error = self.try_load().expect_err("a mistake").to_string();
+        error.replace(&self.path("").display().to_string(), "").lines().map(Into::into).collect()
+    }
+}
+
+fn env_file(config: &Config) -> (&Path, &str) {
+    match &config.auth {
+        Auth::Oidc { env_file, shown } => (env_file, shown),
+        Auth::AccessToken(_) => panic!("an access token"),
+    }
+}
+
+fn minutes(minutes: &[u64]) -> Vec<Duration> {
+    minutes.iter().map(|m| Duration::from_secs(m * 60)).collect()
+}
+
+#[test]
+fn without_any_setting_the_defaults_of_the_interface_hold() {
+    let machine = Machine::new();
+    let config = machine.load();
+    assert_eq!((config.port, config.project.as_path()), (2774, machine.path("web").as_path()));
+    assert_eq!(env_file(&config), (machine.path("web/.env.local").as_path(), ".env.local"));
+    assert_eq!(config.warn_before, minutes(&[60, 15, 5]));
+    assert_eq!(config.cache.max_entries.get(), 1024);
+    assert_eq!(config.cache.buffer, Duration::from_secs(30));
+    assert_eq!(config.cache.max_age, Duration::from_secs(24 * 3600));
+    assert_eq!(config.allowed_connectors, None);
+    assert_eq!(config.upstream.origin, "https://api.vercel.com");
+    assert_eq!((config.upstream.team_id.as_deref(), config.upstream.use_env_proxy), (None, false));
+    assert!(config.upstream.extra_roots.is_empty());
+    assert!(config.policy.allowed_hosts.is_empty() && config.policy.allowed_origins.is_empty());
+    assert!(!config.policy.allow_forwarded && !config.policy.require_key);
+    assert_eq!((config.logging.level, config.logging.format), (tracing::Level::INFO, logging::Format::Text));
+}
+
+#[test]
+fn the_sidecar_toml_of_this_repository_names_every_key_of_a_project_with_its_default() {
+    let text = include_str!("../../sidecar.toml");
+    let machine = Machine::new();
+    let defaults = format!("{:?}", machine.load());
+    assert_eq!(format!("{:?}", machine.projects_file(text).load()), defaults);
+    for setting in SETTINGS.iter().filter(|setting| setting.in_project) {
+        let name = setting.key.rsplit('.').next().expect("a name");
+        assert!(text.contains(name), "{name}");
+    }
+    let uncommented = text.replace("# [connectors]", "[connectors]").replace("# allow", "allow");
+    let allowed = Machine::new().projects_file(&uncommented).load().allowed_connectors;
+    assert_eq!(allowed, Some(BTreeSet::from(["slack/acme-slack".to_owned()])));
+}
+
+#[test]
+fn the_strongest_source_wins() {
+    let project = || Machine::new().projects_file("port = 5");
+    let user = || project().users_file("port = 4");
+    let given = || user().given_file("port = 3");
+    let variable = || given().variable("CONNECT_SIDECAR_PORT", "2");
+    let flag = || variable().flags(&["--port", "1"]);
+    let ports = [Machine::new(), project(), user(), given(), variable(), flag()].map(|machine| machine.load().port);
+    assert_eq!(ports, [2774, 5, 4, 3, 2, 1]);
+}
+
+#[test]
+fn a_value_replaces_and_lists_are_not_merged() {
+    let machine = Machine::new()
+        .projects_file("warn_before = [\"3m\"]\n[cache]\nbuffer = \"7s\"\n[connectors]\nallow = [\"a/b\"]")
+        .users_file("warn_before = [\"1m\", \"2m\"]\nallowed_hosts = [\"user.test\"]\n[connectors]\nallow = [\"c/d\"]")
+        .variable("CONNECT_SIDECAR_ALLOWED_HOST", "one.test, two.test:80")
+        .variable("CONNECT_SIDECAR_ALLOWED_ORIGIN", "http://variable.test")
+        .flags(&["--allowed-origin", "http://flag.test", "--allowed-origin", "http://flag.test:81"]);
+    let config = machine.load();
+    assert_eq!(config.warn_before, minutes(&[1, 2]));
+    assert_eq!(config.allowed_connectors, Some(BTreeSet::from(["c/d".to_owned()])));
+    let hosts: Vec<_> = config.policy.allowed_hosts.iter().map(|host| (host.name.as_str(), host.port)).collect();
+    assert_eq!(hosts, [("one.test", None), ("two.test", Some(80))]);
+    assert_eq!(config.policy.allowed_origins, ["http://flag.test", "http://flag.test:81"]);
+    assert_eq!(config.cache.buffer, Duration::from_secs(7), "another key of the same table is left alone");
+}
+
+#[test]
+fn a_projects_file_is_not_read_where_another_is_given() {
+    for broken in ["port = 5", "port = ", "upstream = \"https://evil.example\"", "unknown = 1"] {
+        let machine = Machine::new().projects_file(broken).given_file("");
+        assert_eq!(machine.load().port, DEFAULT_PORT, "{broken}");
+    }
+    let machine = Machine::new().variable("CONNECT_SIDECAR_CONFIG", "none.toml");
+    assert_eq!(machine.mistakes(), ["--config: web/none.toml is not there"], "relative to where we are");
+}
+
+#[test]
+fn every_flag_has_a_variable_of_its_name_that_means_the_same() {
+    let certificate = rcgen::generate_simple_self_signed(["x".into()]).expect("a certificate").cert.pem();
+    let cases = [
+        ("config", "other.toml"),
+        ("project", "."),
+        ("env-file", "some/.env"),
+        ("port", "0"),
+        ("upstream", "http://[::1]:8080"),
+        ("upstream-ca", "ca.pem"),
+        ("auth", "access-token"),
+        ("team-id", "team_1"),
+        ("allowed-host", "dev.test:2774"),
+        ("allowed-origin", "http://localhost:3000"),
+        ("allow-forwarded", "1"),
+        ("require-key", "true"),
+        ("use-env-proxy", "1"),
+        ("log-format", "json"),
+        ("log-level", "trace"),
+    ];
+    let machine = || {
+        let machine = Machine::new().file("web/ca.pem", &certificate).file("web/other.toml", "port = 1");
+        machine.variable("VERCEL_TOKEN", "t")
+    };
+    let shown = |machine: &Machine| format!("{:?}", machine.load()).replace(&*machine.path("").to_string_lossy(), "");
+    for (flag, value) in cases {
+        let name = format!("CONNECT_SIDECAR_{}", flag.to_uppercase().replace('-', "_"));
+        let is_switch = ["allow-forwarded", "require-key", "use-env-proxy"].contains(&flag);
+        let option = format!("--{flag}");
+        let flags: &[&str] = if is_switch { &[&option] } else { &[&option, value] };
+        let by_flag = shown(&machine().flags(flags));
+        assert_eq!(shown(&machine().variable(&name, value)), by_flag, "{name}");
+        if flag != "project" {
+            assert_ne!(by_flag, shown(&machine()), "--{flag} changes nothing");
+        }
+    }
+    let known: Vec<_> = cases.iter().map(|(flag, _)| *flag).chain(["quiet", "verbose"]).collect();
+    for argument in Cli::command().get_arguments() {
+        let long = argument.get_long().expect("a long name");
+        assert!(known.contains(&long), "--{long} has no variable, or no case here");
+    }
+}
+
+#[test]
+fn what_could_redirect_a_credential_or_widen_access_is_refused_in_a_projects_file_only() {
+    let certificate = rcgen::generate_simple_self_signed(["x".into()]).expect("a certificate").cert.pem();
+    let cases = [
+        ("upstream", "\"https://other.example\""),
+        ("upstream_ca", "\"ca.pem\""),
+        ("auth", "\"oidc\""),
+        ("team_id", "\"team_1\""),
+        ("allowed_hosts", "[\"dev.test\"]"),
+        ("allowed_origins", "[\"http://localhost:3000\"]"),
+        ("allow_forwarded", "false"),
+        ("require_key", "false"),
+        ("use_env_proxy", "false"),
+    ];
+    for (key, value) in cases {
+        let toml = format!("port = 1\n{key} = {value}");
+        let machine = || Machine::new().file("web/ca.pem", &certificate);
+        let mistakes = machine().projects_file(&toml).mistakes();
+        assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+        let start = format!("sidecar.toml:2: `{key}` may not be set by a project's own file");
+        assert!(mistakes[0].starts_with(&start), "{mistakes:?}");
+        assert_eq!(machine().users_file(&toml).load().port, 1, "{key}");
+        assert_eq!(machine().given_file(&toml).load().port, 1, "{key}");
+    }
+    for setting in SETTINGS.iter().filter(|setting| setting.in_files && !setting.in_project) {
+        assert!(cases.iter().any(|(key, _)| *key == setting.key), "{} has no case here", setting.key);
+    }
+    for key in ["unix_socket", "refresh", "dangerously_listen_on_network", "log_format", "project", "config"] {
+        let mistakes = Machine::new().projects_file(&format!("{key} = \"x\"")).mistakes();
+        assert!(matches!(&*mistakes, [one] if one.contains(&format!("`{key}`"))), "{mistakes:?}");
+    }
+}
+
+#[test]
+fn a_projects_file_names_an_env_file_of_the_project_only() {
+    let machine = Machine::new().file("outside.env", "");
+    fs::create_dir_all(machine.path("web/sub")).expect("a directory");
+    for (target, link) in [
+        ("outside.env", "web/link"),
+        ("", "web/up"),
+        ("nowhere", "web/dangling"),
+        ("web/sub", "web/inner"),
+        ("web/loop", "web/loop"),
+    ] {
+        symlink(machine.path(target), machine.path(link)).expect("a link");
+    }
+    let absolute = machine.path("outside.env").display().to_string();
+    for (name, is_inside) in [
+        (".env", true),
+        ("./.env", true),
+        ("sub/.env", true),
+        ("inner/.env", true),
+        ("../outside.env", false),
+        ("sub/../../outside.env", false),
+        ("/dev/zero", false),
+        (absolute.as_str(), false),
+        ("link", false),
+        ("up/outside.env", false),
+        ("up/not-there", false),
+        ("dangling", false),
+        ("loop", false),
+    ] {
+        let toml = format!("env_file = {name:?}");
+        fs::write(machine.path("web/sidecar.toml"), &toml).expect("written");
+        match machine.try_load() {
+            Ok(config) => {
+                assert!(is_inside, "{name}");
+                assert_eq!(env_file(&config).0, machine.path("web").join(name));
+            }
+            Err(error) => {
+                assert!(!is_inside, "{name}: {error}");
+                let start = "sidecar.toml:1: env_file: a project's own file may name only a file inside the project";
+                assert!(error.to_string().starts_with(start), "{error}");
+            }
+        }
+        for trusted in [
+            Machine::new().users_file(&toml),
+            Machine::new().given_file(&toml),
+            Machine::new().flags(&["--env-file", name]),
+            Machine::new().variable("CONNECT_SIDECAR_ENV_FILE", name),
+        ] {
+            assert_eq!(env_file(&trusted.load()).0, trusted.path("web").join(name), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_duration_is_a_string_with_a_unit() {
+    for (value, expected) in [
+        ("\"30s\"", Some(30_000)),
+        ("\"15m\"", Some(900_000)),
+        ("\"1h\"", Some(3_600_000)),
+        ("\"1h 30m\"", Some(5_400_000)),
+        ("\"500ms\"", Some(500)),
+        ("\"0s\"", Some(0)),
+        ("30", None),
+        ("\"30\"", None),
+        ("0", None),
+        ("\"0\"", None),
+        ("1.5", None),
+        ("\"-1s\"", None),
+        ("\"s\"", None),
+        ("\"\"", None),
+        ("\"1 fortnight\"", None),
+        ("\"99999999999999999999h\"", None),
+        ("true", None),
+        ("12:00:00", None),
+    ] {
+        let machine = Machine::new().projects_file(&format!("[cache]\nmax_age = {value}"));
+        match machine.try_load() {
+            Ok(config) => assert_eq!(Some(config.cache.max_age.as_millis()), expected, "{value}"),
+            Err(error) => {
+                assert_eq!(expected, None, "{value}: {error}");
+                let start = "sidecar.toml:2: cache.max_age: expected a duration with its unit";
+                assert!(error.to_string().starts_with(start), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_unknown_key_names_file_line_and_the_nearest_key() {
+    for (toml, expected) in [
+        ("\nprot = 1", "sidecar.toml:2: unknown key `prot`, did you mean `port`?"),
+        ("envfile = \"x\"", "sidecar.toml:1: unknown key `envfile`, did you mean `env_file`?"),
+        ("warn-before = []", "sidecar.toml:1: unknown key `warn-before`, did you mean `warn_before`?"),
+        ("max_age = \"1h\"", "sidecar.toml:1: unknown key `max_age`, did you mean `cache.max_age`?"),
+        (
+            "[cache]\n# none\nmax_entrys = 1",
+            "sidecar.toml:3: unknown key `cache.max_entrys`, did you mean `cache.max_entries`?",
+        ),
+        (
+            "[connectors]\nallowed = []",
+            "sidecar.toml:2: unknown key `connectors.allowed`, did you mean `connectors.allow`?",
+        ),
+        ("[connector]\nallow = []", "sidecar.toml:1: unknown key `connector`, did you mean `connectors.allow`?"),
+        ("zzz = 1", "sidecar.toml:1: unknown key `zzz`"),
+        ("\"a\\u001b[31m\" = 1", "sidecar.toml:1: unknown key `a\\x1b[31m`"),
+    ] {
+        assert_eq!(Machine::new().projects_file(toml).mistakes(), [expected]);
+    }
+    let machine = Machine::new().users_file("prot = 1").given_file("prot = 1");
+    assert_eq!(
+        machine.mistakes(),
+        [
+            "given.toml:1: unknown key `prot`, did you mean `port`?",
+            "config/connect-sidecar/sidecar.toml:1: unknown key `prot`, did you mean `port`?"
+        ]
+    );
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_a_mistake_that_says_what_is_expected() {
+    for (toml, expected) in [
+        ("port = \"2774\"", "port: expected a port number"),
+        ("port = 65536", "port: expected a port number"),
+        ("port = -1", "port: expected a port number"),
+        ("port = 2774.0", "port: expected a port number"),
+        ("port = [1]", "port: expected a port number"),
+        ("env_file = 1", "env_file: expected a string"),
+        ("env_file = \"\"", "env_file: expected a path"),
+        ("warn_before = \"60m\"", "warn_before: expected a list of durations"),
+        ("warn_before = [60]", "warn_before: expected a list of durations"),
+        ("warn_before = [\"60\"]", "warn_before: expected a duration with its unit"),
+        ("warn_before = [\"0s\"]", "warn_before: expected durations above zero"),
+        ("log_level = \"loud\"", "log_level: expected error, warn, info, debug or trace"),
+        ("log_level = 1", "log_level: expected a string"),
+        ("cache.max_entries = 0", "cache.max_entries: expected a number from 1"),
+        ("cache.max_entries = \"1\"", "cache.max_entries: expected a number from 1"),
+        ("connectors.allow = \"slack/a\"", "connectors.allow: expected a list of strings"),
+        ("connectors.allow = [1]", "connectors.allow: expected a list of strings"),
+        ("upstream = 1", "upstream: expected a string"),
+        ("auth = \"none\"", "auth: expected oidc or access-token"),
+        ("team_id = \"a&b\"", "team_id: expected a team id"),
+        ("allowed_hosts = [\"*\"]", "allowed_hosts: expected a host"),
+        ("allowed_hosts = [\"a:b\"]", "allowed_hosts: expected a host"),
+        ("allowed_hosts = [\"\"]", "allowed_hosts: expected a host"),
+        ("allowed_origins = [\"*\"]", "allowed_origins: expected an origin"),
+        ("allowed_origins = [\"null\"]", "allowed_origins: expected an origin"),
+        ("allowed_origins = [\"http://a/\"]", "allowed_origins: expected an origin"),
+        ("allow_forwarded = \"true\"", "allow_forwarded: expected true or false"),
+        ("require_key = 1", "require_key: expected true or false"),
+    ] {
+        let mistakes = Machine::new().given_file(toml).mistakes();
+        assert_eq!(mistakes.len(), 1, "{toml}: {mistakes:?}");
+        assert!(mistakes[0].starts_with(&format!("given.toml:1: {expected}")), "{toml}: {mistakes:?}");
+    }
+}
+
+#[test]
+fn what_is_no_toml_is_named_with_its_line() {
+    for (toml, line) in [
+        ("port = 1\nport", 2),
+        ("port = 1\n\nport = 2", 3),
+        ("log_level = info", 1),
+        ("env_file = \"x", 1),
+        ("[cache", 1),
+        ("port = 1 2", 1),
+    ] {
+        let mistakes = Machine::new().projects_file(toml).mistakes();
+        assert!(mistakes[0].starts_with(&format!("sidecar.toml:{line}: not TOML: ")), "{toml}: {mistakes:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_not_safe_to_read_is_a_mistake() {
+    let machine = Machine::new();
+    fs::create_dir(machine.path("web/sidecar.toml")).expect("a directory");
+    assert_eq!(machine.mistakes(), ["sidecar.toml: could not read it: it is a directory"]);
+    let machine = Machine::new().given_file("");
+    fs::write(machine.path("given.toml"), b"port = 1\n\xff").expect("written");
+    assert_eq!(machine.mistakes(), ["given.toml: it is not UTF-8"]);
+    let machine = Machine::new().flags(&["--project", "none"]);
+    assert_eq!(machine.mistakes(), ["--project: web/none is not a directory"]);
+}
+
+#[test]
+fn all_mistakes_of_all_sources_are_found_in_one_run() {
+    let machine = Machine::new()
+        .projects_file("prot = 1\nupstream = \"https://evil.example\"\nenv_file = \"../x\"\n[cache]\nbuffer = 30\n]")
+        .users_file("port = \"x\"\nupstream = \"http://example.com\"\n")
+        .variable("CONNECT_SIDECAR_PORT", "many")
+        .variable("CONNECT_SIDECAR_AUTH", "access-token")
+        .variable("CONNECT_SIDECAR_REQUIRE_KEY", "perhaps")
+        .flags(&["--port", "99999", "--log-format", "xml", "--allowed-host", "*", "--upstream-ca", "none.pem"]);
+    let mut mistakes = machine.mistakes();
+    mistakes.sort();
+    let users = "config/connect-sidecar/sidecar.toml";
+    let expected = [
+        "--allowed-host: expected a host",
+        "--log-format: expected text or json",
+        "--port: expected a port number",
+        "--upstream-ca: expected a file with PEM certificates",
+        "CONNECT_SIDECAR_PORT: expected a port number",
+        "CONNECT_SIDECAR_REQUIRE_KEY: expected true or false",
+        "VERCEL_TOKEN: set it to a Vercel access token",
+        &format!("{users}:1: port: expected a port number"),
+        &format!("{users}:2: upstream: expected https"),
+        "sidecar.toml:1: unknown key `prot`",
+        "sidecar.toml:2: `upstream` may not be set",
+        "sidecar.toml:3: env_file: a project's own file",
+        "sidecar.toml:5: cache.buffer: expected a duration",
+        "sidecar.toml:6: not TOML",
+    ];
+    assert_eq!(mistakes.len(), expected.len(), "{mistakes:#?}");
+    for (mistake, expected) in mistakes.iter().zip(expected) {
+        assert!(mistake.starts_with(expected), "{mistake:?}, not {expected:?}");
+    }
+}
+
+#[test]
+fn no_value_is_repeated_in_a_mistake() {
+    const CANARY: &str = "CANARY";
+    let keys: Vec<_> = SETTINGS.iter().map(|setting| setting.key).chain(["unknown", "VERCEL_OIDC_TOKEN"]).collect();
+    for value in ["\"CANARY\"", "\"/CANARY:\\u0000\"", "[\"CANARY *\"]", "CANARY", "\"CANARY", "{ CANARY = 1 }"] {
+        for key in &keys {
+            let toml = format!("{key} = {value}");
+            for machine in [Machine::new().projects_file(&toml), Machine::new().given_file(&toml)] {
+                if let Err(error) = machine.try_load() {
+                    assert!(!error.to_string().contains(CANARY), "{toml}: {error}");
+                }
+            }
+        }
+    }
+    let machine = Machine::new().file("secret.pem", "-----BEGIN CANARY\nCANARY\n");
+    let toml = format!("upstream_ca = {:?}", machine.path("secret.pem"));
+    assert!(!machine.given_file(&toml).mistakes()[0].contains(CANARY), "nor what is in another file");
+    let machine = Machine::new().variable("VERCEL_TOKEN", "CANARY\n1").flags(&["--auth", "access-token"]);
+    assert_eq!(machine.mistakes(), ["VERCEL_TOKEN: it holds characters that no token has"]);
+}
+
+#[test]
+fn plain_http_upstream_is_taken_for_a_loopback_literal_only() {
+    for (url, is_taken) in [
+        ("https://api.vercel.com", true),
+        ("https://api.vercel.com/", true),
+        ("https://connect.internal:8443", true),
+        ("http://127.0.0.1:8080", true),
+        ("http://127.9.9.9", true),
+        ("http://[::1]:8080", true),
+        ("http://localhost:8080", false),
+        ("http://127.1", false),
+        ("http://0.0.0.0:8080", false),
+        ("http://127.0.0.1.evil.example", false),
+        ("http://evil@127.0.0.1", false),
+        ("http://192.168.0.1", false),
+        ("http://[::ffff:127.0.0.1]", false),
+        ("http://api.vercel.com", false),
+        ("ftp://127.0.0.1", false),
+        ("127.0.0.1:8080", false),
+        ("https://user:secret@api.vercel.com", false),
+        ("https://api.vercel.com/v1", false),
+        ("https://api.vercel.com?x=1", false),
+        ("https://", false),
+        ("", false),
+    ] {
+        let machine = Machine::new().flags(&["--upstream", url]);
+        match machine.try_load() {
+            Ok(_) => assert!(is_taken, "{url}"),
+            Err(error) => {
+                assert!(!is_taken, "{url}: {error}");
+                assert!(error.to_string().starts_with("--upstream: expected "), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_access_token_comes_from_vercel_token_and_needs_no_team() {
+    let machine = || Machine::new().flags(&["--auth", "access-token"]);
+    for nothing in [machine(), machine().variable("VERCEL_TOKEN", ""), machine().variable("VERCEL_TOKEN", "  ")] {
+        assert_eq!(
+            nothing.mistakes(),
+            ["VERCEL_TOKEN: set it to a Vercel access token, which `auth = access-token` needs"]
+        );
+    }
+    match machine().variable("VERCEL_TOKEN", " vcp_1\n").load().auth {
+        Auth::AccessToken(secret) => assert_eq!(secret.expose_secret(), "vcp_1"),
+        Auth::Oidc { .. } => panic!("no access token"),
+    }
+    let oidc = Machine::new().variable("VERCEL_TOKEN", "vcp_1").load();
+    assert!(matches!(oidc.auth, Auth::Oidc { .. }), "nor is one used unasked");
+}
+
+#[test]
+fn quiet_and_verbose_outdo_the_level_that_is_set() {
+    let level =
+        |flags: &[&str]| Machine::new().projects_file("log_level = \"error\"").flags(flags).load().logging.level;
+    assert_eq!(level(&[]), tracing::Level::ERROR);
+    assert_eq!(level(&["-q"]), tracing::Level::WARN);
+    assert_eq!(level(&["-v"]), tracing::Level::DEBUG);
+    assert_eq!(level(&["-vv"]), tracing::Level::TRACE);
+}
