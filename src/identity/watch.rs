@@ -22,8 +22,9 @@ use super::{FileNotes, Identity, OidcToken, Reloader};
 use crate::clock::{Clock, spoken};
 use crate::safe_read::{self, Problem};
 
-/// Time between two looks without an event.
-const POLL_EVERY: Duration = Duration::from_secs(2);
+/// Time between two looks without an event: a change is used within two seconds, reading and all (interface.md
+/// section 5).
+const POLL_EVERY: Duration = Duration::from_millis(1500);
 /// The same while events are known not to come, or something is undecided.
 const POLL_EVERY_WHEN_ALERT: Duration = Duration::from_millis(500);
 /// Quiet that ends a burst of events.
