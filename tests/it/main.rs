@@ -4,6 +4,7 @@
 
 mod cli;
 mod demo;
+mod env_file;
 mod journey;
 mod readme;
 mod support;
