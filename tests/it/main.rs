@@ -5,6 +5,7 @@
 mod cli;
 mod demo;
 mod env_file;
+mod expiry;
 mod journey;
 mod readme;
 mod support;
