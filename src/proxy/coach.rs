@@ -36,6 +36,13 @@ impl UpstreamError {
         serde_json::from_slice::<Envelope>(body).map(|e| e.error).unwrap_or_default()
     }
 
+    /// The code for the log, if it looks like one: an answer could hold anything there, also what was sent with the
+    /// request.
+    pub fn shown_code(&self) -> Option<&str> {
+        let is_code = self.code.len() <= 64 && self.code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        (is_code && !self.code.is_empty()).then_some(&self.code)
+    }
+
     /// Whether upstream rejects the credential rather than the request.
     pub fn rejects_credential(&self, status: StatusCode) -> bool {
         status == StatusCode::UNAUTHORIZED
@@ -140,6 +147,23 @@ mod tests {
         }
         assert_eq!(coached(500, r#"{"error":{"code":"internal"}}"#), None);
         assert_eq!(coached(403, r#"{"error":{"code":"other"}}"#), None);
+    }
+
+    #[test]
+    fn only_what_looks_like_a_code_is_shown() {
+        for (code, shown) in [
+            ("forbidden", true),
+            ("client_installation_required", true),
+            ("", false),
+            ("xoxb-abc", false),
+            ("ghp_0123456789", false),
+            ("Bearer", false),
+            ("a\nb", false),
+            (&"a".repeat(65), false),
+        ] {
+            let error = UpstreamError { code: code.into(), ..UpstreamError::default() };
+            assert_eq!(error.shown_code(), shown.then_some(code));
+        }
     }
 
     #[test]

@@ -302,7 +302,7 @@ impl Proxy {
         let identity = self.identity.borrow().clone();
         let environment = identity.oidc().and_then(|token| token.claims.environment.as_deref());
         let advice = coach::advice(status, &error, connector, environment.unwrap_or("development"));
-        let code = error::excerpt(error.code.as_bytes());
+        let code = error.shown_code();
         match advice {
             Some(hint) => {
                 warn!(
