@@ -6,7 +6,7 @@ use connect_sidecar::app::App;
 use connect_sidecar::cli::GlobalArgs;
 use connect_sidecar::clock::Clock;
 use connect_sidecar::demo::Demo;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::AsyncBufReadExt;
 use tokio::process::Command;
 use tokio::sync::oneshot;
 
@@ -44,7 +44,7 @@ async fn every_command_of_the_tour_can_be_repeated() {
     let mut command = sidecar(home.path());
     command.args(["demo", "--port", "0"]).env("TMPDIR", home.path());
     let mut demo = Serving::start(command).await;
-    let mut lines = BufReader::new(demo.child.stderr.take().expect("stderr")).lines();
+    let mut lines = demo.take_stderr().lines();
     let mut commands = Vec::new();
     while let Some(line) = soon("the tour", lines.next_line()).await.expect("a line")
         && !line.starts_with("Ctrl-C")

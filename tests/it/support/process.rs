@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
 use super::soon;
 
@@ -45,7 +45,11 @@ pub async fn run(mut command: Command) -> Ended {
 pub struct Serving {
     pub child: Child,
     pub addr: std::net::SocketAddr,
+    pub ready_line: String,
     stdout: BufReader<ChildStdout>,
+    stderr: Option<BufReader<ChildStderr>>,
+    /// What was read of stderr.
+    log: String,
 }
 
 impl Serving {
@@ -53,31 +57,53 @@ impl Serving {
     pub async fn start(mut command: Command) -> Self {
         let mut child = command.spawn().expect("a process");
         let mut stdout = BufReader::new(child.stdout.take().expect("stdout"));
+        let mut stderr = BufReader::new(child.stderr.take().expect("stderr"));
         let mut line = String::new();
         soon("the ready line", stdout.read_line(&mut line)).await.expect("a line");
-        let Some((_, addr)) = line.trim_end().split_once(" listening on http://") else {
-            let mut stderr = String::new();
-            let _ = soon("stderr", child.stderr.take().expect("stderr").read_to_string(&mut stderr)).await;
-            panic!("not ready: {line:?}\n{stderr}");
+        let ready_line = line.trim_end().to_owned();
+        let Some((_, addr)) = ready_line.split_once(" listening on http://") else {
+            let mut log = String::new();
+            let _ = soon("stderr", stderr.read_to_string(&mut log)).await;
+            panic!("not ready: {line:?}\n{log}");
         };
-        Self { addr: addr.parse().expect("an address"), child, stdout }
+        let addr = addr.parse().expect("an address");
+        Self { child, addr, ready_line, stdout, stderr: Some(stderr), log: String::new() }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
+    /// Returns once a line of the log contains the text.
+    pub async fn wait_for_log(&mut self, text: &str) {
+        let stderr = self.stderr.as_mut().expect("stderr");
+        let mut seen = 0;
+        while !self.log[seen..].contains(text) {
+            seen = self.log.len();
+            let read = soon(text, stderr.read_line(&mut self.log)).await.expect("a line");
+            assert_ne!(read, 0, "it ended without {text:?}:\n{}", self.log);
+        }
+    }
+
+    /// The end of stderr that is ours.
+    pub fn take_stderr(&mut self) -> BufReader<ChildStderr> {
+        self.stderr.take().expect("stderr")
     }
 
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
-        let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).expect("it runs");
+        let pid = i32::try_from(self.pid()).expect("a process id");
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("a signal");
     }
 
     /// Waits for its end; its exit code, the rest of stdout, and stderr.
     pub async fn end(mut self) -> Ended {
         let mut stdout = String::new();
-        let mut stderr = String::new();
-        let mut errors = self.child.stderr.take().expect("stderr");
+        let mut errors = self.take_stderr();
         let ended = async {
-            let _ = tokio::join!(self.stdout.read_to_string(&mut stdout), errors.read_to_string(&mut stderr));
+            let _ = tokio::join!(self.stdout.read_to_string(&mut stdout), errors.read_to_string(&mut self.log));
             self.child.wait().await
         };
         let status = soon("its end", ended).await.expect("a status");
-        Ended { code: status.code(), stdout, stderr }
+        Ended { code: status.code(), stdout, stderr: self.log }
     }
 }

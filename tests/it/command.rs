@@ -1,0 +1,410 @@
+//! The built binary as a user runs it: exit codes, what goes to stdout and to stderr, signals, and that no secret ever
+//! leaves it (interface.md section 1).
+
+use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use clap::CommandFactory;
+use connect_sidecar::cli::Cli;
+use connect_sidecar::emulator::fault::{Fault, Trouble};
+use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use connect_sidecar::emulator::{Emulator, Options};
+use listeners::SocketState;
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+
+use crate::support::http::{Reply, Request, raw};
+use crate::support::process::{Ended, Serving, run, sidecar};
+use crate::support::{SLACK, env_file, fingerprint, soon, write_private};
+
+/// A home with a project in it, and upstream.
+struct Desk {
+    home: TempDir,
+    emulator: Emulator,
+    /// The token in the project's env file.
+    token: String,
+}
+
+impl Desk {
+    async fn new() -> Self {
+        let home = tempfile::tempdir().expect("a directory");
+        let emulator = Emulator::start(Options::default()).await.expect("an emulator");
+        let token = emulator.oidc_token(DEVELOPMENT_LIFE);
+        fs::create_dir(home.path().join("web")).expect("a project");
+        write_private(&home.path().join("web/.env.local"), &env_file(&token));
+        Self { home, emulator, token }
+    }
+
+    fn project(&self) -> PathBuf {
+        self.home.path().canonicalize().expect("a directory").join("web")
+    }
+
+    /// The command in the project, on any free port.
+    fn sidecar(&self, arguments: &[&str]) -> Command {
+        let mut command = sidecar(self.home.path());
+        command.current_dir(self.project());
+        command.env("CONNECT_SIDECAR_PORT", "0").env("CONNECT_SIDECAR_UPSTREAM", self.emulator.url());
+        command.args(arguments);
+        command
+    }
+
+    async fn serve(&self, arguments: &[&str]) -> Serving {
+        Serving::start(self.sidecar(arguments)).await
+    }
+}
+
+fn get(serving: &Serving, path: &str) -> Request {
+    Request::new(serving.addr, "GET", path)
+}
+
+fn ask(serving: &Serving, body: &str) -> Request {
+    Request::new(serving.addr, "POST", SLACK).json(body)
+}
+
+async fn stop(serving: Serving) -> Ended {
+    serving.signal(Signal::SIGTERM);
+    serving.end().await
+}
+
+/// A connection that has had a reply and stays open.
+async fn kept_alive(addr: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(addr).await.expect("a connection");
+    let request = format!("GET /healthz HTTP/1.1\r\nhost: {addr}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut reply = Vec::new();
+    while !reply.ends_with(br#"{"status":"ok"}"#) {
+        assert_ne!(soon("a reply", stream.read_buf(&mut reply)).await.expect("a reply"), 0);
+    }
+    stream
+}
+
+/// Returns once the other side has closed.
+async fn closed(mut stream: TcpStream) {
+    let mut rest = Vec::new();
+    soon("the connection's end", stream.read_to_end(&mut rest)).await.expect("a plain end");
+    assert_eq!(rest, b"");
+}
+
+#[tokio::test]
+async fn the_ready_line_is_all_there_is_on_stdout() {
+    let desk = Desk::new().await;
+    for (arguments, signal) in [(&[][..], Signal::SIGTERM), (&["serve", "-vv"][..], Signal::SIGINT)] {
+        let serving = desk.serve(arguments).await;
+        assert_eq!(
+            serving.ready_line,
+            format!("connect-sidecar listening on http://127.0.0.1:{}", serving.addr.port())
+        );
+        assert_eq!(ask(&serving, "{}").send().await.status, 200);
+        assert_eq!(get(&serving, "/none").send().await.status, 404);
+        serving.signal(signal);
+        let ended = serving.end().await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), ""), "{}", ended.stderr);
+        assert!(ended.stderr.contains("token of acme/web loaded"), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test]
+async fn mistakes_end_it_with_2_all_of_them_in_one_run() {
+    let desk = Desk::new().await;
+    fs::write(desk.project().join("sidecar.toml"), "prot = 1\nupstream = \"https://evil.example\"").expect("written");
+    let ended = run(desk.sidecar(&["--log-level", "loud", "--auth", "access-token"])).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""));
+    let lines: Vec<_> = ended.stderr.lines().collect();
+    assert!(lines.iter().all(|line| line.starts_with("error: ")), "{lines:#?}");
+    for part in ["sidecar.toml:1: unknown key `prot`", "sidecar.toml:2: `upstream`", "--log-level: ", "VERCEL_TOKEN: "]
+    {
+        assert_eq!(lines.iter().filter(|line| line.contains(part)).count(), 1, "{part}: {lines:#?}");
+    }
+    assert_eq!(lines.len(), 4);
+    for bad in [&["--tokn"][..], &["unknown"], &["--port"], &["serve", "extra"], &["--color", "red"]] {
+        let ended = run(desk.sidecar(bad)).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{bad:?}");
+        assert!(ended.stderr.starts_with("error: "), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_taken_port_ends_it_with_3_and_its_owner_is_named() {
+    let desk = Desk::new().await;
+    let other = Desk::new().await;
+    let first = desk.serve(&[]).await;
+    let foreign = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a listener");
+    let foreign = (foreign.local_addr().expect("an address"), foreign);
+    // What a killed sidecar left behind names nobody.
+    let state = desk.home.path().join(".local/state/connect-sidecar");
+    let left = r#"{"pid":1,"url":"","key":"","project":"/gone"}"#;
+    write_private(&state.join(format!("{}.json", foreign.0.port())), left);
+    let ours = format!("(process {})", std::process::id());
+    let mut cases = vec![
+        (first.addr, format!("by another connect-sidecar (process {}) for {}", first.pid(), desk.project().display())),
+        (foreign.0, ours.clone()),
+    ];
+    let only_v6 = tokio::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await;
+    if let Ok(listener) = &only_v6 {
+        cases.push((listener.local_addr().expect("an address"), ours));
+    }
+    for (address, owner) in cases {
+        let mut command = other.sidecar(&["--port", &address.port().to_string()]);
+        command.env("HOME", desk.home.path());
+        let ended = run(command).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(3), ""), "{}", ended.stderr);
+        let start = format!("error: could not listen on {address}: the port is taken by ");
+        assert!(ended.stderr.starts_with(&start) && ended.stderr.contains(&owner), "{}", ended.stderr);
+        assert!(ended.stderr.contains("--port"), "{}", ended.stderr);
+    }
+    assert_eq!(get(&first, "/healthz").send().await.status, 200, "the first is left alone");
+}
+
+#[tokio::test]
+async fn a_signal_lets_requests_finish_and_waits_for_no_idle_connection() {
+    let desk = Desk::new().await;
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let serving = desk.serve(&[]).await;
+        let gate = desk.emulator.gate();
+        let before = desk.emulator.received().len();
+        let asking = tokio::spawn(ask(&serving, "{}").send());
+        soon("the request", desk.emulator.wait_for_requests(before + 1)).await;
+        let idle = kept_alive(serving.addr).await;
+        let fresh = TcpStream::connect(serving.addr).await.expect("a connection");
+        // Its turn to be accepted has come once a later one has had a reply.
+        drop(kept_alive(serving.addr).await);
+        serving.signal(signal);
+        closed(idle).await;
+        closed(fresh).await;
+        assert!(TcpStream::connect(serving.addr).await.is_err(), "nobody is let in any more");
+        gate.open();
+        let reply = asking.await.expect("no panic");
+        assert_eq!(reply.status, 200, "{reply:?}");
+        let ended = serving.end().await;
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    }
+    let state = desk.home.path().join(".local/state/connect-sidecar");
+    assert_eq!(fs::read_dir(state).expect("a directory").count(), 0, "the instance's file goes with it");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let desk = Desk::new().await;
+    let serving = desk.serve(&[]).await;
+    let _gate = desk.emulator.gate();
+    let (addr, request) = (serving.addr, ask(&serving, "{}").bytes());
+    let asking = tokio::spawn(async move { raw(addr, &request).await });
+    soon("the request", desk.emulator.wait_for_requests(1)).await;
+    let idle = kept_alive(serving.addr).await;
+    serving.signal(Signal::SIGTERM);
+    closed(idle).await;
+    serving.signal(Signal::SIGINT);
+    let ended = serving.end().await;
+    assert_eq!(ended.code, Some(1), "not all was done: {}", ended.stderr);
+    assert!(!ended.stderr.contains("did not end within"), "it did not wait: {}", ended.stderr);
+    assert_eq!(asking.await.expect("no panic"), b"", "the request is broken off");
+}
+
+#[tokio::test]
+async fn a_hangup_reads_the_env_file_again_and_ends_nothing() {
+    let desk = Desk::new().await;
+    // An edit in another directory raises no event in the project's.
+    let elsewhere = desk.home.path().join("env");
+    fs::rename(desk.project().join(".env.local"), &elsewhere).expect("renamed");
+    symlink(&elsewhere, desk.project().join(".env.local")).expect("a link");
+    let mut serving = desk.serve(&["-v"]).await;
+    let idle = kept_alive(serving.addr).await;
+    let fresh = desk.emulator.oidc_token(DEVELOPMENT_LIFE);
+    fs::write(&elsewhere, env_file(&fresh)).expect("written");
+    serving.signal(Signal::SIGHUP);
+    serving.wait_for_log("token refreshed, expires in ").await;
+    let status = get(&serving, "/_sidecar/v1/status").send().await.json();
+    assert_eq!(status["oidc"]["fingerprint"], fingerprint(&fresh));
+    drop(idle);
+    let ended = stop(serving).await;
+    assert_eq!(ended.code, Some(0));
+    assert!(!ended.stderr.contains("the poll found it"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_or_stands_still_does_not_stop_it() {
+    let desk = Desk::new().await;
+
+    // Nobody reads stdout from the start.
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = desk.sidecar(&[]);
+    command.stdout(writer);
+    let mut child = command.spawn().expect("a process");
+    let mut log = child.stderr.take().expect("stderr");
+    soon("a log", log.read_u8()).await.expect("it listens before it logs");
+    let listening = listeners::get_all().expect("sockets").into_iter().filter(|l| l.state == SocketState::Listen);
+    let mut own = listening.filter(|l| Some(l.process.pid) == child.id()).map(|l| l.socket);
+    let addr = own.find(SocketAddr::is_ipv4).expect("its address");
+    assert_eq!(Request::new(addr, "POST", SLACK).json("{}").send().await.status, 200);
+
+    // Nobody reads stderr any more.
+    let mut serving = desk.serve(&[]).await;
+    drop(serving.take_stderr());
+    for _ in 0..3 {
+        assert_eq!(get(&serving, "/none").send().await.status, 404);
+    }
+    assert_eq!(ask(&serving, "{}").send().await.status, 200);
+    serving.signal(Signal::SIGTERM);
+    assert_eq!(soon("its end", serving.child.wait()).await.expect("a status").code(), Some(0));
+
+    // Somebody holds stderr and reads nothing, until the pipe is more than full.
+    let mut serving = desk.serve(&[]).await;
+    let request = format!("GET /none HTTP/1.1\r\nhost: {}\r\n", serving.addr);
+    let many = format!("{request}\r\n").repeat(1000) + &request + "connection: close\r\n\r\n";
+    let replies = raw(serving.addr, many.as_bytes()).await;
+    assert_eq!(String::from_utf8_lossy(&replies).matches("HTTP/1.1 404").count(), 1001);
+    serving.signal(Signal::SIGTERM);
+    assert_eq!(soon("its end", serving.child.wait()).await.expect("a status").code(), Some(0));
+}
+
+#[tokio::test]
+async fn json_logs_are_one_object_a_line() {
+    let desk = Desk::new().await;
+    let serving = desk.serve(&["--log-format", "json", "--log-level", "trace"]).await;
+    ask(&serving, "{}").send().await;
+    ask(&serving, "not JSON").send().await;
+    get(&serving, "/%1b[31m%0aerror").send().await;
+    Request::new(serving.addr, "POST", "/v1/connect/token/salesforce%2Fcrm").json("{}").send().await;
+    let ended = stop(serving).await;
+    let lines: Vec<serde_json::Value> =
+        ended.stderr.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect();
+    assert!(lines.iter().all(|line| line["level"].is_string() && line["message"].is_string()), "{}", ended.stderr);
+    assert!(lines.iter().any(|line| line["code"] == "bad_json" && line["status"] == 400), "{}", ended.stderr);
+    assert!(lines.iter().any(|line| line["hint"] == "run `vercel connect attach salesforce/crm`"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn help_and_version_go_to_stdout() {
+    let desk = Desk::new().await;
+    for (arguments, part) in [
+        (&["--version"][..], concat!("connect-sidecar ", env!("CARGO_PKG_VERSION"), "\n")),
+        (&["--help"], "--env-file <PATH>"),
+        (&["-h"], "--env-file <PATH>"),
+        (&["serve", "--help"], "Usage: connect-sidecar serve"),
+        (&["help"], "demo"),
+    ] {
+        let ended = run(desk.sidecar(arguments)).await;
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{arguments:?}");
+        assert!(ended.stdout.contains(part), "{}", ended.stdout);
+    }
+}
+
+#[test]
+fn no_option_takes_a_secret() {
+    let cli = Cli::command();
+    let commands = std::iter::once(&cli).chain(cli.get_subcommands());
+    for argument in commands.flat_map(clap::Command::get_arguments).filter(|a| a.get_action().takes_values()) {
+        let names = [argument.get_id().as_str(), argument.get_long().unwrap_or_default()].concat();
+        for word in ["token", "secret", "password", "key", "bearer"] {
+            assert!(!names.contains(word), "{names}");
+        }
+    }
+}
+
+/// Good and failing requests of every kind, each with a secret in its body or its headers where it may have one.
+async fn tour(desk: &Desk, serving: &Serving, secret_word: &str) -> Vec<String> {
+    let body = format!(r#"{{"subject":{{"type":"user","id":"{secret_word}"}},"scopes":["{secret_word}"]}}"#);
+    let app = r#"{"subject":{"type":"app"},"scopes":["read:everything"]}"#;
+    let mut secrets = vec![body.clone(), app.into()];
+    let mut provider_tokens = |reply: &Reply| {
+        secrets.extend(reply.json()["token"].as_str().map(str::to_owned));
+        reply.status
+    };
+    assert_eq!(provider_tokens(&ask(serving, app).send().await), 200);
+    assert_eq!(provider_tokens(&ask(serving, app).send().await), 200, "a hit");
+    assert_eq!(provider_tokens(&ask(serving, app).header("cache-control", "no-cache").send().await), 200);
+    let echo = format!(r#"{{"error":{{"code":"{secret_word}","message":"{secret_word}"}}}}"#);
+    for fault in [
+        Fault::answer(200, "text/html", &format!("<html>{secret_word}")),
+        Fault::answer(500, "application/json", &echo),
+        Fault::answer(403, "application/json", &echo),
+        Fault::answer(200, "application/json", &format!("[{secret_word:?}]")),
+        Fault::status(401, "unauthorized"),
+        Fault::rate_limited(Some(secret_word)),
+        Fault::redirect(&format!("https://evil.example/{secret_word}")),
+        Fault::once(Trouble::Truncate),
+        Fault::once(Trouble::Reset),
+    ] {
+        desk.emulator.inject(fault);
+        ask(serving, app).header("cache-control", "no-cache").send().await;
+    }
+    let metadata = "/v1/connect/connectors/slack%2Facme-slack";
+    let bearer = format!("Bearer {secret_word}");
+    for request in [
+        ask(serving, &body),
+        ask(serving, &body).header("authorization", &bearer).header("cookie", secret_word),
+        ask(serving, &body).header("sidecar-key", secret_word).header("sidecar-client", secret_word),
+        ask(serving, &body).header("content-type", secret_word),
+        ask(serving, &body).header("host", "evil.example"),
+        ask(serving, &body).header("origin", &format!("https://{secret_word}.example")),
+        ask(serving, &body).header("x-forwarded-for", secret_word),
+        ask(serving, &body).header("expect", secret_word),
+        ask(serving, &body).header("content-encoding", secret_word),
+        ask(serving, &body[..body.len() - 1]),
+        ask(serving, &body.replacen('{', &format!("{{{secret_word:?}:1,{secret_word:?}:1,"), 1)),
+        ask(serving, &body.repeat(1000)),
+        Request::new(serving.addr, "POST", "/v1/connect/authorize/slack%2Facme-slack").json(&body),
+        Request::new(serving.addr, "POST", "/v1/connect/token/salesforce%2Fcrm").json(&body),
+        Request::new(serving.addr, "DELETE", &format!("{metadata}/tokens")).json(&body),
+        Request::new(serving.addr, "DELETE", "/_sidecar/v1/cache").header("sidecar-key", secret_word),
+        get(serving, metadata).header("authorization", &bearer),
+        get(serving, "/none").header("authorization", &bearer),
+    ] {
+        request.send().await;
+    }
+    raw(serving.addr, format!("POST {SLACK} HTTP/1.1\r\n{secret_word}\r\n\r\n").as_bytes()).await;
+    secrets
+}
+
+#[tokio::test]
+async fn no_secret_appears_whatever_is_asked_and_however_much_is_logged() {
+    const SECRET_WORD: &str = "CANARY-of-a-caller-0123456789";
+    let desk = Desk::new().await;
+    let env_path = desk.project().join(".env.local");
+    let access_token = "vcp_demo_access_token";
+    for auth in ["oidc", "access-token"] {
+        let arguments = ["--log-level", "trace", "--auth", auth, "--team-id", "team_acme"];
+        let mut command = desk.sidecar(&arguments);
+        command.env("RUST_LOG", "trace").env("VERCEL_TOKEN", access_token).env("RUST_BACKTRACE", "full");
+        let mut serving = Serving::start(command).await;
+        let mut secrets = tour(&desk, &serving, SECRET_WORD).await;
+        secrets.extend([SECRET_WORD.into(), access_token.into(), desk.token.clone()]);
+        let state = desk.home.path().join(format!(".local/state/connect-sidecar/{}.json", serving.addr.port()));
+        let instance: serde_json::Value = serde_json::from_slice(&fs::read(state).expect("a file")).expect("JSON");
+        secrets.push(instance["key"].as_str().expect("a key").to_owned());
+        let mut shown = Vec::new();
+        if auth == "oidc" {
+            let fresh = desk.emulator.oidc_token(DEVELOPMENT_LIFE);
+            secrets.push(fresh.clone());
+            for content in [
+                format!("VERCEL_OIDC_TOKEN=\"{}", &fresh[..fresh.len() / 2]),
+                format!("VERCEL_OIDC_TOKEN=${fresh}\n"),
+                format!("VERCEL_OIDC_TOKEN={}\nVERCEL_OIDC_TOKEN={fresh}\n", desk.token),
+            ] {
+                fs::write(&env_path, content).expect("written");
+                serving.signal(Signal::SIGHUP);
+            }
+            serving.wait_for_log("token refreshed").await;
+        }
+        for path in ["/_sidecar/v1/status", "/metrics", "/readyz", "/healthz", "/_sidecar/"] {
+            shown.push(get(&serving, path).send().await.text());
+        }
+        let ended = stop(serving).await;
+        shown.extend([ended.stdout, ended.stderr]);
+        let shown = shown.join("\n");
+        assert!(shown.contains("forbidden") && shown.contains("connect_sidecar_build_info"), "there was much to see");
+        for secret in &secrets {
+            let slice = secret.as_bytes().windows(16).find_map(|slice| {
+                let slice = std::str::from_utf8(slice).expect("ASCII");
+                shown.find(slice).map(|at| &shown[at.saturating_sub(200)..at])
+            });
+            assert_eq!(slice, None, "16 characters of a secret follow this");
+        }
+    }
+}
