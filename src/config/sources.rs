@@ -216,7 +216,7 @@ impl<'a> Sources<'a> {
     }
 
     /// The settings in a file; `None` if it is not there.
-    fn file(&mut self, path: &Path, base: &Path, is_project: bool) -> Option<Vec<(&'static str, Value)>> {
+    fn file(&mut self, path: &Path, project: &Path, is_project: bool) -> Option<Vec<(&'static str, Value)>> {
         let shown = match is_project {
             true => FILE_NAME.to_owned(),
             false => path.display().to_string(),
@@ -239,6 +239,9 @@ impl<'a> Sources<'a> {
             let line = line(error.span().unwrap_or_default());
             self.mistake(&format!("{shown}:{line}"), format!("not TOML: {}", error.message()));
         }
+        // An env file is a project's; anything else lies beside the file that names it, where no project can put it.
+        let own_dir = path.parent().unwrap_or(project);
+        let base = |key| if key == "env_file" { project } else { own_dir };
         let mut values = Vec::new();
         for (key, at, value) in entries(table.get_ref()) {
             let place = format!("{shown}:{}", line(at));
@@ -262,7 +265,7 @@ impl<'a> Sources<'a> {
                         is_file: true,
                         is_variable: false,
                         is_project,
-                        base: base.to_owned(),
+                        base: base(setting.key).to_owned(),
                     },
                 )),
             }

@@ -221,13 +221,13 @@ fn what_could_redirect_a_credential_or_widen_access_is_refused_in_a_projects_fil
     ];
     for (key, value) in cases {
         let toml = format!("port = 1\n{key} = {value}");
-        let machine = || Machine::new().file("web/ca.pem", &certificate);
-        let mistakes = machine().projects_file(&toml).mistakes();
+        let beside = |file: &str| Machine::new().file(file, &certificate);
+        let mistakes = Machine::new().projects_file(&toml).mistakes();
         assert_eq!(mistakes.len(), 1, "{mistakes:?}");
         let start = format!("sidecar.toml:2: `{key}` may not be set by a project's own file");
         assert!(mistakes[0].starts_with(&start), "{mistakes:?}");
-        assert_eq!(machine().users_file(&toml).load().port, 1, "{key}");
-        assert_eq!(machine().given_file(&toml).load().port, 1, "{key}");
+        assert_eq!(beside("config/connect-sidecar/ca.pem").users_file(&toml).load().port, 1, "{key}");
+        assert_eq!(beside("ca.pem").given_file(&toml).load().port, 1, "{key}");
     }
     for setting in SETTINGS.iter().filter(|setting| setting.in_files && !setting.in_project) {
         assert!(cases.iter().any(|(key, _)| *key == setting.key), "{} has no case here", setting.key);
@@ -236,6 +236,16 @@ fn what_could_redirect_a_credential_or_widen_access_is_refused_in_a_projects_fil
         let mistakes = Machine::new().projects_file(&format!("{key} = \"x\"")).mistakes();
         assert!(matches!(&*mistakes, [one] if one.contains(&format!("`{key}`"))), "{mistakes:?}");
     }
+}
+
+#[test]
+fn a_root_certificate_is_looked_for_beside_the_file_that_names_it_and_never_in_the_project() {
+    let pem = || rcgen::generate_simple_self_signed(["x".into()]).expect("a certificate").cert.pem();
+    let setting = "upstream_ca = \"ca.pem\"";
+    let beside = Machine::new().users_file(setting).file("config/connect-sidecar/ca.pem", &pem());
+    assert_eq!(beside.load().upstream.extra_roots.len(), 1);
+    let in_project = Machine::new().users_file(setting).file("web/ca.pem", &pem());
+    assert_eq!(in_project.mistakes().len(), 1, "{:?}", in_project.mistakes());
 }
 
 #[test]
