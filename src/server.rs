@@ -116,7 +116,7 @@ impl Server {
             // `connections` sees to it, for less than a timer costs.
             .header_read_timeout(None)
             .max_header_size(MAX_HEAD_BYTES)
-            .pipeline_flush(true)
+            .writev(false)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
