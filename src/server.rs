@@ -21,6 +21,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,6 +38,9 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// The first pause after a failed accept, doubled up to [`LONGEST_ACCEPT_PAUSE`].
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// What a caller still sends after its last reply is read for this long, and up to this many bytes.
+const LINGER: Duration = Duration::from_millis(500);
+const LINGER_BYTES: u64 = 256 * 1024;
 
 /// Answers requests.
 pub struct Server {
@@ -112,28 +116,28 @@ impl Server {
             activity.end_request();
             Ok::<_, Infallible>(reply)
         });
-        let connection = http1::Builder::new()
+        let mut connection = http1::Builder::new()
             // `connections` sees to it, for less than a timer costs.
             .header_read_timeout(None)
             .max_header_size(MAX_HEAD_BYTES)
             .writev(false)
             .serve_connection(TokioIo::new(stream), service);
-        let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             biased;
-            ended = connection.as_mut() => ended,
-            finish = finishing => match finish {
-                Ok(Finish::AfterRequest) => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
+            ended = &mut connection => ended,
+            finish = finishing => {
+                if finish == Ok(Finish::AfterRequest) {
+                    std::pin::Pin::new(&mut connection).graceful_shutdown();
+                    let _ = connection.await;
                 }
-                Ok(Finish::Now) | Err(_) => Ok(()),
-            },
+                return;
+            }
         };
         if let Err(error) = ended {
             // Callers hang up: that is no fault of ours, nor of theirs.
             debug!("a connection ended: {error}");
         }
+        linger(connection.into_parts().io.into_inner()).await;
     }
 
     /// Answers one request.
@@ -209,6 +213,14 @@ impl Server {
             _ => self.proxy.handle(head, body).await,
         }
     }
+}
+
+/// Reads what the caller still sends: to close over unread bytes would reset the connection, and the caller would lose
+/// the reply that says why its request was refused.
+async fn linger(mut stream: TcpStream) {
+    let _ = stream.shutdown().await;
+    let reading = async { tokio::io::copy(&mut stream.take(LINGER_BYTES), &mut tokio::io::sink()).await };
+    let _ = tokio::time::timeout(LINGER, reading).await;
 }
 
 const JSON: &str = "application/json";
