@@ -10,3 +10,4 @@ mod expiry;
 mod journey;
 mod readme;
 mod support;
+mod wire;
