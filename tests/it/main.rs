@@ -7,6 +7,7 @@ mod command;
 mod demo;
 mod env_file;
 mod expiry;
+mod gates;
 mod journey;
 mod readme;
 mod support;

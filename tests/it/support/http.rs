@@ -102,6 +102,20 @@ impl Reply {
         Self { status, headers, body: bytes[end + 4..].to_vec() }
     }
 
+    /// All replies of one connection, in their order; each names its length.
+    pub fn parse_all(mut bytes: &[u8]) -> Vec<Self> {
+        let mut replies = Vec::new();
+        while !bytes.is_empty() {
+            let mut reply = Self::parse(bytes);
+            let length = reply.header("content-length").map_or(0, |length| length.parse().expect("a length"));
+            let rest = reply.body.len().checked_sub(length).expect("a whole body");
+            bytes = &bytes[bytes.len() - rest..];
+            reply.body.truncate(length);
+            replies.push(reply);
+        }
+        replies
+    }
+
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
