@@ -3,6 +3,7 @@
 #![allow(unreachable_pub, reason = "nothing here has a caller outside this binary")]
 
 mod cli;
+mod clients;
 mod command;
 mod demo;
 mod env_file;
