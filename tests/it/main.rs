@@ -10,6 +10,7 @@ mod env_file;
 mod expiry;
 mod gates;
 mod journey;
+mod layout;
 mod readme;
 mod support;
 mod wire;

@@ -1,0 +1,184 @@
+//! Who may know whom: the direction of dependencies, read off the `crate::` and `super::` paths of `src`.
+//!
+//! A module may always use what is below it. Everything else stands in [`MAY_USE`]; a new line there is a decision about
+//! the architecture. Test code, which stands last in its file, may see what it likes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each module with the others that it may use, from the top down. A module without a line has that of its parent;
+/// `a::*` is all that is below `a`.
+const MAY_USE: &[(&str, &str)] = &[
+    ("main", "app cli clock config demo emulator identity logging"),
+    ("demo", "app cli config emulator emulator::* logging"),
+    ("app", "clock config identity identity::* proxy proxy::* server status status::*"),
+    // Settings are read into the options of the parts that they are for.
+    ("config", "cli logging proxy::cache proxy::guard proxy::upstream"),
+    ("config::sources", "cli config proxy::error safe_read"),
+    ("config::values", "config::sources logging proxy::guard tls"),
+    ("server", "proxy proxy::* status"),
+    ("server::connections", ""),
+    ("status", "clock identity proxy::cache proxy::stats"),
+    ("status::instance", "safe_read"),
+    ("status::metrics", "clock proxy::stats"),
+    ("proxy", "clock identity"),
+    ("proxy::upstream", "clock proxy::error proxy::guard proxy::pool proxy::reply proxy::route"),
+    ("proxy::pool", "clock tls"),
+    ("proxy::cache", "clock identity proxy::error proxy::key proxy::reply"),
+    ("proxy::key", "identity"),
+    ("proxy::body", "proxy::error proxy::reply"),
+    ("proxy::guard", "proxy::error"),
+    ("proxy::reply", "proxy::error"),
+    ("proxy::route", "proxy::error"),
+    ("proxy::coach", ""),
+    ("proxy::error", ""),
+    ("proxy::stats", ""),
+    ("identity::watch", "clock identity identity::env_file identity::succession safe_read"),
+    ("identity::succession", "clock identity"),
+    ("identity::expiry", "clock identity"),
+    ("identity", "clock"),
+    ("identity::env_file", ""),
+    ("emulator", "emulator emulator::*"),
+    ("cli", ""),
+    ("clock", ""),
+    ("logging", ""),
+    ("safe_read", ""),
+    ("tls", ""),
+];
+
+/// Names of drawers for what has no home.
+const DRAWERS: [&str; 6] = ["utils", "util", "helpers", "common", "misc", "shared"];
+
+fn sources() -> BTreeMap<String, String> {
+    fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                collect(&path, files);
+            } else {
+                files.push(path);
+            }
+        }
+    }
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect(&src, &mut files);
+    let module = |file: &Path| {
+        let path = file.strip_prefix(&src).expect("below src").with_extension("");
+        let parts: Vec<_> = path.iter().map(|part| part.to_str().expect("a name")).filter(|p| *p != "mod").collect();
+        parts.join("::")
+    };
+    files.iter().map(|file| (module(file), fs::read_to_string(file).expect("a source"))).collect()
+}
+
+/// Every use of one module by another, but for what is below it.
+fn uses(sources: &BTreeMap<String, String>) -> BTreeSet<(String, String)> {
+    let mut uses = BTreeSet::new();
+    for (module, source) in sources.iter().filter(|(module, _)| !module.ends_with("::tests")) {
+        for path in paths(module, source) {
+            let mut used = path.as_str();
+            while !sources.contains_key(used) {
+                used = used.rsplit_once("::").map_or("lib", |(parent, _)| parent);
+            }
+            if used != module && !used.starts_with(&format!("{module}::")) {
+                uses.insert((module.clone(), used.to_owned()));
+            }
+        }
+    }
+    uses
+}
+
+/// All paths within the crate that a module's code names, from the crate's root.
+fn paths(module: &str, source: &str) -> Vec<String> {
+    let code = source.split("\n#[cfg(test)]\n").next().unwrap_or_default();
+    let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let parent = module.rsplit_once("::").map_or(String::new(), |(parent, _)| format!("{parent}::"));
+    let mut paths = Vec::new();
+    for (root, begins_at) in [("crate::", ""), ("connect_sidecar::", ""), ("super::", parent.as_str())] {
+        for (at, _) in code.match_indices(root) {
+            if !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':') {
+                leaves(&code[at + root.len()..], begins_at, &mut paths);
+            }
+        }
+    }
+    paths
+}
+
+/// The paths of a use tree, `a::{self, b::C}` for one; what comes after it.
+fn leaves<'a>(tree: &'a str, prefix: &str, paths: &mut Vec<String>) -> &'a str {
+    let end = tree.find(|c: char| !(c.is_alphanumeric() || "_:*".contains(c))).unwrap_or(tree.len());
+    let (path, mut rest) = (format!("{prefix}{}", &tree[..end]), &tree[end..]);
+    if !rest.starts_with('{') {
+        paths.push(path);
+        return rest;
+    }
+    while rest.starts_with(['{', ',']) {
+        rest = leaves(rest[1..].trim_start(), &path, paths);
+        // Past the name after an `as`.
+        rest = &rest[rest.find(['{', ',', '}']).unwrap_or(rest.len())..];
+    }
+    rest.strip_prefix('}').unwrap_or(rest)
+}
+
+fn may_use(module: &str, used: &str) -> bool {
+    let line = MAY_USE.iter().find(|(name, _)| *name == module);
+    match (line, module.rsplit_once("::")) {
+        (Some((_, allowed)), _) => allowed.split(' ').any(|allowed| match allowed.strip_suffix('*') {
+            Some(below) => used.starts_with(below),
+            None => used == allowed,
+        }),
+        (None, Some((parent, _))) => may_use(parent, used),
+        (None, None) => false,
+    }
+}
+
+fn is_in(module: &str, folder: &str) -> bool {
+    module.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+}
+
+#[test]
+fn dependencies_point_downwards() {
+    let wrong: Vec<_> = uses(&sources()).into_iter().filter(|(module, used)| !may_use(module, used)).collect();
+    assert!(wrong.is_empty(), "these use what they may not (see MAY_USE): {wrong:#?}");
+}
+
+#[test]
+fn the_two_journeys_do_not_know_each_other_and_the_emulator_knows_neither() {
+    let uses = uses(&sources());
+    assert!(uses.len() > 40, "read wrongly: {uses:?}");
+    for (module, used) in &uses {
+        let from_to = |from, to| is_in(module, from) && is_in(used, to);
+        assert!(!from_to("identity", "proxy"), "{module} uses {used}");
+        assert!(!from_to("proxy", "identity") || used == "identity", "{module} uses {used}: types only");
+        assert!(!is_in(module, "emulator") || is_in(used, "emulator"), "{module} uses {used}: it shares no code");
+        assert!(!is_in(used, "main") && !is_in(used, "lib"), "{module} uses {used}");
+    }
+}
+
+#[test]
+fn no_file_is_a_drawer() {
+    for module in sources().keys() {
+        let drawer = module.split("::").find(|part| DRAWERS.contains(part));
+        assert_eq!(drawer, None, "{module}: find the noun that it belongs to");
+    }
+}
+
+#[test]
+fn uses_are_read_however_they_are_written() {
+    let source = "//! [`x`](crate::doc)\nuse crate::a::{self, b::{C, d as e},\n    f::G as H};\nuse super::sibling::*;\n\
+        fn f() -> crate::g::I { super::J::K { l: m::super_::n } }\n#[cfg(test)]\nmod tests { use crate::t; }";
+    let mut paths = paths("parent::child", source);
+    paths.sort();
+    assert_eq!(paths, ["a::b::C", "a::b::d", "a::f::G", "a::self", "g::I", "parent::J::K", "parent::sibling::*"]);
+    let pair = |module: &str, other: &str| (module.to_owned(), other.to_owned());
+    let sources = BTreeMap::from([
+        pair("proxy", ""),
+        pair("identity", "use crate::proxy::Proxy;"),
+        pair("identity::watch", "use super::Identity;"),
+        pair("proxy::stats", "use crate::identity::{Identity, watch};"),
+    ]);
+    let wrong: Vec<_> = uses(&sources).into_iter().filter(|(module, used)| !may_use(module, used)).collect();
+    let expected = [("identity", "proxy"), ("proxy::stats", "identity"), ("proxy::stats", "identity::watch")];
+    assert_eq!(wrong, expected.map(|(module, used)| pair(module, used)));
+}
