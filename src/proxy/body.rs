@@ -78,3 +78,46 @@ where
         .await
         .unwrap_or_else(|_| Err(RequestError::new(Code::BodyTimeout, "The body did not arrive within 10 s.").closing()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::task::Context;
+
+    use hyper::body::Frame;
+    use tokio::time::{Instant, Interval, interval};
+
+    use super::*;
+
+    /// A byte at each tick, without end.
+    struct Trickle(Interval);
+
+    impl Body for Trickle {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            self.0.poll_tick(cx).map(|_| Some(Ok(Frame::data(Bytes::from_static(b" ")))))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_trickles_in_has_no_more_time_than_one_that_stalls() {
+        for tick in [Duration::from_secs(1), Duration::from_secs(3600)] {
+            let begun = Instant::now();
+            let error = read(Trickle(interval(tick))).await.expect_err("it never ends");
+            assert_eq!((error.code, error.close), (Code::BodyTimeout, true));
+            assert_eq!(begun.elapsed(), BODY_TIMEOUT);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_trickles_in_has_no_more_room_than_one_that_is_announced() {
+        let error = read(Trickle(interval(Duration::from_nanos(1)))).await.expect_err("it never ends");
+        assert_eq!((error.code, error.close), (Code::BodyTooLarge, true));
+    }
+}
