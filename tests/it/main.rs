@@ -2,6 +2,7 @@
 
 #![allow(unreachable_pub, reason = "nothing here has a caller outside this binary")]
 
+mod cache;
 mod cli;
 mod clients;
 mod command;

@@ -62,19 +62,44 @@ impl Request {
     pub async fn send(self) -> Reply {
         Reply::parse(&raw(self.to, &self.bytes()).await)
     }
+
+    /// Sends it and leaves the reply for later.
+    pub async fn begin(self) -> Sent {
+        Sent::to(self.to, &self.bytes()).await
+    }
+}
+
+/// A request under way. To drop it is to hang up.
+#[must_use]
+pub struct Sent(TcpStream);
+
+impl Sent {
+    async fn to(to: SocketAddr, bytes: &[u8]) -> Self {
+        let mut stream = soon("a connection", TcpStream::connect(to)).await.expect("a connection");
+        // A server that refuses may close before it has read everything.
+        let _ = soon("the request to be taken", stream.write_all(bytes)).await;
+        Self(stream)
+    }
+
+    pub async fn reply(self) -> Reply {
+        soon("a reply", self.reply_at_last()).await
+    }
+
+    /// For a test that lets more time pass than [`soon`] would wait.
+    pub async fn reply_at_last(self) -> Reply {
+        Reply::parse(&self.bytes().await)
+    }
+
+    async fn bytes(mut self) -> Vec<u8> {
+        let mut reply = Vec::new();
+        let _ = self.0.read_to_end(&mut reply).await;
+        reply
+    }
 }
 
 /// Sends bytes and reads until the other side closes.
 pub async fn raw(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
-    let exchange = async {
-        let mut stream = TcpStream::connect(to).await.expect("a connection");
-        // A server that refuses may close before it has read everything.
-        let _ = stream.write_all(bytes).await;
-        let mut reply = Vec::new();
-        let _ = stream.read_to_end(&mut reply).await;
-        reply
-    };
-    soon("a reply", exchange).await
+    soon("a reply", Sent::to(to, bytes).await.bytes()).await
 }
 
 /// A reply as it came.
@@ -134,6 +159,12 @@ impl Reply {
         assert_eq!(json["error"]["source"], "connect-sidecar", "{json}");
         assert_eq!(self.header("sidecar-error"), json["error"]["code"].as_str());
         json["error"]["code"].as_str().expect("a code").to_owned()
+    }
+
+    /// The provider token in it.
+    pub fn token(&self) -> String {
+        assert_eq!(self.status, 200, "{}", self.text());
+        self.json()["token"].as_str().expect("a token").to_owned()
     }
 
     pub fn cache_status(&self) -> &str {

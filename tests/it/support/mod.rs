@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-use http::{Reply, Request};
+use http::{Reply, Request, Sent};
 use logs::Logs;
 
 /// The connector of most tests, as a path segment and as a uid.
@@ -200,9 +200,20 @@ impl Stage {
 
     /// The token that a plain request gets.
     pub async fn slack_token(&self) -> String {
-        let reply = self.token(r#"{"subject":{"type":"app"}}"#).send().await;
-        assert_eq!(reply.status, 200, "{reply:?}");
-        reply.json()["token"].as_str().expect("a token").to_owned()
+        self.token(r#"{"subject":{"type":"app"}}"#).send().await.token()
+    }
+
+    /// Sends a request and returns once it has reached upstream.
+    pub async fn under_way(&self, request: Request) -> Sent {
+        let before = self.emulator.received().len();
+        let sent = request.begin().await;
+        soon("upstream to be asked", self.emulator.wait_for_requests(before + 1)).await;
+        sent
+    }
+
+    /// Returns once all that was sent before has been read: connections are accepted, and read, in their order.
+    pub async fn caught_up(&self) {
+        assert_eq!(self.request("GET", "/healthz").send().await.status, 200);
     }
 
     /// The state as JSON.

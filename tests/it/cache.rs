@@ -1,0 +1,681 @@
+//! The cache as a client sees it: which answers cost a request to Connect, which do not, and what the reply says of it.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use connect_sidecar::emulator::fault::{Fault, Gate, Trouble};
+
+use crate::support::http::{Reply, Request};
+use crate::support::{SLACK, SLACK_UID, Scene, Stage};
+
+const APP: &str = r#"{"subject":{"type":"app"}}"#;
+const USER: &str = r#"{"subject":{"type":"user","id":"user_ada"}}"#;
+const GITHUB: &str = "/v1/connect/token/github%2Facme-github";
+const MISS: &str = "connect-sidecar; fwd=uri-miss; stored; ttl=3570";
+const HIT: &str = "connect-sidecar; hit; ttl=3570";
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+impl Stage {
+    /// Token requests that reached upstream.
+    fn paid(&self) -> usize {
+        self.emulator.count("/v1/connect/token/")
+    }
+
+    /// Holds the next token request's answer until the gate is opened.
+    fn hold_next(&self) -> Gate {
+        let gate = Gate::default();
+        self.emulator.inject(Fault::once(Trouble::Held(gate.clone())).on("/v1/connect/token/"));
+        gate
+    }
+
+    async fn revoke(&self, connector: &str) -> Reply {
+        self.request("DELETE", &format!("/v1/connect/connectors/{connector}/tokens")).send().await
+    }
+}
+
+fn forced(request: Request) -> Request {
+    request.header("cache-control", "no-cache")
+}
+
+#[tokio::test]
+async fn a_reply_says_how_it_was_come_by_and_how_old_it_is() {
+    let stage = Scene::new().start().await;
+    let expect = async |what: &str, request: Request, status: &str, age: Option<&str>| {
+        let reply = request.send().await;
+        assert_eq!((reply.cache_status(), reply.header("age")), (status, age), "{what}: {}", reply.text());
+        reply
+    };
+    expect(
+        "forced on an empty cache",
+        forced(stage.token(APP)),
+        "connect-sidecar; fwd=request; stored; ttl=3570",
+        None,
+    )
+    .await;
+    let first = expect("another body", stage.token(USER), MISS, None).await;
+    let hit = expect("a hit at once", stage.token(USER), HIT, Some("0")).await;
+    assert_eq!((hit.status, &hit.body), (200, &first.body));
+    stage.pass(Duration::from_millis(10_900));
+    let hit = expect("a hit later", stage.token(USER), "connect-sidecar; hit; ttl=3559", Some("10")).await;
+    assert_eq!(hit.header("content-type"), first.header("content-type"));
+    assert_eq!(hit.header("x-vercel-id"), first.header("x-vercel-id"), "it is the stored answer");
+    expect("forced", forced(stage.token(USER)), "connect-sidecar; fwd=request; stored; ttl=3570", None).await;
+
+    let unstorable = || stage.emulator.inject(Fault::answer(200, "application/json", r#"{"token":"t"}"#));
+    unstorable();
+    expect("not storable", stage.token("{}"), "connect-sidecar; fwd=uri-miss", None).await;
+    unstorable();
+    expect("not storable, forced", forced(stage.token("{}")), "connect-sidecar; fwd=request", None).await;
+    stage.emulator.inject(Fault::status(404, "not_found"));
+    expect("an error of upstream's", stage.token("{}"), "connect-sidecar; fwd=uri-miss", None).await;
+    stage.emulator.inject(Fault::redirect("https://example.com"));
+    expect("an error of our own from upstream", stage.token("{}"), "none", None).await;
+    expect("an error of our own before", stage.token("["), "none", None).await;
+    stage.emulator.inject(Fault::rate_limited(None));
+    expect("a 429", stage.token("{}"), "connect-sidecar; fwd=uri-miss", None).await;
+    expect("a 429, held", stage.token("{}"), "connect-sidecar; hit; detail=429", Some("0")).await;
+}
+
+#[tokio::test]
+async fn a_token_is_served_until_its_buffer_by_the_wall_clock() {
+    for (settings, served_for) in [
+        ("", 3570),
+        ("[cache]\nbuffer = \"10m\"", 3000),
+        ("[cache]\nmax_age = \"1m\"", 60),
+        ("[cache]\nbuffer = \"10m\"\nmax_age = \"55m\"", 3000),
+    ] {
+        let stage = Scene::new().toml(settings).start().await;
+        let first = stage.token(APP).send().await;
+        assert_eq!(first.cache_status(), format!("connect-sidecar; fwd=uri-miss; stored; ttl={served_for}"));
+        stage.pass(seconds(served_for) - Duration::from_millis(1));
+        let last = stage.token(APP).send().await;
+        assert_eq!(last.cache_status(), "connect-sidecar; hit; ttl=0", "{settings}");
+        stage.pass(Duration::from_millis(1));
+        let next = stage.token(APP).send().await;
+        assert_eq!(next.cache_status(), first.cache_status(), "{settings}");
+        assert_ne!(next.token(), first.token());
+    }
+}
+
+#[tokio::test]
+async fn a_requests_own_buffer_counts_for_it_alone() {
+    let stage = Scene::new().start().await;
+    let with_buffer = r#"{"subject":{"type":"app"},"validityBufferMs":600000}"#;
+    let first = stage.token(with_buffer).send().await;
+    assert_eq!(first.cache_status(), MISS, "the buffer is no part of what is stored");
+    assert_eq!(stage.emulator.received()[0].body, with_buffer);
+    stage.pass(seconds(3000) - Duration::from_millis(1));
+    assert_eq!(stage.token(with_buffer).send().await.token(), first.token());
+    stage.pass(Duration::from_millis(1));
+    assert_eq!(stage.token(APP).send().await.token(), first.token(), "good enough for who asks for less");
+    let fresh = stage.token(with_buffer).send().await;
+    assert_eq!(fresh.cache_status(), MISS);
+    assert_eq!(stage.token(APP).send().await.token(), fresh.token(), "it replaces the old one for all");
+}
+
+#[tokio::test]
+async fn different_spellings_of_one_request_share_one_token() {
+    let stage = Scene::new().start().await;
+    let details = r#""authorizationDetails":[{"type":"x","repositories":["b","a"]}]"#;
+    for (what, spellings) in [
+        ("no body", ["", "{}", " {\n} "].map(str::to_owned).to_vec()),
+        (
+            "keys, blanks and escapes",
+            vec![
+                r#"{"subject":{"type":"user","id":"user_ada"},"installationId":"inst_scl_slack"}"#.into(),
+                "{ \"installationId\" : \"inst_scl_slack\",\n \"subject\":{\"id\":\"user_ada\", \"type\":\"user\"} }"
+                    .into(),
+                r#"{"subject":{"type":"user","id":"user_\u0061da"},"installationId":"inst\u005fscl_slack"}"#.into(),
+            ],
+        ),
+        (
+            "sets",
+            vec![
+                r#"{"scopes":["a","b"],"audience":["x","y"],"resources":["r","s"]}"#.into(),
+                r#"{"resources":["s","r"],"scopes":["b","a","b"],"audience":["y","x","y"]}"#.into(),
+            ],
+        ),
+        (
+            "validityBufferMs",
+            vec![
+                r#"{"scopes":["v"]}"#.into(),
+                r#"{"scopes":["v"],"validityBufferMs":1000}"#.into(),
+                r#"{"validityBufferMs":30000,"scopes":["v"]}"#.into(),
+            ],
+        ),
+        (
+            "authorization details",
+            vec![
+                format!("{{{details}}}"),
+                r#"{"authorizationDetails":[{"repositories":["b","a"],"type":"x"}]}"#.into(),
+            ],
+        ),
+    ] {
+        let before = stage.paid();
+        let first = stage.token(&spellings[0]).send().await;
+        assert_eq!(first.cache_status(), MISS, "{what}");
+        assert_eq!(stage.emulator.received()[before].body, spellings[0], "upstream gets it as it was written");
+        for spelling in &spellings[1..] {
+            let reply = stage.token(spelling).send().await;
+            assert_eq!((reply.cache_status(), reply.token()), (HIT, first.token()), "{what}: {spelling}");
+        }
+        assert_eq!(stage.paid(), before + 1, "{what}");
+    }
+    for segment in ["slack%2facme-slack", "slack%2Facme%2Dslack", "%73lack%2Facme-slack"] {
+        let reply = stage.request("POST", &format!("/v1/connect/token/{segment}")).json("{}").send().await;
+        assert_eq!(reply.cache_status(), HIT, "{segment}");
+    }
+}
+
+#[tokio::test]
+async fn what_differs_in_meaning_shares_nothing() {
+    let stage = Scene::new().start().await;
+    let bodies = [
+        "{}",
+        r#"{"scopes":[]}"#,
+        r#"{"scopes":["*"]}"#,
+        r#"{"scopes":["a"]}"#,
+        r#"{"scopes":["a","b"]}"#,
+        r#"{"scopes":["ab"]}"#,
+        r#"{"scopes":["A"]}"#,
+        r#"{"audience":["a"]}"#,
+        r#"{"resources":["a"]}"#,
+        r#"{"installationId":"*"}"#,
+        r#"{"installationId":"inst_scl_slack"}"#,
+        APP,
+        r#"{"subject":{"type":"user"}}"#,
+        USER,
+        r#"{"subject":{"type":"user","id":"user_ada","issuer":"x"}}"#,
+        r#"{"subject":{"type":"jwt-bearer","sub":"a"}}"#,
+        r#"{"subject":{"type":"jwt-bearer","sub":"b"}}"#,
+        r#"{"authorizationDetails":[{"type":"x","repositories":["a","b"]}]}"#,
+        r#"{"authorizationDetails":[{"type":"x","repositories":["b","a"]}]}"#,
+        r#"{"unknown":1}"#,
+        r#"{"unknown":"1"}"#,
+        r#"{"unknown":1.0}"#,
+    ];
+    let paths = [SLACK, "/v1/connect/token/scl_slack", GITHUB];
+    for round in [MISS, HIT] {
+        for (path, body) in bodies.map(|body| (SLACK, body)).into_iter().chain(paths[1..].iter().map(|p| (*p, "{}"))) {
+            let reply = stage.request("POST", path).json(body).send().await;
+            assert_eq!((reply.status, reply.cache_status()), (200, round), "{path} {body}: {}", reply.text());
+        }
+    }
+    assert_eq!(stage.paid(), bodies.len() + 2);
+}
+
+#[tokio::test]
+async fn no_cache_fetches_anew_and_replaces() {
+    let stage = Scene::new().start().await;
+    let old = stage.slack_token().await;
+    for (i, directives) in ["no-cache", "No-Cache", "max-age=0, no-cache"].into_iter().enumerate() {
+        let fresh = stage.token(APP).header("cache-control", directives).send().await;
+        assert_eq!(fresh.cache_status(), "connect-sidecar; fwd=request; stored; ttl=3570", "{directives}");
+        assert_ne!(fresh.token(), old);
+        assert_eq!(stage.paid(), i + 2);
+        let hit = stage.token(APP).send().await;
+        assert_eq!((hit.cache_status(), hit.token()), (HIT, fresh.token()), "{directives}");
+    }
+    for directives in ["max-age=0", "no-store", "x-no-cache"] {
+        let reply = stage.token(APP).header("cache-control", directives).send().await;
+        assert_eq!(reply.cache_status(), HIT, "{directives} is no word for it");
+    }
+}
+
+#[tokio::test]
+async fn the_old_token_is_gone_when_a_forced_request_goes_out_whatever_comes_of_it() {
+    let stage = Scene::new().start().await;
+    let old = stage.slack_token().await;
+    stage.emulator.inject(Fault::status(500, "internal"));
+    assert_eq!(forced(stage.token(APP)).send().await.status, 500);
+    let next = stage.token(APP).send().await;
+    assert_eq!(next.cache_status(), MISS);
+    assert_ne!(next.token(), old);
+}
+
+#[tokio::test]
+async fn a_forced_request_never_joins_an_earlier_one_nor_is_replaced_by_it() {
+    let stage = Scene::new().start().await;
+    let (earlier_gate, forced_gate) = (stage.hold_next(), stage.hold_next());
+    let earlier = stage.under_way(stage.token(APP)).await;
+    let forced = stage.under_way(forced(stage.token(APP))).await;
+    let joined = stage.token(APP).begin().await;
+    stage.caught_up().await;
+
+    forced_gate.open();
+    let forced = forced.reply().await;
+    assert_eq!(forced.cache_status(), "connect-sidecar; fwd=request; stored; ttl=3570");
+    let joined = joined.reply().await;
+    assert_eq!(joined.cache_status(), "connect-sidecar; fwd=uri-miss; collapsed");
+    assert_eq!(joined.token(), forced.token(), "who comes later joins the later one");
+    earlier_gate.open();
+    let earlier = earlier.reply().await;
+    assert_eq!(earlier.cache_status(), "connect-sidecar; fwd=uri-miss", "it lands, but is not stored");
+    assert_ne!(earlier.token(), forced.token());
+
+    let hit = stage.token(APP).send().await;
+    assert_eq!((hit.cache_status(), hit.token()), (HIT, forced.token()));
+    assert_eq!(stage.paid(), 2);
+}
+
+#[tokio::test]
+async fn under_an_expired_credential_a_good_token_is_served_to_those_who_do_not_force() {
+    let long = seconds(48 * 3600);
+    let stage = Scene::new()
+        .toml("[cache]\nmax_age = \"48h\"")
+        .world(|world| world.connector(SLACK_UID).expect("it is there").token_life = long)
+        .start()
+        .await;
+    let token = stage.slack_token().await;
+    stage.pass(seconds(12 * 3600));
+    let refused = forced(stage.token(APP)).send().await;
+    assert_eq!((refused.status, refused.code().as_str()), (503, "oidc_token_expired"));
+    let other = stage.token(USER).send().await;
+    assert_eq!((other.status, other.code().as_str()), (503, "oidc_token_expired"));
+    let hit = stage.token(APP).send().await;
+    assert_eq!((hit.cache_status(), hit.token()), ("connect-sidecar; hit; ttl=129570", token));
+    assert_eq!(stage.paid(), 1);
+}
+
+#[tokio::test]
+async fn a_process_that_asks_again_for_the_token_it_has_is_given_a_fresh_one() {
+    const FRESH: &str = "connect-sidecar; fwd=request; stored; ttl=3570";
+    let stage = Scene::new().start().await;
+    let mut last = String::new();
+    for (client, status, what) in [
+        (Some("a"), MISS, "it has none"),
+        (Some("a"), FRESH, "its own cache would have answered"),
+        (Some("b"), HIT, "another process has none"),
+        (None, HIT, "nobody in particular"),
+        (None, HIT, "nobody in particular, again"),
+        (Some("b"), FRESH, "now it had"),
+        (Some("a"), HIT, "it has an older one"),
+        (Some("a"), FRESH, "and now this one"),
+    ] {
+        let request = stage.token(APP);
+        let reply = match client {
+            Some(client) => request.header("sidecar-client", client),
+            None => request,
+        }
+        .send()
+        .await;
+        assert_eq!(reply.cache_status(), status, "{client:?}: {what}");
+        assert_eq!(reply.token() == last, status == HIT, "{client:?}: {what}");
+        last = reply.token();
+    }
+    let other = stage.token(USER).header("sidecar-client", "a").send().await;
+    assert_eq!(other.cache_status(), MISS, "another token");
+    assert!(stage.emulator.received().iter().all(|request| !request.headers.contains_key("sidecar-client")));
+}
+
+#[tokio::test]
+async fn any_number_of_equal_requests_at_once_cost_one() {
+    let stage = Scene::new().start().await;
+    for round in 1..=2 {
+        let gate = stage.hold_next();
+        let mut under_way = Vec::new();
+        for spelling in [APP, r#"{"subject": {"type": "app"}}"#].iter().cycle().take(200) {
+            under_way.push(stage.token(spelling).begin().await);
+        }
+        stage.caught_up().await;
+        assert_eq!(stage.paid(), round);
+        gate.open();
+        let (mut stored, mut collapsed, mut tokens) = (0, 0, Vec::new());
+        for sent in under_way {
+            let reply = sent.reply().await;
+            match reply.cache_status() {
+                MISS => stored += 1,
+                "connect-sidecar; fwd=uri-miss; collapsed" => collapsed += 1,
+                other => panic!("{other}"),
+            }
+            assert_eq!(reply.header("age"), None);
+            tokens.push(reply.token());
+        }
+        assert_eq!((stored, collapsed), (1, 199));
+        tokens.dedup();
+        assert_eq!(tokens.len(), 1);
+        assert_eq!(stage.paid(), round);
+        // The next round meets an entry that has just ended.
+        stage.pass(seconds(3570));
+    }
+}
+
+#[tokio::test]
+async fn callers_that_hang_up_cancel_nothing() {
+    let stage = Scene::new().start().await;
+    let gate = stage.hold_next();
+    let leader = stage.under_way(stage.token(APP)).await;
+    let joined = stage.token(APP).begin().await;
+    stage.caught_up().await;
+    drop((leader, joined));
+    stage.caught_up().await;
+    let patient = stage.token(APP).begin().await;
+    stage.caught_up().await;
+    gate.open();
+    let reply = patient.reply().await;
+    assert_eq!(reply.cache_status(), "connect-sidecar; fwd=uri-miss; collapsed");
+    let hit = stage.token(APP).send().await;
+    assert_eq!((hit.cache_status(), hit.token()), (HIT, reply.token()));
+    assert_eq!(stage.paid(), 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_waits_for_is_stored() {
+    let stage = Scene::new().start().await;
+    let gate = stage.hold_next();
+    let only = stage.under_way(stage.token(APP)).await;
+    drop(only);
+    stage.caught_up().await;
+    gate.open();
+    // It may still be on its way: then this joins it.
+    let token = stage.slack_token().await;
+    let hit = stage.token(APP).send().await;
+    assert_eq!((hit.cache_status(), hit.token()), (HIT, token));
+    assert_eq!(stage.paid(), 1);
+}
+
+#[tokio::test]
+async fn an_error_is_shared_by_those_who_wait_and_by_nobody_after() {
+    let stage = Scene::new().start().await;
+    let target = "/v1/connect/token/salesforce%2Fcrm";
+    let gate = stage.hold_next();
+    let mut under_way = Vec::new();
+    for _ in 0..5 {
+        under_way.push(stage.request("POST", target).json("{}").begin().await);
+    }
+    stage.caught_up().await;
+    gate.open();
+    let mut statuses = Vec::new();
+    for sent in under_way {
+        let reply = sent.reply().await;
+        assert_eq!((reply.status, reply.json()["error"]["code"].as_str()), (403, Some("forbidden")));
+        statuses.push(reply.cache_status().to_owned());
+    }
+    statuses.sort_unstable();
+    assert_eq!(statuses[0], "connect-sidecar; fwd=uri-miss");
+    assert!(statuses[1..].iter().all(|status| status == "connect-sidecar; fwd=uri-miss; collapsed"), "{statuses:?}");
+    assert_eq!(stage.paid(), 1);
+
+    stage.emulator.change(|world| {
+        let links = world.connector(SLACK_UID).expect("it is there").links.clone();
+        world.connector("salesforce/crm").expect("it is there").links = links;
+    });
+    assert_eq!(stage.request("POST", target).json("{}").send().await.cache_status(), MISS);
+}
+
+#[tokio::test]
+async fn a_429_is_held_for_its_key_as_long_as_it_asks() {
+    let stage = Scene::new().start().await;
+    let date = httpdate::fmt_http_date(UNIX_EPOCH + seconds(stage.clock.now().as_seconds() + 7));
+    for (retry_after, held_for) in [
+        (Some(date.as_str()), 7),
+        (Some("7"), 7),
+        (None, 1),
+        (Some("soon"), 1),
+        (Some("-3"), 1),
+        (Some("3600"), 60),
+        (Some("99999999999999999999"), 60),
+    ] {
+        let body = serde_json::json!({"scopes": [retry_after]}).to_string();
+        let ask = async || stage.token(&body).send().await;
+        let before = stage.paid();
+        stage.emulator.inject(Fault::rate_limited(retry_after));
+        let first = ask().await;
+        assert_eq!((first.status, first.header("retry-after")), (429, retry_after), "as upstream says it");
+        assert_eq!(first.cache_status(), "connect-sidecar; fwd=uri-miss");
+
+        stage.pass(seconds(held_for) - Duration::from_millis(500));
+        let held = ask().await;
+        assert_eq!((held.status, &held.body), (429, &first.body), "{retry_after:?}");
+        assert_eq!(held.cache_status(), "connect-sidecar; hit; detail=429");
+        assert_eq!(held.header("age"), Some((held_for - 1).to_string().as_str()));
+        assert_eq!(held.header("retry-after"), Some("1"), "what is left of it");
+        assert_eq!(stage.paid(), before + 1);
+        assert_eq!(stage.token(USER).send().await.status, 200, "another key is another matter");
+
+        stage.pass(Duration::from_millis(500));
+        assert_eq!(ask().await.cache_status(), MISS, "{retry_after:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_least_recently_used_token_makes_room() {
+    let stage = Scene::new().toml("[cache]\nmax_entries = 2").start().await;
+    let ask = async |scope: &str| stage.token(&format!(r#"{{"scopes":["{scope}"]}}"#)).send().await;
+    for (scope, status) in
+        [("a", MISS), ("b", MISS), ("a", HIT), ("c", MISS), ("a", HIT), ("c", HIT), ("b", MISS), ("a", MISS)]
+    {
+        assert_eq!(ask(scope).await.cache_status(), status, "{scope}");
+    }
+    assert_eq!(stage.status().await["cache"]["entries"], 2);
+}
+
+#[tokio::test]
+async fn a_body_with_somebodys_token_is_never_stored() {
+    let stage = Scene::new().start().await;
+    let body = r#"{"subject":{"type":"token","token":"ya29.CANARY"}}"#;
+    for paid in 1..=2 {
+        let reply = stage.token(body).send().await;
+        assert_eq!((reply.status, reply.cache_status()), (200, "connect-sidecar; fwd=uri-miss"));
+        assert_eq!(stage.paid(), paid);
+    }
+    assert_eq!(stage.status().await["cache"]["entries"], 0);
+}
+
+#[tokio::test]
+async fn a_revocation_evicts_the_connector_under_both_its_names_and_no_other() {
+    for revoked in ["slack%2Facme-slack", "slack%2facme-slack", "scl_slack"] {
+        let stage = Scene::new().start().await;
+        let ask = async |path| stage.request("POST", path).json(APP).send().await;
+        let paths = [SLACK, "/v1/connect/token/scl_slack"];
+        for path in paths.into_iter().chain([GITHUB]) {
+            assert_eq!(ask(path).await.cache_status(), MISS);
+        }
+        assert_eq!(stage.token(USER).send().await.cache_status(), MISS);
+        assert_eq!(stage.revoke(revoked).await.status, 200);
+        for path in paths {
+            assert_eq!(ask(path).await.cache_status(), MISS, "{path} after {revoked}");
+        }
+        assert_eq!(stage.token(USER).send().await.status, 422, "that grant is gone");
+        assert_eq!(ask(GITHUB).await.cache_status(), HIT, "another connector");
+    }
+}
+
+#[tokio::test]
+async fn a_revocation_evicts_whatever_comes_back_once_it_is_sent() {
+    let stage = Scene::new().start().await;
+    for (fault, status) in [
+        (Fault::answer(204, "application/json", ""), 204),
+        (Fault::status(500, "internal"), 500),
+        (Fault::status(404, "not_found"), 404),
+        (Fault::rate_limited(Some("9")), 429),
+        (Fault::once(Trouble::Reset), 502),
+        (Fault::answer(200, "text/html", "<html>"), 502),
+    ] {
+        let old = stage.slack_token().await;
+        stage.emulator.inject(fault);
+        let reply = stage.revoke("slack%2Facme-slack").await;
+        assert_eq!((reply.status, reply.header("cache-status")), (status, None));
+        assert_ne!(stage.slack_token().await, old, "{status}");
+    }
+
+    let old = stage.slack_token().await;
+    let refused = stage.request("DELETE", "/v1/connect/connectors/slack%2Facme-slack/tokens?all").send().await;
+    assert_eq!(refused.code(), "query_not_allowed");
+    assert_eq!(stage.slack_token().await, old, "it was not sent");
+}
+
+#[tokio::test]
+async fn an_answer_in_flight_during_a_revocation_reaches_its_callers_and_not_the_cache() {
+    let stage = Scene::new().start().await;
+    for (asked, revoked) in [
+        (SLACK, "slack%2Facme-slack"),
+        (SLACK, "scl_slack"),
+        ("/v1/connect/token/scl_slack", "slack%2Facme-slack"),
+        ("/v1/connect/token/scl_slack", "scl_slack"),
+    ] {
+        stage.revoke(revoked).await;
+        let gate = stage.hold_next();
+        let before = stage.under_way(stage.request("POST", asked).json(APP)).await;
+        assert_eq!(stage.revoke(revoked).await.status, 200);
+        let after = stage.request("POST", asked).json(APP).send().await;
+        assert_eq!(after.cache_status(), MISS, "it does not join what began before the revocation");
+        gate.open();
+        let before = before.reply().await;
+        assert_eq!(before.cache_status(), "connect-sidecar; fwd=uri-miss", "{asked}, {revoked}");
+        assert_ne!(before.token(), after.token());
+        let hit = stage.request("POST", asked).json(APP).send().await;
+        assert_eq!((hit.cache_status(), hit.token()), (HIT, after.token()));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_while_a_revocation_is_under_way_does_not_outlive_it() {
+    let stage = Scene::new().start().await;
+    let gate = Gate::default();
+    stage.emulator.inject(Fault::once(Trouble::Held(gate.clone())).on("/tokens"));
+    let revocation = stage.under_way(stage.request("DELETE", "/v1/connect/connectors/scl_slack/tokens")).await;
+    let meanwhile = stage.slack_token().await;
+    gate.open();
+    assert_eq!(revocation.reply().await.status, 200);
+    assert_ne!(stage.slack_token().await, meanwhile);
+}
+
+#[tokio::test]
+async fn another_principal_finds_an_empty_cache() {
+    let mut stage = Scene::new().start().await;
+    let first = stage.slack_token().await;
+    stage.token(USER).send().await;
+    let [ada, bob] = ["user_ada", "user_bob"].map(|user| stage.token_of(|subject| subject.user_id = Some(user.into())));
+    stage.write_env(&bob);
+    stage.uses(&bob).await;
+    assert_eq!(stage.status().await["cache"]["entries"], 0, "also before anybody asks");
+    let second = stage.token(APP).send().await;
+    assert_eq!(second.cache_status(), MISS);
+    assert_ne!(second.token(), first);
+
+    stage.write_env(&ada);
+    stage.uses(&ada).await;
+    assert_eq!(stage.token(APP).send().await.cache_status(), MISS, "nothing is kept for a return");
+}
+
+#[tokio::test]
+async fn an_answer_in_flight_for_one_principal_is_neither_stored_nor_shared_with_another() {
+    let mut stage = Scene::new().start().await;
+    let gate = stage.hold_next();
+    let before = stage.under_way(stage.token(APP)).await;
+    let bob = stage.token_of(|subject| subject.user_id = Some("user_bob".into()));
+    stage.write_env(&bob);
+    stage.uses(&bob).await;
+
+    let after = stage.token(APP).send().await;
+    assert_eq!(after.cache_status(), MISS, "not collapsed");
+    gate.open();
+    let before = before.reply().await;
+    assert_eq!(before.cache_status(), "connect-sidecar; fwd=uri-miss", "not stored");
+    assert_ne!(before.token(), after.token());
+    let hit = stage.token(APP).send().await;
+    assert_eq!((hit.cache_status(), hit.token()), (HIT, after.token()));
+    let bearers: Vec<_> = stage.emulator.received().iter().map(|r| r.headers["authorization"].clone()).collect();
+    assert_ne!(bearers[0], bearers[1]);
+}
+
+#[tokio::test]
+async fn a_fresh_oidc_token_of_the_same_principal_keeps_the_cache_and_the_flights() {
+    let mut stage = Scene::new().start().await;
+    let token = stage.slack_token().await;
+    let gate = stage.hold_next();
+    let in_flight = stage.under_way(stage.token(USER)).await;
+    stage.pass(seconds(60));
+    let fresh = stage.fresh_token(seconds(12 * 3600));
+    stage.write_env(&fresh);
+    stage.uses(&fresh).await;
+
+    let hit = stage.token(APP).send().await;
+    assert_eq!((hit.cache_status(), hit.token()), ("connect-sidecar; hit; ttl=3510", token));
+    let joined = stage.token(USER).begin().await;
+    stage.caught_up().await;
+    gate.open();
+    assert_eq!(joined.reply().await.token(), in_flight.reply().await.token());
+    assert_eq!(stage.paid(), 2);
+}
+
+#[tokio::test]
+async fn with_the_cache_off_nothing_is_stored_and_equal_requests_at_once_still_cost_one() {
+    let stage = Scene::new().toml("[cache]\nmax_age = \"0s\"").start().await;
+    for (paid, request, status) in [
+        (1, stage.token(APP), "connect-sidecar; fwd=bypass"),
+        (2, stage.token(APP), "connect-sidecar; fwd=bypass"),
+        (3, forced(stage.token(APP)), "connect-sidecar; fwd=request"),
+    ] {
+        let reply = request.send().await;
+        assert_eq!((reply.status, reply.cache_status(), reply.header("age")), (200, status, None));
+        assert_eq!(stage.paid(), paid);
+    }
+    let gate = stage.hold_next();
+    let mut under_way = Vec::new();
+    for _ in 0..20 {
+        under_way.push(stage.token(APP).begin().await);
+    }
+    stage.caught_up().await;
+    gate.open();
+    let mut tokens = Vec::new();
+    for sent in under_way {
+        tokens.push(sent.reply().await.token());
+    }
+    tokens.dedup();
+    assert_eq!((tokens.len(), stage.paid()), (1, 4));
+    assert_eq!(stage.status().await["cache"]["entries"], 0);
+}
+
+#[tokio::test]
+async fn the_cache_is_emptied_on_demand_with_the_key() {
+    let stage = Scene::new().start().await;
+    let cache = "/_sidecar/v1/cache";
+    let ask = async |path| stage.request("POST", path).json(APP).send().await.cache_status().to_owned();
+    for path in [SLACK, "/v1/connect/token/scl_slack", GITHUB] {
+        assert_eq!(ask(path).await, MISS);
+    }
+
+    for (request, status, code) in [
+        (stage.request("DELETE", cache), 401, "key_required"),
+        (stage.request("DELETE", cache).header("sidecar-key", "wrong"), 401, "key_required"),
+        (stage.request("DELETE", &format!("{cache}?connector=scl_slack")), 401, "key_required"),
+        (stage.request("GET", cache).header("sidecar-key", &stage.key()), 405, "method_not_allowed"),
+        (
+            stage.request("DELETE", &format!("{cache}?connector=")).header("sidecar-key", &stage.key()),
+            400,
+            "bad_connector",
+        ),
+    ] {
+        let reply = request.send().await;
+        assert_eq!((reply.status, reply.code().as_str()), (status, code));
+    }
+    assert_eq!(ask(SLACK).await, HIT, "nothing of that emptied it");
+
+    let empty = async |query: &str| {
+        let reply =
+            stage.request("DELETE", &format!("{cache}{query}")).header("sidecar-key", &stage.key()).send().await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    };
+    empty("?connector=slack%2Facme-slack").await;
+    assert_eq!(ask(GITHUB).await, HIT);
+    assert_eq!(ask(SLACK).await, MISS);
+    assert_eq!(ask("/v1/connect/token/scl_slack").await, MISS, "under the other name, too");
+    empty("?connector=scl_github").await;
+    assert_eq!(ask(SLACK).await, HIT);
+    assert_eq!(ask(GITHUB).await, MISS);
+
+    let gate = stage.hold_next();
+    let in_flight = stage.under_way(stage.token(USER)).await;
+    empty("").await;
+    gate.open();
+    assert_eq!(in_flight.reply().await.cache_status(), "connect-sidecar; fwd=uri-miss", "nor what was in flight");
+    assert_eq!(stage.status().await["cache"]["entries"], 0);
+    for path in [SLACK, "/v1/connect/token/scl_slack", GITHUB] {
+        assert_eq!(ask(path).await, MISS);
+    }
+    assert_eq!(stage.emulator.count("/_sidecar/"), 0);
+}
