@@ -70,11 +70,13 @@ pub(super) struct Pool {
     kept: Mutex<Vec<Line>>,
 }
 
+/// `None` once it has ended. Boxed: with its TLS it is kilobytes, which every move of the request's task would copy.
+type Connection = Option<Box<http1::Connection<Stream, Full<Bytes>>>>;
+
 /// A connection, and the hand that sends on it.
 struct Line {
     sender: SendRequest<Full<Bytes>>,
-    /// Boxed: with its TLS it is kilobytes, which every move of the request's task would copy.
-    connection: Box<http1::Connection<Stream, Full<Bytes>>>,
+    connection: Connection,
     kept_at: (Instant, Timestamp),
 }
 
@@ -147,7 +149,7 @@ impl Pool {
         let opened =
             tokio::time::timeout(CONNECT_TIMEOUT, opening).await.unwrap_or_else(|_| Err(ConnectTimeout.into()));
         let (sender, connection) = opened.map_err(Failure::Connect)?;
-        Ok(Line { sender, connection: Box::new(connection), kept_at: self.now() })
+        Ok(Line { sender, connection: Some(Box::new(connection)), kept_at: self.now() })
     }
 
     async fn connector(&self) -> Result<&HttpsConnector<Dialer>, Failure> {
@@ -210,16 +212,17 @@ impl Answering<'_> {
     }
 }
 
-/// Does `work` while moving what goes over the connection.
-async fn drive<T>(connection: &mut http1::Connection<Stream, Full<Bytes>>, work: impl Future<Output = T>) -> T {
+/// Does `work` while moving what goes over the connection. One that ends is dropped at once: only that tells the work,
+/// and hands it back a request that was still waiting to be written.
+async fn drive<T>(connection: &mut Connection, work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
-    let mut is_open = true;
     poll_fn(|cx| {
         if let Poll::Ready(done) = work.as_mut().poll(cx) {
             return Poll::Ready(done);
         }
-        // Its end is told to the work as an error.
-        is_open = is_open && Pin::new(&mut *connection).poll(cx).is_pending();
+        if connection.as_mut().is_some_and(|open| Pin::new(open).poll(cx).is_ready()) {
+            *connection = None;
+        }
         work.as_mut().poll(cx)
     })
     .await
