@@ -239,9 +239,8 @@ impl Upstream {
             }
             Failure::Connect(error) => error,
         };
-        let causes: Vec<&(dyn StdError + 'static)> =
-            std::iter::successors(Some(&*error as &(dyn StdError + 'static)), |&e| e.source()).collect();
-        if let Some(tls) = causes.iter().copied().find_map(rustls_error) {
+        let causes: Vec<&(dyn StdError + 'static)> = std::iter::successors(Some(&*error as _), |&e| cause(e)).collect();
+        if let Some(tls) = causes.iter().find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
             let error = RequestError::new(Code::UpstreamTls, format!("No TLS with {name}: {tls}."));
             return match tls {
                 rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer) => error.hint(
@@ -261,9 +260,12 @@ impl Upstream {
     }
 }
 
-fn rustls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
-    let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    error.downcast_ref().or_else(|| inner.and_then(|e| e.downcast_ref()))
+/// What an error is due to. One that is wrapped by an I/O error is not its source, but what it stands for.
+fn cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
+    match error.downcast_ref().and_then(std::io::Error::get_ref) {
+        Some(wrapped) => Some(wrapped),
+        None => error.source(),
+    }
 }
 
 /// Why a complete reply is no proper answer, if it is none.
