@@ -191,14 +191,14 @@ impl Reset {
 /// A body that comes whole, or breaks off in the middle of what was announced.
 enum AnswerBody {
     Whole(Option<Bytes>),
-    Cut { half: Option<Bytes>, announced: u64 },
+    Cut { half: Option<Bytes>, announced: u64, sent: bool },
 }
 
 impl AnswerBody {
     fn cut(self) -> Self {
         match self {
             Self::Whole(Some(bytes)) => {
-                Self::Cut { half: Some(bytes.slice(..bytes.len() / 2)), announced: bytes.len() as u64 }
+                Self::Cut { half: Some(bytes.slice(..bytes.len() / 2)), announced: bytes.len() as u64, sent: false }
             }
             other => other,
         }
@@ -209,10 +209,18 @@ impl Body for AnswerBody {
     type Data = Bytes;
     type Error = Broken;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         Poll::Ready(match &mut *self {
             Self::Whole(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            Self::Cut { half, .. } => Some(half.take().map(Frame::data).ok_or(Broken)),
+            Self::Cut { half, sent, .. } => match half.take() {
+                Some(half) => Some(Ok(Frame::data(half))),
+                // A connection that has something to wait for sends what it has first.
+                None if !std::mem::replace(sent, true) => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                None => Some(Err(Broken)),
+            },
         })
     }
 
