@@ -9,6 +9,7 @@ mod command;
 mod demo;
 mod env_file;
 mod expiry;
+mod faults;
 mod gates;
 mod journey;
 mod layout;

@@ -4,6 +4,7 @@ pub mod http;
 pub mod logs;
 pub mod npm;
 pub mod process;
+pub mod scripted;
 
 use std::collections::HashMap;
 use std::fs;
