@@ -261,6 +261,23 @@ async fn a_forced_request_never_joins_an_earlier_one_nor_is_replaced_by_it() {
 }
 
 #[tokio::test]
+async fn an_earlier_answer_does_not_take_the_place_of_a_forced_one_still_to_come() {
+    let stage = Scene::new().start().await;
+    let (earlier_gate, forced_gate) = (stage.hold_next(), stage.hold_next());
+    let earlier = stage.under_way(stage.token(APP)).await;
+    let forced = stage.under_way(forced(stage.token(APP))).await;
+    earlier_gate.open();
+    assert_eq!(earlier.reply().await.cache_status(), "connect-sidecar; fwd=uri-miss");
+    let joined = stage.token(APP).begin().await;
+    stage.caught_up().await;
+    forced_gate.open();
+    let (forced, joined) = (forced.reply().await, joined.reply().await);
+    assert_eq!(joined.cache_status(), "connect-sidecar; fwd=uri-miss; collapsed");
+    assert_eq!(joined.token(), forced.token());
+    assert_eq!(stage.paid(), 2);
+}
+
+#[tokio::test]
 async fn under_an_expired_credential_a_good_token_is_served_to_those_who_do_not_force() {
     let long = seconds(48 * 3600);
     let stage = Scene::new()
@@ -307,6 +324,15 @@ async fn a_process_that_asks_again_for_the_token_it_has_is_given_a_fresh_one() {
     }
     let other = stage.token(USER).header("sidecar-client", "a").send().await;
     assert_eq!(other.cache_status(), MISS, "another token");
+
+    let gate = stage.hold_next();
+    let leader = stage.under_way(stage.token("{}").header("sidecar-client", "a")).await;
+    let joined = stage.token("{}").header("sidecar-client", "b").begin().await;
+    stage.caught_up().await;
+    gate.open();
+    assert_eq!(leader.reply().await.token(), joined.reply().await.token());
+    let again = stage.token("{}").header("sidecar-client", "b").send().await;
+    assert_eq!(again.cache_status(), FRESH, "it was given the first one by joining");
     assert!(stage.emulator.received().iter().all(|request| !request.headers.contains_key("sidecar-client")));
 }
 
@@ -536,8 +562,10 @@ async fn an_answer_that_comes_while_a_revocation_is_under_way_does_not_outlive_i
     let stage = Scene::new().start().await;
     let gate = Gate::default();
     stage.emulator.inject(Fault::once(Trouble::Held(gate.clone())).on("/tokens"));
+    let before = stage.slack_token().await;
     let revocation = stage.under_way(stage.request("DELETE", "/v1/connect/connectors/scl_slack/tokens")).await;
     let meanwhile = stage.slack_token().await;
+    assert_ne!(meanwhile, before, "that one is gone as soon as the revocation is sent");
     gate.open();
     assert_eq!(revocation.reply().await.status, 200);
     assert_ne!(stage.slack_token().await, meanwhile);
