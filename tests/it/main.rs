@@ -14,5 +14,6 @@ mod gates;
 mod journey;
 mod layout;
 mod readme;
+mod status;
 mod support;
 mod wire;
