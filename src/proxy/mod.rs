@@ -189,7 +189,7 @@ impl Proxy {
         let outcome = self.upstream.send(outgoing, bearer).await;
         let failed = match &outcome {
             Ok(answer) => answer.status.is_server_error(),
-            Err(_) => true,
+            Err(error) => error.status.is_server_error(),
         };
         if failed {
             self.stats.upstream_errors.count();

@@ -109,6 +109,7 @@ async fn a_429_without_json_is_held_like_any_other() {
     assert_eq!((held.status, held.code().as_str()), (429, "upstream_invalid_response"));
     assert_eq!(held.header("retry-after"), Some("4"));
     assert_eq!(stage.emulator.received().len(), 1);
+    assert_eq!(stage.status().await["upstream"]["errors"], 0, "nor is it counted as a failure");
 }
 
 #[tokio::test]
