@@ -31,8 +31,10 @@ struct Shared {
     script: Mutex<VecDeque<(Vec<u8>, Then)>>,
     /// The bodies of all requests, whichever connection they came on.
     bodies: watch::Sender<Vec<String>>,
-    /// How many connections it has ended.
-    ended: watch::Sender<usize>,
+    /// How the connections that are open are to end.
+    hang_up: watch::Sender<Then>,
+    /// How many connections there are.
+    open: watch::Sender<usize>,
 }
 
 impl Scripted {
@@ -42,12 +44,18 @@ impl Scripted {
         let shared = Arc::new(Shared {
             script: Mutex::default(),
             bodies: watch::Sender::new(Vec::new()),
-            ended: watch::Sender::new(0),
+            hang_up: watch::Sender::new(Then::Keep),
+            open: watch::Sender::new(0),
         });
         let accepting = shared.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(talk(stream, accepting.clone()));
+                let shared = accepting.clone();
+                shared.open.send_modify(|open| *open += 1);
+                tokio::spawn(async move {
+                    talk(stream, &shared).await;
+                    shared.open.send_modify(|open| *open -= 1);
+                });
             }
         });
         Self { addr, shared }
@@ -73,10 +81,15 @@ impl Scripted {
         soon("a request", bodies.wait_for(|bodies| bodies.len() >= times)).await.expect("it runs");
     }
 
-    /// Returns once it has ended this many connections.
-    pub async fn ended(&self, times: usize) {
-        let mut ended = self.shared.ended.subscribe();
-        soon("the end of a connection", ended.wait_for(|ended| *ended >= times)).await.expect("it runs");
+    /// Ends all connections that wait for a request.
+    pub fn hang_up(&self, how: Then) {
+        self.shared.hang_up.send_replace(how);
+    }
+
+    /// Returns once all connections have ended.
+    pub async fn all_ended(&self) {
+        let mut open = self.shared.open.subscribe();
+        soon("the end of all connections", open.wait_for(|open| *open == 0)).await.expect("it runs");
     }
 }
 
@@ -86,22 +99,28 @@ pub fn good(token: &str) -> String {
     format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
-async fn talk(mut stream: TcpStream, shared: Arc<Shared>) {
+async fn talk(mut stream: TcpStream, shared: &Shared) {
+    let mut hang_up = shared.hang_up.subscribe();
     let mut read = Vec::new();
-    while let Some(body) = request_body(&mut stream, &mut read).await {
-        shared.bodies.send_modify(|bodies| bodies.push(body));
-        let next = shared.script.lock().expect("no panic").pop_front();
-        let (bytes, then) = next.unwrap_or_else(|| (good("good").into(), Then::Keep));
-        // The other side may have enough before the end.
-        let _ = stream.write_all(&bytes).await;
+    loop {
+        let then = tokio::select! {
+            body = request_body(&mut stream, &mut read) => {
+                let Some(body) = body else { return };
+                shared.bodies.send_modify(|bodies| bodies.push(body));
+                let next = shared.script.lock().expect("no panic").pop_front();
+                let (bytes, then) = next.unwrap_or_else(|| (good("good").into(), Then::Keep));
+                // The other side may have enough before the end.
+                let _ = stream.write_all(&bytes).await;
+                then
+            }
+            Ok(()) = hang_up.changed() => *hang_up.borrow_and_update(),
+        };
         match then {
             Then::Keep => continue,
             Then::Close => {}
             Then::Reset => socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("a socket"),
             Then::Stall => std::future::pending().await,
         }
-        drop(stream);
-        shared.ended.send_modify(|ended| *ended += 1);
         return;
     }
 }
