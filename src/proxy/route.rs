@@ -13,6 +13,9 @@ const MAX_SEGMENT_BYTES: usize = 512;
 /// `mcp.linear.app/a/b` has three.
 const MAX_PARTS: usize = 3;
 
+/// What Connect has below a connector (connect-contract.md sections 1.1 and 1.5).
+const BELOW_A_CONNECTOR: [&str; 5] = ["import", "tokens", "projects", "contacts", "trigger-destinations"];
+
 /// What a request wants from Connect (connect-contract.md section 1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
@@ -112,7 +115,8 @@ fn find(path: &str) -> Result<(Action, &str), RequestError> {
     }
     if segment.contains('/') {
         // `slack/acme-slack`: the likely slip. Not `x/import` or a trailing slash, which are other paths.
-        let slip = segment.split('/').all(|part| !part.is_empty()) && !segment.ends_with("/import");
+        let is_other = |part| part == "" || part == "managed" || BELOW_A_CONNECTOR.contains(&part);
+        let slip = !segment.split('/').any(is_other);
         return Err(not_found(slip.then(|| {
             let encoded: String = segment.replace('/', "%2F").chars().filter(char::is_ascii_graphic).take(64).collect();
             format!("/v1/connect/{kind}/{encoded}{suffix}")
@@ -152,8 +156,9 @@ pub fn decode(segment: &str) -> Option<String> {
         decoded.push(byte);
     }
     let last = &decoded[part_begins..];
-    // `…/token/{connector}/import` plants tokens: a connector may not look like it to anyone who decodes.
-    if !is_part(last) || last == b"import" || parts > MAX_PARTS {
+    // `…/token/{connector}/import` plants tokens: a connector may not look like that to anyone who decodes.
+    let is_below = |part: &[u8]| BELOW_A_CONNECTOR.iter().any(|below| part == below.as_bytes());
+    if !is_part(last) || decoded.split(|b| *b == b'/').any(is_below) || parts > MAX_PARTS {
         return None;
     }
     let connector = String::from_utf8(decoded).ok()?;
@@ -252,7 +257,13 @@ mod tests {
             assert_eq!((error.code, error.hint.as_deref()), (Code::RouteNotFound, Some(fixed)));
             assert!(error.message.contains("%2F"), "{}", error.message);
         }
-        for path in ["/v1/connect/token/x/", "/v1/connect/token/x/import"] {
+        for path in [
+            "/v1/connect/token/x/",
+            "/v1/connect/token/x/import",
+            "/v1/connect/connectors/x/projects",
+            "/v1/connect/connectors/x/projects/prj_1",
+            "/v1/connect/connectors/managed/oauth",
+        ] {
             assert_eq!(parse(&Method::POST, path, None).expect_err("not found").hint, None, "{path}");
         }
     }
@@ -315,6 +326,11 @@ mod tests {
             "a%23b",
             "slack%2Fimport",
             "import",
+            "slack%2Ftokens",
+            "slack%2Fprojects",
+            "slack%2Fprojects%2Fprj_1",
+            "slack%2Fcontacts",
+            "slack%2Ftrigger-destinations",
             "a b",
             "a\"b",
             "é",
@@ -352,7 +368,9 @@ mod tests {
                     let decoded = decode_leniently(&seen);
                     prop_assert!(decoded.starts_with(prefix));
                     prop_assert!(!decoded.split('/').any(|part| part == ".." || part == "."));
-                    prop_assert!(!decoded.ends_with("/import") && !decoded.contains("//"));
+                    let below = |part| BELOW_A_CONNECTOR.contains(&part);
+                    prop_assert!(!decoded[prefix.len()..].split('/').any(below));
+                    prop_assert!(!decoded.contains("//"));
                     prop_assert_eq!(&decoded, &format!("{prefix}{}", route.connector));
                     seen = decoded;
                 }
