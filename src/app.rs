@@ -263,14 +263,17 @@ fn explain_bind(address: SocketAddr, error: io::Error, state_dir: Option<&Path>)
     if error.kind() != io::ErrorKind::AddrInUse {
         return StartupError::Listen(address, error);
     }
-    let process = listeners::get_all().ok().and_then(|all| {
-        let mut holders =
-            all.into_iter().filter(|l| l.socket.port() == address.port() && l.state == listeners::SocketState::Listen);
-        holders.next().map(|l| l.process)
-    });
+    let holds_it = |l: &listeners::Listener| {
+        let held = l.socket;
+        held.port() == address.port()
+            && (held.ip() == address.ip() || held.ip().is_unspecified())
+            && l.state == listeners::SocketState::Listen
+    };
+    let process = listeners::get_all().ok().and_then(|all| all.into_iter().find(holds_it)).map(|l| l.process);
     let instance = state_dir.and_then(|dir| instance::of_port(dir, address.port()));
     let owner = match (process, instance) {
-        (Some(process), Some(instance)) if process.pid == instance.pid => {
+        // Who holds it cannot be seen of a sidecar, which is closed to others: then its own file tells.
+        (process, Some(instance)) if process.as_ref().map_or(instance.is_running(), |p| p.pid == instance.pid) => {
             Some(format!("another connect-sidecar (process {}) for {}", instance.pid, instance.project))
         }
         (Some(process), _) => Some(format!("{} (process {})", process.name, process.pid)),

@@ -27,6 +27,7 @@ pub mod clock;
 pub mod config;
 pub mod demo;
 pub mod emulator;
+pub mod hardening;
 pub mod identity;
 pub mod logging;
 pub mod proxy;

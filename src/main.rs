@@ -12,7 +12,7 @@ use connect_sidecar::clock::Clock;
 use connect_sidecar::config::{Config, ConfigError};
 use connect_sidecar::demo::{Demo, DemoError};
 use connect_sidecar::identity::Reloader;
-use connect_sidecar::logging;
+use connect_sidecar::{hardening, logging};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +45,7 @@ impl Failure {
 }
 
 fn main() -> ExitCode {
+    hardening::apply();
     let cli = Cli::parse();
     match run(&cli) {
         Ok(code) => code,

@@ -43,14 +43,14 @@ pub(super) fn decide(world: &World, issuer: &Issuer, now: SystemTime, asked: &As
     Some(match (is_signed_in(world, asked.headers), answer) {
         (false, _) => error(
             StatusCode::FORBIDDEN,
-            json!({"code": "forbidden", "message": "Not authorized", "invalidToken": true}),
+            &json!({"code": "forbidden", "message": "Not authorized", "invalidToken": true}),
         ),
-        (true, None) => error(StatusCode::NOT_FOUND, json!({"code": "not_found", "message": "Not found"})),
+        (true, None) => error(StatusCode::NOT_FOUND, &json!({"code": "not_found", "message": "Not found"})),
         (true, Some(body)) => Given { status: StatusCode::OK, body: Some(body) },
     })
 }
 
-fn error(status: StatusCode, error: Value) -> Given {
+fn error(status: StatusCode, error: &Value) -> Given {
     Given { status, body: Some(json!({ "error": error })) }
 }
 

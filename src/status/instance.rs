@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::safe_read;
@@ -25,6 +27,14 @@ pub struct Instance {
     pub key: String,
     /// The project's directory.
     pub project: String,
+}
+
+impl Instance {
+    /// Whether a process of its number runs; it may be another by now.
+    pub fn is_running(&self) -> bool {
+        let pid = i32::try_from(self.pid).ok().filter(|pid| *pid > 0).map(Pid::from_raw);
+        pid.is_some_and(|pid| kill(pid, None).is_ok())
+    }
 }
 
 /// A fresh key: 32 random bytes.

@@ -279,6 +279,21 @@ async fn json_logs_are_one_object_a_line() {
     assert!(lines.iter().any(|line| line["hint"] == "run `vercel connect attach salesforce/crm`"), "{}", ended.stderr);
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn it_dumps_no_core_and_has_room_for_its_connections() {
+    let desk = Desk::new().await;
+    let serving = desk.serve(&[]).await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", serving.pid())).expect("limits");
+    let soft = |name: &str| {
+        let line = limits.lines().find(|line| line.starts_with(name)).expect("a limit");
+        line[name.len()..].split_whitespace().next().expect("a number").to_owned()
+    };
+    assert_eq!(soft("Max core file size"), "0");
+    assert!(soft("Max open files") == "unlimited" || soft("Max open files").parse::<u64>().expect("a number") >= 1024);
+    stop(serving).await;
+}
+
 #[tokio::test]
 async fn help_and_version_go_to_stdout() {
     let desk = Desk::new().await;
