@@ -115,7 +115,7 @@ fn find(path: &str) -> Result<(Action, &str), RequestError> {
     }
     if segment.contains('/') {
         // `slack/acme-slack`: the likely slip. Not `x/import` or a trailing slash, which are other paths.
-        let is_other = |part| part == "" || part == "managed" || BELOW_A_CONNECTOR.contains(&part);
+        let is_other = |part| matches!(part, "" | "managed") || BELOW_A_CONNECTOR.contains(&part);
         let slip = !segment.split('/').any(is_other);
         return Err(not_found(slip.then(|| {
             let encoded: String = segment.replace('/', "%2F").chars().filter(char::is_ascii_graphic).take(64).collect();
