@@ -35,7 +35,7 @@ async fn upstream_sees_a_request_built_from_nothing() {
     let received = &stage.emulator.received()[0];
     assert_eq!((received.method.as_str(), received.target.as_str()), ("POST", SLACK));
     assert_eq!(received.body, body, "byte for byte");
-    let mut names: Vec<_> = received.headers.keys().map(|name| name.as_str()).collect();
+    let mut names: Vec<_> = received.headers.keys().map(http::HeaderName::as_str).collect();
     names.sort_unstable();
     assert_eq!(
         names,

@@ -22,7 +22,6 @@ use connect_sidecar::emulator::{Emulator, Options};
 use connect_sidecar::identity::{Identity, Reloader};
 use tempfile::TempDir;
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinHandle;
 
 use http::{Reply, Request, Sent};
 use logs::Logs;
@@ -152,22 +151,10 @@ impl Scene {
         let app = App::bind(config, clock.clone()).await.unwrap_or_else(|e| panic!("{e}"));
         let (addr, identity, reloader) = (app.addr(), app.identity(), app.reloader());
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = tokio::spawn(app.serve(async move {
+        tokio::spawn(app.serve(async move {
             let _ = stopped.await;
         }));
-        Stage {
-            emulator,
-            emulator_clock,
-            clock,
-            logs,
-            project,
-            addr,
-            identity,
-            reloader,
-            stop: Some(stop),
-            serving,
-            dir,
-        }
+        Stage { emulator, emulator_clock, clock, logs, project, addr, identity, reloader, _stop: stop, dir }
     }
 }
 
@@ -183,8 +170,8 @@ pub struct Stage {
     pub addr: std::net::SocketAddr,
     pub identity: watch::Receiver<Arc<Identity>>,
     pub reloader: Reloader,
-    stop: Option<oneshot::Sender<()>>,
-    serving: JoinHandle<bool>,
+    /// The sidecar serves for as long as this lives.
+    _stop: oneshot::Sender<()>,
     dir: TempDir,
 }
 
@@ -274,12 +261,6 @@ impl Stage {
         let mut identity = self.identity.clone();
         let found = identity.wait_for(|identity| identity.oidc().is_some_and(|t| t.fingerprint() == fingerprint));
         soon("the token to be used", found).await.expect("the sidecar runs");
-    }
-
-    /// Stops it; tells whether all requests ended in time.
-    pub async fn stop(mut self) -> bool {
-        self.stop.take();
-        soon("the sidecar's end", self.serving).await.expect("no panic")
     }
 
     /// Sends one request many times at once.
