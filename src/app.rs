@@ -212,7 +212,7 @@ impl App {
         spawn(Box::pin(follow(self.identity, proxy.clone())));
         spawn(Box::pin(async move { proxy.upstream.prepare().await }));
 
-        spawn(Box::pin(self.server.clone().end_idle_connections()));
+        spawn(Box::pin(self.server.clone().look_after_connections()));
 
         let stopping = CancellationToken::new();
         let connections = TaskTracker::new();

@@ -5,15 +5,20 @@
 //! way round; what it started upstream goes on in the proxy's own tasks.
 
 mod connections;
+mod head;
+mod refusals;
+mod stream;
 
 use std::convert::Infallible;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use connections::{Connections, Finish};
+use connections::{Connections, Open, Place};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, StatusCode};
@@ -21,6 +26,9 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use refusals::Refusals;
+use socket2::SockRef;
+use stream::Observed;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -33,8 +41,10 @@ use crate::proxy::guard::{self, Admitted, Policy};
 use crate::proxy::reply::{self, Reply};
 use crate::status::Status;
 
-/// Largest request head, in bytes.
-const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// A connection ends after so many requests: whoever keeps one for ever is looked at anew now and then.
+const MAX_REQUESTS: u32 = 1000;
+/// Time between two looks at the connections.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The first pause after a failed accept, doubled up to [`LONGEST_ACCEPT_PAUSE`].
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
@@ -47,7 +57,8 @@ pub struct Server {
     proxy: Arc<Proxy>,
     policy: Policy,
     status: Status,
-    connections: Connections,
+    connections: Arc<Connections>,
+    refusals: Refusals,
     said_credentials_dropped: AtomicBool,
 }
 
@@ -58,7 +69,8 @@ impl Server {
             proxy,
             policy,
             status,
-            connections: Connections::new(),
+            connections: Arc::new(Connections::new()),
+            refusals: Refusals::default(),
             said_credentials_dropped: AtomicBool::new(false),
         }
     }
@@ -68,9 +80,15 @@ impl Server {
         &self.proxy
     }
 
-    /// Ends connections whose request does not come, for as long as it is polled.
-    pub async fn end_idle_connections(self: Arc<Self>) {
-        self.connections.end_idle().await;
+    /// Keeps the connections within their limits of time, and the log in its own, for as long as it is polled.
+    pub async fn look_after_connections(self: Arc<Self>) {
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            self.connections.look();
+            self.refusals.sum_up();
+        }
     }
 
     /// Tells all connections to finish after the request under way.
@@ -82,18 +100,21 @@ impl Server {
     pub async fn accept(self: Arc<Self>, listener: TcpListener, tasks: TaskTracker, stopping: CancellationToken) {
         let mut pause = ACCEPT_PAUSE;
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = stopping.cancelled() => return,
-            };
+            let Some(accepted) = stopping.run_until_cancelled(listener.accept()).await else { return };
             match accepted {
                 Ok((stream, peer)) => {
                     pause = ACCEPT_PAUSE;
-                    tasks.spawn(self.clone().connection(stream, peer));
+                    // In the order in which they come, which that of their tasks need not be.
+                    match self.connections.open().await {
+                        Some(open) => drop(tasks.spawn(self.clone().connection(stream, peer, open))),
+                        None => debug!("closed a connection: there are too many, and none is idle"),
+                    }
                 }
                 Err(error) => {
                     warn!("could not accept a connection: {error}");
-                    tokio::time::sleep(pause).await;
+                    if stopping.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                        return;
+                    }
                     pause = (pause * 2).min(LONGEST_ACCEPT_PAUSE);
                 }
             }
@@ -101,76 +122,68 @@ impl Server {
     }
 
     /// Serves one connection.
-    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+    async fn connection(self: Arc<Self>, stream: TcpStream, from: SocketAddr, open: Open) {
         let Ok(local) = stream.local_addr() else { return };
-        if !peer.ip().to_canonical().is_loopback() {
-            debug!("closed a connection from {peer}, which is not this machine");
+        if !from.ip().to_canonical().is_loopback() {
+            debug!("closed a connection from {from}, which is not this machine");
             return;
         }
+        open.serve_here().await;
         let _ = stream.set_nodelay(true);
-        let (open, finishing) = self.connections.open();
-        let (server, activity) = (&*self, &*open.activity);
-        let service = service_fn(move |request| async move {
-            activity.begin_request();
-            let reply = server.answer(request, local.port()).await;
-            activity.end_request();
+        tokio::select! {
+            biased;
+            () = open.place.ended() => {}
+            () = self.converse(stream, Caller { local_port: local.port(), place: &open.place }) => {}
+        }
+    }
+
+    /// Answers a connection's requests, one after another.
+    async fn converse(&self, stream: TcpStream, caller: Caller<'_>) {
+        let place = caller.place;
+        let service = service_fn(move |request: Request<Incoming>| async move {
+            let number = place.begin_request();
+            // Pinned here: it is too large to be moved for nothing.
+            let answer = pin!(self.answer(request, caller));
+            let mut reply = place.in_time(answer).await.unwrap_or_else(|| self.refuse(&late(), None));
+            if number >= MAX_REQUESTS {
+                reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            place.end_request();
             Ok::<_, Infallible>(reply)
         });
         let mut connection = http1::Builder::new()
             // `connections` sees to it, for less than a timer costs.
             .header_read_timeout(None)
-            .max_header_size(MAX_HEAD_BYTES)
+            .max_header_size(head::MAX_BYTES)
             .writev(false)
-            .serve_connection(TokioIo::new(stream), service);
-        let ended = tokio::select! {
-            biased;
-            ended = &mut connection => ended,
-            finish = finishing => {
-                if finish == Ok(Finish::AfterRequest) {
-                    std::pin::Pin::new(&mut connection).graceful_shutdown();
-                    let _ = connection.await;
-                }
-                return;
+            .serve_connection(TokioIo::new(Observed::new(stream, place)), service);
+        let ended = poll_fn(|cx| {
+            let mut connection = Pin::new(&mut connection);
+            if place.is_finishing() {
+                connection.as_mut().graceful_shutdown();
             }
-        };
-        if let Err(error) = ended {
+            connection.poll(cx)
+        });
+        if let Err(error) = ended.await {
             // Callers hang up: that is no fault of ours, nor of theirs.
             debug!("a connection ended: {error}");
         }
-        linger(connection.into_parts().io.into_inner()).await;
+        if !place.is_finishing() {
+            linger(connection.into_parts().io.into_inner().into_inner()).await;
+        }
     }
 
     /// Answers one request.
-    async fn answer(&self, request: Request<Incoming>, local_port: u16) -> Reply {
+    async fn answer(&self, request: Request<Incoming>, caller: Caller<'_>) -> Reply {
         let (head, body) = request.into_parts();
-        let (admitted, outcome) = match guard::check(&head, local_port, &self.policy) {
+        let (admitted, outcome) = match self.admit(&head, caller) {
             Ok(admitted) => {
-                if admitted.has_credentials && !self.said_credentials_dropped.swap(true, Ordering::Relaxed) {
-                    warn!("an app sends credentials of its own: they are dropped, the sidecar's are used instead");
-                }
-                let outcome = self.route(&head, body, &admitted).await;
+                let outcome = self.route(&head, body, &admitted, caller.place).await;
                 (admitted, outcome)
             }
             Err(refusal) => (Admitted::default(), Err(refusal)),
         };
-        let mut reply = match outcome {
-            Ok(reply) => reply,
-            Err(error) => {
-                self.proxy.stats.refused.count();
-                let hint = error.hint.as_deref();
-                let (method, path) = (excerpt(head.method.as_str().as_bytes()), excerpt(head.uri.path().as_bytes()));
-                warn!(
-                    code = error.code.as_str(),
-                    status = error.status.as_u16(),
-                    method,
-                    path,
-                    hint,
-                    "{}",
-                    error.message
-                );
-                reply::error(&error)
-            }
-        };
+        let mut reply = outcome.unwrap_or_else(|error| self.refuse(&error, Some(&head)));
         if let Some(origin) = admitted.origin {
             reply.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
             reply.headers_mut().insert(header::VARY, HeaderValue::from_static("Origin"));
@@ -178,7 +191,44 @@ impl Server {
         reply
     }
 
-    async fn route(&self, head: &Parts, body: Incoming, admitted: &Admitted) -> Result<Reply, RequestError> {
+    /// Whether this caller may ask with this head at all.
+    fn admit(&self, head: &Parts, caller: Caller<'_>) -> Result<Admitted, RequestError> {
+        head::check(head)?;
+        let admitted = guard::check(head, caller.local_port, &self.policy)?;
+        if admitted.has_credentials && !self.said_credentials_dropped.swap(true, Ordering::Relaxed) {
+            warn!("an app sends credentials of its own: they are dropped, the sidecar's are used instead");
+        }
+        Ok(admitted)
+    }
+
+    /// The reply for an error of our own, counted and logged.
+    fn refuse(&self, error: &RequestError, head: Option<&Parts>) -> Reply {
+        self.proxy.stats.refused.count();
+        if self.refusals.show_next() {
+            let shown = |of: fn(&Parts) -> &str| head.map(|head| excerpt(of(head).as_bytes()));
+            warn!(
+                code = error.code.as_str(),
+                status = error.status.as_u16(),
+                method = shown(|head| head.method.as_str()),
+                path = shown(|head| head.uri.path()),
+                hint = error.hint.as_deref(),
+                "{}",
+                error.message
+            );
+        }
+        reply::error(error)
+    }
+
+    async fn route(
+        &self,
+        head: &Parts,
+        body: Incoming,
+        admitted: &Admitted,
+        place: &Place,
+    ) -> Result<Reply, RequestError> {
+        if self.connections.is_overloaded_by(place) && !guard::is_health(head.uri.path()) {
+            return Err(overloaded());
+        }
         if head.method == Method::OPTIONS && admitted.origin.is_some() {
             return Ok(preflight(&head.headers));
         }
@@ -192,7 +242,11 @@ impl Server {
             }
             "/metrics" => {
                 read_only(head)?;
-                Ok(reply::own(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.status.metrics()))
+                Ok(reply::own(
+                    StatusCode::OK,
+                    "text/plain; version=0.0.4; charset=utf-8",
+                    self.status.metrics(self.connections.count()),
+                ))
             }
             "/_sidecar/v1/status" => {
                 read_only(head)?;
@@ -213,6 +267,27 @@ impl Server {
             _ => self.proxy.handle(head, body).await,
         }
     }
+}
+
+/// Who asks, on which connection.
+#[derive(Clone, Copy)]
+struct Caller<'a> {
+    /// The port that it has connected to.
+    local_port: u16,
+    place: &'a Place,
+}
+
+/// The answer of a request that took as long as one may.
+fn late() -> RequestError {
+    RequestError::new(Code::UpstreamTimeout, "The request was not answered within 60 s.").closing()
+}
+
+/// The answer of a request that is one too many.
+fn overloaded() -> RequestError {
+    let message = "Too many requests are under way. Ask again in a second.";
+    let mut error = RequestError::new(Code::Overloaded, message).closing();
+    error.retry_after = Some(reply::retry_after(Duration::from_secs(1)));
+    error
 }
 
 /// Reads what the caller still sends: to close over unread bytes would reset the connection, and the caller would lose
@@ -294,8 +369,31 @@ fn listen(address: SocketAddr) -> Result<TcpListener, (SocketAddr, io::Error)> {
             SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
         };
         socket.set_reuseaddr(true)?;
+        // What is accepted inherits it: nothing that we send leaves this machine, whoever claims to be on it.
+        match address {
+            SocketAddr::V4(_) => SockRef::from(&socket).set_ttl_v4(1)?,
+            SocketAddr::V6(_) => SockRef::from(&socket).set_unicast_hops_v6(1)?,
+        }
         socket.bind(address)?;
         socket.listen(1024)
     };
     listen().map_err(|error| (address, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_that_is_sent_leaves_this_machine() {
+        let (v4, v6) = bind(0).await.expect("a port");
+        for listener in std::iter::once(v4).chain(v6) {
+            let to = listener.local_addr().expect("an address");
+            let (caller, accepted) = tokio::join!(TcpStream::connect(to), listener.accept());
+            let (_caller, (accepted, _)) = (caller.expect("a connection"), accepted.expect("a connection"));
+            let accepted = SockRef::from(&accepted);
+            let hops = if to.is_ipv4() { accepted.ttl_v4() } else { accepted.unicast_hops_v6() };
+            assert_eq!(hops.expect("an option"), 1, "{to}");
+        }
+    }
 }

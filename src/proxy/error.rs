@@ -62,12 +62,16 @@ codes! {
     BodyTimeout = 408 "body_timeout",
     /// The body is over its limit.
     BodyTooLarge = 413 "body_too_large",
+    /// The request target is over its limit.
+    TargetTooLong = 414 "target_too_long",
     /// The content type is not JSON.
     JsonRequired = 415 "json_required",
     /// The body is compressed.
     EncodingNotSupported = 415 "encoding_not_supported",
     /// `Expect` asks for something else than `100-continue`.
     ExpectationFailed = 417 "expectation_failed",
+    /// More header lines than the limit.
+    HeadTooLarge = 431 "head_too_large",
     /// Too many requests to upstream from here.
     LocalRateLimit = 429 "local_rate_limit",
     /// No connection to upstream.

@@ -14,24 +14,24 @@ use connect_sidecar::emulator::{Emulator, Options};
 use listeners::SocketState;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
-use crate::support::http::{Reply, Request, raw};
+use crate::support::http::{Reply, Request, closed, kept_alive, raw};
 use crate::support::process::{Ended, Serving, run, sidecar};
 use crate::support::{SLACK, env_file, fingerprint, soon, write_private};
 
 /// A home with a project in it, and upstream.
-struct Desk {
+pub struct Desk {
     home: TempDir,
-    emulator: Emulator,
+    pub emulator: Emulator,
     /// The token in the project's env file.
     token: String,
 }
 
 impl Desk {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let home = tempfile::tempdir().expect("a directory");
         let emulator = Emulator::start(Options::default()).await.expect("an emulator");
         let token = emulator.oidc_token(DEVELOPMENT_LIFE);
@@ -45,7 +45,7 @@ impl Desk {
     }
 
     /// The command in the project, on any free port.
-    fn sidecar(&self, arguments: &[&str]) -> Command {
+    pub fn sidecar(&self, arguments: &[&str]) -> Command {
         let mut command = sidecar(self.home.path());
         command.current_dir(self.project());
         command.env("CONNECT_SIDECAR_PORT", "0").env("CONNECT_SIDECAR_UPSTREAM", self.emulator.url());
@@ -53,41 +53,22 @@ impl Desk {
         command
     }
 
-    async fn serve(&self, arguments: &[&str]) -> Serving {
+    pub async fn serve(&self, arguments: &[&str]) -> Serving {
         Serving::start(self.sidecar(arguments)).await
     }
 }
 
-fn get(serving: &Serving, path: &str) -> Request {
+pub fn get(serving: &Serving, path: &str) -> Request {
     Request::new(serving.addr, "GET", path)
 }
 
-fn ask(serving: &Serving, body: &str) -> Request {
+pub fn ask(serving: &Serving, body: &str) -> Request {
     Request::new(serving.addr, "POST", SLACK).json(body)
 }
 
 async fn stop(serving: Serving) -> Ended {
     serving.signal(Signal::SIGTERM);
     serving.end().await
-}
-
-/// A connection that has had a reply and stays open.
-async fn kept_alive(addr: SocketAddr) -> TcpStream {
-    let mut stream = TcpStream::connect(addr).await.expect("a connection");
-    let request = format!("GET /healthz HTTP/1.1\r\nhost: {addr}\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.expect("sent");
-    let mut reply = Vec::new();
-    while !reply.ends_with(br#"{"status":"ok"}"#) {
-        assert_ne!(soon("a reply", stream.read_buf(&mut reply)).await.expect("a reply"), 0);
-    }
-    stream
-}
-
-/// Returns once the other side has closed.
-async fn closed(mut stream: TcpStream) {
-    let mut rest = Vec::new();
-    soon("the connection's end", stream.read_to_end(&mut rest)).await.expect("a plain end");
-    assert_eq!(rest, b"");
 }
 
 #[tokio::test]
@@ -253,12 +234,13 @@ async fn a_reader_that_goes_away_or_stands_still_does_not_stop_it() {
     serving.signal(Signal::SIGTERM);
     assert_eq!(soon("its end", serving.child.wait()).await.expect("a status").code(), Some(0));
 
-    // Somebody holds stderr and reads nothing, until the pipe is more than full.
+    // Somebody holds stderr and reads nothing, until the pipe is more than full. Each request has a long line.
     let mut serving = desk.serve(&[]).await;
-    let request = format!("GET /none HTTP/1.1\r\nhost: {}\r\n", serving.addr);
-    let many = format!("{request}\r\n").repeat(1000) + &request + "connection: close\r\n\r\n";
+    let unknown = format!("/v1/connect/connectors/{}", "x".repeat(200));
+    let request = format!("GET {unknown} HTTP/1.1\r\nhost: {}\r\n", serving.addr);
+    let many = format!("{request}\r\n").repeat(299) + &request + "connection: close\r\n\r\n";
     let replies = raw(serving.addr, many.as_bytes()).await;
-    assert_eq!(String::from_utf8_lossy(&replies).matches("HTTP/1.1 404").count(), 1001);
+    assert_eq!(String::from_utf8_lossy(&replies).matches("HTTP/1.1 404").count(), 300);
     serving.signal(Signal::SIGTERM);
     assert_eq!(soon("its end", serving.child.wait()).await.expect("a status").code(), Some(0));
 }

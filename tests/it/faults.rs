@@ -13,27 +13,13 @@ use tokio::task::JoinHandle;
 use crate::support::http::{Reply, Request};
 use crate::support::process::{self, Serving};
 use crate::support::scripted::{Scripted, Then, good};
-use crate::support::{SLACK, Scene, Stage, env_file, soon, write_private};
+use crate::support::{SLACK, Scene, Stage, env_file, let_timers_pass, soon, write_private};
 
 const MISS: &str = "connect-sidecar; fwd=uri-miss; stored; ttl=3570";
-
-impl Scene {
-    /// Upstream is somebody else than the emulator, whose tokens are still those in the env file.
-    fn upstream(self, url: &str) -> Self {
-        self.env("CONNECT_SIDECAR_UPSTREAM", url)
-    }
-}
 
 /// A body of its own, so that no other request's answer fits.
 fn body(name: &str) -> String {
     serde_json::json!({"scopes": [name]}).to_string()
-}
-
-/// Lets time pass for the timers of this thread, and for nothing else: no clock says so, and no data is waited for.
-async fn let_timers_pass(time: Duration) {
-    tokio::time::pause();
-    tokio::time::advance(time).await;
-    tokio::time::resume();
 }
 
 /// Whether it is done once everybody has had their turns.

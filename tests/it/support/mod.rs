@@ -41,6 +41,13 @@ pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
+/// Lets time pass for the timers of this thread, and for nothing else: no clock says so, and no data is waited for.
+pub async fn let_timers_pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
 /// How to set the scene. Reads as a sentence: `Scene::new().toml("…").start().await`.
 #[must_use]
 pub struct Scene {
@@ -69,6 +76,11 @@ impl Scene {
         self.toml.push_str(toml);
         self.toml.push('\n');
         self
+    }
+
+    /// Upstream is somebody else than the emulator, whose tokens are still those in the env file.
+    pub fn upstream(self, url: &str) -> Self {
+        self.env("CONNECT_SIDECAR_UPSTREAM", url)
     }
 
     /// Sets a variable of the sidecar's environment.
