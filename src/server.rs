@@ -6,6 +6,7 @@
 
 mod connections;
 mod head;
+mod peer;
 mod refusals;
 mod stream;
 
@@ -26,6 +27,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use peer::Peer;
 use refusals::Refusals;
 use socket2::SockRef;
 use stream::Observed;
@@ -128,12 +130,16 @@ impl Server {
             debug!("closed a connection from {from}, which is not this machine");
             return;
         }
+        let Ok(peer) = peer::of(from, local) else { return };
+        if peer == Peer::Unknown {
+            self.proxy.stats.unknown_peers.count();
+        }
         open.serve_here().await;
         let _ = stream.set_nodelay(true);
         tokio::select! {
             biased;
             () = open.place.ended() => {}
-            () = self.converse(stream, Caller { local_port: local.port(), place: &open.place }) => {}
+            () = self.converse(stream, Caller { peer, local_port: local.port(), place: &open.place }) => {}
         }
     }
 
@@ -193,6 +199,10 @@ impl Server {
 
     /// Whether this caller may ask with this head at all.
     fn admit(&self, head: &Parts, caller: Caller<'_>) -> Result<Admitted, RequestError> {
+        if caller.peer == Peer::Other {
+            let message = "This sidecar answers the user that started it, and no other user of this machine.";
+            return Err(RequestError::new(Code::PeerUidMismatch, message).closing());
+        }
         head::check(head)?;
         let admitted = guard::check(head, caller.local_port, &self.policy)?;
         if admitted.has_credentials && !self.said_credentials_dropped.swap(true, Ordering::Relaxed) {
@@ -272,6 +282,7 @@ impl Server {
 /// Who asks, on which connection.
 #[derive(Clone, Copy)]
 struct Caller<'a> {
+    peer: Peer,
     /// The port that it has connected to.
     local_port: u16,
     place: &'a Place,

@@ -52,6 +52,8 @@ codes! {
     BrowserRequestRefused = 403 "browser_request_refused",
     /// Another proxy passes this on.
     ForwardedRequestRefused = 403 "forwarded_request_refused",
+    /// Another user of this machine asks.
+    PeerUidMismatch = 403 "peer_uid_mismatch",
     /// Not on the list of allowed connectors.
     ConnectorNotAllowed = 403 "connector_not_allowed",
     /// No such path.

@@ -58,6 +58,12 @@ pub(super) fn render(readings: &Readings) -> String {
         &[("", counts.refused as f64)],
     );
     metric("connections", "gauge", "Open connections of apps.", &[("", *connections as f64)]);
+    metric(
+        "unknown_peers_total",
+        "counter",
+        "Connections let in although it could not be found out whose they are.",
+        &[("", counts.unknown_peers as f64)],
+    );
     metric("oidc_rotations_total", "counter", "Fresh OIDC tokens picked up.", &[("", counts.rotations as f64)]);
     metric("ready", "gauge", "1 while a valid credential is loaded.", &[("", f64::from(u8::from(*is_ready)))]);
     if let Some(expires_at) = expires_at {

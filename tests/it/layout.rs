@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("server", "proxy proxy::* status"),
     ("server::connections", ""),
     ("server::head", "proxy::error"),
+    ("server::peer", ""),
     ("server::refusals", ""),
     ("server::stream", "server::connections"),
     ("status", "clock identity proxy::cache proxy::stats"),

@@ -1,5 +1,5 @@
 //! How much one caller may ask for, hold and wait for, and what becomes of the others meanwhile: the numbers of
-//! trust-policy.md section 4.7.
+//! trust-policy.md section 4.7, and whose process may ask at all (4.8).
 
 use std::time::{Duration, Instant};
 
@@ -355,4 +355,36 @@ async fn out_of_descriptors_it_waits_serves_whom_it_has_and_recovers() {
     assert_eq!(waiting.reply().await.status, 200);
     assert_eq!(ask(&serving, APP).send().await.status, 200);
     assert!(is_answered(&mut old, serving.addr).await);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+#[allow(clippy::print_stderr, reason = "a test that cannot be run says so")]
+async fn another_user_of_this_machine_gets_nothing() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not tried: only root can ask as another user");
+        return;
+    }
+    const NOBODY: u32 = 65_534;
+    let stage = Scene::new().start().await;
+    let has_ipv6 = TcpListener::bind("[::1]:0").await.is_ok();
+    for host in ["127.0.0.1", "[::1]"].into_iter().filter(|host| has_ipv6 || !host.contains(':')) {
+        for path in [SLACK, "/healthz", "/readyz", "/metrics", "/_sidecar/v1/status", "/nowhere"] {
+            let ask = async |uid: u32| {
+                let mut curl = Command::new("curl");
+                curl.args(["--silent", "--include", "--max-time", "20", "--header", "content-type: application/json"]);
+                curl.args(if path == SLACK { &["--data", APP][..] } else { &[] });
+                curl.arg(format!("http://{host}:{}{path}", stage.addr.port()));
+                curl.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+                curl.uid(uid).gid(uid).kill_on_drop(true);
+                Reply::parse(run(curl).await.stdout.as_bytes())
+            };
+            let reply = ask(NOBODY).await;
+            assert_eq!((reply.status, reply.code().as_str()), (403, "peer_uid_mismatch"), "{host}{path}");
+            assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
+            let own = ask(0).await;
+            assert_eq!(own.status, if path == "/nowhere" { 404 } else { 200 }, "{host}{path}");
+        }
+    }
+    assert_eq!(stage.emulator.received().len(), 1, "nobody's went nowhere");
 }
