@@ -5,10 +5,11 @@
 //! way round; what it started upstream goes on in the proxy's own tasks.
 
 mod connections;
+pub mod unix_socket;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -21,15 +22,16 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
+use unix_socket::UnixSocket;
 
 use crate::proxy::Proxy;
 use crate::proxy::error::{Code, RequestError, excerpt};
-use crate::proxy::guard::{self, Admitted, Policy};
+use crate::proxy::guard::{self, Admitted, Entrance, Policy};
 use crate::proxy::reply::{self, Reply};
 use crate::status::Status;
 
@@ -41,6 +43,29 @@ const LONGEST_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// What a caller still sends after its last reply is read for this long, and up to this many bytes.
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: u64 = 256 * 1024;
+
+/// Where connections come in.
+pub enum Listener {
+    /// An address and port.
+    Tcp(TcpListener),
+    /// A path.
+    Unix(UnixSocket),
+}
+
+/// A connection that came in.
+enum Accepted {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| Accepted::Tcp(stream, peer)),
+            Self::Unix(socket) => socket.accept().await.map(Accepted::Unix),
+        }
+    }
+}
 
 /// Answers requests.
 pub struct Server {
@@ -79,7 +104,7 @@ impl Server {
     }
 
     /// Accepts connections until `stopping`; each is served in a task of `tasks`.
-    pub async fn accept(self: Arc<Self>, listener: TcpListener, tasks: TaskTracker, stopping: CancellationToken) {
+    pub async fn accept(self: Arc<Self>, listener: Listener, tasks: TaskTracker, stopping: CancellationToken) {
         let mut pause = ACCEPT_PAUSE;
         loop {
             let accepted = tokio::select! {
@@ -87,9 +112,12 @@ impl Server {
                 () = stopping.cancelled() => return,
             };
             match accepted {
-                Ok((stream, peer)) => {
+                Ok(accepted) => {
                     pause = ACCEPT_PAUSE;
-                    tasks.spawn(self.clone().connection(stream, peer));
+                    match accepted {
+                        Accepted::Tcp(stream, peer) => tasks.spawn(self.clone().tcp_connection(stream, peer)),
+                        Accepted::Unix(stream) => tasks.spawn(self.clone().unix_connection(stream)),
+                    };
                 }
                 Err(error) => {
                     warn!("could not accept a connection: {error}");
@@ -100,19 +128,42 @@ impl Server {
         }
     }
 
-    /// Serves one connection.
-    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+    /// Serves one connection over TCP, if it may come by the address that it came by.
+    async fn tcp_connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         let Ok(local) = stream.local_addr() else { return };
-        if !peer.ip().to_canonical().is_loopback() {
-            debug!("closed a connection from {peer}, which is not this machine");
-            return;
-        }
+        let is_loopback = |address: SocketAddr| address.ip().to_canonical().is_loopback();
+        let entrance = match is_loopback(local) {
+            true if is_loopback(peer) => Entrance::Loopback(local.port()),
+            true => {
+                debug!("closed a connection from {peer}, which is not this machine");
+                return;
+            }
+            // Only a listener that was asked for accepts there.
+            false => Entrance::Network(local.port()),
+        };
         let _ = stream.set_nodelay(true);
+        self.connection(stream, entrance).await;
+    }
+
+    /// Serves one connection over the unix socket, if it comes from a process of ours.
+    async fn unix_connection(self: Arc<Self>, stream: UnixStream) {
+        match stream.peer_cred() {
+            Ok(peer) if unix_socket::may_connect(peer.uid()) => self.connection(stream, Entrance::UnixSocket).await,
+            Ok(peer) => debug!("closed a connection from user {} to the unix socket", peer.uid()),
+            Err(e) => debug!("closed a connection to the unix socket of which the user cannot be told: {e}"),
+        }
+    }
+
+    /// Serves one connection, whichever way it came in.
+    async fn connection<S>(self: Arc<Self>, stream: S, entrance: Entrance)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (open, finishing) = self.connections.open();
         let (server, activity) = (&*self, &*open.activity);
         let service = service_fn(move |request| async move {
             activity.begin_request();
-            let reply = server.answer(request, local.port()).await;
+            let reply = server.answer(request, entrance).await;
             activity.end_request();
             Ok::<_, Infallible>(reply)
         });
@@ -141,9 +192,9 @@ impl Server {
     }
 
     /// Answers one request.
-    async fn answer(&self, request: Request<Incoming>, local_port: u16) -> Reply {
+    async fn answer(&self, request: Request<Incoming>, entrance: Entrance) -> Reply {
         let (head, body) = request.into_parts();
-        let (admitted, outcome) = match guard::check(&head, local_port, &self.policy) {
+        let (admitted, outcome) = match guard::check(&head, entrance, &self.policy) {
             Ok(admitted) => {
                 if admitted.has_credentials && !self.said_credentials_dropped.swap(true, Ordering::Relaxed) {
                     warn!("an app sends credentials of its own: they are dropped, the sidecar's are used instead");
@@ -217,7 +268,7 @@ impl Server {
 
 /// Reads what the caller still sends: to close over unread bytes would reset the connection, and the caller would lose
 /// the reply that says why its request was refused.
-async fn linger(mut stream: TcpStream) {
+async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let _ = stream.shutdown().await;
     let reading = async { tokio::io::copy(&mut stream.take(LINGER_BYTES), &mut tokio::io::sink()).await };
     let _ = tokio::time::timeout(LINGER, reading).await;
@@ -259,26 +310,50 @@ fn preflight(asked: &HeaderMap) -> Reply {
     reply
 }
 
-/// Binds both loopback addresses to one port. `None` for the second where the host has no IPv6.
-pub async fn bind(port: u16) -> Result<(TcpListener, Option<TcpListener>), (SocketAddr, io::Error)> {
-    /// A port that is free on one family may be taken on the other.
+/// What [`bind`] has bound.
+pub struct Bound {
+    /// `127.0.0.1` with the port.
+    pub loopback: SocketAddr,
+    /// All of them.
+    pub listeners: Vec<TcpListener>,
+    /// Whether `[::1]` is not among them, since the host has no IPv6.
+    pub without_ipv6: bool,
+}
+
+/// Binds both loopback addresses to one port, and the address in the network if one is given. The unspecified address
+/// takes the place of its family's loopback address, which is part of it.
+pub fn bind(port: u16, network: Option<IpAddr>) -> Result<Bound, (SocketAddr, io::Error)> {
+    /// A port that is free on one address may be taken on another.
     const ATTEMPTS_AT_A_FREE_PORT: u32 = 16;
     let mut attempt = 1;
     loop {
-        let v4 = listen(SocketAddr::from(([127, 0, 0, 1], port)))?;
-        let port_taken = v4.local_addr().map_or(port, |addr| addr.port());
-        let v6_addr = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port_taken));
-        match listen(v6_addr) {
-            Ok(v6) => return Ok((v4, Some(v6))),
-            Err((_, error)) if is_no_ipv6(&error) => return Ok((v4, None)),
+        match bind_once(port, network) {
             Err((_, error))
                 if port == 0 && error.kind() == io::ErrorKind::AddrInUse && attempt < ATTEMPTS_AT_A_FREE_PORT =>
             {
                 attempt += 1;
             }
-            Err(failed) => return Err(failed),
+            bound => return bound,
         }
     }
+}
+
+fn bind_once(port: u16, network: Option<IpAddr>) -> Result<Bound, (SocketAddr, io::Error)> {
+    let (v4, v6) = (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST));
+    let all = network.filter(IpAddr::is_unspecified);
+    let first = listen((all.filter(IpAddr::is_ipv4).unwrap_or(v4), port).into())?;
+    let port = first.local_addr().map_or(port, |addr| addr.port());
+    let mut bound = Bound { loopback: (v4, port).into(), listeners: vec![first], without_ipv6: false };
+    let all_v6 = all.filter(IpAddr::is_ipv6);
+    match listen((all_v6.unwrap_or(v6), port).into()) {
+        Ok(second) => bound.listeners.push(second),
+        Err((_, error)) if all_v6.is_none() && is_no_ipv6(&error) => bound.without_ipv6 = true,
+        Err(failed) => return Err(failed),
+    }
+    if let Some(address) = network.filter(|address| !address.is_unspecified()) {
+        bound.listeners.push(listen((address, port).into())?);
+    }
+    Ok(bound)
 }
 
 fn is_no_ipv6(error: &io::Error) -> bool {
@@ -293,6 +368,10 @@ fn listen(address: SocketAddr) -> Result<TcpListener, (SocketAddr, io::Error)> {
             SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
             SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
         };
+        if address.is_ipv6() {
+            // Nobody comes in by an address of the other family, in which their own could not be told.
+            socket2::SockRef::from(&socket).set_only_v6(true)?;
+        }
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(1024)

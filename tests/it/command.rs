@@ -4,59 +4,20 @@
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
 
 use clap::CommandFactory;
 use connect_sidecar::cli::Cli;
 use connect_sidecar::emulator::fault::{Fault, Trouble};
 use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
-use connect_sidecar::emulator::{Emulator, Options};
 use listeners::SocketState;
 use nix::sys::signal::Signal;
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::process::Command;
 
+use crate::support::desk::Desk;
 use crate::support::http::{Reply, Request, raw};
-use crate::support::process::{Ended, Serving, run, sidecar};
+use crate::support::process::{Ended, Serving, run};
 use crate::support::{SLACK, env_file, fingerprint, soon, write_private};
-
-/// A home with a project in it, and upstream.
-struct Desk {
-    home: TempDir,
-    emulator: Emulator,
-    /// The token in the project's env file.
-    token: String,
-}
-
-impl Desk {
-    async fn new() -> Self {
-        let home = tempfile::tempdir().expect("a directory");
-        let emulator = Emulator::start(Options::default()).await.expect("an emulator");
-        let token = emulator.oidc_token(DEVELOPMENT_LIFE);
-        fs::create_dir(home.path().join("web")).expect("a project");
-        write_private(&home.path().join("web/.env.local"), &env_file(&token));
-        Self { home, emulator, token }
-    }
-
-    fn project(&self) -> PathBuf {
-        self.home.path().canonicalize().expect("a directory").join("web")
-    }
-
-    /// The command in the project, on any free port.
-    fn sidecar(&self, arguments: &[&str]) -> Command {
-        let mut command = sidecar(self.home.path());
-        command.current_dir(self.project());
-        command.env("CONNECT_SIDECAR_PORT", "0").env("CONNECT_SIDECAR_UPSTREAM", self.emulator.url());
-        command.args(arguments);
-        command
-    }
-
-    async fn serve(&self, arguments: &[&str]) -> Serving {
-        Serving::start(self.sidecar(arguments)).await
-    }
-}
 
 fn get(serving: &Serving, path: &str) -> Request {
     Request::new(serving.addr, "GET", path)

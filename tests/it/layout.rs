@@ -10,15 +10,16 @@ use std::path::{Path, PathBuf};
 /// Each module with the others that it may use, from the top down. A module without a line has that of its parent;
 /// `a::*` is all that is below `a`.
 const MAY_USE: &[(&str, &str)] = &[
-    ("main", "app cli clock config demo emulator hardening identity logging"),
+    ("main", "app cli clock config demo emulator hardening identity logging server::unix_socket"),
     ("demo", "cli clock config emulator emulator::*"),
-    ("app", "clock config identity identity::* proxy proxy::* server status status::*"),
+    ("app", "clock config identity identity::* proxy proxy::* server server::* status status::*"),
     // Settings are read into the options of the parts that they are for.
     ("config", "cli logging proxy::cache proxy::guard proxy::upstream"),
     ("config::sources", "cli config proxy::error safe_read"),
     ("config::values", "config::sources logging proxy::guard tls"),
     ("server", "proxy proxy::* status"),
     ("server::connections", ""),
+    ("server::unix_socket", ""),
     ("status", "clock identity proxy::cache proxy::stats"),
     ("status::instance", "safe_read"),
     ("status::metrics", "clock proxy::stats"),

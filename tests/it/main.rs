@@ -13,6 +13,7 @@ mod faults;
 mod gates;
 mod journey;
 mod layout;
+mod listening;
 mod readme;
 mod status;
 mod support;

@@ -1,5 +1,6 @@
 //! What the tests share: a project with an env file, an emulator, a sidecar, a clock that stands still, a log to read.
 
+pub mod desk;
 pub mod http;
 pub mod logs;
 pub mod npm;
