@@ -99,7 +99,7 @@ impl App {
         let addr = bound.loopback;
         let mut listeners: Vec<_> = bound.listeners.into_iter().map(Listener::Tcp).collect();
         if let Some(path) = config.unix_socket {
-            match UnixSocket::bind(&path) {
+            match UnixSocket::bind(&path).await {
                 Ok(socket) => listeners.push(Listener::Unix(socket)),
                 Err(problem) => return Err(StartupError::UnixSocket(path, problem)),
             }

@@ -8,11 +8,17 @@ use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Uid;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{UnixListener, UnixStream};
+
+/// Another start holds the directory's lock for less than a millisecond; who holds it longer is no sidecar.
+const LOCK_ATTEMPTS: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why there is no socket.
 #[derive(Debug)]
@@ -52,12 +58,11 @@ pub struct UnixSocket {
 impl UnixSocket {
     /// Makes the socket at `path`, and its directory if that is not there. Mode 0600 in 0700. Fails where the directory
     /// is not ours alone, and where anything is at `path` but a socket of ours on which nobody listens any more.
-    /// Needs a runtime.
-    pub fn bind(path: &Path) -> Result<Self, Problem> {
+    pub async fn bind(path: &Path) -> Result<Self, Problem> {
         let (Some(dir), Some(_)) = (path.parent(), path.file_name()) else {
             return unfit("expected the path of a file");
         };
-        let _only_us = own_directory(dir)?;
+        let _only_us = own_directory(dir).await?;
         remove_stale(path)?;
         let listener = UnixListener::bind(path).or_else(|e| unfit(format!("could not bind it: {e}")))?;
         // Between the two lines it may have a wider mode. Nobody can make use of that: its directory is closed to
@@ -86,7 +91,7 @@ impl Drop for UnixSocket {
 
 /// The directory, made if need be, known to be ours alone, and locked against another start in it: of two that find the
 /// same stale socket, the second would remove the one that the first has just made.
-fn own_directory(dir: &Path) -> Result<Flock<File>, Problem> {
+async fn own_directory(dir: &Path) -> Result<Flock<File>, Problem> {
     let shown = dir.display();
     if let Err(e) = DirBuilder::new().recursive(true).mode(0o700).create(dir) {
         return unfit(format!("could not make the directory {shown}: {e}"));
@@ -104,8 +109,16 @@ fn own_directory(dir: &Path) -> Result<Flock<File>, Problem> {
              this one if it is for nothing else"
         ));
     }
-    let opened = File::open(dir).and_then(|dir| Ok(Flock::lock(dir, FlockArg::LockExclusive).map_err(|(_, e)| e)?));
-    opened.or_else(|e| unfit(format!("could not lock {shown}: {e}")))
+    let mut opened = File::open(dir).or_else(|e| unfit(format!("could not open {shown}: {e}")))?;
+    for _ in 0..LOCK_ATTEMPTS {
+        match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((still_open, Errno::EWOULDBLOCK)) => opened = still_open,
+            Err((_, e)) => return unfit(format!("could not lock {shown}: {e}")),
+        }
+        tokio::time::sleep(LOCK_PAUSE).await;
+    }
+    unfit(format!("another program holds a lock on {shown}; choose a directory for the socket alone"))
 }
 
 /// Makes room at `path`, if that may be done.
@@ -155,8 +168,8 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(path).expect("a socket"));
     }
 
-    fn unfit_at(path: &Path) -> String {
-        match UnixSocket::bind(path).err() {
+    async fn unfit_at(path: &Path) -> String {
+        match UnixSocket::bind(path).await.err() {
             Some(Problem::Unfit(reason)) => reason,
             other => panic!("{path:?}: {other:?}"),
         }
@@ -166,7 +179,7 @@ mod tests {
     async fn its_directory_is_made_and_both_are_closed_to_others_and_it_goes_with_its_listener() {
         let dir = private();
         let path = dir.path().join("new/newer/s");
-        let socket = UnixSocket::bind(&path).expect("a socket");
+        let socket = UnixSocket::bind(&path).await.expect("a socket");
         assert_eq!((mode(&dir.path().join("new")), mode(path.parent().expect("one"))), (0o700, 0o700));
         assert_eq!(mode(&path), 0o600);
         drop(socket);
@@ -178,8 +191,8 @@ mod tests {
         let dir = private();
         let path = dir.path().join("s");
         leave_stale(&path);
-        let socket = UnixSocket::bind(&path).expect("a socket");
-        assert!(matches!(UnixSocket::bind(&path), Err(Problem::InUse)));
+        let socket = UnixSocket::bind(&path).await.expect("a socket");
+        assert!(matches!(UnixSocket::bind(&path).await, Err(Problem::InUse)));
         drop(socket);
         assert!(!path.exists());
 
@@ -194,7 +207,7 @@ mod tests {
         };
         let waiting: Vec<_> = (0..8).map_while(|_| connect().ok()).collect();
         assert!(waiting.len() < 8);
-        assert!(matches!(UnixSocket::bind(&path), Err(Problem::InUse)));
+        assert!(matches!(UnixSocket::bind(&path).await, Err(Problem::InUse)));
     }
 
     #[tokio::test]
@@ -214,13 +227,13 @@ mod tests {
             names.push("foreign");
         }
         for name in names {
-            let reason = unfit_at(&at(name));
+            let reason = unfit_at(&at(name)).await;
             assert!(reason.contains("move it away"), "{name}: {reason}");
             assert!(fs::symlink_metadata(at(name)).is_ok(), "{name}");
         }
-        assert!(unfit_at(&at(&"x".repeat(200))).contains("could not bind"));
-        assert!(unfit_at(Path::new("/")).contains("path of a file"));
-        assert!(unfit_at(&dir.path().join("..")).contains("path of a file"));
+        assert!(unfit_at(&at(&"x".repeat(200))).await.contains("could not bind"));
+        assert!(unfit_at(Path::new("/")).await.contains("path of a file"));
+        assert!(unfit_at(&dir.path().join("..")).await.contains("path of a file"));
     }
 
     #[tokio::test]
@@ -230,31 +243,40 @@ mod tests {
         for (name, bits) in [("everybody", 0o777), ("readable", 0o750), ("passable", 0o701), ("sticky", 0o1777)] {
             fs::create_dir(at(name)).expect("a directory");
             fs::set_permissions(at(name), Permissions::from_mode(bits)).expect("a mode");
-            let reason = unfit_at(&at(name).join("s"));
+            let reason = unfit_at(&at(name).join("s")).await;
             assert!(reason.contains("others have access") && reason.contains("chmod 700"), "{reason}");
             assert_eq!(fs::read_dir(at(name)).expect("a directory").count(), 0, "{name}");
             assert_eq!(mode(&at(name)), bits, "left as it is");
         }
         fs::create_dir(at("ours")).expect("a directory");
         symlink(at("ours"), at("link")).expect("a link");
-        assert!(unfit_at(&at("link/s")).contains("is a link"));
+        assert!(unfit_at(&at("link/s")).await.contains("is a link"));
         fs::write(at("file"), "").expect("written");
-        assert!(unfit_at(&at("file/s")).contains("could not make the directory"));
+        assert!(unfit_at(&at("file/s")).await.contains("could not make the directory"));
         if Uid::effective().is_root() {
             fs::create_dir(at("foreign")).expect("a directory");
             fs::set_permissions(at("foreign"), Permissions::from_mode(0o700)).expect("a mode");
             std::os::unix::fs::chown(at("foreign"), Some(65534), None).expect("given away");
-            assert!(unfit_at(&at("foreign/s")).contains("not a directory of yours"));
+            assert!(unfit_at(&at("foreign/s")).await.contains("not a directory of yours"));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_directory_that_somebody_else_has_locked_is_not_waited_for_long() {
+        let dir = private();
+        let lock = Flock::lock(File::open(dir.path()).expect("a directory"), FlockArg::LockExclusive).expect("a lock");
+        assert!(unfit_at(&dir.path().join("s")).await.contains("holds a lock"));
+        drop(lock);
+        assert!(UnixSocket::bind(&dir.path().join("s")).await.is_ok());
     }
 
     #[tokio::test]
     async fn what_has_taken_its_place_is_not_removed() {
         let dir = private();
         let path = dir.path().join("s");
-        let first = UnixSocket::bind(&path).expect("a socket");
+        let first = UnixSocket::bind(&path).await.expect("a socket");
         fs::remove_file(&path).expect("removed");
-        let _second = UnixSocket::bind(&path).expect("a socket");
+        let _second = UnixSocket::bind(&path).await.expect("a socket");
         drop(first);
         assert!(path.exists());
         assert!(try_connect(&path).is_ok());
