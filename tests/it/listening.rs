@@ -3,7 +3,7 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,7 @@ use tokio::process::Command;
 
 use crate::support::desk::Desk;
 use crate::support::http::{Reply, Request};
+use crate::support::network::{self, OWN_V4, OWN_V6};
 use crate::support::process::{Ended, Serving, run};
 use crate::support::{SLACK, Scene, Stage, soon};
 
@@ -26,24 +27,6 @@ const NETWORK_VARIABLE: &str = "CONNECT_SIDECAR_DANGEROUSLY_LISTEN_ON_NETWORK";
 /// A user who is neither we nor root, where we can become one.
 fn another_user() -> Option<u32> {
     Uid::effective().is_root().then_some(65534)
-}
-
-/// An address of this machine, in the family of `towards`, by which others could reach it. Nothing is sent.
-fn own_address(towards: IpAddr) -> Option<IpAddr> {
-    let any = if towards.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0)).ok()?;
-    socket.connect((towards, 9)).ok()?;
-    let own = socket.local_addr().ok()?.ip();
-    (!own.is_loopback()).then_some(own)
-}
-
-fn own_v4() -> Option<IpAddr> {
-    own_address([192, 0, 2, 1].into())
-}
-
-fn own_v6() -> Option<IpAddr> {
-    let somewhere = [Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)];
-    somewhere.into_iter().find_map(|towards| own_address(towards.into()))
 }
 
 /// Sends bytes over a unix socket and reads until the other side closes.
@@ -90,6 +73,9 @@ async fn serve_at(desk: &Desk, socket: &Path) -> Serving {
 
 #[tokio::test]
 async fn by_default_only_the_loopback_addresses_listen_and_nobody_can_share_them() {
+    if !network::is_own("listening::by_default_only_the_loopback_addresses_listen_and_nobody_can_share_them") {
+        return;
+    }
     let desk = Desk::new().await;
     let serving = desk.serve(&[]).await;
     let port = serving.addr.port();
@@ -105,8 +91,7 @@ async fn by_default_only_the_loopback_addresses_listen_and_nobody_can_share_them
         assert_eq!(own, expected);
     }
 
-    let others = [own_v4(), own_v6()].into_iter().flatten().chain([[127, 0, 0, 2].into()]);
-    for address in others {
+    for address in [OWN_V4, OWN_V6, [127, 0, 0, 2].into()] {
         let error = TcpStream::connect((address, port)).await.expect_err("nobody listens there");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{address}");
     }
@@ -123,10 +108,12 @@ async fn by_default_only_the_loopback_addresses_listen_and_nobody_can_share_them
 
 #[tokio::test]
 async fn a_peer_that_is_not_this_machine_gets_no_word_on_loopback() {
-    let Some(own) = own_v4() else { return };
+    if !network::is_own("listening::a_peer_that_is_not_this_machine_gets_no_word_on_loopback") {
+        return;
+    }
     let stage = Scene::new().start().await;
     let socket = TcpSocket::new_v4().expect("a socket");
-    socket.bind((own, 0).into()).expect("our own address");
+    socket.bind((OWN_V4, 0).into()).expect("our own address");
     let mut stream = socket.connect(stage.addr).await.expect("a connection");
     let _ = stream.write_all(&stage.request("GET", "/healthz").bytes()).await;
     let mut reply = Vec::new();
@@ -360,19 +347,22 @@ async fn assert_guarded(listening: IpAddr, own: IpAddr) {
 
 #[tokio::test]
 async fn on_the_network_who_asks_needs_the_key_and_an_allowed_host() {
-    for own in [own_v4(), own_v6()].into_iter().flatten() {
+    if !network::is_own("listening::on_the_network_who_asks_needs_the_key_and_an_allowed_host") {
+        return;
+    }
+    for own in [OWN_V4, OWN_V6] {
         assert_guarded(own, own).await;
     }
 }
 
 #[tokio::test]
 async fn the_unspecified_address_is_all_of_its_family_and_only_of_it() {
-    for (all, own, other) in
-        [(IpAddr::from(Ipv4Addr::UNSPECIFIED), own_v4(), own_v6()), (Ipv6Addr::UNSPECIFIED.into(), own_v6(), own_v4())]
-    {
-        let Some(own) = own else { continue };
+    if !network::is_own("listening::the_unspecified_address_is_all_of_its_family_and_only_of_it") {
+        return;
+    }
+    let unspecified = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
+    for (all, own, other) in [(unspecified[0], OWN_V4, OWN_V6), (unspecified[1], OWN_V6, OWN_V4)] {
         assert_guarded(all, own).await;
-        let Some(other) = other else { continue };
         let stage = on_network(all).await;
         assert_eq!(by(Ipv6Addr::LOCALHOST, &stage, "dev.test").send().await.status, 200);
         let error = TcpStream::connect((other, stage.addr.port())).await.expect_err("nobody listens there");
@@ -403,8 +393,11 @@ async fn the_network_is_not_listened_on_without_what_guards_it_nor_in_vain() {
 
 #[tokio::test]
 async fn the_ready_line_stays_the_loopback_one() {
+    if !network::is_own("listening::the_ready_line_stays_the_loopback_one") {
+        return;
+    }
     let desk = Desk::new().await;
-    for address in [Some(Ipv4Addr::UNSPECIFIED.into()), own_v4()].into_iter().flatten() {
+    for address in [Ipv4Addr::UNSPECIFIED.into(), OWN_V4] {
         let arguments = [NETWORK_FLAG, &address.to_string(), "--require-key", "--allowed-host", "dev.test", "-q"];
         let serving = desk.serve(&arguments).await;
         let expected = format!("connect-sidecar listening on http://127.0.0.1:{}", serving.addr.port());

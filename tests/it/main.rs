@@ -1,6 +1,7 @@
 //! All integration tests in one binary: a module for each behaviour, `support` beside them.
 
 #![allow(unreachable_pub, reason = "nothing here has a caller outside this binary")]
+#![allow(clippy::print_stderr, reason = "a test says what it could not do")]
 
 mod cache;
 mod cli;

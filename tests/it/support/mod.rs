@@ -3,6 +3,7 @@
 pub mod desk;
 pub mod http;
 pub mod logs;
+pub mod network;
 pub mod npm;
 pub mod process;
 pub mod scripted;
