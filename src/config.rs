@@ -21,6 +21,7 @@ use crate::cli::GlobalArgs;
 use crate::logging;
 use crate::proxy::cache::Limits;
 use crate::proxy::guard::{self, Policy};
+use crate::proxy::resolver::Names;
 use crate::proxy::upstream;
 pub use sources::Environment;
 use sources::Sources;
@@ -109,8 +110,11 @@ impl Config {
     pub fn load(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Result<Self, ConfigError> {
         let mut s = Sources::read(args, environment, current_dir);
 
+        let origin = s.get("upstream", values::upstream);
         let upstream = upstream::Options {
-            origin: s.get("upstream", values::upstream).unwrap_or_else(|| Uri::from_static(DEFAULT_UPSTREAM)),
+            may_be_this_machine: origin.is_some(),
+            origin: origin.unwrap_or_else(|| Uri::from_static(DEFAULT_UPSTREAM)),
+            names: Names::system(),
             extra_roots: s.get("upstream_ca", values::certificates).unwrap_or_default(),
             team_id: s.get("team_id", values::team_id),
             use_env_proxy: s.get("use_env_proxy", values::boolean).unwrap_or_default(),

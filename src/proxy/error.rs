@@ -100,6 +100,8 @@ pub struct RequestError {
     pub code: Code,
     /// The reply's status: that of the code, save that upstream's 429 and 503 keep theirs.
     pub status: StatusCode,
+    /// Upstream's status, where it answered and the answer is not passed on.
+    pub upstream_status: Option<StatusCode>,
     /// One or two sentences for a person.
     pub message: String,
     /// What to run or change, bare.
@@ -118,6 +120,7 @@ impl RequestError {
         Self {
             code,
             status: code.status(),
+            upstream_status: None,
             message: message.into(),
             hint: None,
             allow: None,
@@ -136,6 +139,11 @@ impl RequestError {
     pub fn closing(mut self) -> Self {
         self.close = true;
         self
+    }
+
+    /// Whether the sidecar itself held the request back, so that upstream knows nothing of it.
+    pub fn is_unsent(&self) -> bool {
+        matches!(self.code, Code::LocalRateLimit | Code::Overloaded)
     }
 
     /// 405 for a path that knows these methods.

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use crate::support::http::{Reply, Request};
 use crate::support::process::{self, Serving};
 use crate::support::scripted::{Scripted, Then, good};
-use crate::support::{SLACK, Scene, Stage, env_file, soon, write_private};
+use crate::support::{SLACK, Scene, Stage, env_file, let_timers_pass, let_upstream_recover, soon, write_private};
 
 const MISS: &str = "connect-sidecar; fwd=uri-miss; stored; ttl=3570";
 
@@ -27,13 +27,6 @@ impl Scene {
 /// A body of its own, so that no other request's answer fits.
 fn body(name: &str) -> String {
     serde_json::json!({"scopes": [name]}).to_string()
-}
-
-/// Lets time pass for the timers of this thread, and for nothing else: no clock says so, and no data is waited for.
-async fn let_timers_pass(time: Duration) {
-    tokio::time::pause();
-    tokio::time::advance(time).await;
-    tokio::time::resume();
 }
 
 /// Whether it is done once everybody has had their turns.
@@ -302,6 +295,7 @@ async fn an_answer_that_breaks_the_protocol_is_an_error_and_the_request_is_not_s
             ("two lengths", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}".into(), Then::Close),
             ("another protocol", "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n".into(), Then::Close),
         ] {
+            let_upstream_recover().await;
             if on_a_kept_connection {
                 stage.token(&body(&format!("before {what}"))).send().await.token();
             }

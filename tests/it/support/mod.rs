@@ -43,6 +43,18 @@ pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
+/// Lets time pass for the timers of this thread, and for nothing else: no clock says so, and no data is waited for.
+pub async fn let_timers_pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+/// Lets as much time pass as makes up for what went upstream: 40 requests may go out at once again.
+pub async fn let_upstream_recover() {
+    let_timers_pass(Duration::from_secs(2)).await;
+}
+
 /// How to set the scene. Reads as a sentence: `Scene::new().toml("…").start().await`.
 #[must_use]
 pub struct Scene {
