@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::admission::{Admission, Place};
+use super::coach::UpstreamError;
 use super::error::{Code, RequestError};
 use super::guard::VIA_NAME;
 use super::pool::{Failure, Pool};
@@ -243,6 +244,9 @@ impl Upstream {
         let message = format!("{} sent {what} (status {}).", self.name, status.as_u16());
         let mut error = RequestError::new(Code::UpstreamInvalidResponse, message);
         error.upstream_status = Some(status);
+        if UpstreamError::default().rejects_credential(status) {
+            error = error.hint("vercel env pull");
+        }
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             error.status = status;
             error.retry_after = headers.get(header::RETRY_AFTER).cloned();

@@ -26,7 +26,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("proxy", "clock identity"),
     (
         "proxy::upstream",
-        "clock proxy::admission proxy::error proxy::guard proxy::pool proxy::reply proxy::resolver proxy::route",
+        "clock proxy::admission proxy::coach proxy::error proxy::guard proxy::pool proxy::reply proxy::resolver proxy::route",
     ),
     ("proxy::pool", "clock proxy::resolver tls"),
     ("proxy::resolver", ""),

@@ -3,10 +3,12 @@
 #![allow(unreachable_pub, reason = "nothing here has a caller outside this binary")]
 #![allow(clippy::print_stderr, reason = "a test says what it could not do")]
 
+mod admission;
 mod cache;
 mod cli;
 mod clients;
 mod command;
+mod connecting;
 mod demo;
 mod env_file;
 mod expiry;
@@ -18,4 +20,5 @@ mod listening;
 mod readme;
 mod status;
 mod support;
+mod time;
 mod wire;
