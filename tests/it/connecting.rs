@@ -221,12 +221,19 @@ impl BlackHole {
 
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
+fn has_v6() -> bool {
+    std::net::TcpListener::bind((V6, 0)).is_ok()
+}
+
 #[tokio::test]
 async fn an_address_that_does_not_answer_gives_way_to_the_next_in_time() {
     for (what, ip, gives_way_after) in [
         ("of the same family", IpAddr::from([127, 0, 0, 2]), Duration::from_millis(2000)),
         ("of the other family", V6, Duration::from_millis(300)),
     ] {
+        if ip == V6 && !has_v6() {
+            continue;
+        }
         let hole = BlackHole::at(ip);
         let swallows = hole.addr;
         let addresses = move |emulator| vec![swallows, emulator];
@@ -245,7 +252,8 @@ async fn an_address_that_does_not_answer_gives_way_to_the_next_in_time() {
 
 #[tokio::test]
 async fn where_no_address_answers_that_is_said_within_5_s() {
-    let holes = [IpAddr::from([127, 0, 0, 2]), IpAddr::from([127, 0, 0, 3]), V6].map(BlackHole::at);
+    let holes = [IpAddr::from([127, 0, 0, 2]), IpAddr::from([127, 0, 0, 3]), V6];
+    let holes: Vec<_> = holes.into_iter().filter(|ip| *ip != V6 || has_v6()).map(BlackHole::at).collect();
     let addresses = holes.iter().map(|hole| hole.addr).collect();
     let stage = Scene::new().tls().upstream("https://localhost").resolving(|_| addresses).start().await;
     let sent = stage.token("{}").begin().await;
