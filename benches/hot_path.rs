@@ -13,7 +13,7 @@ use std::time::Duration;
 use connect_sidecar::clock::Clock;
 use connect_sidecar::identity::{Credential, Identity, State};
 use connect_sidecar::proxy::cache::{Ask, Cache, Found, Limits, Spelled};
-use connect_sidecar::proxy::guard::{self, Policy};
+use connect_sidecar::proxy::guard::{self, Entrance, Policy};
 use connect_sidecar::proxy::reply::Answer;
 use connect_sidecar::proxy::{key, route};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
@@ -76,8 +76,9 @@ fn filled(identity: &Identity, entries: usize) -> Cache {
 
 fn hot_path(c: &mut Criterion) {
     let (head, policy, identity) = (head(), Policy::default(), identity());
+    let entrance = Entrance::Loopback(2774);
     let principal = identity.principal().unwrap();
-    c.bench_function("guard", |b| b.iter(|| guard::check(black_box(&head), 2774, &policy).unwrap()));
+    c.bench_function("guard", |b| b.iter(|| guard::check(black_box(&head), entrance, &policy).unwrap()));
     c.bench_function("route", |b| b.iter(|| route::parse(&Method::POST, black_box(PATH), None).unwrap()));
     c.bench_function("key", |b| b.iter(|| key::parse(principal, "slack/acme-slack", black_box(BODY)).unwrap()));
     let mut group = c.benchmark_group("cache hit among");

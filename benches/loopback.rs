@@ -333,15 +333,31 @@ fn answer_size(addr: SocketAddr, target: &str) -> usize {
     }
 }
 
+/// So many requests may go upstream at once, and again after this time: within what the sidecar allows itself.
+const BURST: usize = 40;
+const REFILL: Duration = Duration::from_millis(2050);
+
+/// To be called before each request that goes upstream, with how many went before it. Bursts with pauses between them,
+/// not an even pace: after each pause all caches are cold.
+fn within_the_rate(sent: usize) {
+    if sent > 0 && sent.is_multiple_of(BURST) {
+        std::thread::sleep(REFILL);
+    }
+}
+
 /// A hit with a thousand entries against a hit with one.
 fn entries(quick: bool) {
     let sandbox = Sandbox::new(false);
     let (one, many) = (sandbox.sidecar(), sandbox.sidecar());
     let slack = "/v1/connect/token/slack%2Facme-slack";
-    let n = if quick { 50 } else { 1000 };
-    let fill = (0..n).map(|n| request(many.addr, &format!("/v1/connect/token/oauth%2Fc{n}"), BODY));
+    let n = if quick { BURST } else { 1000 };
+    let fill = (0..n).map(|n| {
+        within_the_rate(n);
+        request(many.addr, &format!("/v1/connect/token/oauth%2Fc{n}"), BODY)
+    });
     let _ = latencies(many.addr, fill);
-    let count = if quick { 200 } else { 5000 };
+    std::thread::sleep(REFILL);
+    let count = if quick { 200 } else { 3000 };
     let mut ratios = Vec::new();
     for _ in 0..(if quick { 1 } else { 7 }) {
         let hits = |server: &Server| {
@@ -366,7 +382,8 @@ fn misses(quick: bool) {
         let mut relayed = Direct::new(&sandbox, relay.addr);
         let mut forwarded = Forwarded::new(sidecar.addr);
         let mut times = [const { Vec::new() }; 3];
-        for n in 0..(if quick { 50 } else { 3000 }) {
+        for n in 0..(if quick { BURST } else { 520 }) {
+            within_the_rate(n);
             let body = format!(r#"{{"subject":{{"type":"app"}},"scopes":["s{n}"]}}"#);
             times[0].push(direct.latency(&token, &body));
             times[1].push(relayed.latency(&token, &body));

@@ -6,11 +6,10 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,7 +24,9 @@ use crate::proxy::cache::Cache;
 use crate::proxy::guard::Key;
 use crate::proxy::stats::Stats;
 use crate::proxy::upstream::Upstream;
-use crate::server::{self, Server};
+use crate::server::Server;
+use crate::server::listener::{self, Listener};
+use crate::server::unix_socket::{self, UnixSocket};
 use crate::status::Status;
 use crate::status::instance::{self, Instance, InstanceFile};
 
@@ -44,6 +45,8 @@ pub enum StartupError {
     },
     /// Any other failure to listen.
     Listen(SocketAddr, io::Error),
+    /// The unix socket, by its path.
+    UnixSocket(PathBuf, unix_socket::Problem),
     /// No randomness for the instance key.
     Key(io::Error),
     /// A required key could not be put where its holders find it.
@@ -61,6 +64,7 @@ impl fmt::Display for StartupError {
                 write!(f, "; end that, or choose another with --port")
             }
             Self::Listen(address, e) => write!(f, "could not listen on {address}: {e}"),
+            Self::UnixSocket(path, problem) => write!(f, "--unix-socket {}: {problem}", path.display()),
             Self::Key(e) => write!(f, "could not make an instance key: {e}"),
             Self::InstanceFile(e) => write!(f, "could not write the instance key, which --require-key needs: {e}"),
         }
@@ -72,7 +76,7 @@ impl std::error::Error for StartupError {}
 /// A sidecar that listens and is ready to serve.
 pub struct App {
     server: Arc<Server>,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
     addr: SocketAddr,
     identity: watch::Receiver<Arc<Identity>>,
     /// Keeps an identity without a watch alive.
@@ -88,13 +92,26 @@ pub struct App {
 impl App {
     /// Builds all parts and listens; serves nobody yet.
     pub async fn bind(config: Config, clock: Clock) -> Result<Self, StartupError> {
-        let (v4, v6) = server::bind(config.port)
-            .await
+        let bound = listener::bind(config.port, config.network)
             .map_err(|(address, e)| explain_bind(address, e, config.state_dir.as_deref()))?;
-        if v6.is_none() {
+        if bound.without_ipv6 {
             info!("this machine has no IPv6: listening on 127.0.0.1 only");
         }
-        let addr = v4.local_addr().map_err(|e| StartupError::Listen(([127, 0, 0, 1], config.port).into(), e))?;
+        let addr = bound.loopback;
+        let mut listeners: Vec<_> = bound.listeners.into_iter().map(Listener::Tcp).collect();
+        if let Some(path) = config.unix_socket {
+            match UnixSocket::bind(&path).await {
+                Ok(socket) => listeners.push(Listener::Unix(socket)),
+                Err(problem) => return Err(StartupError::UnixSocket(path, problem)),
+            }
+            info!("listening on the unix socket {}", path.display());
+        }
+        if let Some(address) = config.network {
+            let address = SocketAddr::new(address, addr.port());
+            warn!(
+                "LISTENING ON THE NETWORK at {address}: whoever reaches it and has the key gets this project's tokens"
+            );
+        }
 
         let (watch, fixed_identity, reloader, credential_source) = match config.auth {
             Auth::Oidc { env_file, shown } => {
@@ -166,7 +183,7 @@ impl App {
         }
         Ok(Self {
             server: Arc::new(Server::new(Arc::new(proxy), policy, status)),
-            listeners: std::iter::once(v4).chain(v6).collect(),
+            listeners,
             addr,
             identity,
             fixed_identity,
@@ -266,7 +283,7 @@ fn explain_bind(address: SocketAddr, error: io::Error, state_dir: Option<&Path>)
     let holds_it = |l: &listeners::Listener| {
         let held = l.socket;
         held.port() == address.port()
-            && (held.ip() == address.ip() || held.ip().is_unspecified())
+            && (held.ip() == address.ip() || held.ip().is_unspecified() || address.ip().is_unspecified())
             && l.state == listeners::SocketState::Listen
     };
     let process = listeners::get_all().ok().and_then(|all| all.into_iter().find(holds_it)).map(|l| l.process);

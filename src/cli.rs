@@ -71,6 +71,12 @@ pub struct GlobalArgs {
     /// Refuse requests without the instance key
     #[arg(long, global = true)]
     pub require_key: bool,
+    /// Listen on this unix socket, too; nobody else may enter its directory
+    #[arg(long, global = true, value_name = "PATH")]
+    pub unix_socket: Option<String>,
+    /// Listen on this address of the machine, too; needs --require-key and --allowed-host
+    #[arg(long, global = true, value_name = "ADDR")]
+    pub dangerously_listen_on_network: Option<String>,
     /// Reach Connect through HTTPS_PROXY
     #[arg(long, global = true)]
     pub use_env_proxy: bool,

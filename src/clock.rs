@@ -1,13 +1,14 @@
 //! The wall clock, the only judge of expiry, and its test double.
 //!
 //! Expiry is compared on use, never waited for: monotonic timers stand still while a laptop sleeps, so a timer
-//! ([`Ticker`]) is only a hint to look again. The clock corrects itself by upstream's `Date` (interface.md section 5).
+//! ([`Ticker`]) is only a hint to look again. The clock corrects itself by upstream's `Date` (interface.md section 5), for as
+//! long as the machine's own clock does not jump: what was learned of it does not hold for the one that it is then.
 //! It must never panic on odd times: all arithmetic saturates.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
@@ -99,22 +100,39 @@ struct Inner {
     test: Option<watch::Sender<u64>>,
     /// Upstream's time minus ours, in milliseconds.
     offset_ms: AtomicI64,
+    /// How far the machine's clock was ahead of its timers when that was learned, in milliseconds: another number is
+    /// another clock.
+    learned_at_lead_ms: AtomicI64,
+    started: Instant,
+    /// How far a test clock was advanced, in milliseconds; setting it is a jump.
+    advanced_ms: AtomicI64,
 }
 
 impl Clock {
     /// The machine's clock.
     pub fn system() -> Self {
-        Self(Arc::new(Inner { test: None, offset_ms: AtomicI64::new(0) }))
+        Self::new(None)
     }
 
     /// A clock that stands at `start` until told otherwise by [`Clock::advance`] or [`Clock::set`].
     pub fn test(start: Timestamp) -> Self {
-        Self(Arc::new(Inner { test: Some(watch::Sender::new(start.0)), offset_ms: AtomicI64::new(0) }))
+        Self::new(Some(watch::Sender::new(start.0)))
+    }
+
+    fn new(test: Option<watch::Sender<u64>>) -> Self {
+        Self(Arc::new(Inner {
+            test,
+            offset_ms: AtomicI64::new(0),
+            learned_at_lead_ms: AtomicI64::new(0),
+            started: Instant::now(),
+            advanced_ms: AtomicI64::new(0),
+        }))
     }
 
     /// The time, corrected by upstream's clock.
     pub fn now(&self) -> Timestamp {
-        Timestamp(self.local().0.saturating_add_signed(self.offset_ms()))
+        let local = self.local();
+        Timestamp(local.0.saturating_add_signed(self.offset_at(local)))
     }
 
     /// What the machine itself says the time is.
@@ -128,7 +146,27 @@ impl Clock {
 
     /// Upstream's time minus the machine's, in milliseconds; 0 while they agree to 30 s.
     pub fn offset_ms(&self) -> i64 {
-        self.0.offset_ms.load(Ordering::Relaxed)
+        self.offset_at(self.local())
+    }
+
+    /// The offset, while the clock that says `local` is the one that it was learned of.
+    fn offset_at(&self, local: Timestamp) -> i64 {
+        match self.0.offset_ms.load(Ordering::Relaxed) {
+            0 => 0,
+            offset => {
+                let jumped = self.lead_ms(local).abs_diff(self.0.learned_at_lead_ms.load(Ordering::Relaxed));
+                if jumped <= TOLERATED_SKEW_MS { offset } else { 0 }
+            }
+        }
+    }
+
+    /// How far the machine's clock is ahead of its timers: the same unless it jumps, or the machine sleeps.
+    fn lead_ms(&self, local: Timestamp) -> i64 {
+        let passed = match &self.0.test {
+            None => i64::try_from(self.0.started.elapsed().as_millis()).unwrap_or(i64::MAX),
+            Some(_) => self.0.advanced_ms.load(Ordering::Relaxed),
+        };
+        i64::try_from(local.0).unwrap_or(i64::MAX).saturating_sub(passed)
     }
 
     /// Learns from a `Date` that upstream has just sent.
@@ -139,6 +177,7 @@ impl Clock {
         } else {
             0
         };
+        self.0.learned_at_lead_ms.store(self.lead_ms(local), Ordering::Relaxed);
         match (self.0.offset_ms.swap(offset, Ordering::Relaxed), offset) {
             (0, 0) => Correction::Unchanged,
             (0, offset_ms) => Correction::Began { offset_ms },
@@ -147,12 +186,14 @@ impl Clock {
         }
     }
 
-    /// Moves a test clock forward; without effect on the machine's.
+    /// Lets time pass on a test clock; without effect on the machine's.
     pub fn advance(&self, by: Duration) {
+        let ms = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+        self.0.advanced_ms.fetch_add(ms, Ordering::Relaxed);
         self.set(self.local().plus(by));
     }
 
-    /// Sets a test clock; without effect on the machine's.
+    /// Makes a test clock jump; without effect on the machine's.
     pub fn set(&self, to: Timestamp) {
         if let Some(ms) = &self.0.test {
             ms.send_replace(to.0);
@@ -226,6 +267,22 @@ mod tests {
         assert_eq!(clock.now(), at(900_000));
         assert_eq!(clock.observe(at(1_000_000)), Correction::Ended);
         assert_eq!(clock.now(), at(1_000_000));
+    }
+
+    #[test]
+    fn what_was_learned_of_a_clock_holds_until_it_jumps() {
+        let (right, day) = (at(1_900_000_000_000), Duration::from_secs(86_400));
+        for wrong in [right.plus(day), right.minus(day)] {
+            let clock = Clock::test(wrong);
+            clock.observe(right);
+            clock.advance(day);
+            assert_eq!(clock.now(), right.plus(day), "time passes");
+            clock.set(wrong.plus(day + Duration::from_secs(30)));
+            assert_eq!(clock.now(), right.plus(day + Duration::from_secs(30)), "a little is no jump");
+            clock.set(right.plus(day));
+            assert_eq!((clock.now(), clock.offset_ms()), (right.plus(day), 0), "it was put right");
+            assert_eq!(clock.observe(right.plus(day)), Correction::Ended);
+        }
     }
 
     #[tokio::test]

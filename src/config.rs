@@ -9,6 +9,7 @@ mod values;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,7 +20,8 @@ use secrecy::SecretString;
 use crate::cli::GlobalArgs;
 use crate::logging;
 use crate::proxy::cache::Limits;
-use crate::proxy::guard::Policy;
+use crate::proxy::guard::{self, Policy};
+use crate::proxy::resolver::Names;
 use crate::proxy::upstream;
 pub use sources::Environment;
 use sources::Sources;
@@ -40,6 +42,10 @@ const DEFAULT_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 pub struct Config {
     /// The port on both loopback addresses; 0 for any free one.
     pub port: u16,
+    /// Where to listen besides: a unix socket.
+    pub unix_socket: Option<PathBuf>,
+    /// Where to listen besides: an address that is not loopback. Set only with a required key and further hosts.
+    pub network: Option<IpAddr>,
     /// The project's directory, absolute.
     pub project: PathBuf,
     /// Where the credential comes from.
@@ -104,8 +110,11 @@ impl Config {
     pub fn load(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Result<Self, ConfigError> {
         let mut s = Sources::read(args, environment, current_dir);
 
+        let origin = s.get("upstream", values::upstream);
         let upstream = upstream::Options {
-            origin: s.get("upstream", values::upstream).unwrap_or_else(|| Uri::from_static(DEFAULT_UPSTREAM)),
+            may_be_this_machine: origin.is_some(),
+            origin: origin.unwrap_or_else(|| Uri::from_static(DEFAULT_UPSTREAM)),
+            names: Names::system(),
             extra_roots: s.get("upstream_ca", values::certificates).unwrap_or_default(),
             team_id: s.get("team_id", values::team_id),
             use_env_proxy: s.get("use_env_proxy", values::boolean).unwrap_or_default(),
@@ -117,6 +126,10 @@ impl Config {
             require_key: s.get("require_key", values::boolean).unwrap_or_default(),
             key: None,
         };
+        let network = s.get("dangerously_listen_on_network", values::network_address);
+        if network.is_some() {
+            refuse_open_network(&policy, &mut s);
+        }
         let cache = Limits {
             max_entries: s.get("cache.max_entries", values::count).unwrap_or(DEFAULT_MAX_ENTRIES),
             buffer: s.get("cache.buffer", values::duration).unwrap_or(DEFAULT_BUFFER),
@@ -134,6 +147,8 @@ impl Config {
         };
         let config = Self {
             port: s.get("port", values::port).unwrap_or(DEFAULT_PORT),
+            unix_socket: s.get("unix_socket", values::path),
+            network,
             warn_before: s.get("warn_before", values::durations).unwrap_or_else(|| DEFAULT_WARN_BEFORE.to_vec()),
             allowed_connectors: s.get("connectors.allow", values::names),
             logging: logging::Options {
@@ -160,6 +175,18 @@ impl Config {
             mistakes if mistakes.is_empty() => Ok(config),
             mistakes => Err(ConfigError(mistakes)),
         }
+    }
+}
+
+/// The network may only ask with the key, and under a name that is expected: a page that rebinds its own name to the
+/// address is stopped by the one, everybody else by the other.
+fn refuse_open_network(policy: &Policy, s: &mut Sources<'_>) {
+    let place = "--dangerously-listen-on-network";
+    if !policy.require_key {
+        s.mistake(place, "needs --require-key, too: without the key, the whole network could take tokens".into());
+    }
+    if policy.allowed_hosts.iter().all(|host| guard::is_loopback_name(host.name.as_bytes())) {
+        s.mistake(place, "needs --allowed-host, too, with the name or address that others use for this machine".into());
     }
 }
 

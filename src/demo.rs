@@ -152,6 +152,7 @@ fn refuse_useless_flags(args: &GlobalArgs) -> Result<(), ConfigError> {
         ("--team-id", args.team_id.is_some()),
         ("--use-env-proxy", args.use_env_proxy),
         ("--require-key", args.require_key),
+        ("--dangerously-listen-on-network", args.dangerously_listen_on_network.is_some()),
     ];
     let mistakes: Vec<_> = given
         .into_iter()

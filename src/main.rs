@@ -12,6 +12,7 @@ use connect_sidecar::clock::Clock;
 use connect_sidecar::config::{Config, ConfigError};
 use connect_sidecar::demo::{Demo, DemoError};
 use connect_sidecar::identity::Reloader;
+use connect_sidecar::server::unix_socket::Problem;
 use connect_sidecar::{hardening, logging};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -38,7 +39,12 @@ impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Demo(DemoError::Config(_)) => BAD_CONFIGURATION,
-            Self::Startup(StartupError::PortTaken { .. }) => PORT_TAKEN,
+            Self::Startup(StartupError::PortTaken { .. } | StartupError::UnixSocket(_, Problem::InUse)) => PORT_TAKEN,
+            Self::Startup(StartupError::UnixSocket(_, Problem::Unfit(_))) => BAD_CONFIGURATION,
+            // An address of another machine.
+            Self::Startup(StartupError::Listen(_, e)) if e.kind() == io::ErrorKind::AddrNotAvailable => {
+                BAD_CONFIGURATION
+            }
             Self::Startup(_) | Self::Demo(DemoError::Setup(..)) | Self::System(..) => FAILED,
         }
     }

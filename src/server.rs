@@ -6,13 +6,14 @@
 
 mod connections;
 mod head;
+pub mod listener;
 mod peer;
 mod refusals;
 mod stream;
+pub mod unix_socket;
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -27,19 +28,19 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use listener::{Accepted, Listener};
 use peer::Peer;
 use refusals::Refusals;
-use socket2::SockRef;
 use stream::Observed;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::proxy::Proxy;
 use crate::proxy::error::{Code, RequestError, excerpt};
-use crate::proxy::guard::{self, Admitted, Policy};
+use crate::proxy::guard::{self, Admitted, Entrance, Policy};
 use crate::proxy::reply::{self, Reply};
 use crate::status::Status;
 
@@ -99,16 +100,16 @@ impl Server {
     }
 
     /// Accepts connections until `stopping`; each is served in a task of `tasks`.
-    pub async fn accept(self: Arc<Self>, listener: TcpListener, tasks: TaskTracker, stopping: CancellationToken) {
+    pub async fn accept(self: Arc<Self>, listener: Listener, tasks: TaskTracker, stopping: CancellationToken) {
         let mut pause = ACCEPT_PAUSE;
         loop {
             let Some(accepted) = stopping.run_until_cancelled(listener.accept()).await else { return };
             match accepted {
-                Ok((stream, peer)) => {
+                Ok(accepted) => {
                     pause = ACCEPT_PAUSE;
                     // In the order in which they come, which that of their tasks need not be.
                     match self.connections.open().await {
-                        Some(open) => drop(tasks.spawn(self.clone().connection(stream, peer, open))),
+                        Some(open) => drop(tasks.spawn(self.clone().connection(accepted, open))),
                         None => debug!("closed a connection: there are too many, and none is idle"),
                     }
                 }
@@ -123,28 +124,60 @@ impl Server {
         }
     }
 
-    /// Serves one connection.
-    async fn connection(self: Arc<Self>, stream: TcpStream, from: SocketAddr, open: Open) {
-        let Ok(local) = stream.local_addr() else { return };
-        if !from.ip().to_canonical().is_loopback() {
-            debug!("closed a connection from {from}, which is not this machine");
-            return;
-        }
-        let Ok(peer) = peer::of(from, local) else { return };
-        if peer == Peer::Unknown {
-            self.proxy.stats.unknown_peers.count();
-        }
+    /// Serves one connection, if it may come the way that it came.
+    async fn connection(self: Arc<Self>, accepted: Accepted, open: Open) {
+        let place = &open.place;
         open.serve_here().await;
-        let _ = stream.set_nodelay(true);
-        tokio::select! {
-            biased;
-            () = open.place.ended() => {}
-            () = self.converse(stream, Caller { peer, local_port: local.port(), place: &open.place }) => {}
+        match accepted {
+            Accepted::Tcp(stream, from) => {
+                if let Some((entrance, peer)) = self.let_in_tcp(&stream, from) {
+                    let _ = stream.set_nodelay(true);
+                    self.converse(stream, Caller { entrance, peer, place }).await;
+                }
+            }
+            Accepted::Unix(stream) => {
+                if may_use_socket(&stream) {
+                    self.converse(stream, Caller { entrance: Entrance::UnixSocket, peer: Peer::Ours, place }).await;
+                }
+            }
         }
     }
 
-    /// Answers a connection's requests, one after another.
-    async fn converse(&self, stream: TcpStream, caller: Caller<'_>) {
+    /// By which address a connection came in and whose it is; `None` if it may not come by that address.
+    fn let_in_tcp(&self, stream: &TcpStream, from: SocketAddr) -> Option<(Entrance, Peer)> {
+        let local = stream.local_addr().ok()?;
+        let is_loopback = |address: SocketAddr| address.ip().to_canonical().is_loopback();
+        if !is_loopback(local) {
+            // Only a listener that was asked for accepts there. The key tells who may ask, not the kernel.
+            return Some((Entrance::Network(local.port()), Peer::Unknown));
+        }
+        if !is_loopback(from) {
+            debug!("closed a connection from {from}, which is not this machine");
+            return None;
+        }
+        let peer = peer::of(from, local).ok()?;
+        if peer == Peer::Unknown {
+            self.proxy.stats.unknown_peers.count();
+        }
+        Some((Entrance::Loopback(local.port()), peer))
+    }
+
+    /// Answers a connection's requests, one after another, until it ends.
+    async fn converse<S>(&self, stream: S, caller: Caller<'_>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        tokio::select! {
+            biased;
+            () = caller.place.ended() => {}
+            () = self.answer_all(stream, caller) => {}
+        }
+    }
+
+    async fn answer_all<S>(&self, stream: S, caller: Caller<'_>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let place = caller.place;
         let service = service_fn(move |request: Request<Incoming>| async move {
             let number = place.begin_request();
@@ -204,7 +237,7 @@ impl Server {
             return Err(RequestError::new(Code::PeerUidMismatch, message).closing());
         }
         head::check(head)?;
-        let admitted = guard::check(head, caller.local_port, &self.policy)?;
+        let admitted = guard::check(head, caller.entrance, &self.policy)?;
         if admitted.has_credentials && !self.said_credentials_dropped.swap(true, Ordering::Relaxed) {
             warn!("an app sends credentials of its own: they are dropped, the sidecar's are used instead");
         }
@@ -282,10 +315,25 @@ impl Server {
 /// Who asks, on which connection.
 #[derive(Clone, Copy)]
 struct Caller<'a> {
+    /// The way that it came in.
+    entrance: Entrance,
     peer: Peer,
-    /// The port that it has connected to.
-    local_port: u16,
     place: &'a Place,
+}
+
+/// Whether whoever is at the other end of the unix socket may use it.
+fn may_use_socket(stream: &UnixStream) -> bool {
+    match stream.peer_cred() {
+        Ok(peer) if unix_socket::may_connect(peer.uid()) => true,
+        Ok(peer) => {
+            debug!("closed a connection from user {} to the unix socket", peer.uid());
+            false
+        }
+        Err(e) => {
+            debug!("closed a connection to the unix socket of which the user cannot be told: {e}");
+            false
+        }
+    }
 }
 
 /// The answer of a request that took as long as one may.
@@ -303,7 +351,7 @@ fn overloaded() -> RequestError {
 
 /// Reads what the caller still sends: to close over unread bytes would reset the connection, and the caller would lose
 /// the reply that says why its request was refused.
-async fn linger(mut stream: TcpStream) {
+async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let _ = stream.shutdown().await;
     let reading = async { tokio::io::copy(&mut stream.take(LINGER_BYTES), &mut tokio::io::sink()).await };
     let _ = tokio::time::timeout(LINGER, reading).await;
@@ -343,68 +391,4 @@ fn preflight(asked: &HeaderMap) -> Reply {
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(allowed));
     }
     reply
-}
-
-/// Binds both loopback addresses to one port. `None` for the second where the host has no IPv6.
-pub async fn bind(port: u16) -> Result<(TcpListener, Option<TcpListener>), (SocketAddr, io::Error)> {
-    /// A port that is free on one family may be taken on the other.
-    const ATTEMPTS_AT_A_FREE_PORT: u32 = 16;
-    let mut attempt = 1;
-    loop {
-        let v4 = listen(SocketAddr::from(([127, 0, 0, 1], port)))?;
-        let port_taken = v4.local_addr().map_or(port, |addr| addr.port());
-        let v6_addr = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port_taken));
-        match listen(v6_addr) {
-            Ok(v6) => return Ok((v4, Some(v6))),
-            Err((_, error)) if is_no_ipv6(&error) => return Ok((v4, None)),
-            Err((_, error))
-                if port == 0 && error.kind() == io::ErrorKind::AddrInUse && attempt < ATTEMPTS_AT_A_FREE_PORT =>
-            {
-                attempt += 1;
-            }
-            Err(failed) => return Err(failed),
-        }
-    }
-}
-
-fn is_no_ipv6(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::AddrNotAvailable
-        || error.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32)
-}
-
-/// Never with SO_REUSEPORT: two processes must not share the port.
-fn listen(address: SocketAddr) -> Result<TcpListener, (SocketAddr, io::Error)> {
-    let listen = || {
-        let socket = match address {
-            SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
-        };
-        socket.set_reuseaddr(true)?;
-        // What is accepted inherits it: nothing that we send leaves this machine, whoever claims to be on it.
-        match address {
-            SocketAddr::V4(_) => SockRef::from(&socket).set_ttl_v4(1)?,
-            SocketAddr::V6(_) => SockRef::from(&socket).set_unicast_hops_v6(1)?,
-        }
-        socket.bind(address)?;
-        socket.listen(1024)
-    };
-    listen().map_err(|error| (address, error))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn nothing_that_is_sent_leaves_this_machine() {
-        let (v4, v6) = bind(0).await.expect("a port");
-        for listener in std::iter::once(v4).chain(v6) {
-            let to = listener.local_addr().expect("an address");
-            let (caller, accepted) = tokio::join!(TcpStream::connect(to), listener.accept());
-            let (_caller, (accepted, _)) = (caller.expect("a connection"), accepted.expect("a connection"));
-            let accepted = SockRef::from(&accepted);
-            let hops = if to.is_ipv4() { accepted.ttl_v4() } else { accepted.unicast_hops_v6() };
-            assert_eq!(hops.expect("an option"), 1, "{to}");
-        }
-    }
 }

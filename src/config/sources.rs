@@ -48,7 +48,9 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting("allowed_origins", false, true),
     setting("allow_forwarded", false, true),
     setting("require_key", false, true),
+    setting("unix_socket", false, true),
     setting("use_env_proxy", false, true),
+    setting("dangerously_listen_on_network", false, false),
     setting("log_format", false, false),
 ];
 
@@ -196,7 +198,7 @@ impl<'a> Sources<'a> {
         self.mistakes.clone()
     }
 
-    fn mistake(&mut self, place: &str, message: String) {
+    pub(super) fn mistake(&mut self, place: &str, message: String) {
         self.mistakes.push(Mistake { place: place.into(), message });
     }
 
@@ -340,6 +342,8 @@ fn flags(args: &GlobalArgs, current_dir: &Path) -> Vec<(&'static str, Value)> {
         ("allowed_origins", "--allowed-origin", list(&args.allowed_origins)),
         ("allow_forwarded", "--allow-forwarded", yes(args.allow_forwarded)),
         ("require_key", "--require-key", yes(args.require_key)),
+        ("unix_socket", "--unix-socket", text(&args.unix_socket)),
+        ("dangerously_listen_on_network", "--dangerously-listen-on-network", text(&args.dangerously_listen_on_network)),
         ("use_env_proxy", "--use-env-proxy", yes(args.use_env_proxy)),
         ("log_format", "--log-format", text(&args.log_format)),
         ("log_level", "--log-level", text(&args.log_level)),
@@ -361,6 +365,8 @@ fn variables(environment: Environment<'_>, current_dir: &Path) -> Vec<(&'static 
         ("allowed_origins", "CONNECT_SIDECAR_ALLOWED_ORIGIN"),
         ("allow_forwarded", "CONNECT_SIDECAR_ALLOW_FORWARDED"),
         ("require_key", "CONNECT_SIDECAR_REQUIRE_KEY"),
+        ("unix_socket", "CONNECT_SIDECAR_UNIX_SOCKET"),
+        ("dangerously_listen_on_network", "CONNECT_SIDECAR_DANGEROUSLY_LISTEN_ON_NETWORK"),
         ("use_env_proxy", "CONNECT_SIDECAR_USE_ENV_PROXY"),
         ("log_format", "CONNECT_SIDECAR_LOG_FORMAT"),
         ("log_level", "CONNECT_SIDECAR_LOG_LEVEL"),

@@ -106,6 +106,7 @@ fn without_any_setting_the_defaults_of_the_interface_hold() {
     assert!(config.upstream.extra_roots.is_empty());
     assert!(config.policy.allowed_hosts.is_empty() && config.policy.allowed_origins.is_empty());
     assert!(!config.policy.allow_forwarded && !config.policy.require_key);
+    assert_eq!((config.unix_socket, config.network), (None, None));
     assert_eq!((config.logging.level, config.logging.format), (tracing::Level::INFO, logging::Format::Text));
 }
 
@@ -178,13 +179,19 @@ fn every_flag_has_a_variable_of_its_name_that_means_the_same() {
         ("allowed-origin", "http://localhost:3000"),
         ("allow-forwarded", "1"),
         ("require-key", "true"),
+        ("unix-socket", "run/sidecar.sock"),
+        ("dangerously-listen-on-network", "192.0.2.1"),
         ("use-env-proxy", "1"),
         ("log-format", "json"),
         ("log-level", "trace"),
     ];
-    let machine = || {
+    let machine = |flag: &str| {
         let machine = Machine::new().file("web/ca.pem", &certificate).file("web/other.toml", "port = 1");
-        machine.variable("VERCEL_TOKEN", "t")
+        let machine = machine.variable("VERCEL_TOKEN", "t");
+        match flag {
+            "dangerously-listen-on-network" => machine.flags(&["--require-key", "--allowed-host", "dev.test"]),
+            _ => machine,
+        }
     };
     let shown = |machine: &Machine| format!("{:?}", machine.load()).replace(&*machine.path("").to_string_lossy(), "");
     for (flag, value) in cases {
@@ -192,10 +199,10 @@ fn every_flag_has_a_variable_of_its_name_that_means_the_same() {
         let is_switch = ["allow-forwarded", "require-key", "use-env-proxy"].contains(&flag);
         let option = format!("--{flag}");
         let flags: &[&str] = if is_switch { &[&option] } else { &[&option, value] };
-        let by_flag = shown(&machine().flags(flags));
-        assert_eq!(shown(&machine().variable(&name, value)), by_flag, "{name}");
+        let by_flag = shown(&machine(flag).flags(flags));
+        assert_eq!(shown(&machine(flag).variable(&name, value)), by_flag, "{name}");
         if flag != "project" {
-            assert_ne!(by_flag, shown(&machine()), "--{flag} changes nothing");
+            assert_ne!(by_flag, shown(&machine(flag)), "--{flag} changes nothing");
         }
     }
     let known: Vec<_> = cases.iter().map(|(flag, _)| *flag).chain(["quiet", "verbose"]).collect();
@@ -217,6 +224,7 @@ fn what_could_redirect_a_credential_or_widen_access_is_refused_in_a_projects_fil
         ("allowed_origins", "[\"http://localhost:3000\"]"),
         ("allow_forwarded", "false"),
         ("require_key", "false"),
+        ("unix_socket", "\"sidecar.sock\""),
         ("use_env_proxy", "false"),
     ];
     for (key, value) in cases {
@@ -232,7 +240,7 @@ fn what_could_redirect_a_credential_or_widen_access_is_refused_in_a_projects_fil
     for setting in SETTINGS.iter().filter(|setting| setting.in_files && !setting.in_project) {
         assert!(cases.iter().any(|(key, _)| *key == setting.key), "{} has no case here", setting.key);
     }
-    for key in ["unix_socket", "refresh", "dangerously_listen_on_network", "log_format", "project", "config"] {
+    for key in ["refresh", "dangerously_listen_on_network", "log_format", "project", "config"] {
         let mistakes = Machine::new().projects_file(&format!("{key} = \"x\"")).mistakes();
         assert!(matches!(&*mistakes, [one] if one.contains(&format!("`{key}`"))), "{mistakes:?}");
     }
@@ -246,6 +254,92 @@ fn a_root_certificate_is_looked_for_beside_the_file_that_names_it_and_never_in_t
     assert_eq!(beside.load().upstream.extra_roots.len(), 1);
     let in_project = Machine::new().users_file(setting).file("web/ca.pem", &pem());
     assert_eq!(in_project.mistakes().len(), 1, "{:?}", in_project.mistakes());
+}
+
+#[test]
+fn a_unix_socket_lies_beside_the_file_that_names_it_and_never_in_the_project() {
+    let socket = |machine: Machine| machine.load().unix_socket.map(|path| (path, machine));
+    for (machine, expected) in [
+        (Machine::new().users_file("unix_socket = \"run/s\""), "config/connect-sidecar/run/s"),
+        (Machine::new().given_file("unix_socket = \"run/s\""), "run/s"),
+        (Machine::new().flags(&["--unix-socket", "../run/s"]), "web/../run/s"),
+        (Machine::new().variable("CONNECT_SIDECAR_UNIX_SOCKET", "@abstract"), "web/@abstract"),
+    ] {
+        let (path, machine) = socket(machine).expect("a path");
+        assert_eq!(path, machine.path("").join(expected));
+    }
+}
+
+#[test]
+fn the_network_is_let_in_only_with_a_key_and_under_names_that_are_expected() {
+    const FLAG: &str = "--dangerously-listen-on-network";
+    let machine = |flags: &[&str]| Machine::new().flags(&[FLAG, "192.0.2.1"]).flags(flags);
+    let (no_key, no_host) = (format!("{FLAG}: needs --require-key"), format!("{FLAG}: needs --allowed-host"));
+    for (flags, missing) in [
+        (&[][..], &[&no_key, &no_host][..]),
+        (&["--require-key"], &[&no_host]),
+        (&["--allowed-host", "dev.test"], &[&no_key]),
+        (&["--require-key", "--allowed-host", "localhost", "--allowed-host", "[::1]:2774"], &[&no_host]),
+        (&["--require-key", "--allowed-host", "localhost", "--allowed-host", "dev.test"], &[]),
+    ] {
+        let machine = machine(flags);
+        match machine.try_load() {
+            Ok(config) => {
+                assert!(missing.is_empty(), "{flags:?}");
+                assert_eq!(config.network, Some("192.0.2.1".parse().expect("an address")));
+            }
+            Err(_) => {
+                let mistakes = machine.mistakes();
+                assert_eq!(mistakes.len(), missing.len(), "{mistakes:?}");
+                assert!(mistakes.iter().zip(missing).all(|(m, start)| m.starts_with(*start)), "{mistakes:?}");
+            }
+        }
+    }
+    let files = "require_key = true\nallowed_hosts = [\"dev.test\"]";
+    assert!(machine(&[]).users_file(files).load().network.is_some(), "what it needs may come from files");
+    for (address, expected) in [
+        ("192.0.2.1", Ok("192.0.2.1")),
+        ("0.0.0.0", Ok("0.0.0.0")),
+        ("::", Ok("::")),
+        ("2001:db8::1", Ok("2001:db8::1")),
+        ("::ffff:192.0.2.1", Ok("192.0.2.1")),
+        ("127.0.0.1", Err("this is not needed")),
+        ("127.9.9.9", Err("this is not needed")),
+        ("::1", Err("this is not needed")),
+        ("::ffff:127.0.0.1", Err("this is not needed")),
+        ("localhost", Err("expected an IP address")),
+        ("192.0.2.1:2774", Err("expected an IP address")),
+        ("[2001:db8::1]", Err("expected an IP address")),
+        ("3221225985", Err("expected an IP address")),
+        ("0", Err("expected an IP address")),
+        ("", Err("expected an IP address")),
+    ] {
+        let machine = Machine::new().flags(&[FLAG, address, "--require-key", "--allowed-host", "dev.test"]);
+        match (machine.try_load(), expected) {
+            (Ok(config), Ok(expected)) => assert_eq!(config.network, Some(expected.parse().expect("an address"))),
+            (Err(error), Err(reason)) => assert_eq!(error.to_string().find(reason), Some(FLAG.len() + 2), "{error}"),
+            (loaded, _) => panic!("{address}: {:?}", loaded.map(|config| config.network)),
+        }
+    }
+}
+
+#[test]
+fn an_address_where_a_port_belongs_is_answered_with_the_flag_that_takes_one() {
+    let flag = "--dangerously-listen-on-network";
+    for (port, names_flag) in
+        [("0.0.0.0:2774", true), ("[::]:2774", true), (":2774", true), ("0:2774", true), ("192.0.2.1:2774", true)]
+            .into_iter()
+            .chain([("0.0.0.0", true), ("::", true), ("2774x", false), ("", false), ("65536", false)])
+    {
+        for machine in [
+            Machine::new().flags(&["--port", port]),
+            Machine::new().variable("CONNECT_SIDECAR_PORT", port),
+            Machine::new().projects_file(&format!("port = {port:?}")),
+        ] {
+            let mistakes = machine.mistakes();
+            assert!(matches!(&*mistakes, [one] if one.contains(flag) == names_flag), "{port}: {mistakes:?}");
+        }
+    }
 }
 
 #[test]
@@ -397,6 +491,9 @@ fn a_value_of_the_wrong_type_is_a_mistake_that_says_what_is_expected() {
         ("allowed_origins = [\"http://a/\"]", "allowed_origins: expected an origin"),
         ("allow_forwarded = \"true\"", "allow_forwarded: expected true or false"),
         ("require_key = 1", "require_key: expected true or false"),
+        ("unix_socket = true", "unix_socket: expected a string"),
+        ("unix_socket = \"\"", "unix_socket: expected a path"),
+        ("unix_socket = \"\\u0000abstract\"", "unix_socket: expected a path"),
     ] {
         let mistakes = Machine::new().given_file(toml).mistakes();
         assert_eq!(mistakes.len(), 1, "{toml}: {mistakes:?}");

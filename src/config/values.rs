@@ -54,7 +54,24 @@ pub(super) fn port(value: &Value) -> Parsed<u16> {
         Raw::Text(text) if !value.is_file => text.parse().ok(),
         _ => None,
     };
-    number.map_or_else(|| expected("a port number from 0 to 65535"), Ok)
+    match (number, &value.raw) {
+        (Some(number), _) => Ok(number),
+        (None, Raw::Text(text)) if text.contains([':', '.']) => expected(
+            "a port number from 0 to 65535 alone: the address is loopback, any other needs --dangerously-listen-on-network",
+        ),
+        _ => expected("a port number from 0 to 65535"),
+    }
+}
+
+/// An address of this machine that is not loopback.
+pub(super) fn network_address(value: &Value) -> Parsed<IpAddr> {
+    match text(value)?.parse::<IpAddr>().map(|address| address.to_canonical()) {
+        Ok(address) if address.is_loopback() => {
+            Err("this is not needed for a loopback address: the sidecar listens on 127.0.0.1 and [::1] anyway".into())
+        }
+        Ok(address) => Ok(address),
+        Err(_) => expected("an IP address of this machine, without a port, such as 192.0.2.1"),
+    }
 }
 
 pub(super) fn count(value: &Value) -> Parsed<NonZeroUsize> {

@@ -78,7 +78,7 @@ pub struct Emulator {
 /// What all connections share.
 struct Shared {
     world: Mutex<World>,
-    issuer: Issuer,
+    issuer: Arc<Issuer>,
     now: Now,
     received: watch::Sender<Vec<Received>>,
     faults: Mutex<Vec<Fault>>,
@@ -94,8 +94,10 @@ impl Emulator {
             false => (None, None),
         };
         // Making the key takes a moment of pure computing.
-        let issuer =
-            tokio::task::spawn_blocking(Issuer::new).await.map_err(io::Error::other)?.map_err(io::Error::other)?;
+        let issuer = tokio::task::spawn_blocking(Issuer::of_this_process)
+            .await
+            .map_err(io::Error::other)?
+            .map_err(io::Error::other)?;
         let shared = Arc::new(Shared {
             world: Mutex::new(options.world),
             issuer,

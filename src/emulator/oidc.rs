@@ -2,6 +2,7 @@
 //!
 //! Claims and lifetimes are those of connect-contract.md section 5.
 
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
@@ -102,6 +103,15 @@ impl Issuer {
             verifying: DecodingKey::from_rsa_der(key.public_key_raw()),
             key_id: super::connect::random_id("key", 12),
         })
+    }
+
+    /// The issuer of all emulators of this process: making a key takes longer than all else at a start.
+    pub(super) fn of_this_process() -> Result<Arc<Self>, String> {
+        static ISSUER: OnceLock<Arc<Issuer>> = OnceLock::new();
+        match ISSUER.get() {
+            Some(issuer) => Ok(issuer.clone()),
+            None => Self::new().map(|made| ISSUER.get_or_init(|| Arc::new(made)).clone()),
+        }
     }
 
     /// A signed token.

@@ -328,12 +328,10 @@ impl Cache {
             flight.waiting.extend(ask.client);
             return Err((Role::Joined, flight.landing.clone()));
         }
-        if forced {
-            inner.remove(&ask.asked.key);
-        }
+        let replaced = if forced { inner.remove(&ask.asked.key) } else { None };
         let is_current = inner.generation == identity.generation;
         let role = if forced { Role::Forced } else { Role::Led };
-        Err((role, self.take_off(&mut inner, ask, buffer, is_current, upstream())))
+        Err((role, self.take_off(&mut inner, ask, buffer, is_current, replaced, upstream())))
     }
 
     /// Starts a flight. It replaces an earlier one for its key, whose answer will reach its callers but not the cache.
@@ -343,6 +341,7 @@ impl Cache {
         ask: Ask,
         buffer: Duration,
         is_current: bool,
+        replaced: Option<Entry>,
         upstream: F,
     ) -> watch::Receiver<Option<Landed>>
     where
@@ -361,7 +360,7 @@ impl Cache {
             };
             inner.flights.insert(ask.asked.key, flight);
         }
-        let mut runway = Runway { cache: self.clone(), id, ask, landing };
+        let mut runway = Runway { cache: self.clone(), id, ask, replaced, landing };
         self.tasks.spawn(async move {
             let outcome = upstream.await;
             runway.land(outcome);
@@ -431,6 +430,8 @@ struct Runway {
     cache: Cache,
     id: u64,
     ask: Ask,
+    /// What was dropped for a forced request.
+    replaced: Option<Entry>,
     landing: watch::Sender<Option<Landed>>,
 }
 
@@ -447,6 +448,12 @@ impl Runway {
                 stored = inner.store(&self.ask, answer, flight.waiting, &self.cache.limits, now);
             }
             inner.hold(key, &outcome, now);
+            // What never went out replaces nothing.
+            if outcome.as_ref().is_err_and(RequestError::is_unsent)
+                && let Some(entry) = self.replaced.take()
+            {
+                inner.put(key, entry);
+            }
         }
         // Told under the lock: whoever looks afterwards finds either the flight or what it stored.
         self.landing.send_replace(Some(Landed { outcome, stored }));
@@ -485,9 +492,23 @@ impl Inner {
         self.spellings.clear();
     }
 
-    fn remove(&mut self, key: &Key) {
-        if let Some(entry) = self.entries.pop(key) {
-            self.bytes -= entry.answer.body.len();
+    fn remove(&mut self, key: &Key) -> Option<Entry> {
+        let entry = self.entries.pop(key)?;
+        self.bytes -= entry.answer.body.len();
+        Some(entry)
+    }
+
+    /// Stores an entry in the place of any other of its key, and drops what there is too much.
+    fn put(&mut self, key: Key, entry: Entry) {
+        self.remove(&key);
+        self.bytes += entry.answer.body.len();
+        if let Some((_, dropped)) = self.entries.push(key, entry) {
+            self.bytes -= dropped.answer.body.len();
+        }
+        while self.bytes > MAX_TOTAL_BYTES
+            && let Some((_, dropped)) = self.entries.pop_lru()
+        {
+            self.bytes -= dropped.answer.body.len();
         }
     }
 
@@ -557,27 +578,19 @@ impl Inner {
         if ttl.is_zero() {
             return None;
         }
-        self.remove(&ask.asked.key);
-        self.bytes += answer.body.len();
-        if let Some((_, dropped)) = self.entries.push(ask.asked.key, entry) {
-            self.bytes -= dropped.answer.body.len();
-        }
-        while self.bytes > MAX_TOTAL_BYTES
-            && let Some((_, dropped)) = self.entries.pop_lru()
-        {
-            self.bytes -= dropped.answer.body.len();
-        }
+        self.put(ask.asked.key, entry);
         Some(ttl)
     }
 
-    /// Holds the outcome if it is a 429.
+    /// Holds the outcome if it is upstream's 429.
     fn hold(&mut self, key: Key, outcome: &Outcome, now: Timestamp) {
         self.holds.retain(|_, hold| hold.holds_at(now));
         let (status, retry_after) = match outcome {
-            Ok(answer) => (answer.status, answer.retry_after()),
-            Err(error) => (error.status, error.retry_after.as_ref().and_then(|value| value.to_str().ok())),
+            Ok(answer) => (Some(answer.status), answer.retry_after()),
+            // Not its own status: the sidecar refuses with 429, too.
+            Err(error) => (error.upstream_status, error.retry_after.as_ref().and_then(|value| value.to_str().ok())),
         };
-        if status == StatusCode::TOO_MANY_REQUESTS {
+        if status == Some(StatusCode::TOO_MANY_REQUESTS) {
             let until = now.plus(hold_time(retry_after, now));
             self.holds.insert(key, Hold { outcome: outcome.clone(), since: now, until });
         }

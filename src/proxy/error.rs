@@ -6,6 +6,7 @@
 use std::fmt;
 
 use http::{HeaderValue, StatusCode};
+use serde::Serialize;
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $status:literal $text:literal,)+) => {
@@ -105,6 +106,8 @@ pub struct RequestError {
     pub code: Code,
     /// The reply's status: that of the code, save that upstream's 429 and 503 keep theirs.
     pub status: StatusCode,
+    /// Upstream's status, where it answered and the answer is not passed on.
+    pub upstream_status: Option<StatusCode>,
     /// One or two sentences for a person.
     pub message: String,
     /// What to run or change, bare.
@@ -123,6 +126,7 @@ impl RequestError {
         Self {
             code,
             status: code.status(),
+            upstream_status: None,
             message: message.into(),
             hint: None,
             allow: None,
@@ -143,6 +147,11 @@ impl RequestError {
         self
     }
 
+    /// Whether the sidecar itself held the request back, so that upstream knows nothing of it.
+    pub fn is_unsent(&self) -> bool {
+        matches!(self.code, Code::LocalRateLimit | Code::Overloaded)
+    }
+
     /// 405 for a path that knows these methods.
     pub fn method_not_allowed(allow: &'static str) -> Self {
         let mut error = Self::new(Code::MethodNotAllowed, format!("This path takes {allow}."));
@@ -152,15 +161,22 @@ impl RequestError {
 
     /// The reply's body: Vercel's shape plus a hint and whose error it is.
     pub fn body(&self) -> Vec<u8> {
-        let mut error = serde_json::json!({
-            "code": self.code.as_str(),
-            "message": self.message,
-            "source": "connect-sidecar",
-        });
-        if let Some(hint) = &self.hint {
-            error["hint"] = hint.as_str().into();
+        #[derive(Serialize)]
+        struct Envelope<'a> {
+            error: Details<'a>,
         }
-        serde_json::json!({ "error": error }).to_string().into_bytes()
+        #[derive(Serialize)]
+        struct Details<'a> {
+            code: &'a str,
+            message: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            hint: Option<&'a str>,
+            source: &'a str,
+        }
+        let (code, message, hint) = (self.code.as_str(), &self.message, self.hint.as_deref());
+        let envelope = Envelope { error: Details { code, message, hint, source: "connect-sidecar" } };
+        // Plain strings can always be written.
+        serde_json::to_vec(&envelope).unwrap_or_default()
     }
 }
 
@@ -190,12 +206,10 @@ mod tests {
     #[test]
     fn the_body_has_vercels_shape_and_names_its_source() {
         let error = RequestError::new(Code::OidcTokenExpired, "It \"expired\".").hint("vercel env pull");
-        let body: serde_json::Value = serde_json::from_slice(&error.body()).expect("JSON");
-        assert_eq!(
-            body,
-            serde_json::json!({"error": {"code": "oidc_token_expired", "message": "It \"expired\".",
-                "hint": "vercel env pull", "source": "connect-sidecar"}})
-        );
+        let body = String::from_utf8(error.body()).expect("UTF-8");
+        let expected = r#"{"error":{"code":"oidc_token_expired","message":"It \"expired\".","hint":"vercel env pull","source":"connect-sidecar"}}"#;
+        assert_eq!(body, expected);
+        assert!(!String::from_utf8(RequestError::new(Code::BadHost, "x").body()).expect("UTF-8").contains("hint"));
     }
 
     #[test]

@@ -71,11 +71,22 @@ pub struct Admitted {
     pub has_credentials: bool,
 }
 
-/// Judges a request's head. `local_port` is the port of the socket it came in on.
-pub fn check(parts: &Parts, local_port: u16, policy: &Policy) -> Result<Admitted, RequestError> {
+/// The way a connection came in, which says what its `Host` may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entrance {
+    /// A loopback address, at this port.
+    Loopback(u16),
+    /// Another address of this machine, at this port: who comes by it may be anybody.
+    Network(u16),
+    /// The unix socket, which no web page can reach.
+    UnixSocket,
+}
+
+/// Judges a request's head.
+pub fn check(parts: &Parts, entrance: Entrance, policy: &Policy) -> Result<Admitted, RequestError> {
     let seen = Seen::in_headers(&parts.headers);
     check_framing(&seen, parts.version)?;
-    check_host(&seen, local_port, policy)?;
+    check_host(&seen, entrance, policy)?;
     check_target(parts)?;
     let origin = check_browser(&seen, parts, policy)?;
     check_forwarding(&seen, policy)?;
@@ -177,28 +188,41 @@ fn check_framing(seen: &Seen<'_>, version: Version) -> Result<(), RequestError> 
     Ok(())
 }
 
-fn check_host(seen: &Seen<'_>, local_port: u16, policy: &Policy) -> Result<(), RequestError> {
+fn check_host(seen: &Seen<'_>, entrance: Entrance, policy: &Policy) -> Result<(), RequestError> {
     let bad = || RequestError::new(Code::BadHost, "Send one Host header with the address that you connect to.");
     let host = seen.host.only().ok_or_else(bad)?.as_bytes();
     let (name, port) = split_host(host).ok_or_else(bad)?;
-    let is_loopback_name = [&b"127.0.0.1"[..], b"localhost", b"[::1]"].iter().any(|n| name.eq_ignore_ascii_case(n));
-    if is_loopback_name && port.unwrap_or(80) == local_port {
-        return Ok(());
-    }
-    let allowed = policy.allowed_hosts.iter().any(|allowed| {
-        name.eq_ignore_ascii_case(allowed.name.as_bytes()) && allowed.port.is_none_or(|p| p == port.unwrap_or(80))
-    });
-    if allowed {
-        return Ok(());
-    }
-    let host = excerpt(host);
-    Err(RequestError::new(
-        Code::HostNotAllowed,
-        format!(
-            "Host `{host}` is not this sidecar, which is 127.0.0.1:{local_port}. Use that address, or start with --allowed-host."
+    let is_allowed = || {
+        policy.allowed_hosts.iter().any(|allowed| {
+            name.eq_ignore_ascii_case(allowed.name.as_bytes()) && allowed.port.is_none_or(|p| p == port.unwrap_or(80))
+        })
+    };
+    let is_ours = match entrance {
+        Entrance::Loopback(local) => is_loopback_name(name) && port.unwrap_or(80) == local || is_allowed(),
+        // Whoever says a loopback name there has been led to another machine than they meant.
+        Entrance::Network(_) => !is_loopback_name(name) && is_allowed(),
+        Entrance::UnixSocket => name.eq_ignore_ascii_case(b"localhost"),
+    };
+    if is_ours { Ok(()) } else { Err(host_not_allowed(&excerpt(host), entrance)) }
+}
+
+/// Whether a name, as in `Host`, means the machine that it is said on. Other spellings of the same are not accepted.
+pub fn is_loopback_name(name: &[u8]) -> bool {
+    [&b"127.0.0.1"[..], b"localhost", b"[::1]"].iter().any(|known| name.eq_ignore_ascii_case(known))
+}
+
+fn host_not_allowed(host: &str, entrance: Entrance) -> RequestError {
+    let message = match entrance {
+        Entrance::Loopback(port) => format!(
+            "Host `{host}` is not this sidecar, which is 127.0.0.1:{port}. Use that address, or start with --allowed-host."
         ),
-    )
-    .hint(format!("connect-sidecar --allowed-host {host}")))
+        Entrance::Network(_) => format!("Host `{host}` is not one that was allowed with --allowed-host."),
+        Entrance::UnixSocket => {
+            let message = format!("Host `{host}` is not this sidecar, which is `localhost` on its unix socket.");
+            return RequestError::new(Code::HostNotAllowed, message);
+        }
+    };
+    RequestError::new(Code::HostNotAllowed, message).hint(format!("connect-sidecar --allowed-host {host}"))
 }
 
 /// `name[:port]` or `[v6][:port]`; `None` if it is neither.
@@ -309,7 +333,7 @@ mod tests {
     use super::*;
     use http::Request;
 
-    const PORT: u16 = 2774;
+    const LOOPBACK: Entrance = Entrance::Loopback(2774);
 
     /// A good request with `extra` header lines; `Host` is replaced if `extra` has one.
     fn request(extra: &[(&str, &str)]) -> Parts {
@@ -324,7 +348,7 @@ mod tests {
     }
 
     fn verdict(parts: &Parts, policy: &Policy) -> &'static str {
-        check(parts, PORT, policy).err().map_or("ok", |e| e.code.as_str())
+        check(parts, LOOPBACK, policy).err().map_or("ok", |e| e.code.as_str())
     }
 
     fn default_verdict(extra: &[(&str, &str)]) -> &'static str {
@@ -384,8 +408,8 @@ mod tests {
 
     #[test]
     fn the_port_may_be_left_out_only_where_it_is_80() {
-        assert!(check(&request(&[("host", "localhost")]), 80, &Policy::default()).is_ok());
-        assert!(check(&request(&[("host", "localhost:80")]), 80, &Policy::default()).is_ok());
+        let at_80 = |host| check(&request(&[("host", host)]), Entrance::Loopback(80), &Policy::default());
+        assert!(at_80("localhost").is_ok() && at_80("localhost:80").is_ok());
     }
 
     #[test]
@@ -402,6 +426,38 @@ mod tests {
             ("any.test:1", "ok"),
         ] {
             assert_eq!(verdict(&request(&[("host", host)]), &policy), expected, "{host}");
+        }
+    }
+
+    #[test]
+    fn each_entrance_has_hosts_of_its_own() {
+        let names = ["dev.test", "localhost", "127.0.0.1"];
+        let allowed_hosts = names.map(|name| AllowedHost { name: name.into(), port: None }).into();
+        let policy = Policy { allowed_hosts, ..Policy::default() };
+        for (host, loopback, network, unix_socket) in [
+            ("127.0.0.1:2774", true, false, false),
+            ("[::1]:2774", true, false, false),
+            ("localhost:2774", true, false, true),
+            ("LOCALHOST", true, false, true),
+            ("localhost:1", true, false, true),
+            ("dev.test", true, true, false),
+            ("Dev.Test:2774", true, true, false),
+            ("192.0.2.2:2774", false, false, false),
+            ("0.0.0.0:2774", false, false, false),
+        ] {
+            for (entrance, is_good) in
+                [(LOOPBACK, loopback), (Entrance::Network(2774), network), (Entrance::UnixSocket, unix_socket)]
+            {
+                let refusal = check(&request(&[("host", host)]), entrance, &policy).err();
+                let expected = if is_good { None } else { Some("host_not_allowed") };
+                assert_eq!(refusal.map(|e| e.code.as_str()), expected, "{host} by {entrance:?}");
+            }
+        }
+        for entrance in [Entrance::Network(2774), Entrance::UnixSocket] {
+            for host in ["", "localhost:", "localhost.", "dev.test:x"] {
+                let refusal = check(&request(&[("host", host)]), entrance, &policy).expect_err("a bad host");
+                assert_eq!(refusal.code, Code::BadHost, "{host} by {entrance:?}");
+            }
         }
     }
 
@@ -430,7 +486,7 @@ mod tests {
     fn an_allowed_origin_is_exact_and_admitted() {
         let policy = Policy { allowed_origins: vec!["https://app.example".into()], ..Policy::default() };
         let admitted =
-            check(&request(&[("origin", "https://app.example"), ("sec-fetch-site", "cross-site")]), PORT, &policy);
+            check(&request(&[("origin", "https://app.example"), ("sec-fetch-site", "cross-site")]), LOOPBACK, &policy);
         assert_eq!(admitted.expect("allowed").origin, Some(HeaderValue::from_static("https://app.example")));
         for origin in ["https://app.example:8443", "http://app.example", "https://app.example.evil.com", "null"] {
             assert_eq!(verdict(&request(&[("origin", origin)]), &policy), "browser_request_refused", "{origin}");

@@ -4,6 +4,7 @@
 //! content type, body, credential. The gates before it are in [`guard`]; the server applies them to every path.
 //! Decrypted or plain, every request takes this one way.
 
+mod admission;
 pub mod body;
 pub mod cache;
 pub mod coach;
@@ -12,6 +13,7 @@ pub mod guard;
 pub mod key;
 mod pool;
 pub mod reply;
+pub mod resolver;
 pub mod route;
 pub mod stats;
 pub mod upstream;
@@ -167,9 +169,9 @@ impl Proxy {
 
     /// Sends, and once more if upstream rejects the credential and another one has come meanwhile.
     async fn exchange(&self, outgoing: &Outgoing, credential: Arc<Credential>) -> Result<Answer, RequestError> {
-        let answer = self.send(outgoing, &credential).await?;
-        if answer.status.is_success() || !UpstreamError::read(&answer.body).rejects_credential(answer.status) {
-            return Ok(answer);
+        let outcome = self.send(outgoing, &credential).await;
+        if !rejects_credential(&outcome) {
+            return outcome;
         }
         self.reloader.reload().await;
         let identity = self.identity.borrow().clone();
@@ -177,7 +179,7 @@ impl Proxy {
         let now = identity.credential(self.clock.now()).ok().cloned();
         match now {
             Some(other) if other.fingerprint() != credential.fingerprint() => self.send(outgoing, &other).await,
-            _ => Ok(answer),
+            _ => outcome,
         }
     }
 
@@ -185,8 +187,9 @@ impl Proxy {
         let bearer = credential.bearer().ok_or_else(|| {
             RequestError::new(Code::OidcTokenInvalid, "The credential cannot stand in a header. Run `vercel env pull`.")
         })?;
+        let place = self.upstream.admit(outgoing.action()).await?;
         self.stats.upstream_requests.count();
-        let outcome = self.upstream.send(outgoing, bearer).await;
+        let outcome = self.upstream.send(outgoing, bearer, place).await;
         let failed = match &outcome {
             Ok(answer) => answer.status.is_server_error(),
             Err(error) => error.status.is_server_error(),
@@ -319,6 +322,15 @@ impl Proxy {
             }
             None => warn!(action, connector, subject, status = status_code, code, cache, ms, "{action} {connector}"),
         }
+    }
+}
+
+/// Whether upstream said that the credential is no good, be it in words that are not passed on.
+fn rejects_credential(outcome: &Result<Answer, RequestError>) -> bool {
+    match outcome {
+        Ok(answer) if answer.status.is_success() => false,
+        Ok(answer) => UpstreamError::read(&answer.body).rejects_credential(answer.status),
+        Err(error) => error.upstream_status.is_some_and(|status| UpstreamError::default().rejects_credential(status)),
     }
 }
 

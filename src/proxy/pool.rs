@@ -29,11 +29,15 @@ use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tower_service::Service;
 
+use super::resolver::Resolver;
 use crate::clock::{Clock, Timestamp};
 use crate::tls;
 
 /// Name resolution, connection and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// All addresses of one family share this, and the other family begins 0.3 s later: one that swallows what is sent to it
+/// leaves time for the next, and for TLS.
+const TCP_TIMEOUT: Duration = Duration::from_secs(4);
 /// A larger reply head is refused, in bytes.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// Kept connections are used again within this time.
@@ -61,6 +65,7 @@ pub(super) enum Failure {
 pub(super) struct Pool {
     scheme: Scheme,
     origin: Uri,
+    resolver: Resolver,
     extra_roots: Vec<CertificateDer<'static>>,
     use_env_proxy: bool,
     clock: Clock,
@@ -92,6 +97,7 @@ impl Pool {
     /// Connections to `origin`, none open yet.
     pub(super) fn new(
         origin: Uri,
+        resolver: Resolver,
         extra_roots: Vec<CertificateDer<'static>>,
         use_env_proxy: bool,
         clock: Clock,
@@ -99,6 +105,7 @@ impl Pool {
         Self {
             scheme: origin.scheme().cloned().unwrap_or(Scheme::HTTPS),
             origin,
+            resolver,
             extra_roots,
             use_env_proxy,
             clock,
@@ -163,12 +170,10 @@ impl Pool {
                     tls::client_config_without_roots()
                 };
                 let tls = tls.map_err(|e| Failure::Roots(e.to_string()))?;
-                let mut http = HttpConnector::new();
-                http.enforce_http(false);
-                http.set_nodelay(true);
-                http.set_keepalive(Some(Duration::from_secs(15)));
+                let direct = with_options(HttpConnector::new_with_resolver(self.resolver.clone()));
                 let matcher = self.use_env_proxy.then(|| Arc::new(Matcher::from_env()));
-                Ok(HttpsConnector::from((Dialer { http, matcher }, Arc::new(tls))))
+                let dialer = Dialer { direct, to_proxy: with_options(HttpConnector::new()), matcher };
+                Ok(HttpsConnector::from((dialer, Arc::new(tls))))
             })
             .await
     }
@@ -228,10 +233,20 @@ async fn drive<T>(connection: &mut Connection, work: impl Future<Output = T>) ->
     .await
 }
 
+fn with_options<R>(mut http: HttpConnector<R>) -> HttpConnector<R> {
+    http.enforce_http(false);
+    http.set_nodelay(true);
+    http.set_keepalive(Some(Duration::from_secs(15)));
+    http.set_connect_timeout(Some(TCP_TIMEOUT));
+    http
+}
+
 /// Opens TCP connections, through a proxy of our environment where asked for.
 #[derive(Clone)]
 struct Dialer {
-    http: HttpConnector,
+    direct: HttpConnector<Resolver>,
+    /// A proxy may well be on this machine.
+    to_proxy: HttpConnector,
     matcher: Option<Arc<Matcher>>,
 }
 
@@ -241,17 +256,17 @@ impl Service<Uri> for Dialer {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.http.poll_ready(cx).map_err(Into::into)
+        self.direct.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, to: Uri) -> Self::Future {
         let proxy = self.matcher.as_ref().and_then(|matcher| matcher.intercept(&to));
-        let mut http = self.http.clone();
+        let (mut direct, to_proxy) = (self.direct.clone(), self.to_proxy.clone());
         Box::pin(async move {
             match proxy {
-                None => Ok(http.call(to).await?),
+                None => Ok(direct.call(to).await?),
                 Some(proxy) => {
-                    let mut tunnel = Tunnel::new(proxy.uri().clone(), http);
+                    let mut tunnel = Tunnel::new(proxy.uri().clone(), to_proxy);
                     if let Some(auth) = proxy.basic_auth() {
                         tunnel = tunnel.with_auth(auth.clone());
                     }

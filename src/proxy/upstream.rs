@@ -14,15 +14,19 @@ use http::request::Parts;
 use http::uri::Authority;
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{Full, LengthLimitError};
+use rustls::CertificateError;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::admission::{Admission, Place};
+use super::coach::UpstreamError;
 use super::error::{Code, RequestError};
 use super::guard::VIA_NAME;
 use super::pool::{Failure, Pool};
 use super::reply::Answer;
+use super::resolver::{Names, Resolver, ThisMachine};
 use super::route::Action;
 use crate::clock::{Clock, Correction, Timestamp, spoken};
 
@@ -50,6 +54,10 @@ const TRACING_HEADERS: [HeaderName; 3] = [
 pub struct Options {
     /// `https`, or `http` on loopback.
     pub origin: Uri,
+    /// Whether it may be on this machine. Connect itself is not: there, its name would lead back to us.
+    pub may_be_this_machine: bool,
+    /// Where the addresses of its name come from.
+    pub names: Names,
     /// Trusted besides the platform's roots.
     pub extra_roots: Vec<CertificateDer<'static>>,
     /// Added as `?teamId=`.
@@ -76,6 +84,7 @@ pub struct Upstream {
     use_env_proxy: bool,
     /// The headers of every request, besides those that depend on it.
     own_headers: HeaderMap,
+    admission: Admission,
     pool: Pool,
     clock: Clock,
     clock_questions: Semaphore,
@@ -85,7 +94,7 @@ pub struct Upstream {
 impl Upstream {
     /// A client; connects to nothing yet.
     pub fn new(options: Options, clock: Clock) -> Self {
-        let Options { origin, extra_roots, team_id, use_env_proxy } = options;
+        let Options { origin, may_be_this_machine, names, extra_roots, team_id, use_env_proxy } = options;
         let authority = origin.authority().map(Authority::as_str).unwrap_or_default();
         let mut own_headers = HeaderMap::with_capacity(16);
         for (name, value) in [
@@ -100,10 +109,11 @@ impl Upstream {
         }
         Self {
             name: format!("{}://{authority}", origin.scheme_str().unwrap_or_default()),
-            pool: Pool::new(origin, extra_roots, use_env_proxy, clock.clone()),
             team_id,
             use_env_proxy,
             own_headers,
+            admission: Admission::new(),
+            pool: Pool::new(origin, Resolver { names, may_be_this_machine }, extra_roots, use_env_proxy, clock.clone()),
             clock,
             clock_questions: Semaphore::new(1),
             last_clock_question: Mutex::new(None),
@@ -139,8 +149,22 @@ impl Upstream {
         Ok(Outgoing { action, method: app.method.clone(), target, headers, body })
     }
 
-    /// Sends a request with this `Authorization` and takes a proper answer back.
-    pub async fn send(&self, outgoing: &Outgoing, bearer: HeaderValue) -> Result<Answer, RequestError> {
+    /// Waits until one more request may go out; an error if that takes too long or they are too many. A revocation is
+    /// never one too many.
+    pub async fn admit(&self, action: Action) -> Result<Place<'_>, RequestError> {
+        match action {
+            Action::Revoke => self.admission.admit_at_any_rate().await,
+            _ => self.admission.admit().await,
+        }
+    }
+
+    /// Sends a request with this `Authorization` and takes a proper answer back. It has its place for as long.
+    pub async fn send(
+        &self,
+        outgoing: &Outgoing,
+        bearer: HeaderValue,
+        _place: Place<'_>,
+    ) -> Result<Answer, RequestError> {
         let begun = Instant::now();
         let too_slow = |_| RequestError::new(Code::UpstreamTimeout, format!("{} did not answer in time.", self.name));
         let mut request = outgoing.request();
@@ -174,13 +198,16 @@ impl Upstream {
     /// question.
     pub async fn ask_clock(&self) {
         let Ok(_one_at_a_time) = self.clock_questions.acquire().await else { return };
-        {
+        let _place = {
             let mut last = self.last_clock_question.lock().unwrap_or_else(PoisonError::into_inner);
             if last.is_some_and(|at| at.elapsed() < CLOCK_QUESTION_EVERY) {
                 return;
             }
+            // Requests wait for this: where it would have to wait itself, it is not asked, and may be the next time.
+            let Some(place) = self.admission.admit_at_once() else { return };
             *last = Some(Instant::now());
-        }
+            place
+        };
         let mut request = Request::new(Full::default());
         *request.method_mut() = Method::HEAD;
         *request.headers_mut() = self.own_headers.clone();
@@ -216,6 +243,10 @@ impl Upstream {
     fn invalid(&self, status: StatusCode, headers: &HeaderMap, what: &str) -> RequestError {
         let message = format!("{} sent {what} (status {}).", self.name, status.as_u16());
         let mut error = RequestError::new(Code::UpstreamInvalidResponse, message);
+        error.upstream_status = Some(status);
+        if UpstreamError::default().rejects_credential(status) {
+            error = error.hint("vercel env pull");
+        }
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             error.status = status;
             error.retry_after = headers.get(header::RETRY_AFTER).cloned();
@@ -240,12 +271,20 @@ impl Upstream {
             Failure::Connect(error) => error,
         };
         let causes: Vec<&(dyn StdError + 'static)> = std::iter::successors(Some(&*error as _), |&e| cause(e)).collect();
+        if let Some(ThisMachine(address)) = causes.iter().find_map(|cause| cause.downcast_ref()) {
+            let message = format!("The name of {name} resolves to this machine ({address}): nothing was sent there.");
+            let hint = format!("take the name out of /etc/hosts; if that is meant: connect-sidecar --upstream {name}");
+            return RequestError::new(Code::LoopDetected, message).hint(hint);
+        }
         if let Some(tls) = causes.iter().find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
             let error = RequestError::new(Code::UpstreamTls, format!("No TLS with {name}: {tls}."));
             return match tls {
-                rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer) => error.hint(
-                    "if your company inspects TLS, pass its root certificate: connect-sidecar --upstream-ca FILE",
-                ),
+                // The second is an unknown issuer with the name of a known one.
+                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+                    error.hint(
+                        "if your company inspects TLS, pass its root certificate: connect-sidecar --upstream-ca FILE",
+                    )
+                }
                 _ => error,
             };
         }

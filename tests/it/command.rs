@@ -4,59 +4,20 @@
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
 
 use clap::CommandFactory;
 use connect_sidecar::cli::Cli;
 use connect_sidecar::emulator::fault::{Fault, Trouble};
 use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
-use connect_sidecar::emulator::{Emulator, Options};
 use listeners::SocketState;
 use nix::sys::signal::Signal;
-use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::process::Command;
 
+use crate::support::desk::Desk;
 use crate::support::http::{Reply, Request, closed, kept_alive, raw};
-use crate::support::process::{Ended, Serving, run, sidecar};
+use crate::support::process::{Ended, Serving, run};
 use crate::support::{SLACK, env_file, fingerprint, soon, write_private};
-
-/// A home with a project in it, and upstream.
-pub struct Desk {
-    home: TempDir,
-    pub emulator: Emulator,
-    /// The token in the project's env file.
-    token: String,
-}
-
-impl Desk {
-    pub async fn new() -> Self {
-        let home = tempfile::tempdir().expect("a directory");
-        let emulator = Emulator::start(Options::default()).await.expect("an emulator");
-        let token = emulator.oidc_token(DEVELOPMENT_LIFE);
-        fs::create_dir(home.path().join("web")).expect("a project");
-        write_private(&home.path().join("web/.env.local"), &env_file(&token));
-        Self { home, emulator, token }
-    }
-
-    fn project(&self) -> PathBuf {
-        self.home.path().canonicalize().expect("a directory").join("web")
-    }
-
-    /// The command in the project, on any free port.
-    pub fn sidecar(&self, arguments: &[&str]) -> Command {
-        let mut command = sidecar(self.home.path());
-        command.current_dir(self.project());
-        command.env("CONNECT_SIDECAR_PORT", "0").env("CONNECT_SIDECAR_UPSTREAM", self.emulator.url());
-        command.args(arguments);
-        command
-    }
-
-    pub async fn serve(&self, arguments: &[&str]) -> Serving {
-        Serving::start(self.sidecar(arguments)).await
-    }
-}
 
 pub fn get(serving: &Serving, path: &str) -> Request {
     Request::new(serving.addr, "GET", path)
@@ -236,11 +197,14 @@ async fn a_reader_that_goes_away_or_stands_still_does_not_stop_it() {
 
     // Somebody holds stderr and reads nothing, until the pipe is more than full. Each request has a long line.
     let mut serving = desk.serve(&[]).await;
+    let stderr = serving.take_stderr();
+    #[cfg(target_os = "linux")]
+    nix::fcntl::fcntl(stderr.get_ref(), nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).expect("a smaller pipe");
     let unknown = format!("/v1/connect/connectors/{}", "x".repeat(200));
     let request = format!("GET {unknown} HTTP/1.1\r\nhost: {}\r\n", serving.addr);
-    let many = format!("{request}\r\n").repeat(299) + &request + "connection: close\r\n\r\n";
+    let many = format!("{request}\r\n").repeat(29) + &request + "connection: close\r\n\r\n";
     let replies = raw(serving.addr, many.as_bytes()).await;
-    assert_eq!(String::from_utf8_lossy(&replies).matches("HTTP/1.1 404").count(), 300);
+    assert_eq!(String::from_utf8_lossy(&replies).matches("HTTP/1.1 404").count(), 30);
     serving.signal(Signal::SIGTERM);
     assert_eq!(soon("its end", serving.child.wait()).await.expect("a status").code(), Some(0));
 }

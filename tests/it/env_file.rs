@@ -14,11 +14,14 @@ use tokio::sync::oneshot;
 use crate::support::http::Request;
 use crate::support::{SLACK, Scene, Stage, env_file, fingerprint, soon, write_private};
 
-/// Asks until it is told to stop, never for the same token twice, so that each answer needs the credential.
+/// Asks until it is told to stop, never for the same token twice, so that each answer needs the credential; no more
+/// often than may go upstream.
 async fn keep_asking(addr: SocketAddr, mut stopped: oneshot::Receiver<()>) {
     let mut asked = 0;
+    let mut pace = tokio::time::interval(Duration::from_millis(60));
     while stopped.try_recv() == Err(oneshot::error::TryRecvError::Empty) {
         asked += 1;
+        pace.tick().await;
         let body = format!(r#"{{"scopes":["{asked}"]}}"#);
         let reply = Request::new(addr, "POST", SLACK).json(&body).send().await;
         assert_eq!(reply.status, 200, "{reply:?}");

@@ -8,27 +8,15 @@ use connect_sidecar::emulator::{Emulator, Options};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use crate::support::http::{Reply, Request};
 use crate::support::process::{self, Serving};
 use crate::support::scripted::{Scripted, Then, good};
-use crate::support::{SLACK, Scene, Stage, env_file, let_timers_pass, soon, write_private};
+use crate::support::{
+    SLACK, Scene, Stage, body, env_file, is_over, let_timers_pass, let_upstream_recover, soon, write_private,
+};
 
 const MISS: &str = "connect-sidecar; fwd=uri-miss; stored; ttl=3570";
-
-/// A body of its own, so that no other request's answer fits.
-fn body(name: &str) -> String {
-    serde_json::json!({"scopes": [name]}).to_string()
-}
-
-/// Whether it is done once everybody has had their turns.
-async fn is_over<T>(task: &JoinHandle<T>, stage: &Stage) -> bool {
-    for _ in 0..5 {
-        stage.caught_up().await;
-    }
-    task.is_finished()
-}
 
 fn answer_with(status: u16, body: &str, headers: &[(&'static str, &str)]) -> Fault {
     let headers = headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
@@ -251,9 +239,8 @@ async fn without_trusted_tls_nothing_is_sent() {
         for _ in 0..2 {
             let reply = stage.token("{}").send().await;
             assert_eq!((reply.status, reply.code().as_str()), (502, "upstream_tls"), "{what}: {}", reply.text());
-            if what == "not known to the system" {
-                assert!(reply.json()["error"]["hint"].as_str().is_some_and(|hint| hint.contains("--upstream-ca")));
-            }
+            let hint = &reply.json()["error"]["hint"];
+            assert!(hint.as_str().is_some_and(|hint| hint.contains("--upstream-ca")), "{what}: {hint}");
         }
         stage.caught_up().await;
     }
@@ -288,6 +275,7 @@ async fn an_answer_that_breaks_the_protocol_is_an_error_and_the_request_is_not_s
             ("two lengths", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}".into(), Then::Close),
             ("another protocol", "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n".into(), Then::Close),
         ] {
+            let_upstream_recover().await;
             if on_a_kept_connection {
                 stage.token(&body(&format!("before {what}"))).send().await.token();
             }
@@ -390,6 +378,39 @@ async fn an_answer_must_be_whole_within_30_s() {
 }
 
 #[tokio::test]
+async fn an_answer_that_trickles_in_or_never_begins_for_all_its_interim_ones_is_bounded_too() {
+    const INTERIM: &str = "HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n";
+    const SECOND: Duration = Duration::from_secs(1);
+    let large_chunks = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1000\r\n";
+    for (what, begins, goes_on, pause, limit) in [
+        ("a head by the byte", "HTTP/1.1 200 OK\r\nx: ", "x", SECOND, 20),
+        ("a storm of interim answers", "", INTERIM, Duration::ZERO, 20),
+        ("an interim answer a second", "", INTERIM, SECOND, 20),
+        ("a body by the byte", "HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n", " ", SECOND, 30),
+        ("a chunk by the byte", large_chunks, " ", SECOND, 30),
+    ] {
+        let upstream = Scripted::start().await;
+        let stage = Scene::new().upstream(&upstream.url()).start().await;
+        upstream.say(begins, Then::Repeat(goes_on, pause));
+        let sent = stage.token("{}").begin().await;
+        upstream.asked(1).await;
+        stage.caught_up().await;
+        let reply = tokio::spawn(sent.reply_at_last());
+        for second in 1..limit {
+            let_timers_pass(SECOND).await;
+            if second % 5 == 0 {
+                assert_eq!(stage.token(&body(&second.to_string())).send().await.token(), "good", "{what}: another key");
+            }
+        }
+        assert!(!is_over(&reply, &stage).await, "{what}");
+        let_timers_pass(SECOND).await;
+        let reply = soon("the reply", reply).await.expect("no panic");
+        assert_eq!((reply.status, reply.code().as_str()), (504, "upstream_timeout"), "{what}: {}", reply.text());
+        assert_eq!(upstream.bodies().iter().filter(|body| *body == "{}").count(), 1, "{what}: sent once");
+    }
+}
+
+#[tokio::test]
 async fn a_connection_must_be_there_within_5_s() {
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("https://{}", silent.local_addr().expect("an address"));
@@ -452,6 +473,40 @@ async fn a_rejected_oidc_token_is_replaced_by_one_that_came_meanwhile_and_only_t
     stage.emulator.inject(Fault::status(500, "internal"));
     assert_eq!(stage.token(&body("x")).send().await.status, 500);
     assert_eq!(stage.emulator.received().len(), 4, "nothing else is sent twice");
+}
+
+#[tokio::test]
+async fn a_401_is_about_the_credential_whatever_its_body_and_a_403_only_if_it_says_so() {
+    let page = |status: &str| {
+        let body = "<html>CANARY</html>";
+        format!("HTTP/1.1 {status} x\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    };
+    let cut = "HTTP/1.1 401 x\r\ncontent-length: 9\r\n\r\n{".to_owned();
+    for (what, says, then, has_another, asked, status) in [
+        ("a page with 401", page("401"), Then::Keep, true, 2, 200),
+        ("a 401 that breaks off", cut, Then::Close, true, 2, 200),
+        ("the same token", page("401"), Then::Keep, false, 1, 502),
+        ("a page with 403", page("403"), Then::Keep, true, 1, 502),
+        ("a page with 500", page("500"), Then::Keep, true, 1, 502),
+    ] {
+        let upstream = Scripted::start().await;
+        let stage = Scene::new().upstream(&upstream.url()).start().await;
+        let tell = upstream.say_when_told(says, then);
+        let sent = stage.token("{}").begin().await;
+        upstream.asked(1).await;
+        if has_another {
+            stage.pass(Duration::from_secs(1));
+            stage.write_env(&stage.fresh_token(Duration::from_secs(3600 * 12)));
+        }
+        drop(tell);
+        let reply = sent.reply().await;
+        assert_eq!((reply.status, upstream.bodies().len()), (status, asked), "{what}: {}", reply.text());
+        if status != 200 {
+            assert_eq!(reply.code(), "upstream_invalid_response", "{what}");
+            let hint = reply.json()["error"]["hint"].as_str().map(str::to_owned);
+            assert_eq!(hint.as_deref() == Some("vercel env pull"), !has_another, "{what}: {hint:?}");
+        }
+    }
 }
 
 #[tokio::test]

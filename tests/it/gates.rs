@@ -4,6 +4,8 @@
 //! upstream. The reasons are in trust-policy.md sections 4.2 to 4.6; the unit tests of `proxy::guard`, `proxy::route` and
 //! `proxy::key` go through more spellings.
 
+use std::os::unix::fs::PermissionsExt;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -303,6 +305,11 @@ async fn with_a_key_required_only_health_is_open() {
         assert_ne!(reply.status, 401, "{method} {path}");
     }
     assert!(!stage.logs.lines().iter().any(|line| line.contains(&key)));
+    let received = stage.emulator.received();
+    assert!(!received.is_empty() && !format!("{received:?}").contains(&key), "it goes no further");
+    let file = stage.dir().join(format!("state/connect-sidecar/{}.json", stage.addr.port()));
+    let mode = std::fs::metadata(file).expect("a file").permissions().mode();
+    assert_eq!(mode & 0o7777, 0o600, "who has the key is us alone");
 }
 
 #[tokio::test]

@@ -9,7 +9,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::process::Command;
 use tokio::sync::mpsc;
 
-use crate::command::{Desk, ask, get};
+use crate::command::{ask, get};
+use crate::support::desk::Desk;
 use crate::support::http::{Reply, closed, is_answered, kept_alive, raw};
 use crate::support::process::{Serving, run};
 use crate::support::{SLACK, Scene, Stage, let_timers_pass, soon};

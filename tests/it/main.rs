@@ -1,11 +1,14 @@
 //! All integration tests in one binary: a module for each behaviour, `support` beside them.
 
 #![allow(unreachable_pub, reason = "nothing here has a caller outside this binary")]
+#![allow(clippy::print_stderr, reason = "a test says what it could not do")]
 
+mod admission;
 mod cache;
 mod cli;
 mod clients;
 mod command;
+mod connecting;
 mod demo;
 mod env_file;
 mod expiry;
@@ -14,7 +17,9 @@ mod gates;
 mod journey;
 mod layout;
 mod limits;
+mod listening;
 mod readme;
 mod status;
 mod support;
+mod time;
 mod wire;

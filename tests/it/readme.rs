@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use crate::support::process::run;
+use crate::support::desk::Desk;
+use crate::support::process::{Serving, run};
 use crate::support::{Scene, Stage};
 
 const README: &str = include_str!("../../README.md");
@@ -30,7 +31,8 @@ async fn printed(stage: &Stage, program: &[&str], text: &str) -> String {
 #[tokio::test]
 async fn its_requests_get_a_token_from_every_language() {
     let stage = Scene::new().start().await;
-    let curls: Vec<_> = blocks("sh").into_iter().filter(|block| block.starts_with("curl ")).collect();
+    let is_plain_curl = |block: &&str| block.starts_with("curl ") && !block.contains(" --unix-socket ");
+    let curls: Vec<_> = blocks("sh").into_iter().filter(is_plain_curl).collect();
     assert_eq!((curls.len(), blocks("js").len(), blocks("python").len()), (1, 1, 1));
     let reply = printed(&stage, &["sh", "-c"], curls[0]).await;
     assert!(reply.starts_with("HTTP/1.1 200 OK") && reply.contains("\"token\":\"xoxb-"), "{reply}");
@@ -39,6 +41,34 @@ async fn its_requests_get_a_token_from_every_language() {
     let python = printed(&stage, &["python3", "-c"], blocks("python")[0]).await;
     assert!(python.starts_with("xoxb-"), "{python}");
     assert_eq!(stage.emulator.received().len(), 1, "they ask for the same");
+}
+
+#[tokio::test]
+async fn its_unix_socket_is_made_and_gives_a_token() {
+    let [start, curl] = blocks("sh").into_iter().filter(|b| b.contains(" --unix-socket ")).collect::<Vec<_>>()[..]
+    else {
+        panic!("a line that starts it, and one that asks");
+    };
+    let desk = Desk::new().await;
+    let runtime_dir = desk.project().with_file_name("runtime");
+    std::fs::create_dir(&runtime_dir).expect("a directory");
+    // As a shell would read the arguments, for the program that the tests have built.
+    let shell = |command: Command, line: &str| {
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", line, "sh"])
+            .arg(command.as_std().get_program())
+            .env_clear()
+            .env("XDG_RUNTIME_DIR", &runtime_dir);
+        shell.envs(command.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
+        shell.current_dir(desk.project()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        shell.kill_on_drop(true);
+        shell
+    };
+    let line = start.replacen("connect-sidecar", "exec \"$1\"", 1);
+    let _serving = Serving::start(shell(desk.sidecar(&[]), &line)).await;
+    let reply = run(shell(desk.sidecar(&[]), curl)).await;
+    assert!(reply.stdout.starts_with("HTTP/1.1 200 OK") && reply.stdout.contains("\"token\":\"xoxb-"), "{reply:?}");
 }
 
 /// Each command is run somewhere: here, by another test, or by `.ci/run`.
@@ -50,8 +80,11 @@ fn its_commands_are_all_run() {
         let runs = |line: &str| plain(line).starts_with(&format!("step {}", plain(command)));
         CI.lines().any(runs)
     };
-    let mut commands: Vec<_> =
-        blocks("sh").into_iter().flat_map(str::lines).filter(|c| !c.starts_with("curl ")).collect();
+    let mut commands: Vec<_> = blocks("sh")
+        .into_iter()
+        .flat_map(str::lines)
+        .filter(|c| !c.starts_with("curl ") && !c.contains(" --unix-socket "))
+        .collect();
     commands.extend(
         README
             .lines()
@@ -75,6 +108,5 @@ async fn its_error_is_what_an_app_gets() {
     let stage = Scene::new().token_life(Duration::from_secs(3600)).start().await;
     stage.pass(Duration::from_secs(3600 + 12 * 60));
     let reply = stage.token("{}").send().await;
-    let shown: serde_json::Value = serde_json::from_str(blocks("json")[0]).expect("JSON");
-    assert_eq!((reply.status, reply.json()), (503, shown));
+    assert_eq!((reply.status, reply.text().as_str()), (503, blocks("json")[0]));
 }

@@ -10,7 +10,7 @@ use connect_sidecar::emulator::world::Connector;
 use serde::Deserialize;
 
 use crate::support::http::{Reply, Request};
-use crate::support::{SLACK, Scene, Stage};
+use crate::support::{SLACK, Scene, Stage, let_upstream_recover};
 
 #[derive(Deserialize)]
 struct Captures {
@@ -135,6 +135,7 @@ fn answer(stage: &Stage, status: u16, content_type: &'static str, body: &str) {
 async fn errors_that_the_sdks_tell_apart_come_back_byte_for_byte() {
     let (stage, captures) = (scene().start().await, Captures::read());
     for (n, (status, code)) in captures.errors.iter().enumerate() {
+        let_upstream_recover().await;
         for (m, shape) in captures.error_shapes.iter().enumerate() {
             let body = shape.replace("CODE", code);
             answer(&stage, *status, "application/json; charset=utf-8", &body);

@@ -225,6 +225,23 @@ async fn a_forced_request_replaces_what_is_stored() {
 }
 
 #[tokio::test]
+async fn a_forced_request_that_was_held_back_replaces_nothing() {
+    for code in [Code::LocalRateLimit, Code::Overloaded] {
+        let bench = Bench::new(limits());
+        bench.get(bench.plain(), token("a", 3600)).await;
+        let refused = bench.cache.fetch(bench.forced(), &bench.identity, || async move {
+            let mut error = RequestError::new(code, "");
+            error.retry_after = Some(60.into());
+            Err(error)
+        });
+        assert_eq!(told(refused.await), said("Forced, not stored", code.as_str()));
+        assert_eq!(told(bench.get(bench.plain(), token("b", 3600)).await).1, "a");
+        let fetched = bench.get(bench.forced(), token("c", 3600)).await;
+        assert_eq!(told(fetched), said("Forced, stored for 3570 s", "c"), "{code:?} is not upstream's, to be held");
+    }
+}
+
+#[tokio::test]
 async fn a_forced_request_neither_joins_an_earlier_flight_nor_is_replaced_by_it() {
     let bench = Bench::new(limits());
     let (tell_early, early) = bench.held(bench.plain()).await;
@@ -335,6 +352,43 @@ async fn a_429_is_held_for_its_retry_after() {
         bench.pass(seconds);
         let expected = if retry_after == Some("Mon, 18 Mar 2030 12:00:05 GMT") { "none" } else { "a" };
         assert_eq!(told(bench.get(bench.plain(), token("a", 3600)).await).1, expected, "{retry_after:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_429_whose_body_is_not_passed_on_is_held_too() {
+    let bench = Bench::new(limits());
+    let refused = bench.cache.fetch(bench.plain(), &bench.identity, || async {
+        let mut error = RequestError::new(Code::UpstreamInvalidResponse, "");
+        error.upstream_status = Some(StatusCode::TOO_MANY_REQUESTS);
+        error.retry_after = Some(7.into());
+        Err(error)
+    });
+    refused.await;
+    assert_eq!(told(bench.get(bench.plain(), token("a", 3600)).await).0, "held for 7 s");
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_a_day_or_over_a_sleep_is_followed_at_once() {
+    const DAY: u64 = 24 * 3600;
+    let bench = Bench::new(limits());
+    bench.get(bench.plain(), token("a", 3600)).await;
+    bench.get(bench.ask("other/one", "{}"), rate_limited(Some("60"))).await;
+
+    bench.clock.set(Timestamp::from_millis(NOW_MS - DAY * 1000));
+    assert_eq!(told(bench.get(bench.plain(), token("b", 3600)).await).1, "a", "it is still good");
+    let other = bench.get(bench.ask("other/one", "{}"), token("o", 3600)).await;
+    assert_eq!(told(other).1, "o", "a day more would be too long to hold a 429");
+    assert_eq!(bench.cache.tokens().len(), 2);
+
+    for (later, expires_in) in [(13 * 3600, 14 * 3600), (DAY, DAY + 7200)] {
+        bench.clock.set(Timestamp::from_millis(NOW_MS + later * 1000));
+        assert_eq!(bench.cache.tokens(), [], "after {later} s");
+        let fresh = bench.get(bench.plain(), token("fresh", expires_in)).await;
+        assert_eq!(told(fresh).1, "fresh", "after {later} s");
+        bench.cache.clear();
+        bench.clock.set(Timestamp::from_millis(NOW_MS));
+        bench.get(bench.plain(), token("a", 3600)).await;
     }
 }
 

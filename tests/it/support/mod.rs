@@ -1,13 +1,16 @@
 //! What the tests share: a project with an env file, an emulator, a sidecar, a clock that stands still, a log to read.
 
+pub mod desk;
 pub mod http;
 pub mod logs;
+pub mod network;
 pub mod npm;
 pub mod process;
 pub mod scripted;
 
 use std::collections::HashMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,8 +23,10 @@ use connect_sidecar::emulator::oidc::{DEVELOPMENT_LIFE, Subject};
 use connect_sidecar::emulator::world::World;
 use connect_sidecar::emulator::{Emulator, Options};
 use connect_sidecar::identity::{Identity, Reloader};
+use connect_sidecar::proxy::resolver::Names;
 use tempfile::TempDir;
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 
 use http::{Reply, Request, Sent};
 use logs::Logs;
@@ -48,6 +53,24 @@ pub async fn let_timers_pass(time: Duration) {
     tokio::time::resume();
 }
 
+/// Lets as much time pass as makes up for what went upstream: 40 requests may go out at once again.
+pub async fn let_upstream_recover() {
+    let_timers_pass(Duration::from_secs(2)).await;
+}
+
+/// A body of its own, so that no other request's answer fits.
+pub fn body(name: &str) -> String {
+    serde_json::json!({"scopes": [name]}).to_string()
+}
+
+/// Whether it is done once everybody has had their turns.
+pub async fn is_over<T>(task: &JoinHandle<T>, stage: &Stage) -> bool {
+    for _ in 0..5 {
+        stage.caught_up().await;
+    }
+    task.is_finished()
+}
+
 /// How to set the scene. Reads as a sentence: `Scene::new().toml("…").start().await`.
 #[must_use]
 pub struct Scene {
@@ -57,7 +80,12 @@ pub struct Scene {
     env_file: Option<String>,
     world: World,
     tls: bool,
+    names_upstream: bool,
+    names: Option<Addresses>,
 }
+
+/// The addresses that every name has, of the emulator's.
+type Addresses = Box<dyn FnOnce(SocketAddr) -> Vec<SocketAddr>>;
 
 impl Scene {
     pub fn new() -> Self {
@@ -68,6 +96,8 @@ impl Scene {
             env_file: None,
             world: World::demo(),
             tls: false,
+            names_upstream: true,
+            names: None,
         }
     }
 
@@ -76,11 +106,6 @@ impl Scene {
         self.toml.push_str(toml);
         self.toml.push('\n');
         self
-    }
-
-    /// Upstream is somebody else than the emulator, whose tokens are still those in the env file.
-    pub fn upstream(self, url: &str) -> Self {
-        self.env("CONNECT_SIDECAR_UPSTREAM", url)
     }
 
     /// Sets a variable of the sidecar's environment.
@@ -119,6 +144,23 @@ impl Scene {
         self
     }
 
+    /// Upstream is somebody else than the emulator, whose tokens are still those in the env file.
+    pub fn upstream(self, url: &str) -> Self {
+        self.env("CONNECT_SIDECAR_UPSTREAM", url)
+    }
+
+    /// No upstream is named: it is Connect itself.
+    pub fn default_upstream(mut self) -> Self {
+        self.names_upstream = false;
+        self
+    }
+
+    /// Every name has these addresses; the closure is given the emulator's.
+    pub fn resolving(mut self, addresses: impl FnOnce(SocketAddr) -> Vec<SocketAddr> + 'static) -> Self {
+        self.names = Some(Box::new(addresses));
+        self
+    }
+
     pub async fn start(self) -> Stage {
         let dir = tempfile::tempdir().expect("a directory");
         let project = dir.path().join("web");
@@ -142,7 +184,10 @@ impl Scene {
             };
             write_private(&project.join(".env.local"), &content);
         }
-        let mut toml = format!("upstream = \"{}\"\nport = 0\n{}", emulator.url(), self.toml);
+        let mut toml = format!("port = 0\n{}", self.toml);
+        if self.names_upstream {
+            toml = format!("upstream = \"{}\"\n{toml}", emulator.url());
+        }
         if let Some(pem) = emulator.ca_pem() {
             fs::write(dir.path().join("ca.pem"), pem).expect("a file");
             toml = format!("upstream_ca = \"{}\"\n{toml}", dir.path().join("ca.pem").display());
@@ -158,8 +203,11 @@ impl Scene {
         let mut env = self.env;
         env.insert("XDG_STATE_HOME".into(), dir.path().join("state").display().to_string());
         env.insert("XDG_CONFIG_HOME".into(), dir.path().join("no-config").display().to_string());
-        let config = Config::load(&args, &|name| env.get(name).map(Into::into), dir.path())
+        let mut config = Config::load(&args, &|name| env.get(name).map(Into::into), dir.path())
             .unwrap_or_else(|e| panic!("the scene's configuration is wrong:\n{e}"));
+        if let Some(addresses) = self.names {
+            config.upstream.names = Names::fixed(&addresses(emulator.addr()));
+        }
         let app = App::bind(config, clock.clone()).await.unwrap_or_else(|e| panic!("{e}"));
         let (addr, identity, reloader) = (app.addr(), app.identity(), app.reloader());
         let (stop, stopped) = oneshot::channel::<()>();
@@ -179,7 +227,7 @@ pub struct Stage {
     pub clock: Clock,
     pub logs: Logs,
     pub project: PathBuf,
-    pub addr: std::net::SocketAddr,
+    pub addr: SocketAddr,
     pub identity: watch::Receiver<Arc<Identity>>,
     pub reloader: Reloader,
     /// The sidecar serves for as long as this lives.

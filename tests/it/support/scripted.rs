@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::soon;
 
@@ -19,6 +19,8 @@ pub enum Then {
     Reset,
     /// Nothing more comes, and it stays open.
     Stall,
+    /// This comes again and again, after so long each time.
+    Repeat(&'static str, Duration),
 }
 
 /// A running one. With nothing left to say it gives good tokens.
@@ -28,13 +30,20 @@ pub struct Scripted {
 }
 
 struct Shared {
-    script: Mutex<VecDeque<(Vec<u8>, Then)>>,
+    script: Mutex<VecDeque<Line>>,
     /// The bodies of all requests, whichever connection they came on.
     bodies: watch::Sender<Vec<String>>,
     /// How the connections that are open are to end.
     hang_up: watch::Sender<Then>,
     /// How many connections there are.
     open: watch::Sender<usize>,
+}
+
+struct Line {
+    bytes: Vec<u8>,
+    then: Then,
+    /// It is said once this has ended.
+    held: Option<oneshot::Receiver<()>>,
 }
 
 impl Scripted {
@@ -67,7 +76,18 @@ impl Scripted {
 
     /// The next request that is not spoken for is answered with this.
     pub fn say(&self, bytes: impl Into<Vec<u8>>, then: Then) {
-        self.shared.script.lock().expect("no panic").push_back((bytes.into(), then));
+        self.line(Line { bytes: bytes.into(), then, held: None });
+    }
+
+    /// As [`Scripted::say`], but not before what is returned is sent to or dropped.
+    pub fn say_when_told(&self, bytes: impl Into<Vec<u8>>, then: Then) -> oneshot::Sender<()> {
+        let (tell, told) = oneshot::channel();
+        self.line(Line { bytes: bytes.into(), then, held: Some(told) });
+        tell
+    }
+
+    fn line(&self, line: Line) {
+        self.shared.script.lock().expect("no panic").push_back(line);
     }
 
     /// The bodies of all requests so far.
@@ -108,7 +128,11 @@ async fn talk(mut stream: TcpStream, shared: &Shared) {
                 let Some(body) = body else { return };
                 shared.bodies.send_modify(|bodies| bodies.push(body));
                 let next = shared.script.lock().expect("no panic").pop_front();
-                let (bytes, then) = next.unwrap_or_else(|| (good("good").into(), Then::Keep));
+                let next = next.unwrap_or_else(|| Line { bytes: good("good").into(), then: Then::Keep, held: None });
+                let Line { bytes, then, held } = next;
+                if let Some(held) = held {
+                    let _ = held.await;
+                }
                 // The other side may have enough before the end.
                 let _ = stream.write_all(&bytes).await;
                 then
@@ -120,6 +144,11 @@ async fn talk(mut stream: TcpStream, shared: &Shared) {
             Then::Close => {}
             Then::Reset => socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("a socket"),
             Then::Stall => std::future::pending().await,
+            Then::Repeat(piece, pause) => {
+                while stream.write_all(piece.as_bytes()).await.is_ok() {
+                    tokio::time::sleep(pause).await;
+                }
+            }
         }
         return;
     }

@@ -1,0 +1,126 @@
+//! The addresses of upstream's name. Where it may not be this machine, one that is ends the attempt before anything is
+//! connected to: a name that was bent to loopback would bring each request back to us (trust-policy.md 4.7, U1).
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::vec;
+
+use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
+use tower_service::Service;
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// Where addresses come from.
+#[derive(Debug, Clone)]
+pub struct Names(Source);
+
+#[derive(Debug, Clone)]
+enum Source {
+    System(GaiResolver),
+    Fixed(Arc<[SocketAddr]>),
+}
+
+impl Names {
+    /// The system's resolver.
+    pub fn system() -> Self {
+        Self(Source::System(GaiResolver::new()))
+    }
+
+    /// The test double: every name has these addresses. A port in them counts where the origin names none.
+    pub fn fixed(addresses: &[SocketAddr]) -> Self {
+        Self(Source::Fixed(addresses.into()))
+    }
+}
+
+/// Resolves upstream's name for the connector.
+#[derive(Debug, Clone)]
+pub(super) struct Resolver {
+    /// Where addresses come from.
+    pub(super) names: Names,
+    /// Whether an address of this machine will do.
+    pub(super) may_be_this_machine: bool,
+}
+
+impl Service<Name> for Resolver {
+    type Response = vec::IntoIter<SocketAddr>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let Self { names: Names(source), may_be_this_machine } = self.clone();
+        Box::pin(async move {
+            let addresses: Vec<SocketAddr> = match source {
+                Source::System(mut system) => system.call(name).await?.collect(),
+                Source::Fixed(addresses) => addresses.to_vec(),
+            };
+            // One is enough: whoever bends a name hardly means half of it, and the connector may take any.
+            match addresses.iter().map(SocketAddr::ip).find(|address| is_this_machine(*address)) {
+                Some(address) if !may_be_this_machine => Err(ThisMachine(address).into()),
+                _ => Ok(addresses.into_iter()),
+            }
+        })
+    }
+}
+
+/// Whether an address leads to this machine, or no further than its link, where no public service is.
+fn is_this_machine(address: IpAddr) -> bool {
+    // `::ffff:127.0.0.1` is 127.0.0.1.
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_unspecified() || v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unspecified() || v6.is_unicast_link_local(),
+    }
+}
+
+/// The name has this address, which is one of this machine.
+#[derive(Debug)]
+pub(super) struct ThisMachine(pub(super) IpAddr);
+
+impl fmt::Display for ThisMachine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is an address of this machine", self.0)
+    }
+}
+
+impl StdError for ThisMachine {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_this_machine_in_every_spelling_of_its_addresses() {
+        for (address, expected) in [
+            ("127.0.0.1", true),
+            ("127.255.0.9", true),
+            ("0.0.0.0", true),
+            ("169.254.169.254", true),
+            ("::1", true),
+            ("::", true),
+            ("fe80::1", true),
+            ("febf::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("::ffff:0.0.0.0", true),
+            ("::ffff:169.254.1.1", true),
+            ("76.76.21.21", false),
+            ("128.0.0.1", false),
+            ("10.0.0.1", false),
+            ("192.168.1.1", false),
+            ("169.255.0.1", false),
+            ("2606:4700::1", false),
+            ("fec0::1", false),
+            ("fd00::1", false),
+            ("::ffff:76.76.21.21", false),
+        ] {
+            assert_eq!(is_this_machine(address.parse().expect("an address")), expected, "{address}");
+        }
+    }
+}

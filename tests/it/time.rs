@@ -1,0 +1,172 @@
+//! Clocks that jump and machines that sleep: what is kept, what is over, what is said (trust-policy.md R13). The sidecar
+//! goes by the wall clock; its timers stand still during a sleep.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use connect_sidecar::clock::Clock;
+use connect_sidecar::emulator::fault::Fault;
+use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use connect_sidecar::emulator::{Emulator, Options};
+
+use crate::support::http::Request;
+use crate::support::process::{self, Serving};
+use crate::support::{SLACK, Scene, Stage, env_file, write_private};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const APP: &str = r#"{"subject":{"type":"app"}}"#;
+
+fn said_of_the_token(stage: &Stage) -> usize {
+    stage.logs.count("the OIDC token of")
+}
+
+#[tokio::test]
+async fn a_wrong_clock_that_jumps_by_a_day_is_put_right_before_anything_is_said_or_dropped() {
+    for is_ahead in [true, false] {
+        let stage = Scene::new().start().await;
+        let token = stage.slack_token().await;
+        let (right, fingerprint) = (stage.clock.local(), stage.status().await["oidc"]["fingerprint"].clone());
+        stage.clock.set(if is_ahead { right.plus(DAY) } else { right.minus(DAY) });
+        // Upstream is asked in the background: no request need come for it.
+        let off = if is_ahead { "1 day ahead of" } else { "1 day behind" };
+        stage.logs.wait_for(&format!("this machine's clock is {off} {}'s", stage.emulator.url())).await;
+
+        let reply = stage.token(APP).send().await;
+        assert_eq!(reply.token(), token);
+        assert_eq!((reply.cache_status(), reply.header("age")), ("connect-sidecar; hit; ttl=3570", Some("0")), "{off}");
+        let oidc = &stage.status().await["oidc"];
+        assert_eq!((&oidc["state"], &oidc["fingerprint"]), (&"valid".into(), &fingerprint), "{off}");
+        assert_eq!(said_of_the_token(&stage), 0, "{off}: {:?}", stage.logs.lines());
+
+        stage.clock.set(right);
+        assert_eq!(stage.token(r#"{"scopes":["x"]}"#).send().await.status, 200);
+        stage.logs.wait_for("agrees with").await;
+        assert_eq!(stage.token(APP).send().await.cache_status(), "connect-sidecar; hit; ttl=3570", "{off}");
+        assert_eq!(said_of_the_token(&stage), 0, "{off}: {:?}", stage.logs.lines());
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_by_a_day_with_upstreams_is_believed() {
+    let mut stage = Scene::new().start().await;
+    stage.slack_token().await;
+    let (here, there) = (stage.clock.local(), stage.emulator_clock.local());
+    stage.pass(DAY);
+    stage.logs.wait_for("expired 12 h ago").await;
+    assert_eq!(stage.token(APP).send().await.code(), "oidc_token_expired");
+    assert_eq!(stage.status().await["oidc"]["state"], "expired");
+
+    // And back: the token is not over after all, and nothing is said twice.
+    stage.clock.set(here);
+    stage.emulator_clock.set(there);
+    assert_eq!(stage.token(APP).send().await.status, 200);
+    assert_eq!(stage.status().await["oidc"]["state"], "valid");
+    stage.pass(DAY);
+    assert_eq!(stage.token(APP).send().await.code(), "oidc_token_expired");
+    assert_eq!(said_of_the_token(&stage), 1, "{:?}", stage.logs.lines());
+    let fresh = stage.fresh_token(DEVELOPMENT_LIFE);
+    stage.write_env(&fresh);
+    stage.uses(&fresh).await;
+    assert_eq!(stage.token(APP).send().await.status, 200);
+}
+
+#[tokio::test]
+async fn after_13_hours_of_sleep_nothing_old_is_served_and_a_fresh_token_is_taken() {
+    let mut stage = Scene::new().start().await;
+    let old = stage.slack_token().await;
+    stage.emulator.inject(Fault::rate_limited(Some("60")));
+    let limited = r#"{"scopes":["limited"]}"#;
+    assert_eq!(stage.token(limited).send().await.status, 429);
+
+    // The timers have not moved.
+    stage.pass(13 * HOUR);
+    let reply = stage.token(APP).send().await;
+    assert_eq!((reply.status, reply.code().as_str()), (503, "oidc_token_expired"));
+    let said = "The OIDC token in .env.local expired 1 h ago. Run `vercel env pull`.";
+    assert_eq!(reply.json()["error"]["message"], said);
+    stage.logs.wait_for("expired 1 h ago, run `vercel env pull`").await;
+    let status = stage.status().await;
+    assert_eq!((&status["oidc"]["state"], &status["tokens"]), (&"expired".into(), &serde_json::json!([])));
+
+    let fresh = stage.fresh_token(DEVELOPMENT_LIFE);
+    stage.write_env(&fresh);
+    stage.uses(&fresh).await;
+    let new = stage.token(APP).send().await;
+    assert_ne!(new.token(), old);
+    assert_eq!(new.cache_status(), "connect-sidecar; fwd=uri-miss; stored; ttl=3570");
+    assert_eq!(stage.token(limited).send().await.status, 200, "the 429 is over, too");
+    assert_eq!(said_of_the_token(&stage), 1, "{:?}", stage.logs.lines());
+    assert_eq!(stage.logs.count("token refreshed, expires in 12 h"), 1);
+}
+
+/// The wall clock of one process, moved by libfaketime; its timers go on as they are.
+struct MovedClock {
+    library: String,
+    file: PathBuf,
+}
+
+impl MovedClock {
+    /// Where the library is, the wrapper of that name tells.
+    fn new(dir: &Path) -> Self {
+        let wrapped = Command::new("faketime").args(["-f", "+0", "printenv", "LD_PRELOAD"]).output();
+        let library = wrapped.expect("this test wants `faketime` (Debian and Ubuntu: apt-get install faketime)").stdout;
+        let clock =
+            Self { library: String::from_utf8(library).expect("a path").trim().to_owned(), file: dir.join("clock") };
+        clock.is_ahead("+0");
+        clock
+    }
+
+    fn of(&self, command: &mut tokio::process::Command) {
+        command
+            .env("LD_PRELOAD", &self.library)
+            .env("FAKETIME_TIMESTAMP_FILE", &self.file)
+            .env("FAKETIME_NO_CACHE", "1")
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    }
+
+    fn is_ahead(&self, by: &str) {
+        // At once: half a file would be another time.
+        let new = self.file.with_extension("new");
+        std::fs::write(&new, by).expect("written");
+        std::fs::rename(&new, &self.file).expect("renamed");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_built_program_says_within_15_s_of_waking_that_the_token_is_over_and_takes_a_fresh_one() {
+    let home = tempfile::tempdir().expect("a directory");
+    let slept = Arc::new(AtomicU32::new(0));
+    let (ahead, machine) = (slept.clone(), Clock::system());
+    let now = Arc::new(move || {
+        UNIX_EPOCH + Duration::from_millis(machine.local().as_millis()) + HOUR * ahead.load(Ordering::Relaxed)
+    });
+    let emulator = Emulator::start(Options { now, ..Options::default() }).await.expect("an emulator");
+    write_private(&home.path().join(".env.local"), &env_file(&emulator.oidc_token(HOUR)));
+    let clock = MovedClock::new(home.path());
+    let mut command = process::sidecar(home.path());
+    command.args(["--port=0", "--upstream", &emulator.url()]);
+    clock.of(&mut command);
+    let mut sidecar = Serving::start(command).await;
+    let ask = async |addr| Request::new(addr, "POST", SLACK).json(APP).send().await;
+    let before = ask(sidecar.addr).await.token();
+
+    clock.is_ahead("+13h");
+    slept.store(13, Ordering::Relaxed);
+    let woken = Instant::now();
+    let refused = ask(sidecar.addr).await;
+    assert_eq!((refused.status, refused.code().as_str()), (503, "oidc_token_expired"), "{}", refused.text());
+    assert!(refused.text().contains("expired 12 h ago"), "{}", refused.text());
+    sidecar.wait_for_log("the OIDC token of acme/web expired 12 h ago").await;
+    assert!(woken.elapsed() <= Duration::from_secs(16), "{:?}", woken.elapsed());
+
+    write_private(&home.path().join(".env.local"), &env_file(&emulator.oidc_token(DEVELOPMENT_LIFE)));
+    sidecar.wait_for_log("token refreshed, expires in 11 h 59 min").await;
+    let after = ask(sidecar.addr).await;
+    assert!(after.cache_status().starts_with("connect-sidecar; fwd=uri-miss; stored; ttl=35"), "{after:?}");
+    assert_ne!(after.token(), before);
+}
