@@ -257,6 +257,10 @@ impl Cache {
         let now = self.clock.now();
         let mut inner = self.lock();
         inner.follow(identity);
+        // Spellings are the newest principal's: a request that began before it has none.
+        if inner.generation != identity.generation {
+            return Spelled::Unknown;
+        }
         let asked = match inner.spellings.get(&hash) {
             Some(spelling) if *spelling.path == *path && *spelling.body == *body => spelling.asked,
             _ => return Spelled::Unknown,
@@ -329,7 +333,7 @@ impl Cache {
             return Err((Role::Joined, flight.landing.clone()));
         }
         let replaced = if forced { inner.remove(&ask.asked.key) } else { None };
-        let is_current = inner.generation == identity.generation;
+        let is_current = inner.principal.as_ref() == identity.principal();
         let role = if forced { Role::Forced } else { Role::Led };
         Err((role, self.take_off(&mut inner, ask, buffer, is_current, replaced, upstream())))
     }

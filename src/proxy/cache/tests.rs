@@ -1,5 +1,7 @@
 //! The rules of interface.md section 3, on a clock that stands still.
 
+mod schedules;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use secrecy::SecretString;
@@ -496,6 +498,18 @@ async fn a_fresh_token_of_the_same_principal_keeps_the_cache() {
 }
 
 #[tokio::test]
+async fn a_request_that_began_before_a_rotation_shares_and_is_stored_like_any_other() {
+    let bench = Bench::new(limits());
+    bench.cache.follow(&identity_of("ada", 2));
+    let (tell, leader) = bench.held(bench.plain()).await;
+    let (_, joined) = bench.held(bench.plain()).await;
+    tell.send(token("a", 3600)).expect("it waits");
+    assert_eq!(told(leader.await.expect("no panic")), said("Led, stored for 3570 s", "a"));
+    assert_eq!(told(joined.await.expect("no panic")), said("Joined, stored for 3570 s", "a"));
+    assert_eq!(bench.requests(), 1);
+}
+
+#[tokio::test]
 async fn an_unreadable_token_keeps_the_cache_and_a_missing_one_empties_it() {
     let bench = Bench::new(limits());
     bench.get(bench.plain(), token("a", 3600)).await;
@@ -546,6 +560,11 @@ async fn a_spelling_does_not_outlive_its_principal() {
     // Nor does a late remembrance bring it back.
     bench.cache.remember(&bench.identity, path, body, bench.plain().asked);
     assert!(matches!(bench.cache.find_spelled(&bob, path, body, false, None), Spelled::Unknown));
+    // And who began before the change is not answered with what came after it.
+    let asked = key::parse(bob.principal().expect("bob"), "slack/acme", body).expect("an object");
+    bench.cache.remember(&bob, path, body, asked);
+    assert!(matches!(bench.cache.find_spelled(&bob, path, body, false, None), Spelled::Known(_)));
+    assert!(matches!(bench.cache.find_spelled(&bench.identity, path, body, false, None), Spelled::Unknown));
 }
 
 #[tokio::test]
