@@ -201,6 +201,11 @@ impl App {
         self.addr
     }
 
+    /// What answers its requests.
+    pub fn server(&self) -> &Arc<Server> {
+        &self.server
+    }
+
     /// The identity, now and whenever it changes.
     pub fn identity(&self) -> watch::Receiver<Arc<Identity>> {
         self.identity.clone()

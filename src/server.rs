@@ -212,6 +212,16 @@ impl Server {
         }
     }
 
+    /// Answers one request as if it had come over loopback, at this port and from our own user, on a connection of its
+    /// own; `None` if there are too many. For whoever reads requests by means of their own.
+    pub async fn answer_alone(&self, request: Request<Incoming>, port: u16) -> Option<Reply> {
+        let open = self.connections.open().await?;
+        open.serve_here().await;
+        let caller = Caller { entrance: Entrance::Loopback(port), peer: Peer::Ours, place: &open.place };
+        open.place.begin_request();
+        Some(self.answer(request, caller).await)
+    }
+
     /// Answers one request.
     async fn answer(&self, request: Request<Incoming>, caller: Caller<'_>) -> Reply {
         let (head, body) = request.into_parts();

@@ -127,9 +127,10 @@ fn read_value(raw: &[u8]) -> Result<String, Refusal> {
     }
     let line = [KEY.as_bytes(), b"=", raw, b"\n"].concat();
     match dotenvy::from_read_iter(line.as_slice()).next() {
-        Some(Ok((_, value))) => Ok(value),
+        // It joins what is quoted in parts: only what stands in the line as it is counts.
+        Some(Ok((_, value))) if value.as_bytes() == inner => Ok(value),
         // dotenvy's error prints the line, which is the secret: it ends here.
-        Some(Err(_)) | None => Err(Refusal::Malformed),
+        _ => Err(Refusal::Malformed),
     }
 }
 
@@ -218,7 +219,10 @@ mod tests {
             assert_eq!(refusal_of(file.as_bytes()), Some(Refusal::Expansion), "{value}");
         }
         assert_eq!(refusal_of(b"VERCEL_OIDC_TOKEN=\"a.b.c"), Some(Refusal::OpenQuote));
-        assert_eq!(refusal_of(b"VERCEL_OIDC_TOKEN=a.b.c d\n"), Some(Refusal::Malformed));
+        for value in ["a.b.c d", "a.'b'.c", "'a.b'\".c\"", "\"a.b.c\"d"] {
+            let file = format!("VERCEL_OIDC_TOKEN={value}\n");
+            assert_eq!(refusal_of(file.as_bytes()), Some(Refusal::Malformed), "{value}");
+        }
         assert_eq!(refusal_of(b"VERCEL_OIDC_TOKEN=\xff\xfe\n"), Some(Refusal::Malformed));
     }
 

@@ -19,6 +19,7 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use http::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Timestamp;
@@ -162,13 +163,11 @@ impl OidcToken {
         if [header, payload, signature].iter().any(|p| p.is_empty() || !p.bytes().all(is_base64url)) {
             return Err(TokenRejection::NotThreeParts);
         }
-        let header = BASE64URL.decode(header).map_err(|_| TokenRejection::Header)?;
-        let header: Header = serde_json::from_slice(&header).map_err(|_| TokenRejection::Header)?;
+        let header: Header = object_in(header).ok_or(TokenRejection::Header)?;
         if header.alg.eq_ignore_ascii_case("none") {
             return Err(TokenRejection::Unsigned);
         }
-        let payload = BASE64URL.decode(payload).map_err(|_| TokenRejection::Payload)?;
-        let claims: Claims = serde_json::from_slice(&payload).map_err(|_| TokenRejection::Payload)?;
+        let claims: Claims = object_in(payload).ok_or(TokenRejection::Payload)?;
         let seconds = |claim: &serde_json::Value| claim.as_f64().map(Timestamp::from_seconds);
         let expires_at = seconds(&claims.exp).ok_or(TokenRejection::NoExpiry)?;
         if claims.iss != "https://oidc.vercel.com" && !claims.iss.starts_with("https://oidc.vercel.com/") {
@@ -228,6 +227,13 @@ const BASE64URL: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
         .with_decode_allow_trailing_bits(true),
 );
+
+/// What a part of a token says, if it is a JSON object. A derived reader alone would take a list as well, and text that
+/// is no UTF-8 where it does not look.
+fn object_in<T: DeserializeOwned>(part: &str) -> Option<T> {
+    let json = String::from_utf8(BASE64URL.decode(part).ok()?).ok()?;
+    if json.trim_start().starts_with('{') { serde_json::from_str(&json).ok() } else { None }
+}
 
 fn fingerprint(secret: &str) -> String {
     let hash = digest::digest(&digest::SHA256, secret.as_bytes());
@@ -477,6 +483,8 @@ mod tests {
             (jwt(&json!(["exp"])), TokenRejection::Payload),
             (jwt_with_header(r#"{"alg":"nOnE"}"#, "{}"), TokenRejection::Unsigned),
             (jwt_with_header("[]", "{}"), TokenRejection::Header),
+            (jwt_with_header(r#"["RS256"]"#, "{}"), TokenRejection::Header),
+            (jwt(&json!([vercel, null, null, null, null, null, null, null, 9])), TokenRejection::Payload),
             (jwt_with_header(r#"{"alg":"RS256"}"#, r#"{"exp":1e999}"#), TokenRejection::Payload),
             ("a.b".into(), TokenRejection::NotThreeParts),
             ("a.b.".into(), TokenRejection::NotThreeParts),

@@ -308,11 +308,12 @@ fn cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 
 }
 
 /// Why a complete reply is no proper answer, if it is none.
-fn flaw(action: Action, status: StatusCode, body: &[u8]) -> Option<&'static str> {
+pub fn flaw(action: Action, status: StatusCode, body: &[u8]) -> Option<&'static str> {
     if status == StatusCode::NO_CONTENT {
         return (action != Action::Revoke).then_some("no content where JSON is due");
     }
-    let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok();
+    // What is skipped over is not checked to be UTF-8.
+    let is_json = str::from_utf8(body).is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok());
     let is_object = body.trim_ascii_start().starts_with(b"{");
     match (is_json, action == Action::Token && status.is_success() && !is_object) {
         (false, _) => Some("an answer that is not JSON"),

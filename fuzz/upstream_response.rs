@@ -1,0 +1,149 @@
+//! Upstream's response, byte for byte, as it may come from a proxy in between, a captive portal or a compromised host:
+//! what of it is relayed, what is stored and for how long.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use connect_sidecar::clock::{Clock, Timestamp};
+use connect_sidecar::identity::{Credential, Identity, State};
+use connect_sidecar::proxy::cache::{Ask, Cache, Fetched, Found, Landed, Limits};
+use connect_sidecar::proxy::coach::{self, UpstreamError};
+use connect_sidecar::proxy::reply::Answer;
+use connect_sidecar::proxy::route::Action;
+use connect_sidecar::proxy::{key, upstream};
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::runtime::Runtime;
+use tokio_util::task::TaskTracker;
+
+const NOW_MS: u64 = 1_900_000_000_000;
+const LIMITS: Limits =
+    Limits { max_entries: NonZeroUsize::MIN, buffer: Duration::from_secs(30), max_age: Duration::from_secs(24 * 3600) };
+
+thread_local! {
+    static RUNTIME: Runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+}
+
+type Response = (StatusCode, HeaderMap, Bytes);
+
+pub(crate) fn check(bytes: &[u8]) {
+    RUNTIME.with(|runtime| {
+        runtime.block_on(async {
+            let Some(response) = read(bytes).await else { return };
+            judge_error(&response);
+            for action in [Action::Token, Action::Authorize, Action::Install, Action::Metadata, Action::Revoke] {
+                if judge_answer(action, &response) && action == Action::Token {
+                    judge_cache(&response).await;
+                }
+            }
+        });
+    });
+}
+
+/// As `pool` and `upstream` do it.
+async fn read(bytes: &[u8]) -> Option<Response> {
+    let (ours, mut theirs) = tokio::io::duplex(64 * 1024);
+    let (mut sender, connection) = http1::Builder::new()
+        .max_buf_size(32 * 1024)
+        .handshake::<_, Full<Bytes>>(TokioIo::new(ours))
+        .await
+        .expect("a connection");
+    let request = Request::post("/v1/connect/token/x").header("host", "upstream").body(Full::default()).expect("one");
+    let talking = async {
+        let _ = theirs.read(&mut [0; 1024]).await;
+        let _ = theirs.write_all(bytes).await;
+        drop(theirs);
+    };
+    let reading = async {
+        let (head, body) = sender.send_request(request).await.ok()?.into_parts();
+        let body = Limited::new(body, 1024 * 1024).collect().await.ok()?.to_bytes();
+        drop(sender);
+        Some((head.status, head.headers, body))
+    };
+    let (_, _, response) = tokio::join!(connection, talking, reading);
+    response
+}
+
+/// Whether it is relayed; then it is what it must be.
+fn judge_answer(action: Action, (status, headers, body): &Response) -> bool {
+    if upstream::flaw(action, *status, body).is_some() {
+        return false;
+    }
+    let text = std::str::from_utf8(body).expect("JSON is UTF-8");
+    match serde_json::from_str::<&RawValue>(text) {
+        Ok(json) => assert!(action != Action::Token || !status.is_success() || json.get().starts_with('{'), "{text}"),
+        Err(e) => assert!(*status == StatusCode::NO_CONTENT && action == Action::Revoke, "{e}: {text}"),
+    }
+    let reply = Answer::new(*status, headers, body).reply();
+    assert_eq!(reply.status(), *status);
+    for (name, value) in reply.headers() {
+        match name.as_str() {
+            "content-type" => {
+                let text = value.to_str().expect("text").to_ascii_lowercase();
+                assert!(text.trim().starts_with("application/json") && !text.contains(','), "{text}");
+            }
+            "retry-after" | "x-vercel-id" | "x-request-id" => assert_eq!(headers.get(name), Some(value)),
+            "cache-control"
+            | "content-security-policy"
+            | "cross-origin-resource-policy"
+            | "referrer-policy"
+            | "x-content-type-options"
+            | "x-frame-options" => {}
+            _ => panic!("{name} is not to be relayed"),
+        }
+    }
+    true
+}
+
+/// An answer that is stored is a token by any reading, and is served for no longer than it says.
+async fn judge_cache(response: &Response) {
+    let clock = Clock::test(Timestamp::from_millis(NOW_MS));
+    let cache = Cache::new(LIMITS, clock.clone(), TaskTracker::new());
+    let credential = Arc::new(Credential::access_token("p".to_owned().into(), None));
+    let asked = key::parse(credential.principal(), "slack/acme", b"{}").expect("an object");
+    let identity = Identity::first(State::Loaded(credential));
+    let fetch = || {
+        let ask = Ask { asked, connector: "slack/acme".into(), forced: false, client: None };
+        let (status, headers, body) = response.clone();
+        cache.fetch(ask, &identity, move || async move { Ok(Answer::new(status, &headers, &body)) })
+    };
+    let Fetched::Landed(_, Landed { outcome, stored }) = fetch().await else { panic!("found in an empty cache") };
+    let first = outcome.expect("it was an answer");
+    match (stored, fetch().await) {
+        (Some(ttl), Fetched::Found(Found::Hit { answer, .. })) => {
+            let json: Value = serde_json::from_slice(&first.body).expect("a token");
+            assert_eq!(first.status, 200);
+            assert!(!json["token"].as_str().expect("a string").is_empty());
+            let left_ms = json["expiresAt"].as_f64().expect("a number") - NOW_MS as f64;
+            assert!(ttl <= LIMITS.max_age && ttl.as_millis() as f64 <= left_ms - 30_000.0, "{ttl:?} of {left_ms} ms");
+            assert_eq!(answer.body, first.body);
+            clock.advance(ttl);
+            assert!(matches!(fetch().await, Fetched::Landed(..)), "served for longer than it says");
+        }
+        (None, Fetched::Found(Found::Held { left, .. })) => {
+            assert_eq!(first.status, 429);
+            assert!(left <= Duration::from_secs(60), "{left:?}");
+        }
+        (None, Fetched::Landed(_, again)) => assert_eq!(again.stored, None),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What is said of an error in the log is ours, whatever upstream says.
+fn judge_error((status, _, body): &Response) {
+    let error = UpstreamError::read(body);
+    if let Some(code) = error.shown_code() {
+        assert!(code.len() <= 64 && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{code}");
+    }
+    if let Some(advice) = coach::advice(*status, &error, "slack/acme", "development") {
+        assert!(advice.len() < 200 && !advice.contains(char::is_control), "{advice}");
+    }
+}
