@@ -19,6 +19,7 @@ mod layout;
 mod limits;
 mod listening;
 mod readme;
+mod soak;
 mod status;
 mod support;
 mod time;

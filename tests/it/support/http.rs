@@ -46,6 +46,11 @@ impl Request {
     }
 
     pub fn bytes(&self) -> Vec<u8> {
+        self.clone().header("connection", "close").kept_alive()
+    }
+
+    /// The same, and the connection stays open.
+    fn kept_alive(&self) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target);
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -54,7 +59,7 @@ impl Request {
             head.push_str(&format!("content-length: {}\r\n", body.len()));
         }
         let mut bytes = head.into_bytes();
-        bytes.extend(b"connection: close\r\n\r\n");
+        bytes.extend(b"\r\n");
         bytes.extend(self.body.as_deref().unwrap_or_default());
         bytes
     }
@@ -94,6 +99,46 @@ impl Sent {
         let mut reply = Vec::new();
         let _ = self.0.read_to_end(&mut reply).await;
         reply
+    }
+}
+
+/// A connection for one request after the other. Another one takes its place where a reply says that it closes.
+pub struct KeptAlive {
+    to: SocketAddr,
+    stream: TcpStream,
+    read: Vec<u8>,
+}
+
+impl KeptAlive {
+    pub async fn to(to: SocketAddr) -> Self {
+        let stream = soon("a connection", TcpStream::connect(to)).await.expect("a connection");
+        stream.set_nodelay(true).expect("a socket");
+        Self { to, stream, read: Vec::new() }
+    }
+
+    pub async fn send(&mut self, request: &Request) -> Reply {
+        soon("the request to be taken", self.stream.write_all(&request.kept_alive()))
+            .await
+            .expect("an open connection");
+        let reply = soon("a reply", self.reply()).await;
+        if reply.header("connection") == Some("close") {
+            *self = Self::to(self.to).await;
+        }
+        reply
+    }
+
+    async fn reply(&mut self) -> Reply {
+        self.read.clear();
+        loop {
+            assert_ne!(self.stream.read_buf(&mut self.read).await.expect("a reply"), 0, "closed instead of a reply");
+            if self.read.windows(4).any(|w| w == b"\r\n\r\n") {
+                let reply = Reply::parse(&self.read);
+                let length: usize = reply.header("content-length").expect("a length").parse().expect("a number");
+                if reply.body.len() == length {
+                    return reply;
+                }
+            }
+        }
     }
 }
 
