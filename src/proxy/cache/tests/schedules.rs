@@ -18,11 +18,11 @@ use tokio::runtime::Runtime;
 
 use super::*;
 
-const SCHEDULES: u64 = 1500;
+const SCHEDULES: u64 = 2500;
 const STEPS: usize = 200;
 /// Each with its uid and its id: requests and revocations use either.
 const CONNECTORS: [[&str; 2]; 2] = [["slack/acme", "scl_slack"], ["slack/other", "scl_other"]];
-const BODIES: [&str; 4] = ["{}", "{}", r#"{"validityBufferMs":120000}"#, r#"{"scopes":["x"]}"#];
+const BODIES: [&str; 3] = ["{}", "{}", r#"{"validityBufferMs":120000}"#];
 const CLIENTS: [&str; 2] = ["one", "two"];
 const PRINCIPALS: [&str; 2] = ["ada", "bob"];
 
@@ -308,7 +308,7 @@ impl Stage {
         let connector = random.one_of(&CONNECTORS);
         let wish = Wish {
             connector,
-            name: random.one_of(&connector),
+            name: connector[usize::from(random.percent(25))],
             body: random.one_of(&BODIES),
             forced: random.percent(15),
             client: random.percent(30).then(|| self.cache.client(random.one_of(&CLIENTS).as_bytes())),
@@ -349,11 +349,17 @@ impl Stage {
         let outcome = match random.below(10) {
             0 => Ok(answer(500, &format!(r##"{{"error":"#{number}#"}}"##))),
             1 => Err(RequestError::new(Code::UpstreamTimeout, format!("#{number}#"))),
-            2 => {
+            4 => {
                 let mut headers = HeaderMap::new();
                 headers.insert("retry-after", 30.into());
                 let body = format!(r##"{{"error":"#{number}#"}}"##);
                 Ok(Answer::new(StatusCode::TOO_MANY_REQUESTS, &headers, body.as_bytes()))
+            }
+            // What never went out was not insisted on.
+            2 => {
+                let (key, begun) = (sent.key, sent.begun);
+                world.forced.entry(key).or_default().retain(|step| *step != begun);
+                Err(RequestError::new(Code::LocalRateLimit, format!("#{number}#")))
             }
             3 => {
                 sent.panics = true;
