@@ -11,12 +11,12 @@ use connect_sidecar::emulator::fault::{Fault, Trouble};
 use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
 use listeners::SocketState;
 use nix::sys::signal::Signal;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use crate::support::desk::Desk;
-use crate::support::http::{Reply, Request, raw};
-use crate::support::process::{Ended, Serving, run};
+use crate::support::http::{Reply, Request, kept_alive, raw};
+use crate::support::process::{Serving, assert_no_slice_of, run};
 use crate::support::{SLACK, env_file, fingerprint, soon, write_private};
 
 fn get(serving: &Serving, path: &str) -> Request {
@@ -25,23 +25,6 @@ fn get(serving: &Serving, path: &str) -> Request {
 
 fn ask(serving: &Serving, body: &str) -> Request {
     Request::new(serving.addr, "POST", SLACK).json(body)
-}
-
-async fn stop(serving: Serving) -> Ended {
-    serving.signal(Signal::SIGTERM);
-    serving.end().await
-}
-
-/// A connection that has had a reply and stays open.
-async fn kept_alive(addr: SocketAddr) -> TcpStream {
-    let mut stream = TcpStream::connect(addr).await.expect("a connection");
-    let request = format!("GET /healthz HTTP/1.1\r\nhost: {addr}\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.expect("sent");
-    let mut reply = Vec::new();
-    while !reply.ends_with(br#"{"status":"ok"}"#) {
-        assert_ne!(soon("a reply", stream.read_buf(&mut reply)).await.expect("a reply"), 0);
-    }
-    stream
 }
 
 /// Returns once the other side has closed.
@@ -182,7 +165,7 @@ async fn a_hangup_reads_the_env_file_again_and_ends_nothing() {
     let status = get(&serving, "/_sidecar/v1/status").send().await.json();
     assert_eq!(status["oidc"]["fingerprint"], fingerprint(&fresh));
     drop(idle);
-    let ended = stop(serving).await;
+    let ended = serving.stop().await;
     assert_eq!(ended.code, Some(0));
     assert!(!ended.stderr.contains("the poll found it"), "{}", ended.stderr);
 }
@@ -232,7 +215,7 @@ async fn json_logs_are_one_object_a_line() {
     ask(&serving, "not JSON").send().await;
     get(&serving, "/%1b[31m%0aerror").send().await;
     Request::new(serving.addr, "POST", "/v1/connect/token/salesforce%2Fcrm").json("{}").send().await;
-    let ended = stop(serving).await;
+    let ended = serving.stop().await;
     let lines: Vec<serde_json::Value> =
         ended.stderr.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect();
     assert!(lines.iter().all(|line| line["level"].is_string() && line["message"].is_string()), "{}", ended.stderr);
@@ -252,7 +235,7 @@ async fn it_dumps_no_core_and_has_room_for_its_connections() {
     };
     assert_eq!(soft("Max core file size"), "0");
     assert!(soft("Max open files") == "unlimited" || soft("Max open files").parse::<u64>().expect("a number") >= 1024);
-    stop(serving).await;
+    serving.stop().await;
 }
 
 #[tokio::test]
@@ -371,16 +354,10 @@ async fn no_secret_appears_whatever_is_asked_and_however_much_is_logged() {
         for path in ["/_sidecar/v1/status", "/metrics", "/readyz", "/healthz", "/_sidecar/"] {
             shown.push(get(&serving, path).send().await.text());
         }
-        let ended = stop(serving).await;
+        let ended = serving.stop().await;
         shown.extend([ended.stdout, ended.stderr]);
         let shown = shown.join("\n");
         assert!(shown.contains("forbidden") && shown.contains("connect_sidecar_build_info"), "there was much to see");
-        for secret in &secrets {
-            let slice = secret.as_bytes().windows(16).find_map(|slice| {
-                let slice = std::str::from_utf8(slice).expect("ASCII");
-                shown.find(slice).map(|at| &shown[at.saturating_sub(200)..at])
-            });
-            assert_eq!(slice, None, "16 characters of a secret follow this");
-        }
+        assert_no_slice_of(secrets.iter().map(String::as_str), &shown);
     }
 }

@@ -17,6 +17,7 @@ mod gates;
 mod journey;
 mod layout;
 mod listening;
+mod policy;
 mod readme;
 mod status;
 mod support;
