@@ -42,10 +42,6 @@ const IDS: [&str; 13] = [
 
 /// Ids without a row, and why.
 const WITHOUT_A_ROW: &[(&str, &str)] = &[
-    ("tF05", "needs --dangerously-listen-on-network"),
-    ("tF08", "needs --unix-socket"),
-    ("tS06", "needs the limit of connections"),
-    ("tS11 tS12", "need the limits of requests upstream"),
     ("tW01 tW02 tW03 tW06", "there is no status page yet; who may read the state is in `gates`"),
     ("tI01 tI02 tI04", "nothing is intercepted yet"),
     ("tA01 tA03 tA05", "the token is not refreshed by the sidecar yet"),
@@ -74,7 +70,8 @@ fn all_rows() -> Vec<Row> {
 
 /// The rows of a kind that can be tried here.
 fn rows_of(kind: Kind) -> impl Iterator<Item = Row> {
-    all_rows().into_iter().filter(move |row| row.kind == kind && (cfg!(target_os = "linux") || !row.needs_linux))
+    let can_be_tried = |row: &Row| row.awaits.is_none() && (cfg!(target_os = "linux") || !row.needs_linux);
+    all_rows().into_iter().filter(move |row| row.kind == kind && can_be_tried(row))
 }
 
 #[tokio::test]
@@ -86,6 +83,13 @@ async fn the_rows_that_do_not_wait_hold() {
 #[tokio::test]
 async fn the_rows_that_wait_for_a_stated_time_hold() {
     run(rows_of(Kind::Waits), Semaphore::MAX_PERMITS).await;
+}
+
+/// Passing here, a row is to lose its mark.
+#[tokio::test]
+#[ignore = "the parts that they await are not there yet"]
+async fn the_rows_that_await_a_part_hold() {
+    run(all_rows().into_iter().filter(|row| row.awaits.is_some()), Semaphore::MAX_PERMITS).await;
 }
 
 #[test]

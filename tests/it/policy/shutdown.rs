@@ -23,6 +23,25 @@ fn listening(s: &Sidecar) -> Vec<String> {
     listening.map(|socket| socket.inode).collect()
 }
 
+/// Sends this many different requests at once. Each is granted, or refused with one of these and told when to come
+/// again; how many were granted.
+async fn all_at_once(s: &Sidecar, count: usize, refusals: &[(u16, &str)]) -> usize {
+    let asking: Vec<_> = (0..count).map(|_| tokio::spawn(s.req().send())).collect();
+    let mut granted = 0;
+    for asked in asking {
+        let reply = asked.await.expect("no panic");
+        if reply.status == 200 {
+            granted += 1;
+            continue;
+        }
+        assert!(refusals.contains(&(reply.status, &reply.code())), "{}", reply.text());
+        reply.assert_safe();
+        let after = reply.header("retry-after").and_then(|seconds| seconds.parse::<u64>().ok());
+        assert!(after.is_some_and(|seconds| (1..=60).contains(&seconds)), "{reply:?}");
+    }
+    granted
+}
+
 pub fn rows() -> Vec<Row> {
     vec![
         row("tS01", "a request under way is answered before the end", async {
@@ -64,6 +83,17 @@ pub fn rows() -> Vec<Row> {
             s.assert_uses(&fresh).await;
         })
         .on_linux(),
+        row("tS06", "idle connections keep nobody out", async {
+            raise_descriptor_limit();
+            let s = start().await;
+            let mut idle = Vec::new();
+            for _ in 0..600 {
+                idle.push(s.connect().await);
+            }
+            within(seconds(1), "an answer", s.pass(s.req())).await;
+            s.alive().await;
+        })
+        .awaits("the limit of connections"),
         row("tS08", "callers that vanish are let go", async {
             raise_descriptor_limit();
             let s = start().await;
@@ -105,6 +135,30 @@ pub fn rows() -> Vec<Row> {
             assert_eq!(to_be.m.count(), 10);
             child.start_kill().expect("a signal");
         }),
+        row("tS11", "no more than 16 requests are upstream at once, and nobody waits for ever", async {
+            raise_descriptor_limit();
+            let s = start().await;
+            s.m.otherwise(|_, n| Says::from(token_answer(n)).after(seconds(3)));
+            let begun = Instant::now();
+            let granted = all_at_once(&s, 400, &[(503, "overloaded"), (429, "local_rate_limit")]).await;
+            assert!(begun.elapsed() < seconds(35), "{:?}", begun.elapsed());
+            assert_eq!(granted, s.m.count());
+            let at: Vec<_> = s.m.received().iter().map(|seen| seen.at).collect();
+            let most = at.iter().map(|a| at.iter().filter(|b| *b <= a && a.duration_since(**b) < seconds(3)).count());
+            assert!(most.max().is_some_and(|most| (2..=16).contains(&most)));
+        })
+        .waits()
+        .awaits("the limit of requests upstream at once"),
+        row("tS12", "no more than 20 a second go upstream, after a burst", async {
+            raise_descriptor_limit();
+            let s = start().await;
+            let begun = Instant::now();
+            let granted = all_at_once(&s, 200, &[(429, "local_rate_limit")]).await;
+            let in_time = s.m.received().iter().filter(|seen| seen.at < begun + seconds(1)).count();
+            assert!(in_time <= 65 && (40..200).contains(&granted), "{in_time}, {granted}");
+            assert_eq!(granted, s.m.count());
+        })
+        .awaits("the limit of requests upstream a second"),
         row("tS13", "a minute of work with a rotation every 5 s leaves no trace", async {
             let s = start().await;
             s.pass(s.req()).await;
@@ -154,5 +208,20 @@ pub fn rows() -> Vec<Row> {
             assert_eq!(now["pid"], second.pid());
             assert_ne!(now["key"], first["key"]);
         }),
+        row("tS14", "the socket that it leaves behind is replaced", async {
+            let to_be = Start::new().await;
+            let path = to_be.home.path().join("run/x.sock");
+            let flag = format!("--unix-socket={}", path.display());
+            let mut s = to_be.args(&[&flag]).serve().await;
+            let second = Start::new().await.args(&[&flag]).end().await;
+            assert_eq!(second.code, Some(3), "while it runs it keeps it: {}", second.stderr);
+            s.serving.child.start_kill().expect("a signal");
+            soon("its end", s.serving.child.wait()).await.expect("a status");
+            assert!(path.exists(), "it had no time to clean up");
+            let again = Start::new().await.args(&[&flag]).serve().await;
+            again.alive().await;
+            assert!(tokio::net::UnixStream::connect(&path).await.is_ok());
+        })
+        .awaits("--unix-socket"),
     ]
 }
