@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench loopback` prints, against a bare hyper server that reads the same body and answers a constant of
 //! the same size: requests a second and server CPU per request of a cached hit at 16 and at 128 connections. Further:
-//! what forwarding a miss adds at the median, what a thousand equal requests cost, the time from exec to the first
+//! what forwarding a miss adds at the median, what five hundred equal requests cost, the time from exec to the first
 //! answer, resident memory, and a hit among a thousand entries. Rounds alternate and the median of the ratios counts:
 //! single figures mean little on a shared machine. `--quick` is for CI: it shows that everything runs. Names of sections
 //! (`hits`, `entries`, `misses`, `herd`, `start`) choose those.
@@ -27,6 +27,9 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// The sidecar ends a connection after as many requests; all clients here begin another one by then, at either server.
+const REQUESTS_A_CONNECTION: u64 = 1000;
 
 const BODY: &str = r#"{"subject":{"type":"app"},"scopes":["chat:write"]}"#;
 
@@ -181,19 +184,28 @@ fn load(addr: SocketAddr, target: &str, connections: usize, time: Duration) -> (
             .map(|_| {
                 let bytes = bytes.clone();
                 tokio::spawn(async move {
-                    let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
-                    stream.set_nodelay(true).unwrap();
+                    let connect = async || {
+                        let stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+                        stream.set_nodelay(true).unwrap();
+                        stream
+                    };
+                    let mut stream = connect().await;
                     let mut buffer = Vec::with_capacity(4096);
                     stream.write_all(&bytes).await.unwrap();
                     let length = read_response(&mut stream, &mut buffer).await;
                     let mut count = 1_u64;
                     // The head's length may change by the digits of an age: compare loosely, count by whole responses.
                     while begun.elapsed() < time {
+                        if count.is_multiple_of(REQUESTS_A_CONNECTION) {
+                            stream = connect().await;
+                        }
                         stream.write_all(&bytes).await.unwrap();
                         let mut got = 0;
                         while got + 64 < length {
                             buffer.clear();
-                            got += stream.read_buf(&mut buffer).await.unwrap();
+                            let n = stream.read_buf(&mut buffer).await.unwrap();
+                            assert!(n > 0, "closed");
+                            got += n;
                         }
                         count += 1;
                     }
@@ -214,11 +226,10 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// Latencies of single requests over one connection, in microseconds.
+/// Latencies of single requests, one after another, in microseconds.
 fn latencies(addr: SocketAddr, requests: impl Iterator<Item = Vec<u8>>) -> Vec<f64> {
-    let mut stream = TcpStream::connect(addr).unwrap();
-    stream.set_nodelay(true).unwrap();
-    requests.map(|bytes| exchange(&mut stream, &bytes)).collect()
+    let mut connection = Forwarded::new(addr);
+    requests.map(|bytes| connection.exchange(&bytes)).collect()
 }
 
 struct Sandbox {
@@ -388,22 +399,35 @@ fn misses(quick: bool) {
     }
 }
 
-/// A keep-alive connection to the sidecar.
+/// A keep-alive connection to the sidecar, and the next where one has had its requests.
 struct Forwarded {
     stream: TcpStream,
     addr: SocketAddr,
+    count: u64,
 }
 
 impl Forwarded {
     fn new(addr: SocketAddr) -> Self {
+        Self { stream: Self::connect(addr), addr, count: 0 }
+    }
+
+    fn connect(addr: SocketAddr) -> TcpStream {
         let stream = TcpStream::connect(addr).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, addr }
+        stream
     }
 
     fn latency(&mut self, body: &str) -> f64 {
         let bytes = request(self.addr, "/v1/connect/token/slack%2Facme-slack", body);
-        exchange(&mut self.stream, &bytes)
+        self.exchange(&bytes)
+    }
+
+    fn exchange(&mut self, request: &[u8]) -> f64 {
+        if self.count == REQUESTS_A_CONNECTION {
+            *self = Self::new(self.addr);
+        }
+        self.count += 1;
+        exchange(&mut self.stream, request)
     }
 }
 
@@ -462,7 +486,7 @@ impl Direct {
 
 /// Many equal requests at once, upstream taking 50 ms; and the same many when the answer is there already.
 fn herd(quick: bool) {
-    let count = if quick { 100 } else { 1000 };
+    let count = if quick { 100 } else { 500 };
     // One connection for each caller, on both sides.
     let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, 8192, 8192);
     let (mut cold, mut warm) = (Vec::new(), Vec::new());

@@ -24,8 +24,9 @@ use crate::proxy::cache::Cache;
 use crate::proxy::guard::Key;
 use crate::proxy::stats::Stats;
 use crate::proxy::upstream::Upstream;
+use crate::server::Server;
+use crate::server::listener::{self, Listener};
 use crate::server::unix_socket::{self, UnixSocket};
-use crate::server::{self, Listener, Server};
 use crate::status::Status;
 use crate::status::instance::{self, Instance, InstanceFile};
 
@@ -91,7 +92,7 @@ pub struct App {
 impl App {
     /// Builds all parts and listens; serves nobody yet.
     pub async fn bind(config: Config, clock: Clock) -> Result<Self, StartupError> {
-        let bound = server::bind(config.port, config.network)
+        let bound = listener::bind(config.port, config.network)
             .map_err(|(address, e)| explain_bind(address, e, config.state_dir.as_deref()))?;
         if bound.without_ipv6 {
             info!("this machine has no IPv6: listening on 127.0.0.1 only");
@@ -228,7 +229,7 @@ impl App {
         spawn(Box::pin(follow(self.identity, proxy.clone())));
         spawn(Box::pin(async move { proxy.upstream.prepare().await }));
 
-        spawn(Box::pin(self.server.clone().end_idle_connections()));
+        spawn(Box::pin(self.server.clone().look_after_connections()));
 
         let stopping = CancellationToken::new();
         let connections = TaskTracker::new();

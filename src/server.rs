@@ -5,16 +5,22 @@
 //! way round; what it started upstream goes on in the proxy's own tasks.
 
 mod connections;
+mod head;
+pub mod listener;
+mod peer;
+mod refusals;
+mod stream;
 pub mod unix_socket;
 
 use std::convert::Infallible;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use connections::{Connections, Finish};
+use connections::{Connections, Open, Place};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, StatusCode};
@@ -22,12 +28,15 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use listener::{Accepted, Listener};
+use peer::Peer;
+use refusals::Refusals;
+use stream::Observed;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
-use unix_socket::UnixSocket;
 
 use crate::proxy::Proxy;
 use crate::proxy::error::{Code, RequestError, excerpt};
@@ -35,8 +44,10 @@ use crate::proxy::guard::{self, Admitted, Entrance, Policy};
 use crate::proxy::reply::{self, Reply};
 use crate::status::Status;
 
-/// Largest request head, in bytes.
-const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// A connection ends after so many requests: whoever keeps one for ever is looked at anew now and then.
+const MAX_REQUESTS: u32 = 1000;
+/// Time between two looks at the connections.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The first pause after a failed accept, doubled up to [`LONGEST_ACCEPT_PAUSE`].
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
@@ -44,35 +55,13 @@ const LONGEST_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: u64 = 256 * 1024;
 
-/// Where connections come in.
-pub enum Listener {
-    /// An address and port.
-    Tcp(TcpListener),
-    /// A path.
-    Unix(UnixSocket),
-}
-
-/// A connection that came in.
-enum Accepted {
-    Tcp(TcpStream, SocketAddr),
-    Unix(UnixStream),
-}
-
-impl Listener {
-    async fn accept(&self) -> io::Result<Accepted> {
-        match self {
-            Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| Accepted::Tcp(stream, peer)),
-            Self::Unix(socket) => socket.accept().await.map(Accepted::Unix),
-        }
-    }
-}
-
 /// Answers requests.
 pub struct Server {
     proxy: Arc<Proxy>,
     policy: Policy,
     status: Status,
-    connections: Connections,
+    connections: Arc<Connections>,
+    refusals: Refusals,
     said_credentials_dropped: AtomicBool,
 }
 
@@ -83,7 +72,8 @@ impl Server {
             proxy,
             policy,
             status,
-            connections: Connections::new(),
+            connections: Arc::new(Connections::new()),
+            refusals: Refusals::default(),
             said_credentials_dropped: AtomicBool::new(false),
         }
     }
@@ -93,9 +83,15 @@ impl Server {
         &self.proxy
     }
 
-    /// Ends connections whose request does not come, for as long as it is polled.
-    pub async fn end_idle_connections(self: Arc<Self>) {
-        self.connections.end_idle().await;
+    /// Keeps the connections within their limits of time, and the log in its own, for as long as it is polled.
+    pub async fn look_after_connections(self: Arc<Self>) {
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            self.connections.look();
+            self.refusals.sum_up();
+        }
     }
 
     /// Tells all connections to finish after the request under way.
@@ -107,121 +103,126 @@ impl Server {
     pub async fn accept(self: Arc<Self>, listener: Listener, tasks: TaskTracker, stopping: CancellationToken) {
         let mut pause = ACCEPT_PAUSE;
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = stopping.cancelled() => return,
-            };
+            let Some(accepted) = stopping.run_until_cancelled(listener.accept()).await else { return };
             match accepted {
                 Ok(accepted) => {
                     pause = ACCEPT_PAUSE;
-                    match accepted {
-                        Accepted::Tcp(stream, peer) => tasks.spawn(self.clone().tcp_connection(stream, peer)),
-                        Accepted::Unix(stream) => tasks.spawn(self.clone().unix_connection(stream)),
-                    };
+                    // In the order in which they come, which that of their tasks need not be.
+                    match self.connections.open().await {
+                        Some(open) => drop(tasks.spawn(self.clone().connection(accepted, open))),
+                        None => debug!("closed a connection: there are too many, and none is idle"),
+                    }
                 }
                 Err(error) => {
                     warn!("could not accept a connection: {error}");
-                    tokio::time::sleep(pause).await;
+                    if stopping.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                        return;
+                    }
                     pause = (pause * 2).min(LONGEST_ACCEPT_PAUSE);
                 }
             }
         }
     }
 
-    /// Serves one connection over TCP, if it may come by the address that it came by.
-    async fn tcp_connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        let Ok(local) = stream.local_addr() else { return };
-        let is_loopback = |address: SocketAddr| address.ip().to_canonical().is_loopback();
-        let entrance = match is_loopback(local) {
-            true if is_loopback(peer) => Entrance::Loopback(local.port()),
-            true => {
-                debug!("closed a connection from {peer}, which is not this machine");
-                return;
+    /// Serves one connection, if it may come the way that it came.
+    async fn connection(self: Arc<Self>, accepted: Accepted, open: Open) {
+        let place = &open.place;
+        open.serve_here().await;
+        match accepted {
+            Accepted::Tcp(stream, from) => {
+                if let Some((entrance, peer)) = self.let_in_tcp(&stream, from) {
+                    let _ = stream.set_nodelay(true);
+                    self.converse(stream, Caller { entrance, peer, place }).await;
+                }
             }
-            // Only a listener that was asked for accepts there.
-            false => Entrance::Network(local.port()),
-        };
-        let _ = stream.set_nodelay(true);
-        self.connection(stream, entrance).await;
-    }
-
-    /// Serves one connection over the unix socket, if it comes from a process of ours.
-    async fn unix_connection(self: Arc<Self>, stream: UnixStream) {
-        match stream.peer_cred() {
-            Ok(peer) if unix_socket::may_connect(peer.uid()) => self.connection(stream, Entrance::UnixSocket).await,
-            Ok(peer) => debug!("closed a connection from user {} to the unix socket", peer.uid()),
-            Err(e) => debug!("closed a connection to the unix socket of which the user cannot be told: {e}"),
+            Accepted::Unix(stream) => {
+                if may_use_socket(&stream) {
+                    self.converse(stream, Caller { entrance: Entrance::UnixSocket, peer: Peer::Ours, place }).await;
+                }
+            }
         }
     }
 
-    /// Serves one connection, whichever way it came in.
-    async fn connection<S>(self: Arc<Self>, stream: S, entrance: Entrance)
+    /// By which address a connection came in and whose it is; `None` if it may not come by that address.
+    fn let_in_tcp(&self, stream: &TcpStream, from: SocketAddr) -> Option<(Entrance, Peer)> {
+        let local = stream.local_addr().ok()?;
+        let is_loopback = |address: SocketAddr| address.ip().to_canonical().is_loopback();
+        if !is_loopback(local) {
+            // Only a listener that was asked for accepts there. The key tells who may ask, not the kernel.
+            return Some((Entrance::Network(local.port()), Peer::Unknown));
+        }
+        if !is_loopback(from) {
+            debug!("closed a connection from {from}, which is not this machine");
+            return None;
+        }
+        let peer = peer::of(from, local).ok()?;
+        if peer == Peer::Unknown {
+            self.proxy.stats.unknown_peers.count();
+        }
+        Some((Entrance::Loopback(local.port()), peer))
+    }
+
+    /// Answers a connection's requests, one after another, until it ends.
+    async fn converse<S>(&self, stream: S, caller: Caller<'_>)
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin,
     {
-        let (open, finishing) = self.connections.open();
-        let (server, activity) = (&*self, &*open.activity);
-        let service = service_fn(move |request| async move {
-            activity.begin_request();
-            let reply = server.answer(request, entrance).await;
-            activity.end_request();
+        tokio::select! {
+            biased;
+            () = caller.place.ended() => {}
+            () = self.answer_all(stream, caller) => {}
+        }
+    }
+
+    async fn answer_all<S>(&self, stream: S, caller: Caller<'_>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let place = caller.place;
+        let service = service_fn(move |request: Request<Incoming>| async move {
+            let number = place.begin_request();
+            // Pinned here: it is too large to be moved for nothing.
+            let answer = pin!(self.answer(request, caller));
+            let mut reply = place.in_time(answer).await.unwrap_or_else(|| self.refuse(&late(), None));
+            if number >= MAX_REQUESTS {
+                reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            place.end_request();
             Ok::<_, Infallible>(reply)
         });
         let mut connection = http1::Builder::new()
             // `connections` sees to it, for less than a timer costs.
             .header_read_timeout(None)
-            .max_header_size(MAX_HEAD_BYTES)
+            .max_header_size(head::MAX_BYTES)
             .writev(false)
-            .serve_connection(TokioIo::new(stream), service);
-        let ended = tokio::select! {
-            biased;
-            ended = &mut connection => ended,
-            finish = finishing => {
-                if finish == Ok(Finish::AfterRequest) {
-                    std::pin::Pin::new(&mut connection).graceful_shutdown();
-                    let _ = connection.await;
-                }
-                return;
+            .serve_connection(TokioIo::new(Observed::new(stream, place)), service);
+        let ended = poll_fn(|cx| {
+            let mut connection = Pin::new(&mut connection);
+            if place.is_finishing() {
+                connection.as_mut().graceful_shutdown();
             }
-        };
-        if let Err(error) = ended {
+            connection.poll(cx)
+        });
+        if let Err(error) = ended.await {
             // Callers hang up: that is no fault of ours, nor of theirs.
             debug!("a connection ended: {error}");
         }
-        linger(connection.into_parts().io.into_inner()).await;
+        if !place.is_finishing() {
+            linger(connection.into_parts().io.into_inner().into_inner()).await;
+        }
     }
 
     /// Answers one request.
-    async fn answer(&self, request: Request<Incoming>, entrance: Entrance) -> Reply {
+    async fn answer(&self, request: Request<Incoming>, caller: Caller<'_>) -> Reply {
         let (head, body) = request.into_parts();
-        let (admitted, outcome) = match guard::check(&head, entrance, &self.policy) {
+        let (admitted, outcome) = match self.admit(&head, caller) {
             Ok(admitted) => {
-                if admitted.has_credentials && !self.said_credentials_dropped.swap(true, Ordering::Relaxed) {
-                    warn!("an app sends credentials of its own: they are dropped, the sidecar's are used instead");
-                }
-                let outcome = self.route(&head, body, &admitted).await;
+                let outcome = self.route(&head, body, &admitted, caller.place).await;
                 (admitted, outcome)
             }
             Err(refusal) => (Admitted::default(), Err(refusal)),
         };
-        let mut reply = match outcome {
-            Ok(reply) => reply,
-            Err(error) => {
-                self.proxy.stats.refused.count();
-                let hint = error.hint.as_deref();
-                let (method, path) = (excerpt(head.method.as_str().as_bytes()), excerpt(head.uri.path().as_bytes()));
-                warn!(
-                    code = error.code.as_str(),
-                    status = error.status.as_u16(),
-                    method,
-                    path,
-                    hint,
-                    "{}",
-                    error.message
-                );
-                reply::error(&error)
-            }
-        };
+        let mut reply = outcome.unwrap_or_else(|error| self.refuse(&error, Some(&head)));
         if let Some(origin) = admitted.origin {
             reply.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
             reply.headers_mut().insert(header::VARY, HeaderValue::from_static("Origin"));
@@ -229,7 +230,48 @@ impl Server {
         reply
     }
 
-    async fn route(&self, head: &Parts, body: Incoming, admitted: &Admitted) -> Result<Reply, RequestError> {
+    /// Whether this caller may ask with this head at all.
+    fn admit(&self, head: &Parts, caller: Caller<'_>) -> Result<Admitted, RequestError> {
+        if caller.peer == Peer::Other {
+            let message = "This sidecar answers the user that started it, and no other user of this machine.";
+            return Err(RequestError::new(Code::PeerUidMismatch, message).closing());
+        }
+        head::check(head)?;
+        let admitted = guard::check(head, caller.entrance, &self.policy)?;
+        if admitted.has_credentials && !self.said_credentials_dropped.swap(true, Ordering::Relaxed) {
+            warn!("an app sends credentials of its own: they are dropped, the sidecar's are used instead");
+        }
+        Ok(admitted)
+    }
+
+    /// The reply for an error of our own, counted and logged.
+    fn refuse(&self, error: &RequestError, head: Option<&Parts>) -> Reply {
+        self.proxy.stats.refused.count();
+        if self.refusals.show_next() {
+            let shown = |of: fn(&Parts) -> &str| head.map(|head| excerpt(of(head).as_bytes()));
+            warn!(
+                code = error.code.as_str(),
+                status = error.status.as_u16(),
+                method = shown(|head| head.method.as_str()),
+                path = shown(|head| head.uri.path()),
+                hint = error.hint.as_deref(),
+                "{}",
+                error.message
+            );
+        }
+        reply::error(error)
+    }
+
+    async fn route(
+        &self,
+        head: &Parts,
+        body: Incoming,
+        admitted: &Admitted,
+        place: &Place,
+    ) -> Result<Reply, RequestError> {
+        if self.connections.is_overloaded_by(place) && !guard::is_health(head.uri.path()) {
+            return Err(overloaded());
+        }
         if head.method == Method::OPTIONS && admitted.origin.is_some() {
             return Ok(preflight(&head.headers));
         }
@@ -243,7 +285,11 @@ impl Server {
             }
             "/metrics" => {
                 read_only(head)?;
-                Ok(reply::own(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.status.metrics()))
+                Ok(reply::own(
+                    StatusCode::OK,
+                    "text/plain; version=0.0.4; charset=utf-8",
+                    self.status.metrics(self.connections.count()),
+                ))
             }
             "/_sidecar/v1/status" => {
                 read_only(head)?;
@@ -264,6 +310,43 @@ impl Server {
             _ => self.proxy.handle(head, body).await,
         }
     }
+}
+
+/// Who asks, on which connection.
+#[derive(Clone, Copy)]
+struct Caller<'a> {
+    /// The way that it came in.
+    entrance: Entrance,
+    peer: Peer,
+    place: &'a Place,
+}
+
+/// Whether whoever is at the other end of the unix socket may use it.
+fn may_use_socket(stream: &UnixStream) -> bool {
+    match stream.peer_cred() {
+        Ok(peer) if unix_socket::may_connect(peer.uid()) => true,
+        Ok(peer) => {
+            debug!("closed a connection from user {} to the unix socket", peer.uid());
+            false
+        }
+        Err(e) => {
+            debug!("closed a connection to the unix socket of which the user cannot be told: {e}");
+            false
+        }
+    }
+}
+
+/// The answer of a request that took as long as one may.
+fn late() -> RequestError {
+    RequestError::new(Code::UpstreamTimeout, "The request was not answered within 60 s.").closing()
+}
+
+/// The answer of a request that is one too many.
+fn overloaded() -> RequestError {
+    let message = "Too many requests are under way. Ask again in a second.";
+    let mut error = RequestError::new(Code::Overloaded, message).closing();
+    error.retry_after = Some(reply::retry_after(Duration::from_secs(1)));
+    error
 }
 
 /// Reads what the caller still sends: to close over unread bytes would reset the connection, and the caller would lose
@@ -308,73 +391,4 @@ fn preflight(asked: &HeaderMap) -> Reply {
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(allowed));
     }
     reply
-}
-
-/// What [`bind`] has bound.
-pub struct Bound {
-    /// `127.0.0.1` with the port.
-    pub loopback: SocketAddr,
-    /// All of them.
-    pub listeners: Vec<TcpListener>,
-    /// Whether `[::1]` is not among them, since the host has no IPv6.
-    pub without_ipv6: bool,
-}
-
-/// Binds both loopback addresses to one port, and the address in the network if one is given. The unspecified address
-/// takes the place of its family's loopback address, which is part of it.
-pub fn bind(port: u16, network: Option<IpAddr>) -> Result<Bound, (SocketAddr, io::Error)> {
-    /// A port that is free on one address may be taken on another.
-    const ATTEMPTS_AT_A_FREE_PORT: u32 = 16;
-    let mut attempt = 1;
-    loop {
-        match bind_once(port, network) {
-            Err((_, error))
-                if port == 0 && error.kind() == io::ErrorKind::AddrInUse && attempt < ATTEMPTS_AT_A_FREE_PORT =>
-            {
-                attempt += 1;
-            }
-            bound => return bound,
-        }
-    }
-}
-
-fn bind_once(port: u16, network: Option<IpAddr>) -> Result<Bound, (SocketAddr, io::Error)> {
-    let (v4, v6) = (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST));
-    let all = network.filter(IpAddr::is_unspecified);
-    let first = listen((all.filter(IpAddr::is_ipv4).unwrap_or(v4), port).into())?;
-    let port = first.local_addr().map_or(port, |addr| addr.port());
-    let mut bound = Bound { loopback: (v4, port).into(), listeners: vec![first], without_ipv6: false };
-    let all_v6 = all.filter(IpAddr::is_ipv6);
-    match listen((all_v6.unwrap_or(v6), port).into()) {
-        Ok(second) => bound.listeners.push(second),
-        Err((_, error)) if all_v6.is_none() && is_no_ipv6(&error) => bound.without_ipv6 = true,
-        Err(failed) => return Err(failed),
-    }
-    if let Some(address) = network.filter(|address| !address.is_unspecified()) {
-        bound.listeners.push(listen((address, port).into())?);
-    }
-    Ok(bound)
-}
-
-fn is_no_ipv6(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::AddrNotAvailable
-        || error.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32)
-}
-
-/// Never with SO_REUSEPORT: two processes must not share the port.
-fn listen(address: SocketAddr) -> Result<TcpListener, (SocketAddr, io::Error)> {
-    let listen = || {
-        let socket = match address {
-            SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
-        };
-        if address.is_ipv6() {
-            // Nobody comes in by an address of the other family, in which their own could not be told.
-            socket2::SockRef::from(&socket).set_only_v6(true)?;
-        }
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(1024)
-    };
-    listen().map_err(|error| (address, error))
 }

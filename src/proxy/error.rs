@@ -53,6 +53,8 @@ codes! {
     BrowserRequestRefused = 403 "browser_request_refused",
     /// Another proxy passes this on.
     ForwardedRequestRefused = 403 "forwarded_request_refused",
+    /// Another user of this machine asks.
+    PeerUidMismatch = 403 "peer_uid_mismatch",
     /// Not on the list of allowed connectors.
     ConnectorNotAllowed = 403 "connector_not_allowed",
     /// No such path.
@@ -63,12 +65,16 @@ codes! {
     BodyTimeout = 408 "body_timeout",
     /// The body is over its limit.
     BodyTooLarge = 413 "body_too_large",
+    /// The request target is over its limit.
+    TargetTooLong = 414 "target_too_long",
     /// The content type is not JSON.
     JsonRequired = 415 "json_required",
     /// The body is compressed.
     EncodingNotSupported = 415 "encoding_not_supported",
     /// `Expect` asks for something else than `100-continue`.
     ExpectationFailed = 417 "expectation_failed",
+    /// More header lines than the limit.
+    HeadTooLarge = 431 "head_too_large",
     /// Too many requests to upstream from here.
     LocalRateLimit = 429 "local_rate_limit",
     /// No connection to upstream.

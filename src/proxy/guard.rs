@@ -312,8 +312,12 @@ fn check_forwarding(seen: &Seen<'_>, policy: &Policy) -> Result<(), RequestError
 }
 
 fn check_key(parts: &Parts, policy: &Policy) -> Result<(), RequestError> {
-    let exempt = matches!(parts.uri.path(), "/healthz" | "/readyz");
-    if policy.require_key && !exempt { require_key(&parts.headers, policy) } else { Ok(()) }
+    if policy.require_key && !is_health(parts.uri.path()) { require_key(&parts.headers, policy) } else { Ok(()) }
+}
+
+/// Paths that are answered when others are not: to whoever has no key, and to one caller too many.
+pub fn is_health(path: &str) -> bool {
+    matches!(path, "/healthz" | "/readyz")
 }
 
 /// Refuses a request without the instance key.

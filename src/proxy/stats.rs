@@ -34,6 +34,8 @@ counters! {
     upstream_errors,
     /// Requests refused by the sidecar itself.
     refused,
+    /// Connections let in although it could not be found out whose they are.
+    unknown_peers,
     /// Fresh tokens picked up from the env file.
     rotations,
 }

@@ -10,6 +10,7 @@ use crate::proxy::stats::Counts;
 pub(super) struct Readings {
     pub(super) counts: Counts,
     pub(super) entries: usize,
+    pub(super) connections: usize,
     pub(super) uptime: Duration,
     pub(super) is_ready: bool,
     pub(super) expires_at: Option<Timestamp>,
@@ -18,7 +19,7 @@ pub(super) struct Readings {
 
 /// Renders the text exposition format, version 0.0.4.
 pub(super) fn render(readings: &Readings) -> String {
-    let Readings { counts, entries, uptime, is_ready, expires_at, clock_offset_ms } = readings;
+    let Readings { counts, entries, connections, uptime, is_ready, expires_at, clock_offset_ms } = readings;
     let mut out = String::new();
     let mut metric = |name: &str, kind: &str, help: &str, samples: &[(&str, f64)]| {
         let _ = writeln!(out, "# HELP connect_sidecar_{name} {help}\n# TYPE connect_sidecar_{name} {kind}");
@@ -55,6 +56,13 @@ pub(super) fn render(readings: &Readings) -> String {
         "counter",
         "Requests that the sidecar itself answered with an error.",
         &[("", counts.refused as f64)],
+    );
+    metric("connections", "gauge", "Open connections of apps.", &[("", *connections as f64)]);
+    metric(
+        "unknown_peers_total",
+        "counter",
+        "Connections let in although it could not be found out whose they are.",
+        &[("", counts.unknown_peers as f64)],
     );
     metric("oidc_rotations_total", "counter", "Fresh OIDC tokens picked up.", &[("", counts.rotations as f64)]);
     metric("ready", "gauge", "1 while a valid credential is loaded.", &[("", f64::from(u8::from(*is_ready)))]);

@@ -153,13 +153,14 @@ impl Status {
         serde_json::to_string(&snapshot).unwrap_or_default()
     }
 
-    /// Prometheus text.
-    pub fn metrics(&self) -> String {
+    /// Prometheus text. `connections` are open now.
+    pub fn metrics(&self, connections: usize) -> String {
         let now = self.clock.now();
         let identity = self.identity.borrow().clone();
         metrics::render(&metrics::Readings {
             counts: self.stats.counts(),
             entries: self.cache.tokens().len(),
+            connections,
             uptime: self.clock.local().since(self.started_at),
             is_ready: identity.credential(now).is_ok(),
             expires_at: identity.oidc().map(|token| token.expires_at),

@@ -15,23 +15,16 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use crate::support::desk::Desk;
-use crate::support::http::{Reply, Request, kept_alive, raw};
+use crate::support::http::{Reply, Request, closed, kept_alive, raw};
 use crate::support::process::{Serving, assert_no_slice_of, run};
 use crate::support::{SLACK, env_file, fingerprint, soon, write_private};
 
-fn get(serving: &Serving, path: &str) -> Request {
+pub fn get(serving: &Serving, path: &str) -> Request {
     Request::new(serving.addr, "GET", path)
 }
 
-fn ask(serving: &Serving, body: &str) -> Request {
+pub fn ask(serving: &Serving, body: &str) -> Request {
     Request::new(serving.addr, "POST", SLACK).json(body)
-}
-
-/// Returns once the other side has closed.
-async fn closed(mut stream: TcpStream) {
-    let mut rest = Vec::new();
-    soon("the connection's end", stream.read_to_end(&mut rest)).await.expect("a plain end");
-    assert_eq!(rest, b"");
 }
 
 #[tokio::test]
@@ -197,12 +190,16 @@ async fn a_reader_that_goes_away_or_stands_still_does_not_stop_it() {
     serving.signal(Signal::SIGTERM);
     assert_eq!(soon("its end", serving.child.wait()).await.expect("a status").code(), Some(0));
 
-    // Somebody holds stderr and reads nothing, until the pipe is more than full.
+    // Somebody holds stderr and reads nothing, until the pipe is more than full. Each request has a long line.
     let mut serving = desk.serve(&[]).await;
-    let request = format!("GET /none HTTP/1.1\r\nhost: {}\r\n", serving.addr);
-    let many = format!("{request}\r\n").repeat(1000) + &request + "connection: close\r\n\r\n";
+    let stderr = serving.take_stderr();
+    #[cfg(target_os = "linux")]
+    nix::fcntl::fcntl(stderr.get_ref(), nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).expect("a smaller pipe");
+    let unknown = format!("/v1/connect/connectors/{}", "x".repeat(200));
+    let request = format!("GET {unknown} HTTP/1.1\r\nhost: {}\r\n", serving.addr);
+    let many = format!("{request}\r\n").repeat(29) + &request + "connection: close\r\n\r\n";
     let replies = raw(serving.addr, many.as_bytes()).await;
-    assert_eq!(String::from_utf8_lossy(&replies).matches("HTTP/1.1 404").count(), 1001);
+    assert_eq!(String::from_utf8_lossy(&replies).matches("HTTP/1.1 404").count(), 30);
     serving.signal(Signal::SIGTERM);
     assert_eq!(soon("its end", serving.child.wait()).await.expect("a status").code(), Some(0));
 }

@@ -16,6 +16,7 @@ mod faults;
 mod gates;
 mod journey;
 mod layout;
+mod limits;
 mod listening;
 mod policy;
 mod readme;

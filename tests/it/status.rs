@@ -254,11 +254,14 @@ async fn metrics_are_prometheus_text_and_agree_with_status() {
     is("upstream_errors_total", &status["upstream"]["errors"]);
     // The reset, and the body that is no object.
     is("refused_total", &json!(2));
+    // This one.
+    is("connections", &json!(1));
+    is("unknown_peers_total", &json!(0));
     is("oidc_rotations_total", &json!(1));
     is("ready", &json!(1));
     is("oidc_expires_at_seconds", &json!(1_900_000_012 + 13 * 3600));
     is("clock_offset_seconds", &json!(0));
-    assert_eq!(metrics.len(), 14, "{metrics:?}");
+    assert_eq!(metrics.len(), 16, "{metrics:?}");
 }
 
 #[tokio::test]

@@ -46,15 +46,13 @@ pub struct Row {
     pub kind: Kind,
     /// It looks at the process from outside, in ways that only Linux has.
     pub needs_linux: bool,
-    /// The part that is not there yet.
-    pub awaits: Option<&'static str>,
     states: &'static str,
     run: Pin<Box<dyn Future<Output = ()>>>,
 }
 
 /// The row `id`, which states this and holds if `run` does not panic.
 pub fn row(id: &'static str, states: &'static str, run: impl Future<Output = ()> + 'static) -> Row {
-    Row { id, kind: Kind::Quick, needs_linux: false, awaits: None, states, run: Box::pin(run) }
+    Row { id, kind: Kind::Quick, needs_linux: false, states, run: Box::pin(run) }
 }
 
 impl Row {
@@ -64,11 +62,6 @@ impl Row {
 
     pub fn on_linux(self) -> Self {
         Self { needs_linux: true, ..self }
-    }
-
-    /// Switched off until this is there. To switch it on, take the mark away.
-    pub fn awaits(self, part: &'static str) -> Self {
-        Self { awaits: Some(part), ..self }
     }
 }
 

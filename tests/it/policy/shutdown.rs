@@ -92,8 +92,7 @@ pub fn rows() -> Vec<Row> {
             }
             within(seconds(1), "an answer", s.pass(s.req())).await;
             s.alive().await;
-        })
-        .awaits("the limit of connections"),
+        }),
         row("tS08", "callers that vanish are let go", async {
             raise_descriptor_limit();
             let s = start().await;

@@ -138,14 +138,32 @@ pub fn statuses(replies: &[Reply]) -> Vec<u16> {
 
 /// A connection that has had a reply and stays open.
 pub async fn kept_alive(addr: SocketAddr) -> TcpStream {
-    let mut stream = TcpStream::connect(addr).await.expect("a connection");
-    let request = format!("GET /healthz HTTP/1.1\r\nhost: {addr}\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.expect("sent");
-    let mut reply = Vec::new();
-    while !reply.ends_with(br#"{"status":"ok"}"#) {
-        assert_ne!(soon("a reply", stream.read_buf(&mut reply)).await.expect("a reply"), 0);
-    }
+    let mut stream = soon("a connection", TcpStream::connect(addr)).await.expect("a connection");
+    assert!(is_answered(&mut stream, addr).await, "it answers");
     stream
+}
+
+/// Asks for the sidecar's health on an open connection, and leaves it open; whether there is a reply.
+pub async fn is_answered(stream: &mut TcpStream, addr: SocketAddr) -> bool {
+    let request = format!("GET /healthz HTTP/1.1\r\nhost: {addr}\r\n\r\n");
+    let mut reply = Vec::new();
+    let asking = async {
+        stream.write_all(request.as_bytes()).await?;
+        while !reply.ends_with(br#"{"status":"ok"}"#) {
+            if stream.read_buf(&mut reply).await? == 0 {
+                return Ok(false);
+            }
+        }
+        Ok::<_, std::io::Error>(true)
+    };
+    soon("a reply or the connection's end", asking).await.unwrap_or(false)
+}
+
+/// Returns once the other side has closed.
+pub async fn closed(mut stream: TcpStream) {
+    let mut rest = Vec::new();
+    soon("the connection's end", stream.read_to_end(&mut rest)).await.expect("a plain end");
+    assert_eq!(rest, b"");
 }
 
 /// A reply as it came.

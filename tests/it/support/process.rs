@@ -81,8 +81,16 @@ impl Serving {
 
     /// Returns once a line of the log contains the text.
     pub async fn wait_for_log(&mut self, text: &str) {
+        self.wait_for_log_after(0, text).await;
+    }
+
+    /// Returns once another line than those that were waited for contains the text.
+    pub async fn wait_for_next_log(&mut self, text: &str) {
+        self.wait_for_log_after(self.log.len(), text).await;
+    }
+
+    async fn wait_for_log_after(&mut self, mut seen: usize, text: &str) {
         let stderr = self.stderr.as_mut().expect("stderr");
-        let mut seen = 0;
         while !self.log[seen..].contains(text) {
             seen = self.log.len();
             let read = soon(text, stderr.read_line(&mut self.log)).await.expect("a line");

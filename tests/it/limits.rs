@@ -1,0 +1,391 @@
+//! How much one caller may ask for, hold and wait for, and what becomes of the others meanwhile: the numbers of
+//! trust-policy.md section 4.7, and whose process may ask at all (4.8).
+
+use std::time::{Duration, Instant};
+
+use connect_sidecar::emulator::fault::{Fault, Trouble};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::process::Command;
+use tokio::sync::mpsc;
+
+use crate::command::{ask, get};
+use crate::support::desk::Desk;
+use crate::support::http::{Reply, closed, is_answered, kept_alive, raw};
+use crate::support::process::{Serving, run};
+use crate::support::{SLACK, Scene, Stage, let_timers_pass, soon};
+
+const APP: &str = r#"{"subject":{"type":"app"}}"#;
+
+/// How many connections a process has room for that may have 80 descriptors: 64 are for other things.
+const ROOM: usize = 16;
+
+impl Desk {
+    /// A sidecar with room for [`ROOM`] connections.
+    async fn serve_few(&self) -> Serving {
+        let command = self.sidecar(&[]);
+        let command = command.as_std();
+        let mut limited = Command::new("sh");
+        limited
+            .args(["-c", r#"ulimit -n 80 && exec "$0" "$@""#])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .env_clear()
+            .envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))))
+            .current_dir(command.get_current_dir().expect("a directory"))
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .kill_on_drop(true);
+        Serving::start(limited).await
+    }
+}
+
+impl Stage {
+    /// How many connections there are, besides the one that asks.
+    async fn connections(&self) -> usize {
+        let metrics = self.request("GET", "/metrics").send().await.text();
+        let line = metrics.lines().find_map(|line| line.strip_prefix("connect_sidecar_connections "));
+        line.and_then(|count| count.parse::<usize>().ok()).expect("a number") - 1
+    }
+
+    /// Returns once all connections have ended.
+    async fn all_let_go(&self) {
+        let waiting = async {
+            while self.connections().await > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("all connections to end", waiting).await;
+    }
+
+    /// Returns once everybody has had their turns.
+    async fn settled(&self) {
+        for _ in 0..5 {
+            self.caught_up().await;
+        }
+    }
+}
+
+/// The bytes of a token request that leaves its connection open.
+fn token_request(stage: &Stage, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "POST {SLACK} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}",
+        stage.addr
+    )
+}
+
+#[tokio::test]
+async fn one_connection_too_many_ends_the_one_that_has_been_idle_longest() {
+    let desk = Desk::new().await;
+    let serving = desk.serve_few().await;
+    let mut idle = Vec::new();
+    for _ in 0..ROOM {
+        idle.push(kept_alive(serving.addr).await);
+    }
+    let mut used = idle.remove(0);
+    assert!(is_answered(&mut used, serving.addr).await);
+    let newcomer = kept_alive(serving.addr).await;
+    closed(idle.remove(0)).await;
+    for stream in idle.iter_mut().chain([&mut used]) {
+        assert!(is_answered(stream, serving.addr).await, "the others stay");
+    }
+    // Also of those that have never said a word.
+    let mut silent = Vec::new();
+    for _ in 0..3 * ROOM {
+        silent.push(TcpStream::connect(serving.addr).await.expect("a connection"));
+    }
+    assert_eq!(ask(&serving, APP).send().await.status, 200);
+    closed(newcomer).await;
+    closed(silent.remove(0)).await;
+}
+
+#[tokio::test]
+async fn when_all_are_busy_one_more_is_told_to_come_back_and_health_is_answered() {
+    let desk = Desk::new().await;
+    let serving = desk.serve_few().await;
+    let gate = desk.emulator.gate();
+    let mut busy = Vec::new();
+    for n in 0..ROOM {
+        busy.push(ask(&serving, &format!(r#"{{"scopes":["{n}"]}}"#)).begin().await);
+    }
+    soon("all questions", desk.emulator.wait_for_requests(ROOM)).await;
+    for _ in 0..3 * ROOM {
+        let reply = ask(&serving, APP).send().await;
+        assert_eq!((reply.status, reply.code().as_str()), (503, "overloaded"));
+        assert_eq!((reply.header("retry-after"), reply.header("connection")), (Some("1"), Some("close")));
+    }
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(get(&serving, path).send().await.status, 200, "{path}");
+    }
+    assert_eq!(get(&serving, "/metrics").send().await.code(), "overloaded");
+    gate.open();
+    for sent in busy {
+        assert_eq!(sent.reply().await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_takes_a_thousand_requests() {
+    let stage = Scene::new().start().await;
+    let request = format!("GET /healthz HTTP/1.1\r\nhost: {}\r\n\r\n", stage.addr);
+    let replies = Reply::parse_all(&raw(stage.addr, request.repeat(1001).as_bytes()).await);
+    assert_eq!(replies.len(), 1000);
+    assert!(replies.iter().all(|reply| reply.status == 200));
+    let closing: Vec<_> = replies.iter().map(|reply| reply.header("connection")).collect();
+    assert_eq!(closing.iter().position(|value| *value == Some("close")), Some(999));
+}
+
+#[tokio::test]
+async fn a_head_has_64_lines_and_a_target_of_2_kib_at_most() {
+    let stage = Scene::new().start().await;
+    // The client sends four lines of its own.
+    let lines = |count| (0..count - 4).fold(stage.token(APP), |request, n| request.header(&format!("x-{n}"), "1"));
+    let target = |length: usize| stage.request("GET", &format!("/{}", "x".repeat(length - 1)));
+    for (request, status, code) in [
+        (lines(65), 431, "head_too_large"),
+        (target(2049), 414, "target_too_long"),
+        (target(2048), 404, "route_not_found"),
+    ] {
+        let reply = request.send().await;
+        assert_eq!((reply.status, reply.code().as_str()), (status, code));
+        assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
+    }
+    assert!(stage.emulator.received().is_empty());
+    assert_eq!(lines(64).send().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_caller_that_does_not_read_its_reply_for_10_s_is_let_go() {
+    let stage = Scene::new().start().await;
+    let body = format!(r#"{{"x":"{}"}}"#, "x".repeat(1_000_000));
+    stage.emulator.inject(Fault::always(Trouble::Answer {
+        status: 200,
+        content_type: "application/json",
+        body,
+        headers: Vec::new(),
+    }));
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(65_536).expect("an option");
+    let mut stream = socket.connect(stage.addr).await.expect("a connection");
+    // More than the buffers between here and there can hold.
+    let request = format!("GET /v1/connect/connectors/x HTTP/1.1\r\nhost: {}\r\n\r\n", stage.addr);
+    stream.write_all(request.repeat(16).as_bytes()).await.expect("sent");
+    stage.settled().await;
+    let before = stage.emulator.received().len();
+    assert!(before < 16, "it does not hold all of the replies");
+    let_timers_pass(Duration::from_secs(9)).await;
+    stage.settled().await;
+    assert_eq!(stage.connections().await, 1);
+    // Whoever reads, however slowly, may go on.
+    let mut taken = vec![0; 2_000_000];
+    soon("some of it", stream.read_exact(&mut taken)).await.expect("read");
+    stage.settled().await;
+    assert!(stage.emulator.received().len() > before);
+    let_timers_pass(Duration::from_secs(9)).await;
+    stage.settled().await;
+    assert_eq!(stage.connections().await, 1);
+    let_timers_pass(Duration::from_secs(1)).await;
+    stage.settled().await;
+    assert_eq!(stage.connections().await, 0);
+}
+
+#[tokio::test]
+async fn a_connection_without_a_request_ends_after_20_s_also_in_the_middle_of_a_head() {
+    let stage = Scene::new().start().await;
+    let silent = TcpStream::connect(stage.addr).await.expect("a connection");
+    let mut dripping = TcpStream::connect(stage.addr).await.expect("a connection");
+    let used = kept_alive(stage.addr).await;
+    for byte in b"GET / HTTP/1.1\r\nho" {
+        let_timers_pass(Duration::from_secs(1)).await;
+        dripping.write_all(&[*byte]).await.expect("sent");
+        stage.caught_up().await;
+    }
+    let_timers_pass(Duration::from_secs(1)).await;
+    stage.settled().await;
+    assert_eq!(stage.connections().await, 3, "19 s");
+    let_timers_pass(Duration::from_secs(1)).await;
+    for stream in [silent, dripping, used] {
+        closed(stream).await;
+    }
+}
+
+/// Every request that comes to this listener, once it is whole, with the connection that it came on.
+fn requests(listener: TcpListener) -> mpsc::Receiver<(String, TcpStream)> {
+    let (seen, requests) = mpsc::channel(8);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let seen = seen.clone();
+            tokio::spawn(async move {
+                let mut read = Vec::new();
+                while !read.ends_with(APP.as_bytes()) {
+                    if stream.read_buf(&mut read).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                }
+                let _ = seen.send((String::from_utf8_lossy(&read).into_owned(), stream)).await;
+            });
+        }
+    });
+    requests
+}
+
+#[tokio::test]
+async fn a_request_that_keeps_within_every_limit_but_takes_60_s_is_answered_with_504() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let mut requests = requests(listener);
+    let stage = Scene::new().upstream(&url).start().await;
+    let mut caller = TcpStream::connect(stage.addr).await.expect("a connection");
+    let request = token_request(&stage, APP);
+    let (beginning, rest) = request.split_at(request.len() - 5);
+
+    caller.write_all(beginning.as_bytes()).await.expect("sent");
+    stage.settled().await;
+    let_timers_pass(Duration::from_secs(9)).await;
+    caller.write_all(rest.as_bytes()).await.expect("sent");
+    let (first, mut upstream) = soon("a request", requests.recv()).await.expect("a request");
+    stage.write_env(&stage.fresh_token(Duration::from_secs(13 * 3600)));
+    // It takes its time to say that this credential will not do.
+    let refusal = r#"{"error":{"code":"forbidden","message":"m","invalidToken":true}}"#;
+    let head = format!(
+        "HTTP/1.1 401 X\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        refusal.len()
+    );
+    let_timers_pass(Duration::from_secs(19)).await;
+    upstream.write_all(head.as_bytes()).await.expect("sent");
+    stage.settled().await;
+    let_timers_pass(Duration::from_secs(9)).await;
+    upstream.write_all(refusal.as_bytes()).await.expect("sent");
+    let (second, mut upstream) = soon("another request", requests.recv()).await.expect("a request");
+    assert_ne!(first, second, "it tries the fresh token");
+    let_timers_pass(Duration::from_secs(19)).await;
+    upstream.write_all(head.as_bytes()).await.expect("sent");
+    stage.settled().await;
+
+    let reply = tokio::spawn(async move {
+        let mut reply = Vec::new();
+        caller.read_to_end(&mut reply).await.expect("a reply");
+        Reply::parse(&reply)
+    });
+    let_timers_pass(Duration::from_secs(3)).await;
+    stage.settled().await;
+    assert!(!reply.is_finished(), "59 s");
+    let_timers_pass(Duration::from_secs(1)).await;
+    let reply = soon("the reply", reply).await.expect("no panic");
+    assert_eq!((reply.status, reply.code().as_str()), (504, "upstream_timeout"));
+    assert!(reply.text().contains("60 s"), "{}", reply.text());
+    assert_eq!(reply.header("connection"), Some("close"));
+}
+
+#[tokio::test]
+async fn of_many_refusals_a_few_are_logged_and_the_rest_counted() {
+    const COUNT: usize = 40;
+    let stage = Scene::new().start().await;
+    for _ in 0..COUNT {
+        assert_eq!(stage.request("GET", "/nowhere").send().await.status, 404);
+    }
+    let_timers_pass(Duration::from_secs(1)).await;
+    stage.logs.wait_for("too many refusals to show").await;
+    // The machine may have taken more than a second for them.
+    let hidden: usize = stage
+        .logs
+        .lines()
+        .iter()
+        .filter_map(|line| line.split_once(" hidden=")?.1.split(' ').next()?.parse::<usize>().ok())
+        .sum();
+    let shown = stage.logs.count("code=\"route_not_found\"");
+    assert!((5..COUNT / 2).contains(&shown), "{shown}");
+    assert_eq!(shown + hidden, COUNT);
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_is_let_go_at_once_and_what_it_asked_for_is_kept() {
+    let stage = Scene::new().start().await;
+    let request = token_request(&stage, APP);
+    let end_of_head = request.len() - APP.len();
+    for (what, sent) in [("nothing", 0), ("half a head", 20), ("a head", end_of_head), ("half a body", end_of_head + 9)]
+    {
+        let mut stream = TcpStream::connect(stage.addr).await.expect("a connection");
+        stream.write_all(&request.as_bytes()[..sent]).await.expect("sent");
+        stage.settled().await;
+        assert_eq!(stage.connections().await, 1, "{what}");
+        drop(stream);
+        stage.all_let_go().await;
+    }
+    assert!(stage.emulator.received().is_empty());
+
+    let gate = stage.emulator.gate();
+    let mut stream = TcpStream::connect(stage.addr).await.expect("a connection");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    soon("the request upstream", stage.emulator.wait_for_requests(1)).await;
+    drop(stream);
+    stage.all_let_go().await;
+    gate.open();
+    assert_eq!(stage.token(APP).send().await.status, 200);
+    assert_eq!(stage.emulator.received().len(), 1, "what the first had asked for");
+}
+
+/// Sets how many descriptors a process may open from now on.
+async fn limit_descriptors(of: &Serving, soft: &str) {
+    let mut command = Command::new("prlimit");
+    command.args(["--pid", &of.pid().to_string(), &format!("--nofile={soft}:")]).kill_on_drop(true);
+    let ended = run(command).await;
+    assert_eq!(ended.code, Some(0), "prlimit comes with util-linux: {ended:?}");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn out_of_descriptors_it_waits_serves_whom_it_has_and_recovers() {
+    const MESSAGE: &str = "could not accept a connection";
+    let desk = Desk::new().await;
+    let mut serving = desk.serve(&[]).await;
+    assert_eq!(ask(&serving, APP).send().await.status, 200);
+    let mut old = kept_alive(serving.addr).await;
+    limit_descriptors(&serving, "4").await;
+
+    let waiting = get(&serving, "/healthz").begin().await;
+    serving.wait_for_log(MESSAGE).await;
+    let began = Instant::now();
+    for _ in 0..3 {
+        assert!(is_answered(&mut old, serving.addr).await);
+        serving.wait_for_next_log(MESSAGE).await;
+    }
+    assert!(began.elapsed() >= Duration::from_millis(50 + 100 + 200 - 20), "it tries ever less often");
+    limit_descriptors(&serving, "1024").await;
+    assert_eq!(waiting.reply().await.status, 200);
+    assert_eq!(ask(&serving, APP).send().await.status, 200);
+    assert!(is_answered(&mut old, serving.addr).await);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+#[allow(clippy::print_stderr, reason = "a test that cannot be run says so")]
+async fn another_user_of_this_machine_gets_nothing() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not tried: only root can ask as another user");
+        return;
+    }
+    const NOBODY: u32 = 65_534;
+    let stage = Scene::new().start().await;
+    let has_ipv6 = TcpListener::bind("[::1]:0").await.is_ok();
+    for host in ["127.0.0.1", "[::1]"].into_iter().filter(|host| has_ipv6 || !host.contains(':')) {
+        for path in [SLACK, "/healthz", "/readyz", "/metrics", "/_sidecar/v1/status", "/nowhere"] {
+            let ask = async |uid: u32| {
+                let mut curl = Command::new("curl");
+                curl.args(["--silent", "--include", "--max-time", "20", "--header", "content-type: application/json"]);
+                curl.args(if path == SLACK { &["--data", APP][..] } else { &[] });
+                curl.arg(format!("http://{host}:{}{path}", stage.addr.port()));
+                curl.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+                curl.uid(uid).gid(uid).kill_on_drop(true);
+                Reply::parse(run(curl).await.stdout.as_bytes())
+            };
+            let reply = ask(NOBODY).await;
+            assert_eq!((reply.status, reply.code().as_str()), (403, "peer_uid_mismatch"), "{host}{path}");
+            assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
+            let own = ask(0).await;
+            assert_eq!(own.status, if path == "/nowhere" { 404 } else { 200 }, "{host}{path}");
+        }
+    }
+    assert_eq!(stage.emulator.received().len(), 1, "nobody's went nowhere");
+}
