@@ -278,11 +278,11 @@ async fn those_who_joined_were_given_the_token_too() {
 }
 
 #[tokio::test]
-async fn equal_requests_at_once_share_one_and_its_error() {
+async fn a_thousand_equal_requests_at_once_share_one_and_its_error() {
     let bench = Bench::new(limits());
     let (tell, leader) = bench.held(bench.plain()).await;
     let mut joined = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..999 {
         joined.push(bench.held(bench.ask("slack/acme", r#"{"validityBufferMs":1}"#)).await.1);
     }
     tell.send(answer(500, "{}")).expect("it waits");
