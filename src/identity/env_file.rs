@@ -172,7 +172,7 @@ mod tests {
             "X=1\rVERCEL_OIDC_TOKEN=\"a.b.c\"\rY=2",
             "\u{feff}VERCEL_OIDC_TOKEN=\"a.b.c\"\n",
             "VERCEL_OIDC_TOKEN=\"a.b.c\" # costs $5\n",
-            "VERCEL_OIDC_TOKEN=a.b.c # comment",
+            "VERCEL_OIDC_TOKEN=a.b.c # costs $5",
             "VERCEL_OIDC_TOKEN=\"a.b.c\"  ",
         ] {
             assert_eq!(value_in(line.as_bytes()).as_deref(), Some("a.b.c"), "{line:?}");

@@ -3,10 +3,9 @@
 
 use tokio::process::Command;
 
+use crate::support::http::APP;
 use crate::support::process::run;
 use crate::support::{SLACK, Scene, Stage};
-
-const APP: &str = r#"{"subject":{"type":"app"}}"#;
 
 /// Prints `<status> <body>` for a JSON POST; arguments: URL, body.
 const NODE: &str = r#"
@@ -38,18 +37,18 @@ fn tool(name: &str, install: &str) -> Command {
 
 /// A client's reply to a POST of `body`.
 #[derive(Debug)]
-struct Answered {
-    status: u16,
-    body: String,
+pub struct Answered {
+    pub status: u16,
+    pub body: String,
 }
 
 impl Answered {
-    fn json(&self) -> serde_json::Value {
+    pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
 }
 
-async fn curl(arguments: &[&str]) -> Answered {
+pub async fn curl(arguments: &[&str]) -> Answered {
     let mut command = tool("curl", "curl 7.82 or later");
     command.args(CURL).args(arguments);
     let ended = run(command).await;
@@ -67,7 +66,7 @@ async fn script(mut command: Command, url: &str, body: &str) -> Answered {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Client {
+pub enum Client {
     CurlData,
     CurlJson,
     Node,
@@ -75,9 +74,9 @@ enum Client {
 }
 
 impl Client {
-    const ALL: [Self; 4] = [Self::CurlData, Self::CurlJson, Self::Node, Self::Python];
+    pub const ALL: [Self; 4] = [Self::CurlData, Self::CurlJson, Self::Node, Self::Python];
 
-    async fn post(self, url: &str, body: &str) -> Answered {
+    pub async fn post(self, url: &str, body: &str) -> Answered {
         match self {
             Self::CurlData => curl(&["-H", "content-type: application/json", "-d", body, url]).await,
             Self::CurlJson => curl(&["--json", body, url]).await,

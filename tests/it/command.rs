@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 
 use crate::support::desk::Desk;
 use crate::support::http::{Reply, Request, closed, kept_alive, raw};
-use crate::support::process::{Ended, Serving, run};
+use crate::support::process::{Serving, assert_no_slice_of, run};
 use crate::support::{SLACK, env_file, fingerprint, soon, write_private};
 
 pub fn get(serving: &Serving, path: &str) -> Request {
@@ -25,11 +25,6 @@ pub fn get(serving: &Serving, path: &str) -> Request {
 
 pub fn ask(serving: &Serving, body: &str) -> Request {
     Request::new(serving.addr, "POST", SLACK).json(body)
-}
-
-async fn stop(serving: Serving) -> Ended {
-    serving.signal(Signal::SIGTERM);
-    serving.end().await
 }
 
 #[tokio::test]
@@ -163,7 +158,7 @@ async fn a_hangup_reads_the_env_file_again_and_ends_nothing() {
     let status = get(&serving, "/_sidecar/v1/status").send().await.json();
     assert_eq!(status["oidc"]["fingerprint"], fingerprint(&fresh));
     drop(idle);
-    let ended = stop(serving).await;
+    let ended = serving.stop().await;
     assert_eq!(ended.code, Some(0));
     assert!(!ended.stderr.contains("the poll found it"), "{}", ended.stderr);
 }
@@ -217,7 +212,7 @@ async fn json_logs_are_one_object_a_line() {
     ask(&serving, "not JSON").send().await;
     get(&serving, "/%1b[31m%0aerror").send().await;
     Request::new(serving.addr, "POST", "/v1/connect/token/salesforce%2Fcrm").json("{}").send().await;
-    let ended = stop(serving).await;
+    let ended = serving.stop().await;
     let lines: Vec<serde_json::Value> =
         ended.stderr.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect();
     assert!(lines.iter().all(|line| line["level"].is_string() && line["message"].is_string()), "{}", ended.stderr);
@@ -237,7 +232,7 @@ async fn it_dumps_no_core_and_has_room_for_its_connections() {
     };
     assert_eq!(soft("Max core file size"), "0");
     assert!(soft("Max open files") == "unlimited" || soft("Max open files").parse::<u64>().expect("a number") >= 1024);
-    stop(serving).await;
+    serving.stop().await;
 }
 
 #[tokio::test]
@@ -356,16 +351,10 @@ async fn no_secret_appears_whatever_is_asked_and_however_much_is_logged() {
         for path in ["/_sidecar/v1/status", "/metrics", "/readyz", "/healthz", "/_sidecar/"] {
             shown.push(get(&serving, path).send().await.text());
         }
-        let ended = stop(serving).await;
+        let ended = serving.stop().await;
         shown.extend([ended.stdout, ended.stderr]);
         let shown = shown.join("\n");
         assert!(shown.contains("forbidden") && shown.contains("connect_sidecar_build_info"), "there was much to see");
-        for secret in &secrets {
-            let slice = secret.as_bytes().windows(16).find_map(|slice| {
-                let slice = std::str::from_utf8(slice).expect("ASCII");
-                shown.find(slice).map(|at| &shown[at.saturating_sub(200)..at])
-            });
-            assert_eq!(slice, None, "16 characters of a secret follow this");
-        }
+        assert_no_slice_of(secrets.iter().map(String::as_str), &shown);
     }
 }

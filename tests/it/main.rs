@@ -18,6 +18,7 @@ mod journey;
 mod layout;
 mod limits;
 mod listening;
+mod policy;
 mod readme;
 mod soak;
 mod status;

@@ -5,7 +5,10 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::soon;
+use super::{SLACK, soon};
+
+/// A plain body of a token request.
+pub const APP: &str = r#"{"subject":{"type":"app"}}"#;
 
 /// A request, written out by hand.
 #[derive(Debug, Clone)]
@@ -33,6 +36,18 @@ impl Request {
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.retain(|(n, _)| !n.eq_ignore_ascii_case(name));
         self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// Takes a header away.
+    pub fn without(mut self, name: &str) -> Self {
+        self.headers.retain(|(n, _)| !n.eq_ignore_ascii_case(name));
+        self
+    }
+
+    /// Replaces the target.
+    pub fn target(mut self, target: &str) -> Self {
+        self.target = target.into();
         self
     }
 
@@ -147,6 +162,25 @@ pub async fn raw(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     soon("a reply", Sent::to(to, bytes).await.bytes()).await
 }
 
+/// The head of a token request as bytes, with these further header lines; `{P}` stands for the sidecar's port.
+pub fn token_head(version: &str, lines: &str) -> String {
+    format!("POST {SLACK} HTTP/{version}\r\nHost: 127.0.0.1:{{P}}\r\nContent-Type: application/json\r\n{lines}\r\n")
+}
+
+/// A whole token request as bytes.
+pub fn token_request(version: &str, lines: &str) -> String {
+    token_head(version, &format!("{lines}Content-Length: {}\r\n", APP.len())) + APP
+}
+
+/// Sends these bytes on one connection; `{P}` is the port. All replies until it closes.
+pub async fn exchange(to: SocketAddr, bytes: &str) -> Vec<Reply> {
+    Reply::parse_all(&raw(to, bytes.replace("{P}", &to.port().to_string()).as_bytes()).await)
+}
+
+pub fn statuses(replies: &[Reply]) -> Vec<u16> {
+    replies.iter().map(|reply| reply.status).collect()
+}
+
 /// A connection that has had a reply and stays open.
 pub async fn kept_alive(addr: SocketAddr) -> TcpStream {
     let mut stream = soon("a connection", TcpStream::connect(addr)).await.expect("a connection");
@@ -240,6 +274,37 @@ impl Reply {
     pub fn token(&self) -> String {
         assert_eq!(self.status, 200, "{}", self.text());
         self.json()["token"].as_str().expect("a token").to_owned()
+    }
+
+    /// Every reply that we build has these headers and none that would open it to web pages.
+    #[track_caller]
+    pub fn assert_safe(&self) {
+        for (name, value) in [
+            ("cache-control", "no-store"),
+            ("x-content-type-options", "nosniff"),
+            ("cross-origin-resource-policy", "same-origin"),
+            (
+                "content-security-policy",
+                "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+            ),
+            ("referrer-policy", "no-referrer"),
+            ("x-frame-options", "DENY"),
+        ] {
+            assert_eq!(self.header(name), Some(value), "{name}: {self:?}");
+        }
+        let opens =
+            |name: &str| matches!(name, "server" | "set-cookie" | "location") || name.starts_with("access-control-");
+        assert!(!self.headers.iter().any(|(name, _)| opens(name)), "{self:?}");
+    }
+
+    /// It is this refusal of the sidecar's own.
+    #[track_caller]
+    pub fn assert_refused(&self, status: u16, code: &str, what: &str) {
+        assert_eq!((self.status, self.code().as_str()), (status, code), "{what}: {}", self.text());
+        assert_eq!(self.header("content-type"), Some("application/json"), "{what}");
+        assert!(self.json()["error"]["message"].as_str().is_some_and(|m| !m.is_empty()), "{what}");
+        assert_eq!(self.header("allow").is_some(), status == 405, "{what}");
+        self.assert_safe();
     }
 
     pub fn cache_status(&self) -> &str {

@@ -10,7 +10,12 @@ use super::soon;
 
 /// A command of the binary with nothing of the tests' environment in it.
 pub fn sidecar(home: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_connect-sidecar"));
+    isolated(env!("CARGO_BIN_EXE_connect-sidecar"), home)
+}
+
+/// The same of any program.
+pub fn isolated(program: &str, home: &Path) -> Command {
+    let mut command = Command::new(program);
     command
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -103,6 +108,12 @@ impl Serving {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("a signal");
     }
 
+    /// Asks it to end, and waits until it has.
+    pub async fn stop(self) -> Ended {
+        self.signal(nix::sys::signal::Signal::SIGTERM);
+        self.end().await
+    }
+
     /// Waits for its end; its exit code, the rest of stdout, and stderr.
     pub async fn end(mut self) -> Ended {
         let mut stdout = String::new();
@@ -114,4 +125,64 @@ impl Serving {
         let status = soon("its end", ended).await.expect("a status");
         Ended { code: status.code(), stdout, stderr: self.log }
     }
+}
+
+/// Nothing of these secrets is shown, not even 16 characters of one.
+#[track_caller]
+pub fn assert_no_slice_of<'a>(secrets: impl IntoIterator<Item = &'a str>, shown: &str) {
+    for secret in secrets {
+        let slice = secret.as_bytes().windows(16).find_map(|slice| {
+            let slice = std::str::from_utf8(slice).expect("ASCII");
+            shown.find(slice).map(|at| &shown[at.saturating_sub(200)..at])
+        });
+        assert_eq!(slice, None, "16 characters of a secret follow this");
+    }
+}
+
+/// Lets this process open as many connections as its tests need.
+pub fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("the limit");
+}
+
+/// A line of `/proc/PID/status`, such as `VmRSS` in KiB.
+pub fn proc_status(pid: u32, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).expect("a line");
+    line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+}
+
+/// The CPU time that a process has used.
+pub fn cpu_time(pid: u32) -> std::time::Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let after_name = stat.rsplit_once(") ").expect("a name").1;
+    let ticks = after_name.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number"));
+    // Linux shows a hundredth of a second as a tick, whatever it counts in.
+    std::time::Duration::from_millis(ticks.sum::<u64>() * 10)
+}
+
+/// A TCP socket of this machine.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Socket {
+    /// Address and port, in hex as the system prints them.
+    pub address: String,
+    pub is_listening: bool,
+    pub inode: String,
+}
+
+/// The sockets whose own port is this one, but for those that only wait for their time to be over.
+pub fn sockets_of(port: u16) -> Vec<Socket> {
+    let mut sockets = Vec::new();
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        for line in std::fs::read_to_string(table).unwrap_or_default().lines().skip(1) {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            let (address, state, inode) = (fields[1], fields[3], fields[9]);
+            if address.ends_with(&format!(":{port:04X}")) && inode != "0" {
+                sockets.push(Socket { address: address.into(), is_listening: state == "0A", inode: inode.into() });
+            }
+        }
+    }
+    sockets.sort();
+    sockets
 }

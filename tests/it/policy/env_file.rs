@@ -1,0 +1,274 @@
+//! 6.7: however `.env.local` is written, and whatever else may be there.
+
+use std::fs::{self, File, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::time::Instant;
+
+use tokio::process::Command;
+
+use crate::support::process::{cpu_time, proc_status};
+use crate::support::{env_file, fingerprint, write_private};
+
+use super::contract::{Row, Sidecar, Start, at_a_rate_of, fresh_jwt, jwt, ms, row, seconds, start, stated, within};
+
+/// Asks 20 times a second while the file is changed: all are answered, each with the token before or the fresh one,
+/// and 2 s after the end of the change with the fresh one.
+async fn rotates(change: impl AsyncFnOnce(&Path, &str)) {
+    let s = start().await;
+    let fresh = fresh_jwt();
+    let asking = at_a_rate_of(20, 90, async |_| assert_eq!(s.req().send().await.status, 200));
+    let changing = async {
+        change(&s.env_path(), &env_file(&fresh)).await;
+        Instant::now()
+    };
+    let ((), done) = tokio::join!(asking, changing);
+    let bearer = |token: &str| format!("Bearer {token}");
+    let mut first_fresh = None;
+    for seen in s.m.received() {
+        let is_fresh = seen.values("authorization") == [bearer(&fresh)];
+        assert!(is_fresh || seen.values("authorization") == [bearer(&s.j0)], "half a token went out");
+        assert!(is_fresh || first_fresh.is_none(), "the older one came back");
+        first_fresh = first_fresh.or(is_fresh.then_some(seen.at));
+    }
+    let after = first_fresh.expect("the fresh one is used").saturating_duration_since(done);
+    assert!(after < seconds(2), "after {after:?}");
+}
+
+/// With this content the file holds no token, and nothing is sent.
+async fn refuses(content: &str) {
+    let s = Start::new().await.env_file(content).serve().await;
+    refused(&s).await;
+}
+
+async fn refused(s: &Sidecar) {
+    let reply = s.deny(s.req(), 503, "oidc_token_invalid").await;
+    assert!(reply.text().contains("vercel env pull"), "{}", reply.text());
+}
+
+fn assign(token: &str) -> String {
+    format!("VERCEL_OIDC_TOKEN=\"{token}\"\n")
+}
+
+/// What is at the file's place is not read, costs nothing and stops nothing else.
+async fn survives(code: &str, put: impl FnOnce(&Path)) {
+    let to_be = Start::new().await.without_env_file();
+    put(&to_be.project.join(".env.local"));
+    let s = to_be.serve().await;
+    s.deny(s.req(), 503, code).await;
+    let before = cpu_time(s.pid());
+    stated(seconds(5)).await;
+    let used = cpu_time(s.pid()).saturating_sub(before);
+    assert!(used < ms(500), "{used:?} in 5 s");
+    within(ms(200), "/healthz", s.healthy()).await;
+    assert!(proc_status(s.pid(), "VmRSS") < 64 * 1024);
+}
+
+pub fn rows() -> Vec<Row> {
+    vec![
+        row("tE01", "the form that the CLI writes is read", async {
+            let s = Start::new().await.env_file("VERCEL_OIDC_TOKEN=\"{J0}\"").serve().await;
+            s.pass(s.req()).await;
+        }),
+        row("tE02", "so is every usual one", async {
+            for content in [
+                "VERCEL_OIDC_TOKEN={J0}\n",
+                "VERCEL_OIDC_TOKEN='{J0}'\n",
+                "export VERCEL_OIDC_TOKEN={J0}\n",
+                "  VERCEL_OIDC_TOKEN = \"{J0}\"\n",
+                "A=1\r\nVERCEL_OIDC_TOKEN=\"{J0}\"\r\nB=2\r\n",
+                "A=1\rVERCEL_OIDC_TOKEN=\"{J0}\"\rB=2",
+                "\u{feff}VERCEL_OIDC_TOKEN=\"{J0}\"\n",
+                "VERCEL_OIDC_TOKEN=\"{J0}\" # c\n",
+                "VERCEL_OIDC_TOKEN={J0}",
+            ] {
+                let s = Start::new().await.env_file(content).serve().await;
+                s.pass(s.req()).await;
+            }
+        }),
+        row("tE03", "truncated and written, it is used within 2 s", async {
+            let mut s = start().await;
+            let fresh = fresh_jwt();
+            s.write_env(&fresh);
+            within(seconds(2), "the rotation", s.serving.wait_for_log("token refreshed")).await;
+            s.assert_uses(&fresh).await;
+        }),
+        row("tE04", "written in pieces, half a token is never used", async {
+            rotates(async |path, content| {
+                let mut file = File::create(path).expect("truncated");
+                let middle = content.len() - 100;
+                stated(ms(500)).await;
+                file.write_all(&content.as_bytes()[..middle]).expect("written");
+                stated(ms(500)).await;
+                file.write_all(&content.as_bytes()[middle..]).expect("written");
+            })
+            .await;
+        })
+        .waits(),
+        row("tE05", "renamed over, or deleted and made anew, no request fails", async {
+            let renamed = rotates(async |path, content| {
+                write_private(&path.with_extension("tmp"), content);
+                fs::rename(path.with_extension("tmp"), path).expect("renamed");
+            });
+            let made_anew = rotates(async |path, content| {
+                fs::remove_file(path).expect("removed");
+                stated(seconds(1)).await;
+                write_private(path, content);
+            });
+            tokio::join!(renamed, made_anew);
+        })
+        .waits(),
+        row("tE07", "an editor's dance is nothing to complain about", async {
+            let mut s = start().await;
+            let (fresh, dir) = (fresh_jwt(), s.project.clone());
+            write_private(&dir.join("4913"), "");
+            fs::remove_file(dir.join("4913")).expect("removed");
+            write_private(&dir.join(".env.local.swp"), "swap");
+            fs::rename(s.env_path(), dir.join(".env.local~")).expect("renamed");
+            write_private(&s.env_path(), &env_file(&fresh));
+            fs::remove_file(dir.join(".env.local~")).expect("removed");
+            for n in 0..50 {
+                fs::write(dir.join(".env.local.swp"), n.to_string()).expect("written");
+            }
+            fs::remove_file(dir.join(".env.local.swp")).expect("removed");
+            within(seconds(2), "the rotation", s.serving.wait_for_log("token refreshed")).await;
+            s.assert_uses(&fresh).await;
+            let log = s.serving.stop().await.stderr;
+            assert!(!log.contains("ERROR") && !log.contains("WARN"), "{log}");
+        }),
+        row("tE08", "other lines may be broken in any way", async {
+            let to_be = Start::new().await;
+            let lines = b"this is bad\nA=it's\nB=\"open\nC=C:\\Users\nD=\xe9\nMY-KEY=1\n";
+            let content = [&lines[..], assign(&to_be.j0).as_bytes(), b"E='\n"].concat();
+            let s = to_be.env_file(content).serve().await;
+            s.pass(s.req()).await;
+        }),
+        row("tE10", "the last of two assignments wins, with one warning", async {
+            let (first, last) = (fresh_jwt(), fresh_jwt());
+            let mut s = Start::new().await.env_file(assign(&first) + &assign(&last)).serve().await;
+            s.j0 = last;
+            s.pass(s.req()).await;
+            let log = s.serving.stop().await.stderr;
+            assert_eq!(log.matches("more than once, the last one is used").count(), 1, "{log}");
+        }),
+        row("tE11", "nothing is expanded", async {
+            // It would be a good token.
+            let secret = fresh_jwt();
+            for value in ["$SECRET", "\"${SECRET}\"", "$(echo $SECRET)", "`echo $SECRET`"] {
+                let to_be = Start::new().await.env_file(format!("VERCEL_OIDC_TOKEN={value}\n"));
+                let s = to_be.env("SECRET", &secret).serve().await;
+                refused(&s).await;
+                s.leaks_nothing(&[&secret]).await;
+            }
+        }),
+        row("tE13", "what is no token of Vercel's is not sent", async {
+            let good = fresh_jwt();
+            let (header, rest) = good.split_once('.').expect("parts");
+            let without_exp = jwt(|claims| claims["exp"] = serde_json::Value::Null);
+            for value in [
+                format!("eyJhbGciOiJub25lIn0.{rest}"),
+                rest.to_owned(),
+                "a.b.c".into(),
+                without_exp,
+                jwt(|claims| claims["iss"] = "https://oidc.vercel.com.evil.example".into()),
+                format!("{header}.{rest}{}", "x".repeat(20 * 1024)),
+                format!("{good}\\r\\nX: 1"),
+                "[SENSITIVE]".into(),
+            ] {
+                refuses(&assign(&value)).await;
+            }
+        }),
+        row("tE15", "a file that comes later is used", async {
+            let mut s = Start::new().await.without_env_file().serve().await;
+            let reply = s.deny(s.req(), 503, "oidc_token_missing").await;
+            assert!(reply.text().contains("vercel env pull"), "{}", reply.text());
+            write_private(&s.env_path(), &env_file(&s.j0));
+            within(seconds(2), "the token", s.serving.wait_for_log("loaded from")).await;
+            s.pass(s.req()).await;
+        }),
+        row("tE16", "a token that is gone for over 10 s is gone, and what it brought with it", async {
+            let s = start().await;
+            let cached = s.req();
+            s.pass(cached.clone()).await;
+            fs::remove_file(s.env_path()).expect("removed");
+            assert_eq!(cached.clone().send().await.status, 200, "not at once");
+            stated(seconds(20)).await;
+            s.deny(s.req(), 503, "oidc_token_missing").await;
+            s.deny(cached, 503, "oidc_token_missing").await;
+            s.healthy().await;
+        })
+        .waits(),
+        row("tE18", "whatever is there instead of a file", async {
+            tokio::join!(
+                survives("oidc_token_invalid", |path| fs::create_dir(path).expect("a directory")),
+                survives("oidc_token_invalid", |path| {
+                    nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+                }),
+                survives("oidc_token_invalid", |path| symlink("/dev/zero", path).expect("a link")),
+                survives("oidc_token_missing", |path| symlink("nowhere", path).expect("a link")),
+                survives("oidc_token_invalid", |path| symlink(".env.local", path).expect("a link")),
+            );
+        })
+        .waits()
+        .on_linux(),
+        row("tE19", "a huge file is not read", async {
+            let to_be = Start::new().await;
+            let file = File::create(to_be.project.join(".env.local")).expect("a file");
+            file.set_len(64 << 20).expect("grown");
+            let s = to_be.serve().await;
+            s.deny(s.req(), 503, "oidc_token_invalid").await;
+            assert!(proc_status(s.pid(), "VmRSS") < 64 * 1024);
+        })
+        .on_linux(),
+        row("tE21", "others may read it, with a warning, and never write to it", async {
+            let readable = Start::new().await;
+            let chmod = |s: &Start, mode| {
+                fs::set_permissions(s.project.join(".env.local"), Permissions::from_mode(mode)).expect("a mode");
+            };
+            chmod(&readable, 0o644);
+            let mut s = readable.serve().await;
+            s.pass(s.req()).await;
+            let fresh = fresh_jwt();
+            s.write_env(&fresh);
+            s.serving.wait_for_log("token refreshed").await;
+            s.assert_uses(&fresh).await;
+            let log = s.serving.stop().await.stderr;
+            assert_eq!(log.lines().filter(|line| line.contains("chmod 600")).count(), 1, "{log}");
+            let writable = Start::new().await;
+            chmod(&writable, 0o666);
+            let s = writable.serve().await;
+            let reply = s.deny(s.req(), 503, "oidc_token_invalid").await;
+            assert!(reply.text().contains("everybody may write to it"), "{}", reply.text());
+        }),
+        row("tE23", "without file system events the poll has to do", async {
+            // In a namespace of its own a user may be left without inotify instances, and nobody else is.
+            let own_namespace = ["--user", "--map-root-user"];
+            let may = Command::new("unshare").args(own_namespace).arg("true").output().await;
+            if may.is_ok_and(|output| output.status.success()) {
+                let no_inotify = "echo 0 > /proc/sys/user/max_inotify_instances && exec \"$0\" \"$@\"";
+                let args = [&own_namespace[..], &["sh", "-c", no_inotify]].concat();
+                let mut s = Start::new().await.by_way_of("unshare", &args).serve().await;
+                s.pass(s.req()).await;
+                for _ in 0..2 {
+                    let fresh = fresh_jwt();
+                    s.write_env(&fresh);
+                    within(seconds(8), "the rotation", s.serving.wait_for_log(&fingerprint(&fresh))).await;
+                    s.assert_uses(&fresh).await;
+                }
+                let log = s.serving.stop().await.stderr;
+                assert_eq!(log.matches("no file system events").count(), 1, "{log}");
+            }
+        })
+        .on_linux(),
+        row("tE25", "UTF-16 is named", async {
+            let to_be = Start::new().await;
+            let text = assign(&to_be.j0);
+            let wide: Vec<u8> = std::iter::once(0xFEFF).chain(text.encode_utf16()).flat_map(u16::to_le_bytes).collect();
+            let s = to_be.env_file(wide).serve().await;
+            let reply = s.deny(s.req(), 503, "oidc_token_invalid").await;
+            assert!(reply.text().contains("UTF-16"), "{}", reply.text());
+            s.healthy().await;
+        }),
+    ]
+}

@@ -1,0 +1,98 @@
+//! The black-box suite of trust-policy.md section 6, on the built binary: a row for each of its ids, a file for each of
+//! its groups, its terms in [`contract`].
+//!
+//! Where interface.md differs from that page, the rows follow interface.md. What has more spellings than a row needs is
+//! in the unit tests of the part; what needs a clock or a gate is in the other modules of this binary.
+
+mod browser;
+mod cache;
+mod config;
+mod contract;
+mod env_file;
+mod framing;
+mod host;
+mod leakage;
+mod path;
+mod ports;
+mod shutdown;
+mod token_life;
+mod upstream;
+
+use std::collections::BTreeSet;
+
+use contract::{Kind, Row, run};
+use tokio::sync::Semaphore;
+
+/// All ids of section 6.
+const IDS: [&str; 13] = [
+    "tH01 tH02 tH03 tH05 tH06 tH08 tH09 tH11 tH13 tH14 tH15",
+    "tO01 tO02 tO03 tO05 tO06 tO08 tO09 tO10 tO12 tO13 tO14 tO16 tO17 tO19 tO20 tO22 tO23 tO24",
+    "tP01 tP02 tP03 tP04 tP05 tP06 tP08 tP10 tP12 tP13 tP15 tP16 tP18 tP19",
+    "tR01 tR02 tR05 tR07 tR08 tR09 tR11 tR12 tR14 tR16 tR17 tR18 tR21 tR22 tR23 tR24 tR25 tR26",
+    "tU01 tU02 tU03 tU04 tU06 tU07 tU09 tU11 tU12 tU13 tU14 tU16 tU17 tU19 tU21",
+    "tK01 tK02 tK03 tK04 tK07 tK08 tK09 tK10 tK13 tK14 tK16 tK18 tK19",
+    "tE01 tE02 tE03 tE04 tE05 tE07 tE08 tE10 tE11 tE13 tE15 tE16 tE18 tE19 tE21 tE23 tE25",
+    "tT01 tT02 tT03 tT05",
+    "tL01 tL02 tL04 tL05 tL06 tL08",
+    "tF01 tF02 tF04 tF05 tF07 tF08 tF11 tF14",
+    "tX01 tX03 tX04 tX05 tX07 tX08",
+    "tS01 tS02 tS04 tS06 tS08 tS09 tS11 tS12 tS13 tS14",
+    "tW01 tW02 tW03 tW06 tI01 tI02 tI04 tA01 tA03 tA05",
+];
+
+/// Ids without a row, and why.
+const WITHOUT_A_ROW: &[(&str, &str)] = &[
+    ("tW01 tW02 tW03 tW06", "there is no status page yet; who may read the state is in `gates`"),
+    ("tI01 tI02 tI04", "nothing is intercepted yet"),
+    ("tA01 tA03 tA05", "the token is not refreshed by the sidecar yet"),
+];
+
+/// Rows that run at once, where none of them waits.
+const AT_ONCE: usize = 4;
+
+fn all_rows() -> Vec<Row> {
+    let groups = [
+        host::rows,
+        browser::rows,
+        path::rows,
+        framing::rows,
+        upstream::rows,
+        cache::rows,
+        env_file::rows,
+        token_life::rows,
+        leakage::rows,
+        ports::rows,
+        config::rows,
+        shutdown::rows,
+    ];
+    groups.iter().flat_map(|rows| rows()).collect()
+}
+
+/// The rows of a kind that can be tried here.
+fn rows_of(kind: Kind) -> impl Iterator<Item = Row> {
+    let can_be_tried = |row: &Row| cfg!(target_os = "linux") || !row.needs_linux;
+    all_rows().into_iter().filter(move |row| row.kind == kind && can_be_tried(row))
+}
+
+#[tokio::test]
+async fn the_rows_that_do_not_wait_hold() {
+    run(rows_of(Kind::Quick), AT_ONCE).await;
+}
+
+/// They begin together, so that all take as long as the longest of them.
+#[tokio::test]
+async fn the_rows_that_wait_for_a_stated_time_hold() {
+    run(rows_of(Kind::Waits), Semaphore::MAX_PERMITS).await;
+}
+
+#[test]
+fn every_id_of_the_policy_has_a_row_or_a_reason() {
+    fn each<'a>(groups: impl IntoIterator<Item = &'a str>) -> BTreeSet<&'a str> {
+        groups.into_iter().flat_map(|group| group.split(' ')).collect()
+    }
+    let rows = all_rows();
+    let with = each(rows.iter().map(|row| row.id));
+    let without = each(WITHOUT_A_ROW.iter().map(|(ids, _)| *ids));
+    assert!(with.is_disjoint(&without), "some have both");
+    assert_eq!(&with | &without, each(IDS));
+}
