@@ -6,6 +6,7 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
 
+use super::ids::random_id;
 use super::oidc::{Issuer, Rejection};
 use super::world::{Connector, World};
 
@@ -219,14 +220,4 @@ fn percent_decode(segment: &str) -> String {
         });
     }
     String::from_utf8_lossy(&decoded).into_owned()
-}
-
-/// `prefix_` and `length` random letters and digits.
-pub(super) fn random_id(prefix: &str, length: usize) -> String {
-    const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
-    let mut bytes = vec![0; length];
-    // Without randomness the ids are merely alike.
-    let _ = getrandom::fill(&mut bytes);
-    let id: String = bytes.iter().map(|b| char::from(ALPHABET[usize::from(*b) % ALPHABET.len()])).collect();
-    if prefix.is_empty() { id } else { format!("{prefix}_{id}") }
 }

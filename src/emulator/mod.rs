@@ -9,6 +9,7 @@ mod account;
 mod admin;
 pub mod connect;
 pub mod fault;
+mod ids;
 pub mod oidc;
 mod wire;
 pub mod world;

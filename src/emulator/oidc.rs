@@ -101,7 +101,7 @@ impl Issuer {
         Ok(Self {
             signing: EncodingKey::from_rsa_pem(key.serialize_pem().as_bytes()).map_err(|e| e.to_string())?,
             verifying: DecodingKey::from_rsa_der(key.public_key_raw()),
-            key_id: super::connect::random_id("key", 12),
+            key_id: super::ids::random_id("key", 12),
         })
     }
 
@@ -125,7 +125,7 @@ impl Issuer {
             iat,
             nbf: iat,
             exp: iat + life.as_secs(),
-            jti: super::connect::random_id("jti", 12),
+            jti: super::ids::random_id("jti", 12),
             owner,
             owner_id,
             project,

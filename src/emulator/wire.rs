@@ -127,7 +127,7 @@ async fn answer(
                     .headers_mut()
                     .insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
             }
-            let id = format!("dev1::{}", super::connect::random_id("", 20));
+            let id = format!("dev1::{}", super::ids::random_id("", 20));
             if let Ok(id) = HeaderValue::try_from(id) {
                 response.headers_mut().insert("x-vercel-id", id);
             }

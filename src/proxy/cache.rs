@@ -7,7 +7,8 @@
 //! those already waiting and never stored, save a 429, which is held for its `Retry-After`. Nothing goes to disk.
 //! Rules: interface.md section 3.
 
-use std::borrow::Cow;
+mod grant;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::hash::BuildHasher;
@@ -17,10 +18,10 @@ use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
 use lru::{DefaultHasher, LruCache};
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
+
+use grant::{Grant, Names, could_be_among, hold_time};
 
 use super::error::{Code, RequestError};
 use super::key::{Asked, Key, Subject};
@@ -28,10 +29,6 @@ use super::reply::{Answer, HitHeaders};
 use crate::clock::{Clock, Timestamp};
 use crate::identity::{Identity, Principal};
 
-/// A 429 is held no longer than this.
-const MAX_HOLD: Duration = Duration::from_secs(60);
-/// A 429 without a readable `Retry-After` is held for this long.
-const DEFAULT_HOLD: Duration = Duration::from_secs(1);
 /// A larger answer is not stored, in bytes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// All stored answers together, in bytes.
@@ -203,10 +200,6 @@ struct Hold {
     since: Timestamp,
     until: Timestamp,
 }
-
-/// What a connector is called: as it was asked for, by id, by uid.
-#[derive(Debug, Clone, Default)]
-struct Names(Vec<String>);
 
 /// Nothing may be served; `forced` if that is because a fresh token is wanted.
 struct Miss {
@@ -623,86 +616,6 @@ impl Entry {
             self.given.push_back(client);
         }
     }
-}
-
-impl Names {
-    fn shown(&self) -> &str {
-        self.0.iter().find(|name| !is_id(name)).or(self.0.first()).map_or("", String::as_str)
-    }
-}
-
-/// Connectors have an opaque id besides their uid (connect-contract.md section 1).
-fn is_id(name: &str) -> bool {
-    name.starts_with("scl_")
-}
-
-/// Whether a flight for `connector` may concern one of `aliases`, the names of one connector. An id and a uid may be
-/// the same connector unless the names of both kinds are known.
-fn could_be_among(connector: &str, aliases: &HashSet<String>) -> bool {
-    aliases.contains(connector) || !aliases.iter().any(|alias| is_id(alias) == is_id(connector))
-}
-
-/// What a token answer says about itself.
-struct Grant {
-    expires_at: Timestamp,
-    id: Option<String>,
-    uid: Option<String>,
-}
-
-impl Grant {
-    /// Reads an answer that may be stored: 200, a non-empty string `token`, a finite number `expiresAt`.
-    fn read(answer: &Answer) -> Option<Self> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct TokenResponse<'a> {
-            #[serde(borrow)]
-            token: Cow<'a, str>,
-            expires_at: f64,
-            #[serde(borrow)]
-            connector: Option<&'a RawValue>,
-        }
-        #[derive(Default, Deserialize)]
-        struct Connector {
-            id: Option<String>,
-            uid: Option<String>,
-        }
-        if answer.status != StatusCode::OK {
-            return None;
-        }
-        let response: TokenResponse<'_> = serde_json::from_slice(&answer.body).ok()?;
-        // Nobody promises these names: an answer without them is stored under the one it was asked for by.
-        let connector = response.connector.and_then(|raw| serde_json::from_str::<Connector>(raw.get()).ok());
-        let Connector { id, uid } = connector.unwrap_or_default();
-        (!response.token.is_empty() && response.expires_at.is_finite() && response.expires_at > 0.0).then(|| Self {
-            expires_at: Timestamp::from_millis(response.expires_at as u64),
-            id,
-            uid,
-        })
-    }
-
-    fn names(self, asked: &str) -> Names {
-        let mut names = vec![asked.to_owned()];
-        for name in [self.uid, self.id].into_iter().flatten() {
-            if !names.contains(&name) {
-                names.push(name);
-            }
-        }
-        Names(names)
-    }
-}
-
-/// How long a 429 is held: seconds or an HTTP date, at most a minute, one second where it cannot be read.
-fn hold_time(retry_after: Option<&str>, now: Timestamp) -> Duration {
-    let Some(text) = retry_after.map(str::trim) else { return DEFAULT_HOLD };
-    let asked = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
-        Duration::from_secs(text.parse().unwrap_or(u64::MAX))
-    } else {
-        match httpdate::parse_http_date(text) {
-            Ok(date) => Timestamp::from(date).since(now),
-            Err(_) => DEFAULT_HOLD,
-        }
-    };
-    asked.min(MAX_HOLD)
 }
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("proxy::resolver", ""),
     ("proxy::admission", "proxy::error proxy::reply"),
     ("proxy::cache", "clock identity proxy::error proxy::key proxy::reply"),
+    ("proxy::cache::grant", "clock proxy::reply"),
     ("proxy::key", "identity"),
     ("proxy::body", "proxy::error proxy::reply"),
     ("proxy::guard", "proxy::error"),

@@ -197,7 +197,7 @@ impl World {
         let (outcome, role) = match fetched {
             Fetched::Found(Found::Hit { answer, .. }) => (Ok(answer.clone()), None),
             Fetched::Found(Found::Held { outcome, left, .. }) => {
-                assert!(!left.is_zero() && *left <= MAX_HOLD);
+                assert!(!left.is_zero() && *left <= grant::MAX_HOLD);
                 (outcome.clone(), None)
             }
             Fetched::Landed(role, landed) => (landed.outcome.clone(), Some(*role)),
