@@ -292,7 +292,9 @@ async fn under_an_expired_credential_a_good_token_is_served_to_those_who_do_not_
     let other = stage.token(USER).send().await;
     assert_eq!((other.status, other.code().as_str()), (503, "oidc_token_expired"));
     let hit = stage.token(APP).send().await;
-    assert_eq!((hit.cache_status(), hit.token()), ("connect-sidecar; hit; ttl=129570", token));
+    assert_eq!((hit.cache_status(), hit.token()), ("connect-sidecar; hit; ttl=129570", token.clone()));
+    let respelled = stage.token(&format!(" {APP}")).send().await;
+    assert_eq!((respelled.status, respelled.token()), (200, token));
     assert_eq!(stage.paid(), 1);
 }
 

@@ -212,8 +212,12 @@ async fn what_holds_a_third_partys_token_or_too_much_is_never_stored() {
     let bench = Bench::new(limits());
     let exchange = bench.ask("slack/acme", r#"{"subject":{"type":"token","token":"x"}}"#);
     assert_eq!(told(bench.get(exchange, token("a", 3600)).await).0, "Led, not stored");
-    let long = token(&"x".repeat(64 * 1024), 3600);
-    assert_eq!(told(bench.get(bench.plain(), long).await).0, "Led, not stored");
+    let empty = token("", 3600).body.len();
+    for (body_length, how) in [(64 * 1024, "Led, stored for 3570 s"), (64 * 1024 + 1, "Led, not stored")] {
+        let bench = Bench::new(limits());
+        let long = token(&"x".repeat(body_length - empty), 3600);
+        assert_eq!(told(bench.get(bench.plain(), long).await).0, how);
+    }
 }
 
 #[tokio::test]
@@ -413,10 +417,48 @@ async fn all_answers_together_are_bounded() {
     for n in 0..80 {
         bench.get(bench.ask(&format!("c/{n}"), "{}"), token(&"x".repeat(60_000), 3600)).await;
     }
+    let counted = || {
+        let inner = bench.cache.lock();
+        let actual: usize = inner.entries.iter().map(|(_, entry)| entry.answer.body.len()).sum();
+        assert_eq!(inner.bytes, actual);
+        actual
+    };
+    let full = counted();
+    assert!(full <= MAX_TOTAL_BYTES && full > MAX_TOTAL_BYTES - 70_000, "{full}");
+    // What is replaced, evicted or dropped for want of entries is counted off.
+    let forced = Ask { forced: true, ..bench.ask("c/79", "{}") };
+    bench.get(forced, token("short", 3600)).await;
+    assert!(counted() < full - 50_000);
+    assert!(bench.cache.evict("slack/acme") > 0);
+    assert_eq!(counted(), 0);
+}
+
+#[tokio::test]
+async fn what_is_dropped_for_want_of_entries_is_counted_off() {
+    let bench = Bench::new(Limits { max_entries: NonZeroUsize::MIN, ..limits() });
+    for n in 0..3 {
+        bench.get(bench.ask(&format!("c/{n}"), "{}"), token("same", 3600)).await;
+    }
     let inner = bench.cache.lock();
     let actual: usize = inner.entries.iter().map(|(_, entry)| entry.answer.body.len()).sum();
-    assert_eq!(inner.bytes, actual);
-    assert!(actual <= MAX_TOTAL_BYTES && actual > MAX_TOTAL_BYTES - 70_000, "{actual}");
+    assert_eq!((inner.entries.len(), inner.bytes), (1, actual));
+}
+
+#[tokio::test]
+async fn a_spelling_that_holds_somebodys_token_or_is_long_is_not_kept() {
+    let bench = Bench::new(limits());
+    let path = "/v1/connect/token/slack%2Facme";
+    let plain = |length: usize| format!(r#"{{"a":"{}"}}"#, "x".repeat(length - 8));
+    for (body, is_kept) in [
+        (r#"{"subject":{"type":"token","token":"x"}}"#.to_owned(), false),
+        (plain(MAX_SPELLING_BYTES), true),
+        (plain(MAX_SPELLING_BYTES + 1), false),
+        (plain(MAX_SPELLING_BYTES + 2), false),
+    ] {
+        bench.cache.remember(&bench.identity, path, body.as_bytes(), bench.ask("slack/acme", &body).asked);
+        let found = bench.cache.find_spelled(&bench.identity, path, body.as_bytes(), false, None);
+        assert_eq!(matches!(found, Spelled::Known(_)), is_kept, "{} bytes", body.len());
+    }
 }
 
 #[tokio::test]
