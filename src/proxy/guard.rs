@@ -569,6 +569,11 @@ mod tests {
     }
 
     #[test]
+    fn the_key_is_never_shown() {
+        assert_eq!(format!("{:?}", Key::new("secret".into())), "[redacted]");
+    }
+
+    #[test]
     fn the_first_failure_answers() {
         let all_wrong = [("transfer-encoding", "gzip"), ("host", "evil:1"), ("origin", "null"), ("via", "x")];
         let expected = ["bad_framing", "host_not_allowed", "browser_request_refused", "forwarded_request_refused"];
