@@ -569,6 +569,17 @@ mod tests {
     }
 
     #[test]
+    fn credentials_of_the_apps_own_are_noticed() {
+        let has = |extra: &[(&str, &str)]| {
+            check(&request(extra), LOOPBACK, &Policy::default()).expect("good").has_credentials
+        };
+        for name in ["authorization", "cookie", "proxy-authorization"] {
+            assert!(has(&[(name, "x")]), "{name}");
+        }
+        assert!(!has(&[("accept", "x")]));
+    }
+
+    #[test]
     fn the_key_is_never_shown() {
         assert_eq!(format!("{:?}", Key::new("secret".into())), "[redacted]");
     }
