@@ -569,6 +569,38 @@ mod tests {
     }
 
     #[test]
+    fn our_own_page_may_ask_with_the_key_and_nobody_elses() {
+        let policy = Policy { key: Some(Key::new("secret".into())), ..Policy::default() };
+        let (key, own) = (("sidecar-key", "secret"), ("sec-fetch-site", "same-origin"));
+        for (path, extra, expected) in [
+            ("/_sidecar/v1/status", &[own, key][..], "ok"),
+            ("/_sidecar/v1/status", &[own], "key_required"),
+            ("/_sidecar/v1/status", &[("sec-fetch-site", "cross-site"), key], "browser_request_refused"),
+            ("/_sidecar/v1/status", &[own, own, key], "browser_request_refused"),
+            ("/_sidecar/v1/status", &[own, key, ("origin", "http://127.0.0.1:2774")], "browser_request_refused"),
+            ("/v1/connect/token/x", &[own, key], "browser_request_refused"),
+        ] {
+            let mut parts = request(extra);
+            parts.uri = path.parse().expect("a path");
+            assert_eq!(verdict(&parts, &policy), expected, "{path} {extra:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_browsers_question_before_a_request_is_a_preflight() {
+        let ask = ("access-control-request-method", "POST");
+        for (method, extra, expected) in [
+            (Method::OPTIONS, &[ask][..], "browser_request_refused"),
+            (Method::OPTIONS, &[], "ok"),
+            (Method::POST, &[ask], "ok"),
+        ] {
+            let mut parts = request(extra);
+            parts.method = method;
+            assert_eq!(verdict(&parts, &Policy::default()), expected, "{} {extra:?}", parts.method);
+        }
+    }
+
+    #[test]
     fn credentials_of_the_apps_own_are_noticed() {
         let has = |extra: &[(&str, &str)]| {
             check(&request(extra), LOOPBACK, &Policy::default()).expect("good").has_credentials
