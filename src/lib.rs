@@ -30,6 +30,7 @@ pub mod emulator;
 pub mod hardening;
 pub mod identity;
 pub mod logging;
+pub mod private_dir;
 pub mod proxy;
 pub mod safe_read;
 pub mod server;
