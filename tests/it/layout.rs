@@ -56,6 +56,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("clock", ""),
     ("hardening", ""),
     ("logging", "clock"),
+    ("intercept", "clock private_dir tls"),
     ("private_dir", ""),
     ("safe_read", ""),
     ("tls", ""),

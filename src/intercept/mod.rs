@@ -1,0 +1,4 @@
+//! Interception.
+
+pub mod ca;
+mod leaf;
