@@ -29,6 +29,7 @@ pub mod demo;
 pub mod emulator;
 pub mod hardening;
 pub mod identity;
+pub mod instance_key;
 pub mod logging;
 pub mod proxy;
 pub mod safe_read;
