@@ -31,6 +31,7 @@ pub mod hardening;
 pub mod identity;
 pub mod instance_key;
 pub mod logging;
+pub mod private_dir;
 pub mod proxy;
 pub mod safe_read;
 pub mod server;

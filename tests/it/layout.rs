@@ -24,7 +24,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("server::peer", ""),
     ("server::refusals", ""),
     ("server::stream", "server::connections"),
-    ("server::unix_socket", ""),
+    ("server::unix_socket", "private_dir"),
     ("status", "clock identity proxy::cache proxy::stats"),
     ("status::instance", "safe_read"),
     ("status::metrics", "clock proxy::stats"),
@@ -57,6 +57,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("hardening", ""),
     ("instance_key", ""),
     ("logging", "clock"),
+    ("private_dir", ""),
     ("safe_read", ""),
     ("tls", ""),
 ];
