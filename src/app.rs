@@ -19,9 +19,9 @@ use crate::clock::Clock;
 use crate::config::{Auth, Config};
 use crate::identity::watch::EnvFileWatch;
 use crate::identity::{Credential, Identity, Reloader, State, expiry};
+use crate::instance_key::Key;
 use crate::proxy::Proxy;
 use crate::proxy::cache::Cache;
-use crate::proxy::guard::Key;
 use crate::proxy::stats::Stats;
 use crate::proxy::upstream::Upstream;
 use crate::server::Server;
@@ -130,11 +130,11 @@ impl App {
             (None, None) => watch::Sender::new(Arc::new(Identity::first(State::Missing))).subscribe(),
         };
 
-        let key = instance::new_key().map_err(StartupError::Key)?;
+        let key = Key::random().map_err(StartupError::Key)?;
         let instance = Instance {
             pid: std::process::id(),
             url: format!("http://{addr}"),
-            key: key.clone(),
+            key: key.text().to_owned(),
             project: config.project.display().to_string(),
         };
         let instance_file = match config.state_dir {
@@ -177,7 +177,7 @@ impl App {
             tasks: tasks.clone(),
         };
         let mut policy = config.policy;
-        policy.key = Some(Key::new(key));
+        policy.key = Some(key);
         if !policy.allowed_hosts.is_empty() && !policy.require_key {
             warn!("--allowed-host lets in whoever can send that Host: consider --require-key");
         }

@@ -29,6 +29,7 @@ pub mod demo;
 pub mod emulator;
 pub mod hardening;
 pub mod identity;
+pub mod instance_key;
 pub mod intercept;
 pub mod logging;
 pub mod private_dir;

@@ -15,13 +15,14 @@ pub mod unix_socket;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use connections::{Connections, Open, Place};
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
@@ -227,7 +228,7 @@ impl Server {
         let (head, body) = request.into_parts();
         let (admitted, outcome) = match self.admit(&head, caller) {
             Ok(admitted) => {
-                let outcome = self.route(&head, body, &admitted, caller.place).await;
+                let outcome = self.route(&head, body, &admitted, caller).await;
                 (admitted, outcome)
             }
             Err(refusal) => (Admitted::default(), Err(refusal)),
@@ -272,14 +273,22 @@ impl Server {
         reply::error(error)
     }
 
+    /// The answer to the caller's nonce, if it sends one (trust-policy.md S5).
+    fn proof(&self, head: &Parts, entrance: Entrance) -> Option<HeaderValue> {
+        let (Entrance::Loopback(port), Some(key)) = (entrance, &self.policy.key) else { return None };
+        let nonce = head.headers.get(NONCE_HEADER)?.as_bytes();
+        let is_fit = NONCE_BYTES.contains(&nonce.len());
+        is_fit.then(|| key.proof(port, nonce))?.try_into().ok()
+    }
+
     async fn route(
         &self,
         head: &Parts,
         body: Incoming,
         admitted: &Admitted,
-        place: &Place,
+        caller: Caller<'_>,
     ) -> Result<Reply, RequestError> {
-        if self.connections.is_overloaded_by(place) && !guard::is_health(head.uri.path()) {
+        if self.connections.is_overloaded_by(caller.place) && !guard::is_health(head.uri.path()) {
             return Err(overloaded());
         }
         if head.method == Method::OPTIONS && admitted.origin.is_some() {
@@ -287,7 +296,12 @@ impl Server {
         }
         match head.uri.path() {
             path if path.starts_with("/v1/") => self.proxy.handle(head, body).await,
-            "/healthz" => read_only(head).map(|()| reply::own(StatusCode::OK, JSON, r#"{"status":"ok"}"#)),
+            "/healthz" => {
+                read_only(head)?;
+                let mut reply = reply::own(StatusCode::OK, JSON, r#"{"status":"ok"}"#);
+                reply.headers_mut().extend(self.proof(head, caller.entrance).map(|proof| (PROOF_HEADER, proof)));
+                Ok(reply)
+            }
             "/readyz" => {
                 read_only(head)?;
                 self.status.readiness().map_err(|problem| self.proxy.no_credential(&problem))?;
@@ -321,6 +335,12 @@ impl Server {
         }
     }
 }
+
+/// Carries a nonce of 16 to 64 bytes: whoever is about to send the key asks first who answers at the port.
+pub const NONCE_HEADER: HeaderName = HeaderName::from_static("sidecar-nonce");
+/// Carries the proof that this instance answers.
+pub const PROOF_HEADER: HeaderName = HeaderName::from_static("sidecar-proof");
+const NONCE_BYTES: RangeInclusive<usize> = 16..=64;
 
 /// Who asks, on which connection.
 #[derive(Clone, Copy)]

@@ -1,15 +1,13 @@
 //! The running instance's own file: where it listens, and the key that proves that one may read it.
 //!
 //! `<state dir>/<port>.json`, mode 0600 in a directory 0700, written whole or not at all, removed at the end if it is
-//! still ours. The key is made anew at each start and appears nowhere else.
+//! still ours. The key is nowhere else.
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -35,14 +33,6 @@ impl Instance {
         let pid = i32::try_from(self.pid).ok().filter(|pid| *pid > 0).map(Pid::from_raw);
         pid.is_some_and(|pid| kill(pid, None).is_ok())
     }
-}
-
-/// A fresh key: 32 random bytes.
-pub fn new_key() -> io::Result<String> {
-    let mut bytes = [0; 32];
-    // The system's own: the TLS library's generator takes some 60 ms to seed, and nobody waits for TLS at the start.
-    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
-    Ok(URL_SAFE_NO_PAD.encode(bytes))
 }
 
 /// The file of the instance on a port, there as long as this lives.
@@ -135,12 +125,5 @@ mod tests {
         let link = state.path().join("connect-sidecar");
         std::os::unix::fs::symlink(state.path(), &link).expect("a link");
         assert!(InstanceFile::write(&link, 1, instance(7)).is_err());
-    }
-
-    #[test]
-    fn keys_are_long_and_never_the_same() {
-        let (a, b) = (new_key().expect("a key"), new_key().expect("a key"));
-        assert_eq!(a.len(), 43);
-        assert_ne!(a, b);
     }
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &str)] = &[
     ("main", "app cli clock config demo emulator hardening identity logging server::unix_socket"),
     ("demo", "cli clock config emulator emulator::*"),
-    ("app", "clock config identity identity::* proxy proxy::* server server::* status status::*"),
+    ("app", "clock config identity identity::* instance_key proxy proxy::* server server::* status status::*"),
     // Settings are read into the options of the parts that they are for.
     ("config", "cli logging proxy::cache proxy::guard proxy::resolver proxy::upstream"),
     ("config::sources", "cli config proxy::error safe_read"),
@@ -40,7 +40,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("proxy::cache::grant", "clock proxy::reply"),
     ("proxy::key", "identity"),
     ("proxy::body", "proxy::error proxy::reply"),
-    ("proxy::guard", "proxy::error"),
+    ("proxy::guard", "instance_key proxy::error"),
     ("proxy::reply", "proxy::error"),
     ("proxy::route", "proxy::error"),
     ("proxy::coach", ""),
@@ -55,6 +55,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("cli", ""),
     ("clock", ""),
     ("hardening", ""),
+    ("instance_key", ""),
     ("logging", "clock"),
     ("intercept", "clock private_dir tls"),
     ("private_dir", ""),
