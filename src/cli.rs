@@ -65,6 +65,10 @@ pub struct GlobalArgs {
     /// Accept requests from pages of this origin; repeatable
     #[arg(long = "allowed-origin", global = true, value_name = "ORIGIN")]
     pub allowed_origins: Vec<String>,
+    /// Pass the OIDC token on to this host, for apps that have only a placeholder; ORIGIN says where it is; repeatable,
+    /// replaces the built-in list
+    #[arg(long = "bearer-host", global = true, value_name = "HOST[/PATH][=ORIGIN]")]
+    pub bearer_hosts: Vec<String>,
     /// Accept requests that another proxy passes on
     #[arg(long, global = true)]
     pub allow_forwarded: bool,

@@ -21,6 +21,7 @@ use crate::cli::GlobalArgs;
 use crate::logging;
 use crate::proxy::cache::Limits;
 use crate::proxy::guard::{self, Policy};
+use crate::proxy::hosts::Hosts;
 use crate::proxy::resolver::Names;
 use crate::proxy::upstream;
 pub use sources::Environment;
@@ -58,6 +59,8 @@ pub struct Config {
     pub allowed_connectors: Option<BTreeSet<String>>,
     /// The way to Connect.
     pub upstream: upstream::Options,
+    /// The hosts that are Vercel's.
+    pub hosts: Hosts,
     /// Who may ask; the key is added at the start.
     pub policy: Policy,
     /// Where the state of running instances is kept, if there is a place.
@@ -119,6 +122,7 @@ impl Config {
             team_id: s.get("team_id", values::team_id),
             use_env_proxy: s.get("use_env_proxy", values::boolean).unwrap_or_default(),
         };
+        let hosts = s.get("bearer_hosts", values::bearer_hosts).unwrap_or_default();
         let policy = Policy {
             allowed_hosts: s.get("allowed_hosts", values::hosts).unwrap_or_default(),
             allowed_origins: s.get("allowed_origins", values::origins).unwrap_or_default(),
@@ -165,6 +169,7 @@ impl Config {
             project: s.project().to_owned(),
             cache,
             upstream,
+            hosts,
             policy,
             auth: match auth {
                 Some(auth) => auth,

@@ -150,6 +150,7 @@ fn refuse_useless_flags(args: &GlobalArgs) -> Result<(), ConfigError> {
         ("--upstream-ca", args.upstream_ca.is_some()),
         ("--auth", args.auth.is_some()),
         ("--team-id", args.team_id.is_some()),
+        ("--bearer-host", !args.bearer_hosts.is_empty()),
         ("--use-env-proxy", args.use_env_proxy),
         ("--require-key", args.require_key),
         ("--dangerously-listen-on-network", args.dangerously_listen_on_network.is_some()),

@@ -104,6 +104,7 @@ fn without_any_setting_the_defaults_of_the_interface_hold() {
     assert_eq!(config.upstream.origin, "https://api.vercel.com");
     assert_eq!((config.upstream.team_id.as_deref(), config.upstream.use_env_proxy), (None, false));
     assert!(config.upstream.extra_roots.is_empty());
+    assert_eq!(config.hosts, Hosts::default());
     assert!(config.policy.allowed_hosts.is_empty() && config.policy.allowed_origins.is_empty());
     assert!(!config.policy.allow_forwarded && !config.policy.require_key);
     assert_eq!((config.unix_socket, config.network), (None, None));
@@ -177,6 +178,7 @@ fn every_flag_has_a_variable_of_its_name_that_means_the_same() {
         ("team-id", "team_1"),
         ("allowed-host", "dev.test:2774"),
         ("allowed-origin", "http://localhost:3000"),
+        ("bearer-host", "ai.example=http://127.0.0.1:1"),
         ("allow-forwarded", "1"),
         ("require-key", "true"),
         ("unix-socket", "run/sidecar.sock"),
@@ -222,6 +224,7 @@ fn what_could_redirect_a_credential_or_widen_access_is_refused_in_a_projects_fil
         ("team_id", "\"team_1\""),
         ("allowed_hosts", "[\"dev.test\"]"),
         ("allowed_origins", "[\"http://localhost:3000\"]"),
+        ("bearer_hosts", "[\"ai.example\"]"),
         ("allow_forwarded", "false"),
         ("require_key", "false"),
         ("unix_socket", "\"sidecar.sock\""),
@@ -489,6 +492,8 @@ fn a_value_of_the_wrong_type_is_a_mistake_that_says_what_is_expected() {
         ("allowed_origins = [\"*\"]", "allowed_origins: expected an origin"),
         ("allowed_origins = [\"null\"]", "allowed_origins: expected an origin"),
         ("allowed_origins = [\"http://a/\"]", "allowed_origins: expected an origin"),
+        ("bearer_hosts = [\"vercel.com\"]", "bearer_hosts: expected a host such as"),
+        ("bearer_hosts = [\"a.b=http://c.d\"]", "bearer_hosts: expected https"),
         ("allow_forwarded = \"true\"", "allow_forwarded: expected true or false"),
         ("require_key = 1", "require_key: expected true or false"),
         ("unix_socket = true", "unix_socket: expected a string"),
@@ -616,6 +621,31 @@ fn plain_http_upstream_is_taken_for_a_loopback_literal_only() {
                 assert!(error.to_string().starts_with("--upstream: expected "), "{error}");
             }
         }
+    }
+}
+
+#[test]
+fn bearer_hosts_replace_the_list_and_say_where_they_are_as_upstream_does() {
+    let machine = || Machine::new().given_file("bearer_hosts = [\"given.example\"]");
+    let variable = machine().variable("CONNECT_SIDECAR_BEARER_HOST", "AI.example/v1=http://[::1]:8, *.queue.example");
+    let flags = machine().flags(&["--bearer-host", "a.example=https://b.example", "--bearer-host", "c.example"]);
+    let none = machine().variable("CONNECT_SIDECAR_BEARER_HOST", "");
+    for (machine, expected) in [
+        (machine(), &[("given.example", None)][..]),
+        (variable, &[("ai.example/v1", Some("http://[::1]:8/")), ("*.queue.example", None)]),
+        (flags, &[("a.example", Some("https://b.example/")), ("c.example", None)]),
+        (none, &[]),
+    ] {
+        let hosts = machine.load().hosts;
+        let hosts: Vec<_> =
+            hosts.bearers().iter().map(|host| (host.to_string(), host.origin.as_ref().map(Uri::to_string))).collect();
+        let hosts: Vec<_> = hosts.iter().map(|(host, origin)| (host.as_str(), origin.as_deref())).collect();
+        assert_eq!(hosts, expected);
+    }
+    for origin in ["http://localhost:8", "http://a.example", "https://a.example/v1", "https://u@a.example", "a.example"]
+    {
+        let machine = Machine::new().flags(&["--bearer-host", &format!("ai.example={origin}")]);
+        assert!(matches!(&*machine.mistakes(), [one] if one.starts_with("--bearer-host: expected ")), "{origin}");
     }
 }
 

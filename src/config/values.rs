@@ -14,6 +14,7 @@ use tracing::Level;
 use super::sources::{Raw, Value};
 use crate::logging::Format;
 use crate::proxy::guard::AllowedHost;
+use crate::proxy::hosts::{BearerHost, Hosts};
 use crate::tls;
 
 /// What is expected instead.
@@ -152,10 +153,14 @@ pub(super) fn team_id(value: &Value) -> Parsed<String> {
     if plain { Ok(id.to_owned()) } else { expected("a team id such as team_abc123") }
 }
 
-/// An origin; plain HTTP only for a loopback address, written as such.
 pub(super) fn upstream(value: &Value) -> Parsed<Uri> {
+    server(text(value)?)
+}
+
+/// An origin; plain HTTP only for a loopback address, written as such.
+fn server(text: &str) -> Parsed<Uri> {
     let what = "an origin such as https://api.vercel.com";
-    let uri: Uri = text(value)?.parse().or_else(|_| expected(what))?;
+    let uri: Uri = text.parse().or_else(|_| expected(what))?;
     let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else { return expected(what) };
     if uri.path() != "/" || uri.query().is_some() || authority.as_str().contains('@') {
         return expected("an origin without user, path or query, such as https://api.vercel.com");
@@ -201,6 +206,20 @@ fn host(text: &str) -> Parsed<AllowedHost> {
         return expected(what);
     }
     Ok(AllowedHost { name: name.to_ascii_lowercase(), port })
+}
+
+pub(super) fn bearer_hosts(value: &Value) -> Parsed<Hosts> {
+    let bearer_host = |item: &String| {
+        let (host, origin) = item.split_once('=').map_or((item.as_str(), None), |(host, origin)| (host, Some(origin)));
+        let what = "a host such as ai-gateway.vercel.sh or *.vercel-queue.com, with a path where only that takes the \
+                    token, as in vercel.com/api/blob, and =ORIGIN where the host is to be found elsewhere";
+        let host = BearerHost::parse(host).map_or_else(|| expected(what), Ok)?;
+        match origin {
+            None => Ok(host),
+            Some(origin) => server(origin).map(|origin| host.at(origin)),
+        }
+    };
+    list(value)?.iter().map(bearer_host).collect::<Parsed<_>>().map(Hosts::new)
 }
 
 pub(super) fn origins(value: &Value) -> Parsed<Vec<String>> {

@@ -5,6 +5,7 @@
 
 pub mod env_file;
 pub mod expiry;
+pub mod placeholder;
 pub mod succession;
 pub mod watch;
 
@@ -74,6 +75,9 @@ pub struct Claims {
     pub environment: Option<String>,
     /// The Vercel user that a development token was issued to.
     pub user_id: Option<String>,
+    /// A text or a list of them.
+    #[serde(default)]
+    aud: serde_json::Value,
     #[serde(default)]
     exp: serde_json::Value,
     #[serde(default)]

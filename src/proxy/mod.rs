@@ -10,6 +10,7 @@ pub mod cache;
 pub mod coach;
 pub mod error;
 pub mod guard;
+pub mod hosts;
 pub mod key;
 mod pool;
 pub mod reply;

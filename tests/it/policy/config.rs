@@ -56,6 +56,8 @@ pub fn rows() -> Vec<Row> {
             let taking = ended.stdout.lines().filter(|line| line.trim_start().starts_with('-') && line.contains('<'));
             let taking: Vec<_> = taking.map(str::to_lowercase).collect();
             assert!(taking.len() > 10, "{}", ended.stdout);
+            // This one takes a host.
+            let taking: Vec<_> = taking.iter().map(|line| line.replace("--bearer-host", "--host")).collect();
             for word in ["token", "secret", "password", "key", "bearer"] {
                 let option = |line: &&String| {
                     line.split("  ").find(|part| part.contains("--")).is_some_and(|o| o.contains(word))

@@ -1,0 +1,336 @@
+//! Which hosts are Vercel's: Connect's API, and the bearer hosts, to which the real OIDC token goes in place of the
+//! placeholder. Pure.
+//!
+//! A bearer host is one that a package of Vercel's sends `VERCEL_OIDC_TOKEN` to as its bearer. The list is fixed here and
+//! is only ever replaced by trusted configuration: whoever could add to it could have the token sent to himself.
+
+use std::fmt;
+
+use http::Uri;
+
+/// By what `@ai-sdk/gateway` 3.0.232, `@vercel/queue` 0.6.0, `@vercel/blob` 2.8.0 and `@vercel/sandbox` 3.5.0 do. The
+/// last two use `vercel.com/api`, which is all of Vercel's API: only what is theirs there is listed.
+const DEFAULT: [&str; 7] = [
+    "ai-gateway.vercel.sh",
+    "*.vercel-queue.com",
+    "vercel.com/api/blob",
+    "*.private.blob.vercel-storage.com",
+    "*.public.blob.vercel-storage.com",
+    "vercel.com/api/v2/sandboxes",
+    "vercel.com/api/v3/sandboxes",
+];
+
+/// Connect's API is below it.
+const VERCEL: &str = "vercel.com";
+
+/// A host, or a part of one, that takes the OIDC token as a bearer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BearerHost {
+    /// In lower case. `*.` at the beginning stands for any one label.
+    pattern: String,
+    /// The path, without a slash at its end, that it is or is below.
+    path: String,
+    /// Where it is, if not where its name says: `https`, or `http` on loopback.
+    pub origin: Option<Uri>,
+}
+
+/// As it is written in the settings, without the origin.
+impl fmt::Display for BearerHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.pattern, self.path)
+    }
+}
+
+impl BearerHost {
+    /// Reads `HOST[/PATH]`: a name of at least two labels, or `*.` before one, and a plain path. Of Vercel's API, whose
+    /// other paths the token opens, too, there must be a path.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (pattern, path) = text.split_at(text.find('/').unwrap_or(text.len()));
+        let path = path.strip_suffix('/').unwrap_or(path);
+        let name = pattern.strip_prefix("*.").unwrap_or(pattern);
+        let mut labels = name.split('.');
+        let has_labels = name.contains('.') && labels.all(is_label);
+        let is_address = name.ends_with(|last: char| last.is_ascii_digit());
+        let is_part =
+            |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~".contains(&b)) && !part.is_empty();
+        let has_parts = path.split('/').skip(1).all(|part| is_part(part) && !part.starts_with('.'));
+        let is_too_much = path.is_empty() && (name.eq_ignore_ascii_case(VERCEL) || is_connect(name));
+        (has_labels && !is_address && has_parts && !is_too_much).then(|| Self {
+            pattern: pattern.to_ascii_lowercase(),
+            path: path.to_owned(),
+            origin: None,
+        })
+    }
+
+    /// The same, found at `origin`.
+    pub fn at(self, origin: Uri) -> Self {
+        Self { origin: Some(origin), ..self }
+    }
+
+    /// The name that it has or is below.
+    fn name(&self) -> &str {
+        self.pattern.strip_prefix("*.").unwrap_or(&self.pattern)
+    }
+
+    fn is(&self, host: &str) -> bool {
+        match self.pattern.strip_prefix("*.") {
+            None => host.eq_ignore_ascii_case(&self.pattern),
+            Some(parent) => {
+                host.split_once('.').is_some_and(|(label, rest)| is_label(label) && rest.eq_ignore_ascii_case(parent))
+            }
+        }
+    }
+
+    /// Whether a raw path is its path or below it, however it is read: what could lead out of there for somebody who
+    /// decodes or normalises is not.
+    fn covers(&self, path: &str) -> bool {
+        let leads_out = || {
+            let path = path.to_ascii_lowercase();
+            ["/.", "\\", "%2f.", "%2e", "%5c", "%25"].iter().any(|way| path.contains(way))
+        };
+        let is_below = |rest: &str| rest.is_empty() || rest.starts_with('/');
+        self.path.is_empty() || (path.strip_prefix(&self.path).is_some_and(is_below) && !leads_out())
+    }
+}
+
+/// The hosts that are Vercel's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hosts {
+    bearers: Vec<BearerHost>,
+}
+
+impl Default for Hosts {
+    fn default() -> Self {
+        Self::new(DEFAULT.into_iter().filter_map(BearerHost::parse).collect())
+    }
+}
+
+impl Hosts {
+    /// Connect's API, and these bearer hosts.
+    pub fn new(bearers: Vec<BearerHost>) -> Self {
+        Self { bearers }
+    }
+
+    /// The bearer hosts.
+    pub fn bearers(&self) -> &[BearerHost] {
+        &self.bearers
+    }
+
+    /// Whether interception opens what goes to this host: Connect's API or a bearer host.
+    pub fn opens(&self, host: &str) -> bool {
+        is_connect(host) || self.bearers.iter().any(|bearer| bearer.is(host))
+    }
+
+    /// The names that all of them have or are below.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let is_vercel =
+            |name: &str| name.strip_suffix(VERCEL).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        let others = self.bearers.iter().map(BearerHost::name).filter(move |name| !is_vercel(name));
+        std::iter::once(VERCEL).chain(others)
+    }
+
+    /// The bearer host that a raw path on a host belongs to.
+    pub fn bearer(&self, host: &str, path: &str) -> Option<&BearerHost> {
+        self.bearers.iter().find(|bearer| bearer.is(host) && bearer.covers(path))
+    }
+}
+
+/// Whether a host is Connect's API: the global one, or that of a region.
+pub fn is_connect(host: &str) -> bool {
+    let host = host.to_ascii_lowercase();
+    let label = host.strip_suffix(VERCEL).and_then(|rest| rest.strip_suffix('.'));
+    label.is_some_and(|label| label == "api" || label.strip_prefix("api-").is_some_and(is_label))
+}
+
+fn is_label(label: &str) -> bool {
+    (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn hosts(texts: &[&str]) -> Hosts {
+        Hosts::new(texts.iter().map(|text| BearerHost::parse(text).expect("a bearer host")).collect())
+    }
+
+    fn is_bearer(hosts: &Hosts, host: &str, path: &str) -> bool {
+        hosts.bearer(host, path).is_some()
+    }
+
+    #[test]
+    fn connects_api_is_the_global_one_and_that_of_any_region() {
+        for host in ["api.vercel.com", "API.Vercel.COM", "api-iad1.vercel.com", "api-dev-1.vercel.com"] {
+            assert!(is_connect(host) && Hosts::default().opens(host), "{host}");
+            assert!(!is_bearer(&Hosts::default(), host, "/v1/connect/token/x"), "{host}");
+        }
+        for host in [
+            "vercel.com",
+            "api.vercel.com.",
+            "api.vercel.com.evil.example",
+            "api-.vercel.com",
+            "api-a.b.vercel.com",
+            "api-a_b.vercel.com",
+            "xapi.vercel.com",
+            "x.api.vercel.com",
+            "evilvercel.com",
+            "api.evilvercel.com",
+            "apivercel.com",
+            "api",
+            "",
+        ] {
+            assert!(!is_connect(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn the_default_bearer_hosts_are_what_vercels_packages_use() {
+        let hosts = Hosts::default();
+        let written: Vec<_> = hosts.bearers().iter().map(BearerHost::to_string).collect();
+        assert_eq!(written, DEFAULT);
+        for (host, path) in [
+            ("ai-gateway.vercel.sh", "/v3/ai/language-model"),
+            ("AI-Gateway.vercel.sh", "/"),
+            ("iad1.vercel-queue.com", "/api/v3/topic/orders"),
+            ("vercel.com", "/api/blob"),
+            ("vercel.com", "/api/blob/mpu"),
+            ("abc123.private.blob.vercel-storage.com", "/a/../b"),
+            ("abc123.public.blob.vercel-storage.com", "/a.txt"),
+            ("vercel.com", "/api/v2/sandboxes/sessions/x/cmd"),
+            ("vercel.com", "/api/v3/sandboxes"),
+        ] {
+            assert!(hosts.opens(host) && is_bearer(&hosts, host, path), "{host}{path}");
+        }
+        for (host, path) in [
+            ("x.ai-gateway.vercel.sh", "/"),
+            ("vercel.sh", "/"),
+            ("vercel-queue.com", "/"),
+            ("a.b.vercel-queue.com", "/"),
+            (".vercel-queue.com", "/"),
+            ("blob.vercel-storage.com", "/"),
+            ("x.blob.vercel-storage.com", "/"),
+            ("vercel.com", "/"),
+            ("vercel.com", "/api"),
+            ("vercel.com", "/api/blobs"),
+            ("vercel.com", "/api/v1/projects"),
+            ("api.vercel.com", "/v2/sandboxes"),
+            ("api.vercel.com", "/api/blob"),
+            ("evil.example", "/api/blob"),
+        ] {
+            assert!(!is_bearer(&hosts, host, path), "{host}{path}");
+        }
+        for host in ["www.vercel.com", "github.com", "vercel.sh", "127.0.0.1", "localhost", ""] {
+            assert!(!hosts.opens(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn no_reading_of_a_path_leads_out_of_the_one_that_is_listed() {
+        let hosts = Hosts::default();
+        for path in [
+            "/api/blob/..",
+            "/api/blob/../v9/projects",
+            "/api/blob/./../v9/projects",
+            "/api/blob/x/..;/../v9/projects",
+            "/api/blob/%2e%2e/v9/projects",
+            "/api/blob/%2E./v9/projects",
+            "/api/blob/.%2e/v9/projects",
+            "/api/blob/x%2f..%2f..%2fv9",
+            "/api/blob/x%2F../v9",
+            "/api/blob/..\\v9",
+            "/api/blob/%5c..%5cv9",
+            "/api/blob/%252e%252e/v9",
+            "/api/../api/blob",
+            "//api/blob",
+            "/API/blob",
+            "/api%2fblob",
+            "api/blob",
+            "",
+        ] {
+            assert!(!is_bearer(&hosts, "vercel.com", path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_bearer_host_is_a_name_and_at_most_a_plain_path() {
+        for (text, written) in [
+            ("ai.example", "ai.example"),
+            ("AI.Example/V1/", "ai.example/V1"),
+            ("*.queue.example", "*.queue.example"),
+            ("api.vercel.com/v1/ai", "api.vercel.com/v1/ai"),
+        ] {
+            assert_eq!(BearerHost::parse(text).expect(text).to_string(), written);
+        }
+        for text in [
+            "",
+            "*",
+            "*.",
+            "*.com",
+            "com",
+            "localhost",
+            "127.0.0.1",
+            "[::1]",
+            "a..b",
+            ".a.b",
+            "a.b.",
+            "a.*.b",
+            "a*.b.c",
+            "**.a.b",
+            "*.*.a.b",
+            "a.b:443",
+            "u@a.b",
+            "https://a.b",
+            "a.b//",
+            "a.b//x",
+            "a.b/../x",
+            "a.b/.",
+            "a.b/x?y",
+            "a.b/x#y",
+            "a.b/%78",
+            "a b.c",
+            "vercel.com",
+            "vercel.com/",
+            "VERCEL.com",
+            "*.vercel.com",
+            "api.vercel.com",
+            "api-iad1.vercel.com",
+            "a.b=c",
+        ] {
+            assert_eq!(BearerHost::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_names_are_vercels_own_and_those_of_the_others() {
+        let names = |hosts: &Hosts| hosts.names().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(
+            names(&Hosts::default()),
+            [
+                "vercel.com",
+                "ai-gateway.vercel.sh",
+                "vercel-queue.com",
+                "private.blob.vercel-storage.com",
+                "public.blob.vercel-storage.com"
+            ]
+        );
+        let hosts = hosts(&["x.vercel.com", "evilvercel.com", "*.example.com"]);
+        assert_eq!(names(&hosts), ["vercel.com", "evilvercel.com", "example.com"]);
+    }
+
+    proptest! {
+        #[test]
+        fn every_host_that_is_opened_has_a_name_that_is_named(host in "([a-z0-9-]{0,4}\\.){0,3}(vercel\\.(com|sh)|vercel-queue\\.com|a)") {
+            let hosts = Hosts::default();
+            let is_below = |name: &str| host.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+            prop_assert!(!hosts.opens(&host) || hosts.names().any(is_below));
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "\\PC{0,40}") {
+            if let Some(bearer) = BearerHost::parse(&text) {
+                prop_assert_eq!(BearerHost::parse(&bearer.to_string()), Some(bearer));
+            }
+        }
+    }
+}
