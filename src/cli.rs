@@ -30,6 +30,16 @@ pub enum Command {
         #[arg(long)]
         once: bool,
     },
+    /// The local CA, which the commands of `run` trust for Vercel's hosts and nobody else does
+    #[command(subcommand)]
+    Ca(CaCommand),
+}
+
+/// What to do with the local CA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum CaCommand {
+    /// Delete it; the next `run` makes another, and what runs now keeps it in memory until it ends
+    Remove,
 }
 
 /// Flags that any command takes.

@@ -50,6 +50,18 @@ impl Key {
         hmac::verify(&self.signing(), &statement(port, nonce), &tag).is_ok()
     }
 
+    /// The secret of a run of this name: who has it may use our interception. Nothing of it has to be remembered, and it
+    /// ends with the key.
+    pub fn run_secret(&self, run: &str) -> String {
+        URL_SAFE_NO_PAD.encode(hmac::sign(&self.signing(), &run_statement(run)))
+    }
+
+    /// Whether this is that run's secret.
+    pub fn is_run_secret(&self, run: &str, sent: &[u8]) -> bool {
+        let tag = URL_SAFE_NO_PAD.decode(sent).unwrap_or_default();
+        hmac::verify(&self.signing(), &run_statement(run), &tag).is_ok()
+    }
+
     fn signing(&self) -> hmac::Key {
         hmac::Key::new(hmac::HMAC_SHA256, self.0.as_bytes())
     }
@@ -58,6 +70,10 @@ impl Key {
 /// Anybody may have any nonce signed: the first line keeps the outcome from being anything else that the key derives.
 fn statement(port: u16, nonce: &[u8]) -> Vec<u8> {
     [format!("instance proof\n{port}\n").as_bytes(), nonce].concat()
+}
+
+fn run_statement(run: &str) -> Vec<u8> {
+    format!("run secret\n{run}").into_bytes()
 }
 
 impl fmt::Debug for Key {
@@ -88,6 +104,18 @@ mod tests {
         assert!(!Key::new("other".into()).is_proven_by(2774, b"nonce", proof.as_bytes()));
         for forged in ["", "x", &proof[1..]] {
             assert!(!key.is_proven_by(2774, b"nonce", forged.as_bytes()), "{forged}");
+        }
+    }
+
+    #[test]
+    fn a_runs_secret_is_of_this_key_and_this_run_and_no_proof() {
+        let key = Key::new("secret".into());
+        let secret = key.run_secret("r1");
+        assert!(key.is_run_secret("r1", secret.as_bytes()));
+        assert!(!key.is_run_secret("r2", secret.as_bytes()));
+        assert!(!Key::new("other".into()).is_run_secret("r1", secret.as_bytes()));
+        for forged in ["", "x", &secret[1..], key.text(), &key.proof(1, b"r1"), &key.proof(1, b"run secret\nr1")] {
+            assert!(!key.is_run_secret("r1", forged.as_bytes()), "{forged}");
         }
     }
 

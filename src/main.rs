@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use clap::Parser;
 use connect_sidecar::app::{App, StartupError};
-use connect_sidecar::cli::{Cli, Command, GlobalArgs};
+use connect_sidecar::cli::{CaCommand, Cli, Command, GlobalArgs};
 use connect_sidecar::clock::Clock;
-use connect_sidecar::config::{Config, ConfigError};
+use connect_sidecar::config::{self, Config, ConfigError};
 use connect_sidecar::demo::{Demo, DemoError};
 use connect_sidecar::identity::Reloader;
+use connect_sidecar::intercept::ca;
 use connect_sidecar::server::unix_socket::Problem;
 use connect_sidecar::{hardening, logging};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -76,6 +77,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         match cli.command.as_ref().unwrap_or(&Command::Serve) {
             Command::Serve => serve(&cli.global).await,
             Command::Demo { once } => demo(&cli.global, *once).await,
+            Command::Ca(CaCommand::Remove) => remove_ca(),
         }
     });
     // A file system that does not answer must not keep the process.
@@ -91,6 +93,20 @@ async fn serve(args: &GlobalArgs) -> Result<ExitCode, Failure> {
     let stops = Stops::listen(app.reloader())?;
     say_ready("connect-sidecar", app.addr());
     Ok(until_stopped(stops, |stop| app.serve(stop)).await)
+}
+
+fn remove_ca() -> Result<ExitCode, Failure> {
+    let removed = match config::state_dir(&|name| std::env::var_os(name)) {
+        Some(dir) => ca::remove(&dir).map_err(|e| Failure::System("remove the local CA", e))?,
+        None => None,
+    };
+    let said = match removed {
+        Some(dir) => format!("removed the local CA in {}", dir.display()),
+        None => "there is no local CA".to_owned(),
+    };
+    // A closed stdout is no reason to fail.
+    let _ = writeln!(io::stdout(), "{said}");
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn demo(args: &GlobalArgs, once: bool) -> Result<ExitCode, Failure> {

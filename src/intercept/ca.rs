@@ -188,7 +188,7 @@ pub fn remove(state_dir: &Path) -> io::Result<Option<PathBuf>> {
     match fs::remove_dir_all(&dir) {
         Ok(()) => Ok(Some(dir)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(io::Error::new(e.kind(), format!("could not remove {}: {e}", dir.display()))),
+        Err(e) => Err(io::Error::new(e.kind(), format!("{}: {e}", dir.display()))),
     }
 }
 

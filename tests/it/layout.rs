@@ -10,14 +10,17 @@ use std::path::{Path, PathBuf};
 /// Each module with the others that it may use, from the top down. A module without a line has that of its parent;
 /// `a::*` is all that is below `a`.
 const MAY_USE: &[(&str, &str)] = &[
-    ("main", "app cli clock config demo emulator hardening identity logging server::unix_socket"),
+    ("main", "app cli clock config demo emulator hardening identity intercept::ca logging server::unix_socket"),
     ("demo", "cli clock config emulator emulator::*"),
-    ("app", "clock config identity identity::* instance_key proxy proxy::* server server::* status status::*"),
+    (
+        "app",
+        "clock config identity identity::* instance_key intercept proxy proxy::* server server::* status status::*",
+    ),
     // Settings are read into the options of the parts that they are for.
-    ("config", "cli logging proxy::cache proxy::guard proxy::hosts proxy::resolver proxy::upstream"),
+    ("config", "cli instance_key logging proxy::cache proxy::guard proxy::hosts proxy::resolver proxy::upstream"),
     ("config::sources", "cli config proxy::error safe_read"),
     ("config::values", "config::sources logging proxy::guard proxy::hosts tls"),
-    ("server", "proxy proxy::* status"),
+    ("server", "clock identity identity::placeholder proxy proxy::* status"),
     ("server::connections", ""),
     ("server::listener", "server::unix_socket"),
     ("server::head", "proxy::error"),
@@ -59,7 +62,15 @@ const MAY_USE: &[(&str, &str)] = &[
     ("hardening", ""),
     ("instance_key", ""),
     ("logging", "clock"),
-    ("intercept", "clock private_dir tls"),
+    (
+        "intercept",
+        "clock instance_key intercept::* proxy::error proxy::hosts proxy::reply proxy::resolver server server::head \
+         server::listener server::runs",
+    ),
+    ("intercept::ca", "clock private_dir"),
+    ("intercept::leaf", "clock intercept::ca tls"),
+    ("intercept::target", "proxy::error proxy::hosts proxy::resolver"),
+    ("intercept::tunnel", "intercept::target proxy::error proxy::resolver"),
     ("private_dir", ""),
     ("safe_read", ""),
     ("tls", ""),
