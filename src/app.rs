@@ -22,6 +22,7 @@ use crate::identity::{Credential, Identity, Reloader, State, expiry};
 use crate::proxy::Proxy;
 use crate::proxy::cache::Cache;
 use crate::proxy::guard::Key;
+use crate::proxy::relay::Relay;
 use crate::proxy::stats::Stats;
 use crate::proxy::upstream::Upstream;
 use crate::server::Server;
@@ -167,6 +168,7 @@ impl App {
         };
         let proxy = Proxy {
             cache,
+            relay: Relay::new(config.hosts, &upstream, clock.clone()),
             upstream,
             identity: identity.clone(),
             reloader: reloader.clone(),

@@ -6,6 +6,7 @@
 
 mod connections;
 mod head;
+mod intercepted;
 pub mod listener;
 mod peer;
 mod refusals;
@@ -17,12 +18,13 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use connections::{Connections, Open, Place};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -41,6 +43,7 @@ use tracing::{debug, warn};
 use crate::proxy::Proxy;
 use crate::proxy::error::{Code, RequestError, excerpt};
 use crate::proxy::guard::{self, Admitted, Entrance, Policy};
+use crate::proxy::relay;
 use crate::proxy::reply::{self, Reply};
 use crate::status::Status;
 
@@ -63,6 +66,8 @@ pub struct Server {
     connections: Arc<Connections>,
     refusals: Refusals,
     said_credentials_dropped: AtomicBool,
+    /// How many connections were decrypted.
+    tunnels: AtomicU64,
 }
 
 impl Server {
@@ -75,6 +80,7 @@ impl Server {
             connections: Arc::new(Connections::new()),
             refusals: Refusals::default(),
             said_credentials_dropped: AtomicBool::new(false),
+            tunnels: AtomicU64::new(0),
         }
     }
 
@@ -132,12 +138,14 @@ impl Server {
             Accepted::Tcp(stream, from) => {
                 if let Some((entrance, peer)) = self.let_in_tcp(&stream, from) {
                     let _ = stream.set_nodelay(true);
-                    self.converse(stream, Caller { entrance, peer, place }).await;
+                    let caller = Caller { entrance, peer, place };
+                    self.converse(stream, place, |request| self.answer(request, caller)).await;
                 }
             }
             Accepted::Unix(stream) => {
                 if may_use_socket(&stream) {
-                    self.converse(stream, Caller { entrance: Entrance::UnixSocket, peer: Peer::Ours, place }).await;
+                    let caller = Caller { entrance: Entrance::UnixSocket, peer: Peer::Ours, place };
+                    self.converse(stream, place, |request| self.answer(request, caller)).await;
                 }
             }
         }
@@ -163,26 +171,28 @@ impl Server {
     }
 
     /// Answers a connection's requests, one after another, until it ends.
-    async fn converse<S>(&self, stream: S, caller: Caller<'_>)
+    async fn converse<S, F>(&self, stream: S, place: &Place, answer: impl Fn(Request<Incoming>) -> F)
     where
         S: AsyncRead + AsyncWrite + Unpin,
+        F: Future<Output = Reply>,
     {
         tokio::select! {
             biased;
-            () = caller.place.ended() => {}
-            () = self.answer_all(stream, caller) => {}
+            () = place.ended() => {}
+            () = self.answer_all(stream, place, answer) => {}
         }
     }
 
-    async fn answer_all<S>(&self, stream: S, caller: Caller<'_>)
+    async fn answer_all<S, F>(&self, stream: S, place: &Place, answer: impl Fn(Request<Incoming>) -> F)
     where
         S: AsyncRead + AsyncWrite + Unpin,
+        F: Future<Output = Reply>,
     {
-        let place = caller.place;
+        let answer = &answer;
         let service = service_fn(move |request: Request<Incoming>| async move {
             let number = place.begin_request();
             // Pinned here: it is too large to be moved for nothing.
-            let answer = pin!(self.answer(request, caller));
+            let answer = pin!(answer(request));
             let mut reply = place.in_time(answer).await.unwrap_or_else(|| self.refuse(&late(), None));
             if number >= MAX_REQUESTS {
                 reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -248,10 +258,15 @@ impl Server {
         }
         head::check(head)?;
         let admitted = guard::check(head, caller.entrance, &self.policy)?;
+        self.notice_credentials(&admitted);
+        Ok(admitted)
+    }
+
+    /// Says once that an app's own credentials go nowhere.
+    fn notice_credentials(&self, admitted: &Admitted) {
         if admitted.has_credentials && !self.said_credentials_dropped.swap(true, Ordering::Relaxed) {
             warn!("an app sends credentials of its own: they are dropped, the sidecar's are used instead");
         }
-        Ok(admitted)
     }
 
     /// The reply for an error of our own, counted and logged.
@@ -277,7 +292,7 @@ impl Server {
         head: &Parts,
         body: Incoming,
         admitted: &Admitted,
-        place: &Place,
+        place: &Arc<Place>,
     ) -> Result<Reply, RequestError> {
         if self.connections.is_overloaded_by(place) && !guard::is_health(head.uri.path()) {
             return Err(overloaded());
@@ -305,6 +320,8 @@ impl Server {
                 read_only(head)?;
                 Ok(reply::own(StatusCode::OK, JSON, self.status.json()))
             }
+            // Boxed: it is rare, and every request would carry the room for it.
+            path if path.starts_with(RELAY) => Box::pin(self.relay(head, body, place)).await,
             "/_sidecar/v1/cache" => {
                 if head.method != Method::DELETE {
                     return Err(RequestError::method_not_allowed("DELETE"));
@@ -320,6 +337,22 @@ impl Server {
             _ => self.proxy.handle(head, body).await,
         }
     }
+
+    /// `{host}/{raw path}?{query}`, for an app that sends there what it would send to that host.
+    async fn relay(&self, head: &Parts, body: Incoming, place: &Arc<Place>) -> Result<Reply, RequestError> {
+        let target = head.uri.path_and_query().map_or("", PathAndQuery::as_str);
+        let target = target.strip_prefix(RELAY).unwrap_or_default();
+        let (host, target) = target.split_at(target.find('/').unwrap_or(target.len()));
+        let path = target.split('?').next().unwrap_or_default();
+        if !relay::has_placeholder(&head.headers) || self.proxy.relay.hosts.bearer(host, path).is_none() {
+            let message = "Only requests with the placeholder for the OIDC token are passed on here, and only to hosts that \
+                           take the real one.";
+            return Err(RequestError::new(Code::RouteNotFound, message));
+        }
+        let mut reply = self.proxy.relay(host, target, head, body, place.relay()).await?;
+        reply::make_safe(reply.headers_mut());
+        Ok(reply)
+    }
 }
 
 /// Who asks, on which connection.
@@ -328,7 +361,7 @@ struct Caller<'a> {
     /// The way that it came in.
     entrance: Entrance,
     peer: Peer,
-    place: &'a Place,
+    place: &'a Arc<Place>,
 }
 
 /// Whether whoever is at the other end of the unix socket may use it.
@@ -367,6 +400,8 @@ async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let _ = tokio::time::timeout(LINGER, reading).await;
 }
 
+/// Before the host and the path of a request that is passed on.
+const RELAY: &str = "/_sidecar/v1/relay/";
 const JSON: &str = "application/json";
 
 /// GET and HEAD, without a query.
