@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{SLACK, soon};
@@ -65,7 +65,7 @@ impl Request {
     }
 
     /// The same, and the connection stays open.
-    fn kept_alive(&self) -> Vec<u8> {
+    pub fn kept_alive(&self) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target);
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -121,40 +121,43 @@ impl Sent {
 pub struct KeptAlive {
     to: SocketAddr,
     stream: TcpStream,
-    read: Vec<u8>,
 }
 
 impl KeptAlive {
     pub async fn to(to: SocketAddr) -> Self {
         let stream = soon("a connection", TcpStream::connect(to)).await.expect("a connection");
         stream.set_nodelay(true).expect("a socket");
-        Self { to, stream, read: Vec::new() }
+        Self { to, stream }
     }
 
     pub async fn send(&mut self, request: &Request) -> Reply {
         soon("the request to be taken", self.stream.write_all(&request.kept_alive()))
             .await
             .expect("an open connection");
-        let reply = soon("a reply", self.reply()).await;
+        let reply = next_reply(&mut self.stream).await;
         if reply.header("connection") == Some("close") {
             *self = Self::to(self.to).await;
         }
         reply
     }
+}
 
-    async fn reply(&mut self) -> Reply {
-        self.read.clear();
+/// The next reply on a connection that stays open; it names its length.
+pub async fn next_reply(stream: &mut (impl AsyncRead + Unpin)) -> Reply {
+    let mut read = Vec::new();
+    let reading = async {
         loop {
-            assert_ne!(self.stream.read_buf(&mut self.read).await.expect("a reply"), 0, "closed instead of a reply");
-            if self.read.windows(4).any(|w| w == b"\r\n\r\n") {
-                let reply = Reply::parse(&self.read);
+            assert_ne!(stream.read_buf(&mut read).await.expect("a reply"), 0, "closed instead of a reply");
+            if read.windows(4).any(|w| w == b"\r\n\r\n") {
+                let reply = Reply::parse(&read);
                 let length: usize = reply.header("content-length").expect("a length").parse().expect("a number");
                 if reply.body.len() == length {
                     return reply;
                 }
             }
         }
-    }
+    };
+    soon("a reply", reading).await
 }
 
 /// Sends bytes and reads until the other side closes.

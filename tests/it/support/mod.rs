@@ -7,6 +7,7 @@ pub mod network;
 pub mod npm;
 pub mod process;
 pub mod scripted;
+pub mod tunnel;
 
 use std::collections::HashMap;
 use std::fs;
@@ -280,9 +281,7 @@ impl Stage {
 
     /// The instance's key.
     pub fn key(&self) -> String {
-        let file = self.dir.path().join(format!("state/connect-sidecar/{}.json", self.addr.port()));
-        let instance: serde_json::Value = serde_json::from_slice(&fs::read(file).expect("a state file")).expect("JSON");
-        instance["key"].as_str().expect("a key").to_owned()
+        instance_key(&self.dir.path().join("state"), self.addr)
     }
 
     /// Moves both clocks.
@@ -332,6 +331,13 @@ impl Stage {
         }
         replies
     }
+}
+
+/// The key of the instance at an address, whose state is kept below `state`.
+pub fn instance_key(state: &Path, addr: SocketAddr) -> String {
+    let file = state.join(format!("connect-sidecar/{}.json", addr.port()));
+    let instance: serde_json::Value = serde_json::from_slice(&fs::read(file).expect("a state file")).expect("JSON");
+    instance["key"].as_str().expect("a key").to_owned()
 }
 
 /// The first 8 hex digits of SHA-256, as status shows them.
