@@ -18,7 +18,7 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use connections::{Connections, Open, Place};
@@ -66,8 +66,6 @@ pub struct Server {
     connections: Arc<Connections>,
     refusals: Refusals,
     said_credentials_dropped: AtomicBool,
-    /// How many connections were decrypted.
-    tunnels: AtomicU64,
 }
 
 impl Server {
@@ -80,7 +78,6 @@ impl Server {
             connections: Arc::new(Connections::new()),
             refusals: Refusals::default(),
             said_credentials_dropped: AtomicBool::new(false),
-            tunnels: AtomicU64::new(0),
         }
     }
 

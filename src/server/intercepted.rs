@@ -5,7 +5,6 @@
 //! back, as it is.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use http::Request;
 use http::header::HeaderValue;
@@ -22,15 +21,14 @@ use crate::proxy::{SIDECAR_CLIENT, guard};
 
 impl Server {
     /// Answers the requests of one decrypted connection to `host`, which is one of Vercel's, until it ends. It counts as
-    /// one of the server's, with their limits, and ends with them.
-    pub async fn serve_intercepted<S>(&self, stream: S, host: &str)
+    /// one of the server's, with their limits, and ends with them. `client` names whoever sends on it.
+    pub async fn serve_intercepted<S>(&self, stream: S, host: &str, client: &HeaderValue)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let Some(open) = self.connections.open().await else { return };
         open.serve_here().await;
-        let tunnel = HeaderValue::from(self.tunnels.fetch_add(1, Ordering::Relaxed));
-        let answer = |request| self.answer_intercepted(request, host, &tunnel, &open.place);
+        let answer = |request| self.answer_intercepted(request, host, client, &open.place);
         self.converse(stream, &open.place, answer).await;
     }
 
@@ -38,11 +36,11 @@ impl Server {
         &self,
         request: Request<Incoming>,
         host: &str,
-        tunnel: &HeaderValue,
+        client: &HeaderValue,
         place: &Arc<Place>,
     ) -> Reply {
         let (mut head, body) = request.into_parts();
-        let outcome = self.route_intercepted(&mut head, body, host, tunnel, place).await;
+        let outcome = self.route_intercepted(&mut head, body, host, client, place).await;
         outcome.unwrap_or_else(|error| self.refuse(&error, Some(&head)))
     }
 
@@ -51,7 +49,7 @@ impl Server {
         head: &mut Parts,
         body: Incoming,
         host: &str,
-        tunnel: &HeaderValue,
+        client: &HeaderValue,
         place: &Arc<Place>,
     ) -> Result<Reply, RequestError> {
         head::check(head)?;
@@ -67,7 +65,7 @@ impl Server {
         head.uri = target;
         // An SDK that asks again for a token that it was given wants another (connect-contract.md section 3.3). One that
         // does not name itself is known by its connection.
-        head.headers.entry(SIDECAR_CLIENT).or_insert_with(|| tunnel.clone());
+        head.headers.entry(SIDECAR_CLIENT).or_insert_with(|| client.clone());
         self.proxy.handle(head, body).await
     }
 }

@@ -20,6 +20,7 @@ mod limits;
 mod listening;
 mod policy;
 mod readme;
+mod relay;
 mod soak;
 mod status;
 mod support;
