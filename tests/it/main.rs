@@ -21,6 +21,7 @@ mod limits;
 mod listening;
 mod policy;
 mod readme;
+mod relay;
 mod runs;
 mod soak;
 mod status;

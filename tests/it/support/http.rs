@@ -56,6 +56,11 @@ impl Request {
         self
     }
 
+    pub fn without_body(mut self) -> Self {
+        self.body = None;
+        self
+    }
+
     pub fn json(self, body: &str) -> Self {
         self.header("content-type", "application/json").body(body)
     }
@@ -83,6 +88,11 @@ impl Request {
         Reply::parse(&raw(self.to, &self.bytes()).await)
     }
 
+    /// As [`Request::begin`], and the connection stays open.
+    pub async fn begin_kept_alive(self) -> Sent {
+        Sent::to(self.to, &self.kept_alive()).await
+    }
+
     /// Sends it and leaves the reply for later.
     pub async fn begin(self) -> Sent {
         Sent::to(self.to, &self.bytes()).await
@@ -99,6 +109,31 @@ impl Sent {
         // A server that refuses may close before it has read everything.
         let _ = soon("the request to be taken", stream.write_all(bytes)).await;
         Self(stream)
+    }
+
+    /// Sends more of it.
+    pub async fn send(&mut self, bytes: &[u8]) {
+        soon("the request to be taken", self.0.write_all(bytes)).await.expect("an open connection");
+    }
+
+    /// What comes until the text has come.
+    pub async fn until(&mut self, text: &str) -> String {
+        let mut read = Vec::new();
+        let reading = async {
+            while !read.windows(text.len()).any(|w| w == text.as_bytes()) {
+                match self.0.read_u8().await {
+                    Ok(byte) => read.push(byte),
+                    Err(_) => panic!("it ended without {text:?}: {}", read.escape_ascii()),
+                }
+            }
+        };
+        soon(text, reading).await;
+        String::from_utf8(read).expect("text")
+    }
+
+    /// What comes until the connection ends.
+    pub async fn rest(self) -> String {
+        String::from_utf8(soon("the end", self.bytes()).await).expect("text")
     }
 
     pub async fn reply(self) -> Reply {

@@ -1,12 +1,14 @@
 //! What the tests share: a project with an env file, an emulator, a sidecar, a clock that stands still, a log to read.
 
 pub mod desk;
+pub mod gateway;
 pub mod http;
 pub mod logs;
 pub mod network;
 pub mod npm;
 pub mod process;
 pub mod scripted;
+pub mod tls;
 pub mod tunnel;
 
 use std::collections::HashMap;
@@ -25,6 +27,7 @@ use connect_sidecar::emulator::world::World;
 use connect_sidecar::emulator::{Emulator, Options};
 use connect_sidecar::identity::{Identity, Reloader};
 use connect_sidecar::proxy::resolver::Names;
+use connect_sidecar::server::Server;
 use tempfile::TempDir;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -211,11 +214,12 @@ impl Scene {
         }
         let app = App::bind(config, clock.clone()).await.unwrap_or_else(|e| panic!("{e}"));
         let (addr, identity, reloader) = (app.addr(), app.identity(), app.reloader());
+        let server = app.server().clone();
         let (stop, stopped) = oneshot::channel::<()>();
         tokio::spawn(app.serve(async move {
             let _ = stopped.await;
         }));
-        Stage { emulator, emulator_clock, clock, logs, project, addr, identity, reloader, _stop: stop, dir }
+        Stage { emulator, emulator_clock, clock, logs, project, addr, identity, reloader, server, _stop: stop, dir }
     }
 }
 
@@ -231,6 +235,8 @@ pub struct Stage {
     pub addr: SocketAddr,
     pub identity: watch::Receiver<Arc<Identity>>,
     pub reloader: Reloader,
+    /// What answers the sidecar's requests.
+    pub server: Arc<Server>,
     /// The sidecar serves for as long as this lives.
     _stop: oneshot::Sender<()>,
     dir: TempDir,
