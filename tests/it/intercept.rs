@@ -13,6 +13,7 @@ use tokio::process::Command;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::support::desk::Desk;
+use crate::support::gateway::Gateway;
 use crate::support::http::{APP, Reply, Request, next_reply, raw};
 use crate::support::process::{Serving, assert_no_slice_of, isolated, raise_descriptor_limit, run};
 use crate::support::scripted::{Says, Scripted};
@@ -92,6 +93,31 @@ async fn a_connection_carries_many_requests_and_is_a_caller_of_its_own() {
         .send(second.request("GET", "/v1/connect/connectors/slack%2Facme-slack").header("host", "x.example"))
         .await;
     assert_eq!((refused.status, refused.code().as_str()), (400, "bad_host"), "not the tunnel's host");
+}
+
+#[tokio::test]
+async fn the_placeholder_goes_to_the_gateway_as_the_real_token_and_events_come_as_they_are_sent() {
+    let gateway = Gateway::open().await;
+    let stage = Scene::new().toml(&gateway.setting()).start().await;
+    let run = Run::of(&stage).await;
+    let mut opened = run.open("ai-gateway.vercel.sh").await;
+    let request = opened.request("POST", "/v3/ai/language-model").json("{}");
+    let request = request.header("authorization", &format!("Bearer {}", run.placeholder()));
+    opened.stream.write_all(&request.kept_alive()).await.expect("taken");
+    let mut call = gateway.call().await;
+    let bearer = call.values("authorization")[0].strip_prefix("Bearer ").expect("a bearer").to_owned();
+    assert!(fs::read_to_string(stage.env_path()).expect("a file").contains(&bearer), "the real one");
+    call.say("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    for event in ["data: 1\n\n", "data: 2\n\n"] {
+        call.say(format!("{:x}\r\n{event}\r\n", event.len())).await;
+        let mut read = Vec::new();
+        let reading = async {
+            while !read.windows(event.len()).any(|w| w == event.as_bytes()) {
+                assert_ne!(opened.stream.read_buf(&mut read).await.expect("an event"), 0);
+            }
+        };
+        soon("the event", reading).await;
+    }
 }
 
 #[tokio::test]
@@ -230,7 +256,7 @@ async fn all_else_is_passed_on_unread_and_either_end_may_close_first() {
     let run = Run::of(&stage).await;
     let echo = echo().await;
     let mut stream = run.tunnel(&format!("db.example:{}", echo.port())).await;
-    let sent: Vec<u8> = (0..1_000_000_u32).flat_map(|n| n.to_le_bytes()).collect();
+    let sent: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
     stream.write_all(&sent).await.expect("taken");
     stream.shutdown().await.expect("half closed");
     let mut back = Vec::new();

@@ -11,6 +11,9 @@ use crate::support::tunnel::{Run, ask};
 
 use super::contract::{Row, Sidecar, row, start};
 
+/// The one file in it.
+const KEY: &str = "key-and-certificate.pem";
+
 async fn begin(s: &Sidecar) -> Run {
     Run::begin(s.addr, &s.key(), Clock::system().local()).await
 }
@@ -60,26 +63,20 @@ pub fn rows() -> Vec<Row> {
             let mode = |path: &PathBuf| fs::symlink_metadata(path).expect("there").permissions().mode() & 0o777;
             let set = |path: &PathBuf, mode| fs::set_permissions(path, Permissions::from_mode(mode)).expect("a mode");
             let dir = ca_dir(&s);
-            let key = dir.join("key-and-certificate.pem");
+            let key = dir.join(KEY);
             assert_eq!((mode(&dir), mode(&key)), (0o700, 0o600));
-            // Another start: what one has in memory it goes on using.
+            // Each tried by another start: what one has in memory it goes on using.
             for what in ["an open key", "an open directory", "a link"] {
                 let other = start().await;
-                let (dir, key) = (ca_dir(&other), ca_dir(&other).join("key-and-certificate.pem"));
+                let dir = ca_dir(&other);
+                let own_key = dir.join(KEY);
                 fs::create_dir_all(&dir).expect("a directory");
-                set(&dir, 0o700);
-                match what {
-                    "a link" => {
-                        std::os::unix::fs::symlink(ca_dir(&s).join("key-and-certificate.pem"), &key).expect("a link")
-                    }
-                    _ => {
-                        fs::copy(ca_dir(&s).join("key-and-certificate.pem"), &key).expect("a copy");
-                    }
-                }
-                match what {
-                    "an open key" => set(&key, 0o644),
-                    "an open directory" => set(&dir, 0o755),
-                    _ => {}
+                set(&dir, if what == "an open directory" { 0o755 } else { 0o700 });
+                if what == "a link" {
+                    std::os::unix::fs::symlink(&key, &own_key).expect("a link");
+                } else {
+                    fs::copy(&key, &own_key).expect("a copy");
+                    set(&own_key, if what == "an open key" { 0o644 } else { 0o600 });
                 }
                 let reply = ask(other.addr, &other.key()).json("{}").send().await;
                 reply.assert_refused(503, "interception_unavailable", what);
