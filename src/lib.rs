@@ -5,6 +5,7 @@
 //! - [`identity`]: who we are. Watches the env file, publishes the credential, warns before it ends.
 //! - [`proxy`]: what happens to a request. Gates, route, cache key, cache with single flight, the way to upstream.
 //! - [`status`]: what people look at.
+//! - [`intercept`]: programs that can only be led here by their proxy settings. CONNECT, a local CA, blind tunnels.
 //! - [`server`] accepts connections; [`app`] wires everything; [`config`] reads flags, environment and files.
 //! - [`emulator`] stands in for Connect; [`demo`] shows the main job against it.
 //!
@@ -13,7 +14,7 @@
 //! [`server`] accepts and reads the head → [`proxy::guard`] decides whether the caller may ask → [`proxy::route`] finds
 //! what is asked for → [`proxy::body`] reads it → [`proxy::key`] names it → [`proxy::cache`] answers, joins a request
 //! under way, or starts one in a task of its own → [`proxy::upstream`] sends it with the credential of that moment →
-//! [`proxy::reply`] goes back.
+//! [`proxy::reply`] goes back. One that [`intercept`] has decrypted takes the same way.
 //!
 //! # One change of `.env.local`
 //!

@@ -5,7 +5,6 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,8 +24,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::{AlertDescription, ServerConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::task_tracker::TaskTrackerToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::leaf::Leaves;
@@ -75,14 +73,13 @@ enum Far {
 }
 
 impl Gate {
-    /// Serves one connection until it ends; with a `refusal`, only to tell that. Once `stopping`, no tunnel begins.
-    /// `under_way` is held until it is clear that its end need not be waited for.
+    /// Serves one connection until it ends; with a `refusal`, only to tell that. While it answers requests, its end is
+    /// waited for by `under_way`.
     pub(super) async fn serve(
         self: Arc<Self>,
         stream: TcpStream,
         refusal: Option<RequestError>,
-        stopping: CancellationToken,
-        under_way: TaskTrackerToken,
+        under_way: TaskTracker,
     ) {
         let begun = Mutex::new(None);
         let service = service_fn(|request| async {
@@ -90,31 +87,21 @@ impl Gate {
             *begun.lock().unwrap_or_else(PoisonError::into_inner) = tunnel;
             Ok::<_, Infallible>(reply)
         });
-        let mut connection = pin!(
-            http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .max_header_size(MAX_HEAD_BYTES)
-                .serve_connection(TokioIo::new(stream), service)
-                .with_upgrades()
-        );
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = stopping.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(error) = ended {
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_header_size(MAX_HEAD_BYTES)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        if let Err(error) = connection.await {
             debug!("a connection to the interception port ended: {error}");
         }
         let tunnel = begun.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Tunnel { near, far }) = tunnel else { return };
         let Ok(near) = near.await else { return };
         match far {
-            Far::Here { host, caller, tls } => self.converse(near, &host, &caller, tls).await,
+            Far::Here { host, caller, tls } => self.converse(near, &host, &caller, tls, &under_way).await,
             Far::There(mut there) => {
-                drop(under_way);
                 // Whoever breaks it off has reasons of his own.
                 let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(near), &mut there).await;
             }
@@ -197,10 +184,20 @@ impl Gate {
     }
 
     /// Answers the requests in an opened tunnel, as `host`.
-    async fn converse(&self, near: Upgraded, host: &str, caller: &HeaderValue, tls: Arc<ServerConfig>) {
+    async fn converse(
+        &self,
+        near: Upgraded,
+        host: &str,
+        caller: &HeaderValue,
+        tls: Arc<ServerConfig>,
+        under_way: &TaskTracker,
+    ) {
         let accepting = TlsAcceptor::from(tls).accept(TokioIo::new(near));
         match tokio::time::timeout(TLS_TIMEOUT, accepting).await {
-            Ok(Ok(stream)) => self.server.serve_intercepted(stream, host, caller).await,
+            Ok(Ok(stream)) => {
+                let _under_way = under_way.token();
+                self.server.serve_intercepted(stream, host, caller).await;
+            }
             Ok(Err(error)) => self.say_no_tls(host, &error),
             Err(_) => debug!("no TLS within {} s in a tunnel to {host}", TLS_TIMEOUT.as_secs()),
         }

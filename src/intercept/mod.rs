@@ -74,8 +74,8 @@ struct Open {
 
 impl Interception {
     /// Answers who asks for a way in, and serves those who come by it, for as long as it is polled. Once `stopping`, nobody
-    /// else is let in. `under_way` is held by everybody who is being answered; blind tunnels have no such end, and go on
-    /// until this is dropped.
+    /// else is let in. Whoever is being answered is waited for by `under_way`; a blind tunnel, whose end nobody knows, goes
+    /// on until this is dropped.
     pub async fn run(self, mut asked: mpsc::Receiver<Asked>, stopping: CancellationToken, under_way: TaskTracker) {
         let mut open = None;
         let mut connections = JoinSet::new();
@@ -100,7 +100,7 @@ impl Interception {
                             let is_one_too_many = connections.len() >= MAX_CONNECTIONS;
                             if let Some(refusal) = self.judge(&stream, from, is_one_too_many) {
                                 let _ = stream.set_nodelay(true);
-                                connections.spawn(gate.serve(stream, refusal, stopping.clone(), under_way.token()));
+                                connections.spawn(gate.serve(stream, refusal, under_way.clone()));
                             }
                         }
                         Err(error) => {

@@ -394,6 +394,7 @@ async fn idle_and_blind_tunnels_do_not_keep_it_and_a_request_under_way_is_answer
     let run = desk.begin_run(&serving).await;
     let idle = run.open(API).await;
     let silent = TcpStream::connect(run.addr).await.expect("a connection");
+    let without_tls = run.tunnel("api.vercel.com:443").await;
     let mut blind = run.tunnel("github.com:443").await;
     let gate = desk.emulator.gate();
     let mut busy = run.open(API).await;
@@ -413,7 +414,7 @@ async fn idle_and_blind_tunnels_do_not_keep_it_and_a_request_under_way_is_answer
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let mut rest = Vec::new();
     assert_eq!(soon("its end", blind.read_to_end(&mut rest)).await.unwrap_or(0), 0);
-    drop((idle, silent));
+    drop((idle, silent, without_tls));
 }
 
 /// A program that goes by its variables.
