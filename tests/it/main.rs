@@ -19,6 +19,7 @@ mod layout;
 mod limits;
 mod listening;
 mod policy;
+mod preload;
 mod readme;
 mod soak;
 mod status;
