@@ -15,6 +15,7 @@ const { CONNECT_SIDECAR_URL = '', CONNECT_SIDECAR_BEARER_HOSTS = '', CONNECT_SID
 const { fetch: originalFetch, setTimeout } = globalThis;
 
 const LOOPBACK_URL = /^http:\/\/(127\.0\.0\.1|localhost|\[::1\])(:\d+)?$/;
+const TOKEN_PATH = '/v1/connect/token/';
 const CONNECT_HOST = /^api(-[a-z0-9-]+)?\.vercel\.com$/;
 const CONNECT_ROUTE = new RegExp(
   '^(POST /v1/connect/(token|authorize|install)/[^/]+' +
@@ -43,7 +44,7 @@ function client() {
   return clientId;
 }
 
-// Where a request goes instead, and with which options; nothing for a request that stays as it is.
+// Where a request goes instead, and with which options; nothing for one that stays as it is.
 function divert(input, init) {
   const request = input instanceof Request ? input : undefined;
   const url = new URL(request?.url ?? input);
@@ -74,7 +75,28 @@ function divert(input, init) {
     return undefined;
   }
   if (CONNECT_SIDECAR_KEY) headers.set('sidecar-key', CONNECT_SIDECAR_KEY);
-  return [CONNECT_SIDECAR_URL + path, { ...options, headers }];
+  return { url: CONNECT_SIDECAR_URL + path, options: { ...options, headers }, isToken: path.startsWith(TOKEN_PATH) };
+}
+
+// Token requests that have no answer yet, by what they ask.
+const underWay = new Map();
+
+// As long as it has no token, an SDK asks for it as often as it is called. All such requests but the first wait for the
+// first one's answer and bear no name then: the sidecar would take them for forced refreshes.
+function ask({ url, options, isToken }) {
+  if (!isToken || typeof options.body !== 'string' || options.signal) return send(url, options);
+  const asked = `${url} ${options.body}`;
+  const first = underWay.get(asked);
+  if (first) {
+    options.headers.delete('sidecar-client');
+    const next = () => send(url, options);
+    return first.then(next, next);
+  }
+  const sent = send(url, options);
+  const answered = () => underWay.delete(asked);
+  underWay.set(asked, sent);
+  sent.then(answered, answered);
+  return sent;
 }
 
 // Sends a diverted request; again where nobody listened, unless its body is a stream, which can be read only once.
@@ -102,7 +124,7 @@ const { fetch } = {
     } catch {
       // Whatever is wrong with the request, the real `fetch` says it best.
     }
-    return diverted ? send(...diverted) : Reflect.apply(originalFetch, this, arguments);
+    return diverted ? ask(diverted) : Reflect.apply(originalFetch, this, arguments);
   },
 };
 

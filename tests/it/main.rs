@@ -21,6 +21,7 @@ mod listening;
 mod policy;
 mod preload;
 mod readme;
+mod sdk;
 mod soak;
 mod status;
 mod support;

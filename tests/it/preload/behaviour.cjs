@@ -236,6 +236,43 @@ const tests = {
     assert.equal(seen[0].headers['sidecar-key'], undefined);
   },
 
+  async 'of equal token requests at once only the first is named, and the others come after it'({ fetch }) {
+    const shapes = [
+      [TOKEN, '{"a":1}'],
+      [TOKEN, '{"a":2}'],
+      ['/v1/connect/token/other', '{"a":1}'],
+      ['/v1/connect/authorize/x', '{"a":1}'],
+      [TOKEN, Buffer.from('{"a":1}')],
+      [TOKEN, '{"a":1}', AbortSignal.timeout(60_000)],
+    ];
+    const send = ([target, body, signal]) => fetch(API + target, { method: 'POST', body, signal });
+    const isNamed = () => seen.splice(0).map((request) => 'sidecar-client' in request.headers);
+    for (const status of [200, 503]) {
+      const answers = [];
+      answer = (request, response) => {
+        answers.push(() => response.writeHead(status).end('{}'));
+        sidecar.emit('asked');
+      };
+      const sent = shapes.flatMap((shape) => [send(shape), send(shape), send(shape)]);
+      while (answers.length < 3 + 9) await once(sidecar, 'asked');
+      assert.deepEqual(isNamed(), Array(12).fill(true));
+      answers.splice(0).forEach((say) => say());
+      while (answers.length < 6) await once(sidecar, 'asked');
+      assert.deepEqual(isNamed(), Array(6).fill(false));
+      answers.splice(0).forEach((say) => say());
+      for (const reply of await Promise.all(sent)) assert.equal(reply.status, status);
+      const later = send(shapes[0]);
+      while (answers.length < 1) await once(sidecar, 'asked');
+      assert.deepEqual(isNamed(), [true]);
+      answers.pop()();
+      await later;
+    }
+    answer = (request, response) => response.destroy();
+    const both = [send(shapes[0]), send(shapes[0])];
+    for (const reply of both) await assert.rejects(reply, TypeError);
+    assert.deepEqual(isNamed(), [true, false]);
+  },
+
   async 'the placeholder goes through the relay to the hosts that take a bearer'({ fetch }) {
     const carries = { method: 'POST', body: '{}', headers: { ...bearer(PLACEHOLDER), 'x-one': '1' } };
     const relay = '/_sidecar/v1/relay/ai-gateway.vercel.sh';

@@ -47,3 +47,7 @@ async fn manifested(name: &str, manifest: String) -> Option<PathBuf> {
     };
     installed(name, install).await
 }
+/// The `node_modules` with a release of Connect's SDK in it.
+pub async fn connect_sdk(version: &str) -> Option<PathBuf> {
+    Some(packages(&format!("vercel-connect-{version}"), &[("@vercel/connect", version)]).await?.join("node_modules"))
+}
