@@ -18,6 +18,7 @@ mod journey;
 mod layout;
 mod limits;
 mod listening;
+mod next;
 mod policy;
 mod preload;
 mod readme;

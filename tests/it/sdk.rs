@@ -1,19 +1,18 @@
 //! Connect's real SDK in an unmodified app, through the preload: on each Node.js, in all kinds of processes.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
 use connect_sidecar::emulator::fault::Fault;
 use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
-use connect_sidecar::identity::placeholder;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
-use crate::preload::PRELOAD;
-use crate::support::process::{isolated, run};
+use crate::preload::app;
+use crate::support::process::run;
 use crate::support::{Scene, Stage, npm, soon};
 
 const CALLS: &str = include_str!("sdk/calls.mjs");
@@ -51,15 +50,8 @@ impl Project {
 
     /// A command in it with what `run` gives an app for this sidecar.
     fn command(&self, stage: &Stage, program: &str, arguments: &[&str]) -> Command {
-        let mut command = isolated(program, self.dir.path());
-        let ends = stage.clock.now().plus(placeholder::LIFE);
-        command
-            .args(arguments)
-            .env("PATH", path_with(&self.node))
-            .env("NODE_OPTIONS", format!("--require \"{PRELOAD}\""))
-            .env("CONNECT_SIDECAR_URL", format!("http://{}", stage.addr))
-            .env("VERCEL_OIDC_TOKEN", placeholder::make(None, ends))
-            .env("NO_UPDATE_NOTIFIER", "1");
+        let mut command = app(stage, program, self.dir.path(), &self.node);
+        command.args(arguments).env("NO_UPDATE_NOTIFIER", "1");
         command
     }
 
@@ -69,12 +61,6 @@ impl Project {
         assert_eq!(ended.code, Some(0), "{program} {arguments:?}: {ended:?}");
         ended.stdout.trim_end().to_owned()
     }
-}
-
-/// The `PATH`, with this directory first.
-fn path_with(first: &Path) -> std::ffi::OsString {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::join_paths(std::iter::once(first.to_owned()).chain(std::env::split_paths(&path))).expect("a path")
 }
 
 /// Runs all calls of a release of the SDK on a Node.js, and holds each to what it must give and cost.

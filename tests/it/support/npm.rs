@@ -30,6 +30,20 @@ pub async fn node(version: &str) -> Option<PathBuf> {
     )
 }
 
+/// The directory with Next.js and Connect's SDK in its `node_modules`. What is not below it is not compiled.
+pub async fn next() -> Option<PathBuf> {
+    let (next, compiler) = ("16.4.6", format!("@next/swc-linux-{ARCH}-gnu"));
+    let dependencies = [
+        ("@vercel/connect", "2.3.2"),
+        ("next", next),
+        // Optional, and fetched at run time where it is missing.
+        (&compiler, next),
+        ("react", "19.2.0"),
+        ("react-dom", "19.2.0"),
+    ];
+    packages(&format!("next-{next}"), &dependencies).await
+}
+
 /// The directory that these packages are installed in.
 async fn packages(name: &str, packages: &[(&str, &str)]) -> Option<PathBuf> {
     let dependencies: serde_json::Map<_, _> =
