@@ -20,6 +20,7 @@ mod limits;
 mod listening;
 mod policy;
 mod readme;
+mod run_child;
 mod soak;
 mod status;
 mod support;

@@ -1,0 +1,2 @@
+// Replaced by the real one.
+"use strict";
