@@ -2,6 +2,7 @@
 
 pub mod desk;
 pub mod http;
+pub mod installed;
 pub mod logs;
 pub mod network;
 pub mod npm;
