@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -19,13 +19,15 @@ use crate::clock::Clock;
 use crate::config::{Auth, Config};
 use crate::identity::watch::EnvFileWatch;
 use crate::identity::{Credential, Identity, Reloader, State, expiry};
+use crate::instance_key::Key;
+use crate::intercept::Interception;
 use crate::proxy::Proxy;
 use crate::proxy::cache::Cache;
-use crate::proxy::guard::Key;
 use crate::proxy::stats::Stats;
 use crate::proxy::upstream::Upstream;
 use crate::server::Server;
 use crate::server::listener::{self, Listener};
+use crate::server::runs::{self, Asked};
 use crate::server::unix_socket::{self, UnixSocket};
 use crate::status::Status;
 use crate::status::instance::{self, Instance, InstanceFile};
@@ -76,6 +78,9 @@ impl std::error::Error for StartupError {}
 /// A sidecar that listens and is ready to serve.
 pub struct App {
     server: Arc<Server>,
+    interception: Interception,
+    /// Who wants to come in by it.
+    asked: mpsc::Receiver<Asked>,
     listeners: Vec<Listener>,
     addr: SocketAddr,
     identity: watch::Receiver<Arc<Identity>>,
@@ -113,15 +118,16 @@ impl App {
             );
         }
 
-        let (watch, fixed_identity, reloader, credential_source) = match config.auth {
+        let credential_source = config.auth.name().to_owned();
+        let (watch, fixed_identity, reloader) = match config.auth {
             Auth::Oidc { env_file, shown } => {
-                let (watch, reloader) = EnvFileWatch::start(env_file, shown.clone(), clock.clone()).await;
-                (Some(watch), None, reloader, shown)
+                let (watch, reloader) = EnvFileWatch::start(env_file, shown, clock.clone()).await;
+                (Some(watch), None, reloader)
             }
             Auth::AccessToken(secret) => {
                 let credential = Credential::access_token(secret, config.upstream.team_id.as_deref());
                 let identity = Identity::first(State::Loaded(Arc::new(credential)));
-                (None, Some(watch::Sender::new(Arc::new(identity))), Reloader::default(), "VERCEL_TOKEN".to_owned())
+                (None, Some(watch::Sender::new(Arc::new(identity))), Reloader::default())
             }
         };
         let identity = match (&watch, &fixed_identity) {
@@ -130,15 +136,15 @@ impl App {
             (None, None) => watch::Sender::new(Arc::new(Identity::first(State::Missing))).subscribe(),
         };
 
-        let key = instance::new_key().map_err(StartupError::Key)?;
+        let key = config.instance_key.map_or_else(Key::random, Ok).map_err(StartupError::Key)?;
         let instance = Instance {
             pid: std::process::id(),
             url: format!("http://{addr}"),
-            key: key.clone(),
+            key: key.text().to_owned(),
             project: config.project.display().to_string(),
         };
-        let instance_file = match config.state_dir {
-            Some(dir) => InstanceFile::write(&dir, addr.port(), instance),
+        let instance_file = match &config.state_dir {
+            Some(dir) => InstanceFile::write(dir, addr.port(), instance),
             None => Err(io::Error::other("neither XDG_STATE_HOME nor HOME is set")),
         };
         let instance_file = match instance_file {
@@ -153,6 +159,7 @@ impl App {
         let tasks = TaskTracker::new();
         let stats = Arc::new(Stats::default());
         let cache = Cache::new(config.cache, clock.clone(), tasks.clone());
+        let names = config.upstream.names.clone();
         let upstream = Arc::new(Upstream::new(config.upstream, clock.clone()));
         let status = Status {
             clock: clock.clone(),
@@ -177,12 +184,27 @@ impl App {
             tasks: tasks.clone(),
         };
         let mut policy = config.policy;
-        policy.key = Some(Key::new(key));
+        policy.key = Some(key.clone());
         if !policy.allowed_hosts.is_empty() && !policy.require_key {
             warn!("--allowed-host lets in whoever can send that Host: consider --require-key");
         }
+        let (asking, asked) = runs::Interception::channel();
+        let server = Arc::new(Server::new(Arc::new(proxy), policy, status, asking));
+        let interception = Interception {
+            server: server.clone(),
+            key,
+            hosts: config.hosts,
+            names,
+            plain_port: addr.port(),
+            port: config.interception_port,
+            state_dir: config.state_dir,
+            project: config.project,
+            clock: clock.clone(),
+        };
         Ok(Self {
-            server: Arc::new(Server::new(Arc::new(proxy), policy, status)),
+            server,
+            interception,
+            asked,
             listeners,
             addr,
             identity,
@@ -238,6 +260,7 @@ impl App {
 
         let stopping = CancellationToken::new();
         let connections = TaskTracker::new();
+        spawn(Box::pin(self.interception.run(self.asked, stopping.clone(), connections.clone())));
         for listener in self.listeners {
             connections.spawn(self.server.clone().accept(listener, connections.clone(), stopping.clone()));
         }

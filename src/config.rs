@@ -18,14 +18,15 @@ use http::Uri;
 use secrecy::SecretString;
 
 use crate::cli::GlobalArgs;
+use crate::instance_key::Key;
 use crate::logging;
 use crate::proxy::cache::Limits;
 use crate::proxy::guard::{self, Policy};
 use crate::proxy::hosts::Hosts;
 use crate::proxy::resolver::Names;
 use crate::proxy::upstream;
-pub use sources::Environment;
 use sources::Sources;
+pub use sources::{Environment, state_dir};
 
 /// The port unless another is asked for.
 pub const DEFAULT_PORT: u16 = 2774;
@@ -39,10 +40,14 @@ const DEFAULT_BUFFER: Duration = Duration::from_secs(30);
 const DEFAULT_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// Everything there is to know before the start. Only `app` and `main` see the whole of it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Config {
     /// The port on both loopback addresses; 0 for any free one.
     pub port: u16,
+    /// The key of the instance whose place this one takes; no setting.
+    pub instance_key: Option<Key>,
+    /// Where that instance intercepted; no setting.
+    pub interception_port: Option<u16>,
     /// Where to listen besides: a unix socket.
     pub unix_socket: Option<PathBuf>,
     /// Where to listen besides: an address that is not loopback. Set only with a required key and further hosts.
@@ -70,7 +75,7 @@ pub struct Config {
 }
 
 /// Where the credential comes from.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Auth {
     /// `VERCEL_OIDC_TOKEN` in this file, which people know by this name.
     Oidc {
@@ -81,6 +86,16 @@ pub enum Auth {
     },
     /// `VERCEL_TOKEN` of our environment.
     AccessToken(SecretString),
+}
+
+impl Auth {
+    /// What people call the source.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Oidc { shown, .. } => shown,
+            Self::AccessToken(_) => "VERCEL_TOKEN",
+        }
+    }
 }
 
 /// One thing that is wrong with the configuration.
@@ -151,6 +166,8 @@ impl Config {
         };
         let config = Self {
             port: s.get("port", values::port).unwrap_or(DEFAULT_PORT),
+            instance_key: None,
+            interception_port: None,
             unix_socket: s.get("unix_socket", values::path),
             network,
             warn_before: s.get("warn_before", values::durations).unwrap_or_else(|| DEFAULT_WARN_BEFORE.to_vec()),
@@ -165,7 +182,7 @@ impl Config {
                 format: s.get("log_format", values::log_format).unwrap_or_default(),
                 color: s.variable("NO_COLOR").is_none_or(|v| v.is_empty()),
             },
-            state_dir: s.state_dir(),
+            state_dir: state_dir(environment),
             project: s.project().to_owned(),
             cache,
             upstream,

@@ -1,18 +1,49 @@
 //! Keeps the process closed to others, and gives it room: no core dump, not readable by a debugger or through `/proc`
 //! (trust-policy.md M2), as many descriptors as its connections need. Failing at any of it stops nothing.
+//!
+//! All of it is for this process alone: a command that it runs must find what it would have found without it.
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
 /// Descriptors that are wanted, where the system allows so many.
 const DESCRIPTORS: rlim_t = 8192;
 
+/// The limits that this process came with, as soft and hard ones. Only soft ones are ever changed: those can be had back.
+#[derive(Debug, Clone, Copy)]
+pub struct Inherited {
+    core: Option<(rlim_t, rlim_t)>,
+    descriptors: Option<(rlim_t, rlim_t)>,
+}
+
 /// To be called before any secret is read.
-pub fn apply() {
-    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+pub fn apply() -> Inherited {
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_dumpable(false);
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let wanted = hard.min(DESCRIPTORS).max(soft);
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, wanted, hard);
+    let inherited =
+        Inherited { core: getrlimit(Resource::RLIMIT_CORE).ok(), descriptors: getrlimit(Resource::RLIMIT_NOFILE).ok() };
+    inherited.replace();
+    inherited
+}
+
+impl Inherited {
+    /// Does `start`, which starts another program, under these limits. What else goes on in this process meanwhile is
+    /// under them, too, but a program starts in a millisecond.
+    pub fn during<T>(self, start: impl FnOnce() -> T) -> T {
+        set(Resource::RLIMIT_CORE, self.core, |soft, _| soft);
+        set(Resource::RLIMIT_NOFILE, self.descriptors, |soft, _| soft);
+        let started = start();
+        self.replace();
+        started
+    }
+
+    fn replace(self) {
+        set(Resource::RLIMIT_CORE, self.core, |_, _| 0);
+        set(Resource::RLIMIT_NOFILE, self.descriptors, |soft, hard| hard.min(DESCRIPTORS).max(soft));
+    }
+}
+
+fn set(resource: Resource, inherited: Option<(rlim_t, rlim_t)>, soft: impl FnOnce(rlim_t, rlim_t) -> rlim_t) {
+    if let Some((inherited_soft, hard)) = inherited {
+        let _ = setrlimit(resource, soft(inherited_soft, hard), hard);
     }
 }

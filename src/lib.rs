@@ -6,6 +6,7 @@
 //! - [`proxy`]: what happens to a request. Gates, route, cache key, cache with single flight, the way to upstream.
 //! - [`status`]: what people look at.
 //! - [`server`] accepts connections; [`app`] wires everything; [`config`] reads flags, environment and files.
+//! - [`run`]: unmodified apps. Runs a command whose requests go through the sidecar.
 //! - [`emulator`] stands in for Connect; [`demo`] shows the main job against it.
 //!
 //! # One request
@@ -29,8 +30,12 @@ pub mod demo;
 pub mod emulator;
 pub mod hardening;
 pub mod identity;
+pub mod instance_key;
+pub mod intercept;
 pub mod logging;
+pub mod private_dir;
 pub mod proxy;
+pub mod run;
 pub mod safe_read;
 pub mod server;
 pub mod status;

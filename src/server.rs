@@ -5,23 +5,25 @@
 //! way round; what it started upstream goes on in the proxy's own tasks.
 
 mod connections;
-mod head;
+pub mod head;
 pub mod listener;
 mod peer;
 mod refusals;
+pub mod runs;
 mod stream;
 pub mod unix_socket;
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use connections::{Connections, Open, Place};
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
@@ -31,6 +33,7 @@ use hyper_util::rt::TokioIo;
 use listener::{Accepted, Listener};
 use peer::Peer;
 use refusals::Refusals;
+use runs::Interception;
 use stream::Observed;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -39,6 +42,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::proxy::Proxy;
+use crate::proxy::body;
 use crate::proxy::error::{Code, RequestError, excerpt};
 use crate::proxy::guard::{self, Admitted, Entrance, Policy};
 use crate::proxy::reply::{self, Reply};
@@ -60,18 +64,21 @@ pub struct Server {
     proxy: Arc<Proxy>,
     policy: Policy,
     status: Status,
+    interception: Interception,
     connections: Arc<Connections>,
     refusals: Refusals,
     said_credentials_dropped: AtomicBool,
 }
 
 impl Server {
-    /// A server for requests to Connect (`proxy`) and for what people look at (`status`), under this policy.
-    pub fn new(proxy: Arc<Proxy>, policy: Policy, status: Status) -> Self {
+    /// A server for requests to Connect (`proxy`), for what people look at (`status`) and for runs (`interception`),
+    /// under this policy.
+    pub fn new(proxy: Arc<Proxy>, policy: Policy, status: Status, interception: Interception) -> Self {
         Self {
             proxy,
             policy,
             status,
+            interception,
             connections: Arc::new(Connections::new()),
             refusals: Refusals::default(),
             said_credentials_dropped: AtomicBool::new(false),
@@ -222,12 +229,24 @@ impl Server {
         Some(self.answer(request, caller).await)
     }
 
+    /// Answers one request that came in a tunnel to `host`; its caller, if it does not say so itself, is `client`.
+    pub async fn answer_intercepted(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        _host: &str,
+        client: &HeaderValue,
+    ) -> Reply {
+        let (mut head, body) = request.into_parts();
+        head.headers.insert("sidecar-client", client.clone());
+        self.proxy.handle(&head, body).await.unwrap_or_else(|e| self.refuse(&e, Some(&head)))
+    }
+
     /// Answers one request.
     async fn answer(&self, request: Request<Incoming>, caller: Caller<'_>) -> Reply {
         let (head, body) = request.into_parts();
         let (admitted, outcome) = match self.admit(&head, caller) {
             Ok(admitted) => {
-                let outcome = self.route(&head, body, &admitted, caller.place).await;
+                let outcome = self.route(&head, body, &admitted, caller).await;
                 (admitted, outcome)
             }
             Err(refusal) => (Admitted::default(), Err(refusal)),
@@ -242,10 +261,7 @@ impl Server {
 
     /// Whether this caller may ask with this head at all.
     fn admit(&self, head: &Parts, caller: Caller<'_>) -> Result<Admitted, RequestError> {
-        if caller.peer == Peer::Other {
-            let message = "This sidecar answers the user that started it, and no other user of this machine.";
-            return Err(RequestError::new(Code::PeerUidMismatch, message).closing());
-        }
+        check_peer(caller.peer)?;
         head::check(head)?;
         let admitted = guard::check(head, caller.entrance, &self.policy)?;
         if admitted.has_credentials && !self.said_credentials_dropped.swap(true, Ordering::Relaxed) {
@@ -254,8 +270,14 @@ impl Server {
         Ok(admitted)
     }
 
+    /// Whether a connection to a loopback port of ours may be served: an error is the answer to all of its requests, and
+    /// with `None` it is to be closed.
+    pub fn judge(&self, stream: &TcpStream, from: SocketAddr) -> Option<Result<(), RequestError>> {
+        self.let_in_tcp(stream, from).map(|(_, peer)| check_peer(peer))
+    }
+
     /// The reply for an error of our own, counted and logged.
-    fn refuse(&self, error: &RequestError, head: Option<&Parts>) -> Reply {
+    pub fn refuse(&self, error: &RequestError, head: Option<&Parts>) -> Reply {
         self.proxy.stats.refused.count();
         if self.refusals.show_next() {
             let shown = |of: fn(&Parts) -> &str| head.map(|head| excerpt(of(head).as_bytes()));
@@ -272,14 +294,22 @@ impl Server {
         reply::error(error)
     }
 
+    /// The answer to the caller's nonce, if it sends one (trust-policy.md S5).
+    fn proof(&self, head: &Parts, entrance: Entrance) -> Option<HeaderValue> {
+        let (Entrance::Loopback(port), Some(key)) = (entrance, &self.policy.key) else { return None };
+        let nonce = head.headers.get(NONCE_HEADER)?.as_bytes();
+        let is_fit = NONCE_BYTES.contains(&nonce.len());
+        is_fit.then(|| key.proof(port, nonce))?.try_into().ok()
+    }
+
     async fn route(
         &self,
         head: &Parts,
         body: Incoming,
         admitted: &Admitted,
-        place: &Place,
+        caller: Caller<'_>,
     ) -> Result<Reply, RequestError> {
-        if self.connections.is_overloaded_by(place) && !guard::is_health(head.uri.path()) {
+        if self.connections.is_overloaded_by(caller.place) && !guard::is_health(head.uri.path()) {
             return Err(overloaded());
         }
         if head.method == Method::OPTIONS && admitted.origin.is_some() {
@@ -287,7 +317,12 @@ impl Server {
         }
         match head.uri.path() {
             path if path.starts_with("/v1/") => self.proxy.handle(head, body).await,
-            "/healthz" => read_only(head).map(|()| reply::own(StatusCode::OK, JSON, r#"{"status":"ok"}"#)),
+            "/healthz" => {
+                read_only(head)?;
+                let mut reply = reply::own(StatusCode::OK, JSON, r#"{"status":"ok"}"#);
+                reply.headers_mut().extend(self.proof(head, caller.entrance).map(|proof| (PROOF_HEADER, proof)));
+                Ok(reply)
+            }
             "/readyz" => {
                 read_only(head)?;
                 self.status.readiness().map_err(|problem| self.proxy.no_credential(&problem))?;
@@ -316,11 +351,29 @@ impl Server {
                 };
                 Ok(reply::own(StatusCode::OK, JSON, format!(r#"{{"evicted":{evicted}}}"#)))
             }
+            "/_sidecar/v1/runs" => {
+                if head.method != Method::POST {
+                    return Err(RequestError::method_not_allowed("POST"));
+                }
+                guard::require_key(&head.headers, &self.policy)?;
+                no_query(head)?;
+                body::check_content_type(head, &body)?;
+                let body = body::read(body).await?;
+                let identity = self.proxy.identity.borrow().clone();
+                let given = runs::begin(&body, &identity, self.proxy.clock.local(), &self.interception).await?;
+                Ok(reply::own(StatusCode::OK, JSON, given))
+            }
             // The proxy's 404 is that of any unknown path.
             _ => self.proxy.handle(head, body).await,
         }
     }
 }
+
+/// Carries a nonce of 16 to 64 bytes: whoever is about to send the key asks first who answers at the port.
+pub const NONCE_HEADER: HeaderName = HeaderName::from_static("sidecar-nonce");
+/// Carries the proof that this instance answers.
+pub const PROOF_HEADER: HeaderName = HeaderName::from_static("sidecar-proof");
+const NONCE_BYTES: RangeInclusive<usize> = 16..=64;
 
 /// Who asks, on which connection.
 #[derive(Clone, Copy)]
@@ -329,6 +382,14 @@ struct Caller<'a> {
     entrance: Entrance,
     peer: Peer,
     place: &'a Place,
+}
+
+fn check_peer(peer: Peer) -> Result<(), RequestError> {
+    if peer == Peer::Other {
+        let message = "This sidecar answers the user that started it, and no other user of this machine.";
+        return Err(RequestError::new(Code::PeerUidMismatch, message).closing());
+    }
+    Ok(())
 }
 
 /// Whether whoever is at the other end of the unix socket may use it.
@@ -352,7 +413,7 @@ fn late() -> RequestError {
 }
 
 /// The answer of a request that is one too many.
-fn overloaded() -> RequestError {
+pub fn overloaded() -> RequestError {
     let message = "Too many requests are under way. Ask again in a second.";
     let mut error = RequestError::new(Code::Overloaded, message).closing();
     error.retry_after = Some(reply::retry_after(Duration::from_secs(1)));
@@ -361,7 +422,7 @@ fn overloaded() -> RequestError {
 
 /// Reads what the caller still sends: to close over unread bytes would reset the connection, and the caller would lose
 /// the reply that says why its request was refused.
-async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+pub async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let _ = stream.shutdown().await;
     let reading = async { tokio::io::copy(&mut stream.take(LINGER_BYTES), &mut tokio::io::sink()).await };
     let _ = tokio::time::timeout(LINGER, reading).await;
@@ -374,6 +435,10 @@ fn read_only(head: &Parts) -> Result<(), RequestError> {
     if !matches!(head.method, Method::GET | Method::HEAD) {
         return Err(RequestError::method_not_allowed("GET, HEAD"));
     }
+    no_query(head)
+}
+
+fn no_query(head: &Parts) -> Result<(), RequestError> {
     match head.uri.query() {
         None => Ok(()),
         Some(_) => Err(RequestError::new(Code::QueryNotAllowed, "This path takes no query string.")),

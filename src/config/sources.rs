@@ -190,11 +190,6 @@ impl<'a> Sources<'a> {
         &self.project
     }
 
-    /// `$XDG_STATE_HOME/connect-sidecar`.
-    pub(super) fn state_dir(&self) -> Option<PathBuf> {
-        self.home_dir("XDG_STATE_HOME", ".local/state")
-    }
-
     pub(super) fn mistakes(&self) -> Vec<Mistake> {
         self.mistakes.clone()
     }
@@ -203,16 +198,8 @@ impl<'a> Sources<'a> {
         self.mistakes.push(Mistake { place: place.into(), message });
     }
 
-    fn home_dir(&self, variable: &str, below_home: &str) -> Option<PathBuf> {
-        let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
-        (self.environment)(variable)
-            .and_then(absolute)
-            .or_else(|| Some((self.environment)("HOME").and_then(absolute)?.join(below_home)))
-            .map(|dir| dir.join("connect-sidecar"))
-    }
-
     fn user_file(&mut self, project: &Path) {
-        if let Some(dir) = self.home_dir("XDG_CONFIG_HOME", ".config") {
+        if let Some(dir) = home_dir(self.environment, "XDG_CONFIG_HOME", ".config") {
             let layer = self.file(&dir.join(FILE_NAME), project, false);
             self.layers.extend(layer);
         }
@@ -275,6 +262,19 @@ impl<'a> Sources<'a> {
         }
         Some(values)
     }
+}
+
+/// Where the state of running instances and the local CA are kept, if there is a place: `$XDG_STATE_HOME/connect-sidecar`.
+pub fn state_dir(environment: Environment<'_>) -> Option<PathBuf> {
+    home_dir(environment, "XDG_STATE_HOME", ".local/state")
+}
+
+fn home_dir(environment: Environment<'_>, variable: &str, below_home: &str) -> Option<PathBuf> {
+    let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
+    environment(variable)
+        .and_then(absolute)
+        .or_else(|| Some(environment("HOME").and_then(absolute)?.join(below_home)))
+        .map(|dir| dir.join("connect-sidecar"))
 }
 
 /// The values of a file: dotted key, place in the text, value. Tables that are no section of ours are values.

@@ -61,6 +61,8 @@ codes! {
     RouteNotFound = 404 "route_not_found",
     /// A known path with another method.
     MethodNotAllowed = 405 "method_not_allowed",
+    /// The proxy asks for the secret of a run.
+    RunSecretRequired = 407 "run_secret_required",
     /// The body did not come in time.
     BodyTimeout = 408 "body_timeout",
     /// The body is over its limit.
@@ -93,6 +95,8 @@ codes! {
     OidcTokenInvalid = 503 "oidc_token_invalid",
     /// Too much at once.
     Overloaded = 503 "overloaded",
+    /// Requests of a run's programs cannot be intercepted.
+    InterceptionUnavailable = 503 "interception_unavailable",
     /// Upstream is too slow.
     UpstreamTimeout = 504 "upstream_timeout",
     /// The request has been through a sidecar already.

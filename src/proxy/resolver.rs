@@ -31,6 +31,14 @@ impl Names {
         Self(Source::System(GaiResolver::new()))
     }
 
+    /// The addresses of a name.
+    pub async fn addresses(&self, name: Name) -> std::io::Result<Vec<SocketAddr>> {
+        match &self.0 {
+            Source::System(system) => Ok(system.clone().call(name).await?.collect()),
+            Source::Fixed(addresses) => Ok(addresses.to_vec()),
+        }
+    }
+
     /// The test double: every name has these addresses. A port in them counts where the origin names none.
     pub fn fixed(addresses: &[SocketAddr]) -> Self {
         Self(Source::Fixed(addresses.into()))
@@ -56,12 +64,9 @@ impl Service<Name> for Resolver {
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
-        let Self { names: Names(source), may_be_this_machine } = self.clone();
+        let Self { names, may_be_this_machine } = self.clone();
         Box::pin(async move {
-            let addresses: Vec<SocketAddr> = match source {
-                Source::System(mut system) => system.call(name).await?.collect(),
-                Source::Fixed(addresses) => addresses.to_vec(),
-            };
+            let addresses = names.addresses(name).await?;
             // One is enough: whoever bends a name hardly means half of it, and the connector may take any.
             match addresses.iter().map(SocketAddr::ip).find(|address| is_this_machine(*address)) {
                 Some(address) if !may_be_this_machine => Err(ThisMachine(address).into()),
@@ -72,11 +77,17 @@ impl Service<Name> for Resolver {
 }
 
 /// Whether an address leads to this machine, or no further than its link, where no public service is.
-fn is_this_machine(address: IpAddr) -> bool {
+pub fn is_this_machine(address: IpAddr) -> bool {
     // `::ffff:127.0.0.1` is 127.0.0.1.
+    let address = address.to_canonical();
+    address.is_loopback() || address.is_unspecified() || is_link_local(address)
+}
+
+/// Whether an address leads no further than this machine's link.
+pub fn is_link_local(address: IpAddr) -> bool {
     match address.to_canonical() {
-        IpAddr::V4(v4) => v4.is_loopback() || v4.is_unspecified() || v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unspecified() || v6.is_unicast_link_local(),
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
     }
 }
 

@@ -66,6 +66,14 @@ pub struct Options {
     pub use_env_proxy: bool,
 }
 
+impl Options {
+    /// The origin, for people.
+    pub fn name(&self) -> String {
+        let authority = self.origin.authority().map(Authority::as_str).unwrap_or_default();
+        format!("{}://{authority}", self.origin.scheme_str().unwrap_or_default())
+    }
+}
+
 /// One request for upstream, without its bearer.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
@@ -94,6 +102,7 @@ pub struct Upstream {
 impl Upstream {
     /// A client; connects to nothing yet.
     pub fn new(options: Options, clock: Clock) -> Self {
+        let name = options.name();
         let Options { origin, may_be_this_machine, names, extra_roots, team_id, use_env_proxy } = options;
         let authority = origin.authority().map(Authority::as_str).unwrap_or_default();
         let mut own_headers = HeaderMap::with_capacity(16);
@@ -108,7 +117,7 @@ impl Upstream {
             own_headers.extend(HeaderValue::from_str(value).map(|value| (name, value)));
         }
         Self {
-            name: format!("{}://{authority}", origin.scheme_str().unwrap_or_default()),
+            name,
             team_id,
             use_env_proxy,
             own_headers,

@@ -84,8 +84,8 @@ fn is_no_ipv6(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32)
 }
 
-/// Never with SO_REUSEPORT: two processes must not share the port.
-fn listen(address: SocketAddr) -> Result<TcpListener, (SocketAddr, io::Error)> {
+/// Binds one address. Never with SO_REUSEPORT: two processes must not share the port.
+pub fn listen(address: SocketAddr) -> Result<TcpListener, (SocketAddr, io::Error)> {
     let listen = || {
         let socket = match address {
             SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,

@@ -4,21 +4,16 @@
 //! in the abstract namespace, where no permission holds (trust-policy.md 4.8, S1 to S3).
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Uid;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{UnixListener, UnixStream};
 
-/// Another start holds the directory's lock for less than a millisecond; who holds it longer is no sidecar.
-const LOCK_ATTEMPTS: u32 = 100;
-const LOCK_PAUSE: Duration = Duration::from_millis(10);
+use crate::private_dir;
 
 /// Why there is no socket.
 #[derive(Debug)]
@@ -62,7 +57,10 @@ impl UnixSocket {
         let (Some(dir), Some(_)) = (path.parent(), path.file_name()) else {
             return unfit("expected the path of a file");
         };
-        let _only_us = own_directory(dir).await?;
+        // Of two that find the same stale socket, the second would remove the one that the first has just made.
+        let _only_us = private_dir::lock(dir).await.or_else(|reason| {
+            unfit(format!("{reason}; a directory for the socket alone will do, which need not be there yet"))
+        })?;
         remove_stale(path)?;
         let listener = UnixListener::bind(path).or_else(|e| unfit(format!("could not bind it: {e}")))?;
         // Between the two lines it may have a wider mode. Nobody can make use of that: its directory is closed to
@@ -87,38 +85,6 @@ impl Drop for UnixSocket {
             let _ = fs::remove_file(&self.path);
         }
     }
-}
-
-/// The directory, made if need be, known to be ours alone, and locked against another start in it: of two that find the
-/// same stale socket, the second would remove the one that the first has just made.
-async fn own_directory(dir: &Path) -> Result<Flock<File>, Problem> {
-    let shown = dir.display();
-    if let Err(e) = DirBuilder::new().recursive(true).mode(0o700).create(dir) {
-        return unfit(format!("could not make the directory {shown}: {e}"));
-    }
-    let meta = fs::symlink_metadata(dir).or_else(|e| unfit(format!("could not look at {shown}: {e}")))?;
-    if meta.is_symlink() {
-        return unfit(format!("{shown} is a link; name the directory itself"));
-    }
-    if !meta.is_dir() || meta.uid() != Uid::effective().as_raw() {
-        return unfit(format!("{shown} is not a directory of yours; choose a path in one"));
-    }
-    if meta.mode() & 0o077 != 0 {
-        return unfit(format!(
-            "others have access to {shown}; choose a directory for it alone, which need not be there yet, or `chmod 700` \
-             this one if it is for nothing else"
-        ));
-    }
-    let mut opened = File::open(dir).or_else(|e| unfit(format!("could not open {shown}: {e}")))?;
-    for _ in 0..LOCK_ATTEMPTS {
-        match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((still_open, Errno::EWOULDBLOCK)) => opened = still_open,
-            Err((_, e)) => return unfit(format!("could not lock {shown}: {e}")),
-        }
-        tokio::time::sleep(LOCK_PAUSE).await;
-    }
-    unfit(format!("another program holds a lock on {shown}; choose a directory for the socket alone"))
 }
 
 /// Makes room at `path`, if that may be done.
@@ -239,35 +205,10 @@ mod tests {
     #[tokio::test]
     async fn a_directory_that_is_not_ours_alone_is_refused() {
         let dir = private();
-        let at = |name: &str| dir.path().join(name);
-        for (name, bits) in [("everybody", 0o777), ("readable", 0o750), ("passable", 0o701), ("sticky", 0o1777)] {
-            fs::create_dir(at(name)).expect("a directory");
-            fs::set_permissions(at(name), Permissions::from_mode(bits)).expect("a mode");
-            let reason = unfit_at(&at(name).join("s")).await;
-            assert!(reason.contains("others have access") && reason.contains("chmod 700"), "{reason}");
-            assert_eq!(fs::read_dir(at(name)).expect("a directory").count(), 0, "{name}");
-            assert_eq!(mode(&at(name)), bits, "left as it is");
-        }
-        fs::create_dir(at("ours")).expect("a directory");
-        symlink(at("ours"), at("link")).expect("a link");
-        assert!(unfit_at(&at("link/s")).await.contains("is a link"));
-        fs::write(at("file"), "").expect("written");
-        assert!(unfit_at(&at("file/s")).await.contains("could not make the directory"));
-        if Uid::effective().is_root() {
-            fs::create_dir(at("foreign")).expect("a directory");
-            fs::set_permissions(at("foreign"), Permissions::from_mode(0o700)).expect("a mode");
-            std::os::unix::fs::chown(at("foreign"), Some(65534), None).expect("given away");
-            assert!(unfit_at(&at("foreign/s")).await.contains("not a directory of yours"));
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_directory_that_somebody_else_has_locked_is_not_waited_for_long() {
-        let dir = private();
-        let lock = Flock::lock(File::open(dir.path()).expect("a directory"), FlockArg::LockExclusive).expect("a lock");
-        assert!(unfit_at(&dir.path().join("s")).await.contains("holds a lock"));
-        drop(lock);
-        assert!(UnixSocket::bind(&dir.path().join("s")).await.is_ok());
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("a mode");
+        let reason = unfit_at(&dir.path().join("s")).await;
+        assert!(reason.contains("others have access") && reason.contains("a directory for the socket alone"));
+        assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 0);
     }
 
     #[tokio::test]

@@ -1,15 +1,14 @@
 //! The running instance's own file: where it listens, and the key that proves that one may read it.
 //!
 //! `<state dir>/<port>.json`, mode 0600 in a directory 0700, written whole or not at all, removed at the end if it is
-//! still ours. The key is made anew at each start and appears nowhere else.
+//! still ours. The key is nowhere else.
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -30,19 +29,20 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Whether a process of its number runs; it may be another by now.
+    /// Where it listens, if that is on loopback.
+    pub fn address(&self) -> Option<SocketAddr> {
+        let address: SocketAddr = self.url.strip_prefix("http://")?.parse().ok()?;
+        address.ip().is_loopback().then_some(address)
+    }
+
+    /// Whether a process of its number runs; it may be another by now. One that has ended and was not waited for does
+    /// not run.
     pub fn is_running(&self) -> bool {
         let pid = i32::try_from(self.pid).ok().filter(|pid| *pid > 0).map(Pid::from_raw);
-        pid.is_some_and(|pid| kill(pid, None).is_ok())
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        let is_zombie = stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('Z'));
+        pid.is_some_and(|pid| kill(pid, None).is_ok()) && !is_zombie
     }
-}
-
-/// A fresh key: 32 random bytes.
-pub fn new_key() -> io::Result<String> {
-    let mut bytes = [0; 32];
-    // The system's own: the TLS library's generator takes some 60 ms to seed, and nobody waits for TLS at the start.
-    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
-    Ok(URL_SAFE_NO_PAD.encode(bytes))
 }
 
 /// The file of the instance on a port, there as long as this lives.
@@ -81,6 +81,12 @@ impl Drop for InstanceFile {
 /// The instance that says it listens on a port.
 pub fn of_port(dir: &Path, port: u16) -> Option<Instance> {
     read(&dir.join(format!("{port}.json")))
+}
+
+/// All instances that left a file, also those that did not end well.
+pub fn all(dir: &Path) -> Vec<Instance> {
+    let paths = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    paths.filter(|path| path.extension().is_some_and(|end| end == "json")).filter_map(|path| read(&path)).collect()
 }
 
 fn read(path: &Path) -> Option<Instance> {
@@ -135,12 +141,5 @@ mod tests {
         let link = state.path().join("connect-sidecar");
         std::os::unix::fs::symlink(state.path(), &link).expect("a link");
         assert!(InstanceFile::write(&link, 1, instance(7)).is_err());
-    }
-
-    #[test]
-    fn keys_are_long_and_never_the_same() {
-        let (a, b) = (new_key().expect("a key"), new_key().expect("a key"));
-        assert_eq!(a.len(), 43);
-        assert_ne!(a, b);
     }
 }

@@ -7,6 +7,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use connect_sidecar::instance_key::Key;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -213,5 +214,20 @@ async fn the_first_check_that_fails_answers() {
             None => request,
         };
         refused(&stage, request, status, code).await;
+    }
+}
+
+#[tokio::test]
+async fn an_instance_proves_that_it_has_its_key_and_tells_nobody_what_it_is() {
+    let stage = Scene::new().env("CONNECT_SIDECAR_REQUIRE_KEY", "1").start().await;
+    let (key, port) = (stage.key(), stage.addr.port());
+    let nonce = "0123456789abcdef";
+    let ask = |path: &str, nonce: &str| stage.request("GET", path).header("sidecar-nonce", nonce);
+    let reply = ask("/healthz", nonce).send().await;
+    let proof = reply.header("sidecar-proof").expect("a proof");
+    assert!(Key::new(key.clone()).is_proven_by(port, nonce.as_bytes(), proof.as_bytes()), "{reply:?}");
+    assert!(!format!("{reply:?}").contains(&key));
+    for (path, nonce) in [("/healthz", "short"), ("/healthz", &*nonce.repeat(5)), ("/readyz", nonce)] {
+        assert_eq!(ask(path, nonce).send().await.header("sidecar-proof"), None, "{path} {nonce}");
     }
 }

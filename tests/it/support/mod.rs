@@ -8,6 +8,7 @@ pub mod network;
 pub mod npm;
 pub mod process;
 pub mod scripted;
+pub mod terminal;
 
 use std::collections::HashMap;
 use std::fs;
