@@ -22,6 +22,7 @@ mod next;
 mod policy;
 mod preload;
 mod readme;
+mod run;
 mod run_child;
 mod sdk;
 mod soak;
