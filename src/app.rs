@@ -267,6 +267,8 @@ impl App {
 
         stop.await;
         stopping.cancel();
+        // From now on another process may take this one's place.
+        drop(self.instance_file);
         self.server.finish();
         connections.close();
         self.tasks.close();
@@ -281,7 +283,7 @@ impl App {
         ended.cancel();
         background.close();
         background.wait().await;
-        drop((self.instance_file, self.fixed_identity));
+        drop(self.fixed_identity);
         done
     }
 }

@@ -360,7 +360,14 @@ impl Server {
                 body::check_content_type(head, &body)?;
                 let body = body::read(body).await?;
                 let identity = self.proxy.identity.borrow().clone();
-                let given = runs::begin(&body, &identity, self.proxy.clock.local(), &self.interception).await?;
+                let given = runs::begin(
+                    &body,
+                    &identity,
+                    self.proxy.clock.local(),
+                    &self.interception,
+                    self.policy.require_key,
+                )
+                .await?;
                 Ok(reply::own(StatusCode::OK, JSON, given))
             }
             // The proxy's 404 is that of any unknown path.

@@ -57,19 +57,20 @@ impl Sidecar {
     /// Sees to it that it is there, for as long as it is polled. `proxy` is the port where the command is intercepted, if
     /// it is.
     pub async fn keep(&mut self, proxy: Option<u16>) -> Infallible {
-        let mut failed_before = false;
+        let mut failures = 0;
         while self.serving.is_none() {
             tokio::time::sleep(LOOK_EVERY).await;
             if self.is_there() {
                 continue;
             }
             match self.take_over(proxy).await {
-                Ok(()) => failed_before = false,
+                Ok(()) => failures = 0,
                 Err(reason) => {
-                    if !failed_before {
+                    failures += 1;
+                    // The first time, it may not have let go of its port yet.
+                    if failures == 2 {
                         warn!("the sidecar at {} has ended, and none could take its place yet: {reason}", self.address);
                     }
-                    failed_before = true;
                 }
             }
         }

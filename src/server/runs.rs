@@ -66,6 +66,7 @@ struct Given {
     proxy: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ca: Option<String>,
+    key_required: bool,
 }
 
 /// Begins a run: the answer's body, JSON. `now` is what the machine says, by which the run's programs will go.
@@ -74,6 +75,7 @@ pub(super) async fn begin(
     identity: &Identity,
     now: Timestamp,
     interception: &Interception,
+    key_required: bool,
 ) -> Result<Vec<u8>, RequestError> {
     let wanted = if body.is_empty() { b"{}" } else { body };
     let wanted: Wanted = serde_json::from_slice(wanted).map_err(|_| {
@@ -89,7 +91,7 @@ pub(super) async fn begin(
     };
     let (proxy, ca) = way_in.map(|way_in| (way_in.proxy, way_in.ca)).unzip();
     // Plain strings can always be written.
-    Ok(serde_json::to_vec(&Given { run, placeholder, proxy, ca }).unwrap_or_default())
+    Ok(serde_json::to_vec(&Given { run, placeholder, proxy, ca, key_required }).unwrap_or_default())
 }
 
 /// Different for each run, and fit to stand in a URL.

@@ -21,6 +21,7 @@ mod listening;
 mod policy;
 mod preload;
 mod readme;
+mod run;
 mod run_child;
 mod sdk;
 mod soak;

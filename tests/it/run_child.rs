@@ -1,17 +1,15 @@
 //! The command of `run` as a job: the terminal is its own, signals reach it once, its exit code is ours, and nothing of it
 //! stays behind.
 
-use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::Command;
 
 use crate::support::desk::Desk;
-use crate::support::process::{Ended, run};
+use crate::support::process::{Running, run};
 use crate::support::soon;
 use crate::support::terminal::Terminal;
 
@@ -29,45 +27,6 @@ fn shell_line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let quoted = words.map(|word| format!("'{}'", word.to_str().expect("text").replace('\'', "'\\''")));
     quoted.collect::<Vec<_>>().join(" ")
-}
-
-/// A command of `run` that goes on.
-struct Running {
-    sidecar: Child,
-    lines: tokio::io::Lines<BufReader<ChildStdout>>,
-}
-
-impl Running {
-    fn start(mut command: Command) -> Self {
-        let mut sidecar = command.spawn().expect("a process");
-        let lines = BufReader::new(sidecar.stdout.take().expect("stdout")).lines();
-        Self { sidecar, lines }
-    }
-
-    async fn line(&mut self) -> String {
-        soon("a line", self.lines.next_line()).await.expect("stdout").expect("a line")
-    }
-
-    async fn pid(&mut self) -> Pid {
-        Pid::from_raw(self.line().await.parse().expect("a process id"))
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.sidecar.id().expect("it runs").try_into().expect("a process id")), signal)
-            .expect("sent");
-    }
-
-    /// Waits for its end; nobody has stdout any more then.
-    async fn end(mut self) -> Ended {
-        let status = soon("its end", self.sidecar.wait()).await.expect("a status");
-        let (mut stdout, mut stderr) = (String::new(), String::new());
-        soon("stdout's end", self.lines.get_mut().read_to_string(&mut stdout)).await.expect("text");
-        soon("stderr's end", self.sidecar.stderr.take().expect("stderr").read_to_string(&mut stderr))
-            .await
-            .expect("text");
-        assert_eq!(status.signal(), None, "{stderr}");
-        Ended { code: status.code(), stdout, stderr }
-    }
 }
 
 fn is_there(pid: Pid) -> bool {
