@@ -12,11 +12,13 @@ use connect_sidecar::app::App;
 use connect_sidecar::cli::GlobalArgs;
 use connect_sidecar::clock::{Clock, Timestamp};
 use connect_sidecar::config::Config;
-use connect_sidecar::proxy::reply::{Reply, SIDECAR_ERROR};
+use connect_sidecar::identity::placeholder;
+use connect_sidecar::proxy::hosts::Hosts;
+use connect_sidecar::proxy::reply::SIDECAR_ERROR;
 use connect_sidecar::server::Server;
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, header};
-use http_body_util::BodyExt;
+use http::{HeaderMap, Method, Request, Response, header, response};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -58,11 +60,12 @@ pub(crate) fn check(bytes: &[u8]) {
             async move {
                 let (head, body) = request.into_parts();
                 let answered = server.answer_alone(Request::from_parts(head.clone(), body), PORT).await;
-                let reply = answered.expect("there is room for one");
+                let (said, body) = answered.expect("there is room for one").into_parts();
+                let body = body.collect().await.expect("a body").to_bytes();
                 assert!(!is_last.get(), "a request is served after the connection was said to close: {head:?}");
-                is_last.set(reply.headers().contains_key(header::CONNECTION));
-                judge(&head, reply.clone()).await;
-                Ok::<_, Infallible>(reply)
+                is_last.set(said.headers.contains_key(header::CONNECTION));
+                judge(&head, &said, &body);
+                Ok::<_, Infallible>(Response::from_parts(said, Full::new(body)))
             }
         });
         let (ours, mut theirs) = tokio::io::duplex(1024 * 1024);
@@ -84,8 +87,7 @@ pub(crate) fn check(bytes: &[u8]) {
     });
 }
 
-async fn judge(head: &Parts, reply: Reply) {
-    let (said, body) = reply.into_parts();
+fn judge(head: &Parts, said: &response::Parts, body: &[u8]) {
     for name in ["cache-control", "content-security-policy", "x-content-type-options", "x-frame-options"] {
         assert!(said.headers.contains_key(name), "{name} is missing: {said:?}");
     }
@@ -96,19 +98,23 @@ async fn judge(head: &Parts, reply: Reply) {
     if said.status.is_success() {
         let is_own = ["/healthz", "/metrics", "/_sidecar/", "/_sidecar/v1/status"].contains(&path);
         assert!(is_own && matches!(head.method, Method::GET | Method::HEAD), "{head:?}");
+        assert_eq!(head.uri.query(), None, "{head:?}");
         return judge_gates(head);
     }
-    let body = body.collect().await.expect("a body").to_bytes();
-    let json: serde_json::Value = serde_json::from_slice(&body).expect("an error of ours is JSON");
+    let json: serde_json::Value = serde_json::from_slice(body).expect("an error of ours is JSON");
     let code = said.headers[SIDECAR_ERROR].to_str().expect("text");
     assert_eq!(
         (json["error"]["code"].as_str(), json["error"]["source"].as_str()),
         (Some(code), Some("connect-sidecar"))
     );
-    assert!(said.status.as_u16() < 500 || ["oidc_token_missing", "loop_detected"].contains(&code), "{json}");
+    let ours = ["oidc_token_missing", "loop_detected", "upgrade_not_supported"];
+    assert!(said.status.as_u16() < 500 || ours.contains(&code), "{json}");
     if code == "oidc_token_missing" && path != "/readyz" {
         judge_gates(head);
-        judge_route(head);
+        match path.strip_prefix("/_sidecar/v1/relay/") {
+            Some(target) => judge_relayed(head, target),
+            None => judge_route(head),
+        }
     }
 }
 
@@ -119,7 +125,7 @@ fn judge_gates(head: &Parts) {
         assert!(!head.headers.contains_key(name), "{head:?}");
     }
     assert!(all(&head.headers, "sec-fetch-mode").iter().all(|mode| *mode == b"cors"), "{head:?}");
-    assert!(head.uri.scheme().is_none() && head.uri.authority().is_none() && head.uri.query().is_none(), "{head:?}");
+    assert!(head.uri.scheme().is_none() && head.uri.authority().is_none(), "{head:?}");
     let encodings = all(&head.headers, "transfer-encoding");
     assert!(encodings.len() <= 1 && encodings.iter().all(|one| one.eq_ignore_ascii_case(b"chunked")), "{head:?}");
 }
@@ -132,9 +138,18 @@ fn all<'a>(headers: &'a HeaderMap, name: &str) -> Vec<&'a [u8]> {
     headers.get_all(name).iter().map(http::HeaderValue::as_bytes).collect()
 }
 
+/// The token goes to a host that takes it, and only in the place of a placeholder.
+fn judge_relayed(head: &Parts, target: &str) {
+    let (host, path) = target.split_at(target.find('/').unwrap_or(target.len()));
+    assert!(Hosts::default().bearer(host, path).is_some(), "{head:?}");
+    assert!(matches!(all(&head.headers, "authorization")[..], [_]), "{head:?}");
+    assert!(placeholder::is_bearer(&head.headers[header::AUTHORIZATION]), "{head:?}");
+}
+
 /// However often somebody decodes the path, it is one of the five routes, the same one and for the same connector.
 fn judge_route(head: &Parts) {
     let path = head.uri.path();
+    assert_eq!(head.uri.query(), None, "{head:?}");
     let kind = path.strip_prefix("/v1/connect/").and_then(|rest| rest.split('/').next()).expect("one of Connect's");
     let (method, suffix) = match kind {
         "token" | "authorize" | "install" => (Method::POST, ""),

@@ -23,6 +23,7 @@ use crate::instance_key::Key;
 use crate::intercept::Interception;
 use crate::proxy::Proxy;
 use crate::proxy::cache::Cache;
+use crate::proxy::relay::Relay;
 use crate::proxy::stats::Stats;
 use crate::proxy::upstream::Upstream;
 use crate::server::Server;
@@ -174,6 +175,7 @@ impl App {
         };
         let proxy = Proxy {
             cache,
+            relay: Relay::new(config.hosts, &upstream, clock.clone()),
             upstream,
             identity: identity.clone(),
             reloader: reloader.clone(),
@@ -193,7 +195,6 @@ impl App {
         let interception = Interception {
             server: server.clone(),
             key,
-            hosts: config.hosts,
             names,
             plain_port: addr.port(),
             port: config.interception_port,

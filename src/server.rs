@@ -5,7 +5,8 @@
 //! way round; what it started upstream goes on in the proxy's own tasks.
 
 mod connections;
-pub mod head;
+mod head;
+mod intercepted;
 pub mod listener;
 mod peer;
 mod refusals;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use connections::{Connections, Open, Place};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -45,6 +47,7 @@ use crate::proxy::Proxy;
 use crate::proxy::body;
 use crate::proxy::error::{Code, RequestError, excerpt};
 use crate::proxy::guard::{self, Admitted, Entrance, Policy};
+use crate::proxy::relay;
 use crate::proxy::reply::{self, Reply};
 use crate::status::Status;
 
@@ -139,12 +142,14 @@ impl Server {
             Accepted::Tcp(stream, from) => {
                 if let Some((entrance, peer)) = self.let_in_tcp(&stream, from) {
                     let _ = stream.set_nodelay(true);
-                    self.converse(stream, Caller { entrance, peer, place }).await;
+                    let caller = Caller { entrance, peer, place };
+                    self.converse(stream, place, |request| self.answer(request, caller)).await;
                 }
             }
             Accepted::Unix(stream) => {
                 if may_use_socket(&stream) {
-                    self.converse(stream, Caller { entrance: Entrance::UnixSocket, peer: Peer::Ours, place }).await;
+                    let caller = Caller { entrance: Entrance::UnixSocket, peer: Peer::Ours, place };
+                    self.converse(stream, place, |request| self.answer(request, caller)).await;
                 }
             }
         }
@@ -170,26 +175,28 @@ impl Server {
     }
 
     /// Answers a connection's requests, one after another, until it ends.
-    async fn converse<S>(&self, stream: S, caller: Caller<'_>)
+    async fn converse<S, F>(&self, stream: S, place: &Place, answer: impl Fn(Request<Incoming>) -> F)
     where
         S: AsyncRead + AsyncWrite + Unpin,
+        F: Future<Output = Reply>,
     {
         tokio::select! {
             biased;
-            () = caller.place.ended() => {}
-            () = self.answer_all(stream, caller) => {}
+            () = place.ended() => {}
+            () = self.answer_all(stream, place, answer) => {}
         }
     }
 
-    async fn answer_all<S>(&self, stream: S, caller: Caller<'_>)
+    async fn answer_all<S, F>(&self, stream: S, place: &Place, answer: impl Fn(Request<Incoming>) -> F)
     where
         S: AsyncRead + AsyncWrite + Unpin,
+        F: Future<Output = Reply>,
     {
-        let place = caller.place;
+        let answer = &answer;
         let service = service_fn(move |request: Request<Incoming>| async move {
             let number = place.begin_request();
             // Pinned here: it is too large to be moved for nothing.
-            let answer = pin!(self.answer(request, caller));
+            let answer = pin!(answer(request));
             let mut reply = place.in_time(answer).await.unwrap_or_else(|| self.refuse(&late(), None));
             if number >= MAX_REQUESTS {
                 reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -229,18 +236,6 @@ impl Server {
         Some(self.answer(request, caller).await)
     }
 
-    /// Answers one request that came in a tunnel to `host`; its caller, if it does not say so itself, is `client`.
-    pub async fn answer_intercepted(
-        self: &Arc<Self>,
-        request: Request<Incoming>,
-        _host: &str,
-        client: &HeaderValue,
-    ) -> Reply {
-        let (mut head, body) = request.into_parts();
-        head.headers.insert("sidecar-client", client.clone());
-        self.proxy.handle(&head, body).await.unwrap_or_else(|e| self.refuse(&e, Some(&head)))
-    }
-
     /// Answers one request.
     async fn answer(&self, request: Request<Incoming>, caller: Caller<'_>) -> Reply {
         let (head, body) = request.into_parts();
@@ -264,10 +259,15 @@ impl Server {
         check_peer(caller.peer)?;
         head::check(head)?;
         let admitted = guard::check(head, caller.entrance, &self.policy)?;
+        self.notice_credentials(&admitted);
+        Ok(admitted)
+    }
+
+    /// Says once that an app's own credentials go nowhere.
+    fn notice_credentials(&self, admitted: &Admitted) {
         if admitted.has_credentials && !self.said_credentials_dropped.swap(true, Ordering::Relaxed) {
             warn!("an app sends credentials of its own: they are dropped, the sidecar's are used instead");
         }
-        Ok(admitted)
     }
 
     /// Whether a connection to a loopback port of ours may be served: an error is the answer to all of its requests, and
@@ -340,6 +340,8 @@ impl Server {
                 read_only(head)?;
                 Ok(reply::own(StatusCode::OK, JSON, self.status.json()))
             }
+            // Boxed: it is rare, and every request would carry the room for it.
+            path if path.starts_with(RELAY) => Box::pin(self.relay(head, body, caller.place)).await,
             "/_sidecar/v1/cache" => {
                 if head.method != Method::DELETE {
                     return Err(RequestError::method_not_allowed("DELETE"));
@@ -359,20 +361,28 @@ impl Server {
                 no_query(head)?;
                 body::check_content_type(head, &body)?;
                 let body = body::read(body).await?;
-                let identity = self.proxy.identity.borrow().clone();
-                let given = runs::begin(
-                    &body,
-                    &identity,
-                    self.proxy.clock.local(),
-                    &self.interception,
-                    self.policy.require_key,
-                )
-                .await?;
+                let given = runs::begin(&body, &self.proxy, &self.interception, self.policy.require_key).await?;
                 Ok(reply::own(StatusCode::OK, JSON, given))
             }
             // The proxy's 404 is that of any unknown path.
             _ => self.proxy.handle(head, body).await,
         }
+    }
+
+    /// `{host}/{raw path}?{query}`, for an app that sends there what it would send to that host.
+    async fn relay(&self, head: &Parts, body: Incoming, place: &Arc<Place>) -> Result<Reply, RequestError> {
+        let target = head.uri.path_and_query().map_or("", PathAndQuery::as_str);
+        let target = target.strip_prefix(RELAY).unwrap_or_default();
+        let (host, target) = target.split_at(target.find('/').unwrap_or(target.len()));
+        let path = target.split('?').next().unwrap_or_default();
+        if !relay::has_placeholder(&head.headers) || self.proxy.relay.hosts.bearer(host, path).is_none() {
+            let message = "Only requests with the placeholder for the OIDC token are passed on here, and only to hosts that \
+                           take the real one.";
+            return Err(RequestError::new(Code::RouteNotFound, message));
+        }
+        let mut reply = self.proxy.relay(host, target, head, body, place.relay()).await?;
+        reply::make_safe(reply.headers_mut());
+        Ok(reply)
     }
 }
 
@@ -388,7 +398,7 @@ struct Caller<'a> {
     /// The way that it came in.
     entrance: Entrance,
     peer: Peer,
-    place: &'a Place,
+    place: &'a Arc<Place>,
 }
 
 fn check_peer(peer: Peer) -> Result<(), RequestError> {
@@ -429,12 +439,14 @@ pub fn overloaded() -> RequestError {
 
 /// Reads what the caller still sends: to close over unread bytes would reset the connection, and the caller would lose
 /// the reply that says why its request was refused.
-pub async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     let _ = stream.shutdown().await;
     let reading = async { tokio::io::copy(&mut stream.take(LINGER_BYTES), &mut tokio::io::sink()).await };
     let _ = tokio::time::timeout(LINGER, reading).await;
 }
 
+/// Before the host and the path of a request that is passed on.
+const RELAY: &str = "/_sidecar/v1/relay/";
 const JSON: &str = "application/json";
 
 /// GET and HEAD, without a query.

@@ -4,18 +4,19 @@
 //! requests. No other tunnel is ever looked into.
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -33,17 +34,15 @@ use super::target::{Target, Way};
 use super::tunnel::Dialer;
 use crate::instance_key::Key;
 use crate::proxy::error::{Code, RequestError};
-use crate::proxy::hosts::Hosts;
-use crate::proxy::reply::Reply;
-use crate::server::{Server, head, linger};
+use crate::proxy::reply::{self, Reply, ReplyBody};
+use crate::server::Server;
 
 /// A CONNECT must be there within this time.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
+/// The largest head of a CONNECT, in bytes.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// TLS must be done within this time.
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
-/// An opened tunnel ends after so long without a request: longer than clients keep an idle connection, so that none sends
-/// a request on one that is just being closed.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Some clients send their secret only when they are asked for it.
 const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"connect-sidecar\"");
 
@@ -51,7 +50,6 @@ const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"connect-s
 pub(super) struct Gate {
     pub(super) server: Arc<Server>,
     pub(super) key: Key,
-    pub(super) hosts: Hosts,
     pub(super) leaves: Leaves,
     pub(super) dialer: Dialer,
     /// How many were opened.
@@ -77,8 +75,8 @@ enum Far {
 }
 
 impl Gate {
-    /// Serves one connection until it ends; with a `refusal`, only to tell that. Once `stopping`, it ends with the request
-    /// that it is answering, for which `under_way` is held.
+    /// Serves one connection until it ends; with a `refusal`, only to tell that. Once `stopping`, no tunnel begins.
+    /// `under_way` is held until it is clear that its end need not be waited for.
     pub(super) async fn serve(
         self: Arc<Self>,
         stream: TcpStream,
@@ -87,29 +85,37 @@ impl Gate {
         under_way: TaskTrackerToken,
     ) {
         let begun = Mutex::new(None);
-        let service = service_fn(|request| {
-            let (refusal, begun) = (refusal.clone(), &begun);
-            let gate = &self;
-            async move {
-                let (reply, tunnel) = gate.answer(request, refusal).await;
-                *begun.lock().unwrap_or_else(PoisonError::into_inner) = tunnel;
-                Ok::<_, Infallible>(reply)
-            }
+        let service = service_fn(|request| async {
+            let (reply, tunnel) = self.answer(request, refusal.clone()).await;
+            *begun.lock().unwrap_or_else(PoisonError::into_inner) = tunnel;
+            Ok::<_, Infallible>(reply)
         });
-        let connection =
-            http().header_read_timeout(HEAD_TIMEOUT).serve_connection(TokioIo::new(stream), service).with_upgrades();
-        if let Err(error) = until_stopped(pin!(connection), &stopping, |c| c.graceful_shutdown()).await {
+        let mut connection = pin!(
+            http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .max_header_size(MAX_HEAD_BYTES)
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades()
+        );
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stopping.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
             debug!("a connection to the interception port ended: {error}");
         }
-        let Some(Tunnel { near, far }) = begun.into_inner().unwrap_or_else(PoisonError::into_inner) else { return };
+        let tunnel = begun.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Tunnel { near, far }) = tunnel else { return };
         let Ok(near) = near.await else { return };
         match far {
-            Far::Here { host, caller, tls } => {
-                self.converse(near, &host, &caller, tls, &stopping).await;
-            }
+            Far::Here { host, caller, tls } => self.converse(near, &host, &caller, tls).await,
             Far::There(mut there) => {
                 drop(under_way);
-                // Whoever breaks off has reasons of his own.
+                // Whoever breaks it off has reasons of his own.
                 let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(near), &mut there).await;
             }
         }
@@ -124,7 +130,10 @@ impl Gate {
             None => self.open(&head).await,
         };
         match far {
-            Ok(far) => (Response::default(), Some(Tunnel { near, far })),
+            Ok(far) => {
+                let established = Response::new(ReplyBody::Left(Full::<Bytes>::default()));
+                (established, Some(Tunnel { near, far }))
+            }
             Err(error) => (self.refuse(&error, &head), None),
         }
     }
@@ -135,7 +144,7 @@ impl Gate {
             return Err(RequestError::method_not_allowed("CONNECT").closing());
         }
         let target = Target::read(&head.uri)?;
-        let way = target.way(&self.hosts)?;
+        let way = target.way(&self.server.proxy().relay.hosts)?;
         let run = self.run_of(&head.headers).ok_or_else(|| {
             let message =
                 "This proxy is for the programs of a `connect-sidecar run`, whose HTTPS_PROXY has its secret.";
@@ -143,12 +152,12 @@ impl Gate {
         })?;
         match way {
             Way::Opened => {
-                let tls = self.leaves.tls_of(&target.host).map_err(|problem| {
-                    RequestError::new(Code::InterceptionUnavailable, format!("No TLS as {target}: {problem}."))
-                })?;
+                let unavailable = |reason: String| RequestError::new(Code::InterceptionUnavailable, reason);
+                let tls = self.leaves.tls_of(&target.host);
+                let tls = tls.map_err(|problem| unavailable(format!("No TLS as {target}: {problem}.")))?;
                 let number = self.tunnels.fetch_add(1, Ordering::Relaxed);
-                // A run's name is one that we have made, or its secret would not fit.
-                let caller = HeaderValue::try_from(format!("{run}-{number}")).unwrap_or_else(|_| CHALLENGE);
+                let caller = HeaderValue::try_from(format!("{run}-{number}"));
+                let caller = caller.map_err(|_| unavailable("The run's name is none of ours.".into()))?;
                 Ok(Far::Here { host: target.host, caller, tls })
             }
             Way::Blind => {
@@ -168,7 +177,19 @@ impl Gate {
     }
 
     fn refuse(&self, error: &RequestError, head: &Parts) -> Reply {
-        let mut reply = self.server.refuse(error, Some(head));
+        let is_ordinary = match error.code {
+            // What a program's own tunnels cannot reach is its own affair.
+            Code::UpstreamUnreachable | Code::UpstreamTimeout => true,
+            Code::RunSecretRequired => !head.headers.contains_key(header::PROXY_AUTHORIZATION),
+            _ => false,
+        };
+        let mut reply = match is_ordinary {
+            true => {
+                debug!("{error}");
+                reply::error(error)
+            }
+            false => self.server.refuse(error, Some(head)),
+        };
         if error.code == Code::RunSecretRequired {
             reply.headers_mut().insert(header::PROXY_AUTHENTICATE, CHALLENGE);
         }
@@ -176,29 +197,12 @@ impl Gate {
     }
 
     /// Answers the requests in an opened tunnel, as `host`.
-    async fn converse(
-        &self,
-        near: Upgraded,
-        host: &str,
-        caller: &HeaderValue,
-        tls: Arc<ServerConfig>,
-        stopping: &CancellationToken,
-    ) {
+    async fn converse(&self, near: Upgraded, host: &str, caller: &HeaderValue, tls: Arc<ServerConfig>) {
         let accepting = TlsAcceptor::from(tls).accept(TokioIo::new(near));
-        let stream = match tokio::time::timeout(TLS_TIMEOUT, accepting).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return self.say_no_tls(host, &error),
-            Err(_) => return debug!("no TLS within {} s in a tunnel to {host}", TLS_TIMEOUT.as_secs()),
-        };
-        let service = service_fn(async |request| {
-            Ok::<_, Infallible>(self.server.answer_intercepted(request, host, caller).await)
-        });
-        let mut connection = http().header_read_timeout(IDLE_TIMEOUT).serve_connection(TokioIo::new(stream), service);
-        if let Err(error) = until_stopped(Pin::new(&mut connection), stopping, |c| c.graceful_shutdown()).await {
-            debug!("a tunnel to {host} ended: {error}");
-        }
-        if !stopping.is_cancelled() {
-            linger(connection.into_parts().io.into_inner()).await;
+        match tokio::time::timeout(TLS_TIMEOUT, accepting).await {
+            Ok(Ok(stream)) => self.server.serve_intercepted(stream, host, caller).await,
+            Ok(Err(error)) => self.say_no_tls(host, &error),
+            Err(_) => debug!("no TLS within {} s in a tunnel to {host}", TLS_TIMEOUT.as_secs()),
         }
     }
 
@@ -208,10 +212,7 @@ impl Gate {
         let is_not_trusted = matches!(
             cause,
             Some(rustls::Error::AlertReceived(
-                AlertDescription::UnknownCA
-                    | AlertDescription::BadCertificate
-                    | AlertDescription::CertificateUnknown
-                    | AlertDescription::UnsupportedCertificate
+                AlertDescription::UnknownCA | AlertDescription::BadCertificate | AlertDescription::CertificateUnknown
             ))
         );
         if is_not_trusted && !self.said_not_trusted.swap(true, Ordering::Relaxed) {
@@ -222,27 +223,6 @@ impl Gate {
             );
         } else {
             debug!("no TLS in a tunnel to {host}: {error}");
-        }
-    }
-}
-
-fn http() -> http1::Builder {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).max_header_size(head::MAX_BYTES);
-    http
-}
-
-/// Serves a connection to its end, and once `stopping`, no longer than its request lasts.
-async fn until_stopped<C: Future>(
-    mut connection: Pin<&mut C>,
-    stopping: &CancellationToken,
-    shut_down: impl Fn(Pin<&mut C>),
-) -> C::Output {
-    tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stopping.cancelled() => {
-            shut_down(connection.as_mut());
-            connection.await
         }
     }
 }

@@ -29,7 +29,6 @@ use tracing::{info, warn};
 use crate::clock::Clock;
 use crate::instance_key::Key;
 use crate::proxy::error::RequestError;
-use crate::proxy::hosts::Hosts;
 use crate::proxy::resolver::Names;
 use crate::server::runs::{Asked, WayIn};
 use crate::server::{self, Server, listener};
@@ -51,9 +50,7 @@ pub struct Interception {
     pub server: Arc<Server>,
     /// The instance's, which the runs' secrets are made from.
     pub key: Key,
-    /// What is opened.
-    pub hosts: Hosts,
-    /// Where the addresses of all other names come from.
+    /// Where the addresses of names come from.
     pub names: Names,
     /// The port of requests that need no interception: no tunnel leads there.
     pub plain_port: u16,
@@ -141,7 +138,7 @@ impl Interception {
         }
         let state_dir =
             self.state_dir.as_ref().ok_or("neither XDG_STATE_HOME nor HOME says where to keep a local CA")?;
-        let domains = self.hosts.names().map(str::to_owned).collect();
+        let domains = self.server.proxy().relay.hosts.names().map(str::to_owned).collect();
         let ca = Ca::ready(state_dir, &self.project, domains, now).await.map_err(|e| e.to_string())?;
         let pem = ca.pem().to_owned();
         let (listener, port) = match open.take() {
@@ -158,7 +155,6 @@ impl Interception {
         let gate = Gate {
             server: self.server.clone(),
             key: self.key.clone(),
-            hosts: self.hosts.clone(),
             leaves: Leaves::new(ca, self.clock.clone()),
             dialer: Dialer::new(self.names.clone(), [self.plain_port, port]),
             tunnels: AtomicU64::default(),

@@ -79,6 +79,8 @@ codes! {
     HeadTooLarge = 431 "head_too_large",
     /// Too many requests to upstream from here.
     LocalRateLimit = 429 "local_rate_limit",
+    /// A connection that is to become another kind.
+    UpgradeNotSupported = 501 "upgrade_not_supported",
     /// No connection to upstream.
     UpstreamUnreachable = 502 "upstream_unreachable",
     /// No TLS with upstream.

@@ -9,6 +9,7 @@ use http::request::Parts;
 use http::{Method, Version};
 
 use super::error::{Code, RequestError, excerpt};
+use crate::identity::placeholder;
 use crate::instance_key::Key;
 
 /// The name by which we recognise our own requests.
@@ -45,7 +46,7 @@ pub struct Policy {
 pub struct Admitted {
     /// The web origin to admit in the reply, if an allowed one asked.
     pub origin: Option<HeaderValue>,
-    /// It carries credentials of its own, which go nowhere.
+    /// It carries credentials of its own, which go nowhere. The placeholder is none.
     pub has_credentials: bool,
 }
 
@@ -70,6 +71,20 @@ pub fn check(parts: &Parts, entrance: Entrance, policy: &Policy) -> Result<Admit
     check_forwarding(&seen, policy)?;
     check_key(parts, policy)?;
     Ok(Admitted { origin, has_credentials: seen.credentials })
+}
+
+/// Judges the head of a request that an app has sent to `host`, one of Vercel's, and that was decrypted.
+pub fn check_intercepted(parts: &Parts, host: &str) -> Result<Admitted, RequestError> {
+    let seen = Seen::in_headers(&parts.headers);
+    check_framing(&seen, parts.version)?;
+    let said = seen.host.only().and_then(|said| split_host(said.as_bytes()));
+    match said {
+        Some((name, None | Some(443))) if name.eq_ignore_ascii_case(host.as_bytes()) => {}
+        _ => return Err(RequestError::new(Code::BadHost, format!("Send one Host header that says `{host}`."))),
+    }
+    check_target(parts)?;
+    check_loop(&seen)?;
+    Ok(Admitted { origin: None, has_credentials: seen.credentials })
 }
 
 /// The headers that decide, found in one pass: looking each of them up costs more than all of the comparing.
@@ -123,7 +138,8 @@ impl<'a> Seen<'a> {
                 // Node's own fetch sends `cors`; only browsers send the rest.
                 "sec-fetch-mode" => seen.other_sec_fetch_mode |= value != "cors",
                 "access-control-request-method" | "access-control-request-headers" => seen.asks_for_cors = true,
-                "authorization" | "cookie" | "proxy-authorization" => seen.credentials = true,
+                "authorization" => seen.credentials |= !placeholder::is_bearer(value),
+                "cookie" | "proxy-authorization" => seen.credentials = true,
                 "cdn-loop" => seen.names_us |= names_us(value),
                 "via" => {
                     seen.names_us |= names_us(value);
@@ -271,12 +287,7 @@ fn check_browser(seen: &Seen<'_>, parts: &Parts, policy: &Policy) -> Result<Opti
 }
 
 fn check_forwarding(seen: &Seen<'_>, policy: &Policy) -> Result<(), RequestError> {
-    if seen.names_us {
-        return Err(RequestError::new(
-            Code::LoopDetected,
-            "This request has been through a connect-sidecar already. Check that its upstream is not a sidecar.",
-        ));
-    }
+    check_loop(seen)?;
     match seen.forwarded {
         Some(name) if !policy.allow_forwarded => Err(RequestError::new(
             Code::ForwardedRequestRefused,
@@ -287,6 +298,16 @@ fn check_forwarding(seen: &Seen<'_>, policy: &Policy) -> Result<(), RequestError
         .hint("connect-sidecar --allow-forwarded")),
         _ => Ok(()),
     }
+}
+
+fn check_loop(seen: &Seen<'_>) -> Result<(), RequestError> {
+    if seen.names_us {
+        return Err(RequestError::new(
+            Code::LoopDetected,
+            "This request has been through a connect-sidecar already. Check that its upstream is not a sidecar.",
+        ));
+    }
+    Ok(())
 }
 
 fn check_key(parts: &Parts, policy: &Policy) -> Result<(), RequestError> {

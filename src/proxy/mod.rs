@@ -8,11 +8,13 @@ mod admission;
 pub mod body;
 pub mod cache;
 pub mod coach;
+pub mod dialer;
 pub mod error;
 pub mod guard;
 pub mod hosts;
 pub mod key;
 mod pool;
+pub mod relay;
 pub mod reply;
 pub mod resolver;
 pub mod route;
@@ -40,13 +42,14 @@ use cache::{Ask, Cache, Fetched, Found, Landed, Role, Spelled};
 use coach::UpstreamError;
 use error::{Code, RequestError};
 use key::{BadJson, Subject};
+use relay::Relay;
 use reply::{Answer, Reply};
 use route::{Action, Route};
 use stats::Stats;
 use upstream::{Outgoing, Upstream};
 
 /// Names the process that asks (interface.md section 3).
-const SIDECAR_CLIENT: HeaderName = HeaderName::from_static("sidecar-client");
+pub const SIDECAR_CLIENT: HeaderName = HeaderName::from_static("sidecar-client");
 
 /// Everything that a request meets on its way.
 pub struct Proxy {
@@ -54,6 +57,8 @@ pub struct Proxy {
     pub cache: Cache,
     /// The way to Connect.
     pub upstream: Arc<Upstream>,
+    /// The ways to Vercel's other hosts.
+    pub relay: Relay,
     /// Who we are.
     pub identity: watch::Receiver<Arc<Identity>>,
     /// Makes the owner of the identity look at its source again.
@@ -185,9 +190,7 @@ impl Proxy {
     }
 
     async fn send(&self, outgoing: &Outgoing, credential: &Credential) -> Result<Answer, RequestError> {
-        let bearer = credential.bearer().ok_or_else(|| {
-            RequestError::new(Code::OidcTokenInvalid, "The credential cannot stand in a header. Run `vercel env pull`.")
-        })?;
+        let bearer = credential.bearer().ok_or_else(unsendable)?;
         let place = self.upstream.admit(outgoing.action()).await?;
         self.stats.upstream_requests.count();
         let outcome = self.upstream.send(outgoing, bearer, place).await;
@@ -323,6 +326,10 @@ fn rejects_credential(outcome: &Result<Answer, RequestError>) -> bool {
         Ok(answer) => UpstreamError::read(&answer.body).rejects_credential(answer.status),
         Err(error) => error.upstream_status.is_some_and(|status| UpstreamError::default().rejects_credential(status)),
     }
+}
+
+fn unsendable() -> RequestError {
+    RequestError::new(Code::OidcTokenInvalid, "The credential cannot stand in a header. Run `vercel env pull`.")
 }
 
 fn bad_json(reason: BadJson) -> RequestError {

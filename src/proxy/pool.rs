@@ -1,7 +1,7 @@
-//! Connections to upstream: opened, kept alive, used again, thrown away.
+//! Connections to one origin: opened, kept alive, used again, thrown away; and why there was no answer.
 //!
 //! A connection that is not in use is just a value: the request that takes it drives it, in the task that it runs in
-//! anyway, so no connection has a task of its own and nothing is woken twice. A request that upstream may have received
+//! anyway, so no connection has a task of its own and nothing is woken twice. A request that the server may have received
 //! is never sent again; one that provably was not, because a kept connection had closed before its first byte, goes out
 //! on another.
 
@@ -14,30 +14,25 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::uri::Scheme;
+use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Either, Full, Limited};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::connect::proxy::Tunnel;
-use hyper_util::client::proxy::matcher::Matcher;
+use hyper_rustls::MaybeHttpsStream;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::CertificateDer;
+use rustls::CertificateError;
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tower_service::Service;
 
-use super::resolver::Resolver;
+use super::dialer::{BoxError, Connector, Dialer};
+use super::error::{Code, RequestError};
+use super::resolver::ThisMachine;
 use crate::clock::{Clock, Timestamp};
-use crate::tls;
 
 /// Name resolution, connection and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// All addresses of one family share this, and the other family begins 0.3 s later: one that swallows what is sent to it
-/// leaves time for the next, and for TLS.
-const TCP_TIMEOUT: Duration = Duration::from_secs(4);
 /// A larger reply head is refused, in bytes.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// Kept connections are used again within this time.
@@ -47,8 +42,9 @@ const MAX_KEPT: usize = 16;
 /// When wall clock and monotonic clock disagree by this much, the machine slept and its connections are dead.
 const SLEPT: Duration = Duration::from_secs(10);
 
-type BoxError = Box<dyn StdError + Send + Sync>;
 type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
+/// The body of a request: known as a whole, or as it comes from an app.
+pub(super) type RequestBody = Either<Full<Bytes>, Incoming>;
 
 /// Why there was no answer.
 #[derive(Debug)]
@@ -63,24 +59,23 @@ pub(super) enum Failure {
 
 /// Connections to one origin.
 pub(super) struct Pool {
-    scheme: Scheme,
+    /// The origin, for people.
+    name: String,
     origin: Uri,
-    resolver: Resolver,
-    extra_roots: Vec<CertificateDer<'static>>,
-    use_env_proxy: bool,
+    may_be_this_machine: bool,
+    dialer: Arc<Dialer>,
     clock: Clock,
-    /// Trust roots take some 40 ms to load: done once, off the way to the first reply.
-    connector: OnceCell<HttpsConnector<Dialer>>,
+    connector: OnceCell<Connector>,
     /// The one used last is at the end.
     kept: Mutex<Vec<Line>>,
 }
 
 /// `None` once it has ended. Boxed: with its TLS it is kilobytes, which every move of the request's task would copy.
-type Connection = Option<Box<http1::Connection<Stream, Full<Bytes>>>>;
+type Connection = Option<Box<http1::Connection<Stream, RequestBody>>>;
 
 /// A connection, and the hand that sends on it.
 struct Line {
-    sender: SendRequest<Full<Bytes>>,
+    sender: SendRequest<RequestBody>,
     connection: Connection,
     kept_at: (Instant, Timestamp),
 }
@@ -93,25 +88,29 @@ pub(super) struct Answering<'a> {
     pub(super) response: Response<Incoming>,
 }
 
+/// An origin, for people.
+pub(super) fn name_of(origin: &Uri) -> String {
+    let authority = origin.authority().map(Authority::as_str).unwrap_or_default();
+    format!("{}://{authority}", origin.scheme_str().unwrap_or_default())
+}
+
 impl Pool {
     /// Connections to `origin`, none open yet.
-    pub(super) fn new(
-        origin: Uri,
-        resolver: Resolver,
-        extra_roots: Vec<CertificateDer<'static>>,
-        use_env_proxy: bool,
-        clock: Clock,
-    ) -> Self {
+    pub(super) fn new(origin: Uri, may_be_this_machine: bool, dialer: Arc<Dialer>, clock: Clock) -> Self {
         Self {
-            scheme: origin.scheme().cloned().unwrap_or(Scheme::HTTPS),
+            name: name_of(&origin),
             origin,
-            resolver,
-            extra_roots,
-            use_env_proxy,
+            may_be_this_machine,
+            dialer,
             clock,
             connector: OnceCell::new(),
             kept: Mutex::default(),
         }
+    }
+
+    /// The origin, for people.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Loads the trust roots and opens a connection, so that the first request need not wait for either.
@@ -123,7 +122,7 @@ impl Pool {
     }
 
     /// Sends a request, on a kept connection if one is alive.
-    pub(super) async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Answering<'_>, Failure> {
+    pub(super) async fn send(&self, mut request: Request<RequestBody>) -> Result<Answering<'_>, Failure> {
         loop {
             let (mut line, was_kept) = match self.take() {
                 Some(line) => (line, true),
@@ -159,23 +158,10 @@ impl Pool {
         Ok(Line { sender, connection: Some(Box::new(connection)), kept_at: self.now() })
     }
 
-    async fn connector(&self) -> Result<&HttpsConnector<Dialer>, Failure> {
-        self.connector
-            .get_or_try_init(|| async {
-                let tls = if self.scheme == Scheme::HTTPS {
-                    let roots = self.extra_roots.clone();
-                    let loading = tokio::task::spawn_blocking(move || tls::client_config(roots)).await;
-                    loading.map_err(|_| Failure::Roots("loading them broke off".into()))?
-                } else {
-                    tls::client_config_without_roots()
-                };
-                let tls = tls.map_err(|e| Failure::Roots(e.to_string()))?;
-                let direct = with_options(HttpConnector::new_with_resolver(self.resolver.clone()));
-                let matcher = self.use_env_proxy.then(|| Arc::new(Matcher::from_env()));
-                let dialer = Dialer { direct, to_proxy: with_options(HttpConnector::new()), matcher };
-                Ok(HttpsConnector::from((dialer, Arc::new(tls))))
-            })
-            .await
+    async fn connector(&self) -> Result<&Connector, Failure> {
+        let scheme = self.origin.scheme().unwrap_or(&Scheme::HTTPS);
+        let making = self.connector.get_or_try_init(|| self.dialer.connector(scheme, self.may_be_this_machine));
+        making.await.map_err(Failure::Roots)
     }
 
     /// A kept connection that is not known to be dead.
@@ -198,6 +184,52 @@ impl Pool {
         }
     }
 
+    /// The error for a request that met this failure.
+    pub(super) fn explain(&self, failure: Failure) -> RequestError {
+        let name = &self.name;
+        let error = match failure {
+            Failure::BrokenOff => {
+                let message = format!("{name} broke off the connection without an answer.");
+                return RequestError::new(Code::UpstreamInvalidResponse, message);
+            }
+            Failure::Roots(e) => {
+                return RequestError::new(
+                    Code::UpstreamTls,
+                    format!("Could not load the trusted root certificates: {e}."),
+                )
+                .hint("install ca-certificates, or connect-sidecar --upstream-ca FILE");
+            }
+            Failure::Connect(error) => error,
+        };
+        let causes: Vec<&(dyn StdError + 'static)> = std::iter::successors(Some(&*error as _), |&e| cause(e)).collect();
+        if let Some(ThisMachine(address)) = causes.iter().find_map(|cause| cause.downcast_ref()) {
+            let message = format!("The name of {name} resolves to this machine ({address}): nothing was sent there.");
+            let hint = "take the name out of /etc/hosts; if that is meant, say so: connect-sidecar --upstream URL, or \
+                        --bearer-host HOST=URL";
+            return RequestError::new(Code::LoopDetected, message).hint(hint);
+        }
+        if let Some(tls) = causes.iter().find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
+            let error = RequestError::new(Code::UpstreamTls, format!("No TLS with {name}: {tls}."));
+            return match tls {
+                // The second is an unknown issuer with the name of a known one.
+                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+                    error.hint(
+                        "if your company inspects TLS, pass its root certificate: connect-sidecar --upstream-ca FILE",
+                    )
+                }
+                _ => error,
+            };
+        }
+        // The innermost cause is what the operating system said.
+        let reason = causes.last().map_or_else(|| "no connection".to_owned(), ToString::to_string);
+        let error = RequestError::new(Code::UpstreamUnreachable, format!("Could not connect to {name}: {reason}."));
+        if self.dialer.uses_env_proxy() {
+            error
+        } else {
+            error.hint("check the network; behind a proxy: connect-sidecar --use-env-proxy")
+        }
+    }
+
     fn now(&self) -> (Instant, Timestamp) {
         (Instant::now(), self.clock.local())
     }
@@ -215,65 +247,92 @@ impl Answering<'_> {
         self.pool.keep(self.line);
         Ok(body)
     }
+
+    /// The answer with its body as it comes. `pool` is the one that was asked.
+    pub(super) async fn stream(self, pool: &Arc<Pool>) -> Response<Streaming> {
+        let (head, body) = self.response.into_parts();
+        let mut streaming = Streaming { pool: pool.clone(), line: Some(self.line), body };
+        if streaming.body.is_end_stream() {
+            poll_fn(|cx| Poll::Ready(streaming.end(cx))).await;
+        }
+        Response::from_parts(head, streaming)
+    }
 }
 
-/// Does `work` while moving what goes over the connection. One that ends is dropped at once: only that tells the work,
-/// and hands it back a request that was still waiting to be written.
+/// The body of an answer, as it comes. Whoever reads it moves what goes over the connection, the rest of the request
+/// included; to drop it before its end is to hang up.
+pub(super) struct Streaming {
+    pool: Arc<Pool>,
+    line: Option<Line>,
+    body: Incoming,
+}
+
+impl Streaming {
+    /// Keeps the connection, if the request was read to its end, too.
+    fn end(&mut self, cx: &mut Context<'_>) {
+        let Some(mut line) = self.line.take() else { return };
+        move_on(&mut line.connection, cx);
+        if line.sender.is_ready() {
+            self.pool.keep(line);
+        }
+    }
+}
+
+impl Body for Streaming {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = &mut *self;
+        let mut frame = Pin::new(&mut this.body).poll_frame(cx);
+        if let (Poll::Pending, Some(line)) = (&frame, &mut this.line) {
+            move_on(&mut line.connection, cx);
+            frame = Pin::new(&mut this.body).poll_frame(cx);
+        }
+        match &frame {
+            Poll::Ready(Some(Err(_))) => this.line = None,
+            Poll::Ready(_) if this.body.is_end_stream() => this.end(cx),
+            Poll::Ready(None) => this.end(cx),
+            _ => {}
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Does `work` while moving what goes over the connection.
 async fn drive<T>(connection: &mut Connection, work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     poll_fn(|cx| {
         if let Poll::Ready(done) = work.as_mut().poll(cx) {
             return Poll::Ready(done);
         }
-        if connection.as_mut().is_some_and(|open| Pin::new(open).poll(cx).is_ready()) {
-            *connection = None;
-        }
+        move_on(connection, cx);
         work.as_mut().poll(cx)
     })
     .await
 }
 
-fn with_options<R>(mut http: HttpConnector<R>) -> HttpConnector<R> {
-    http.enforce_http(false);
-    http.set_nodelay(true);
-    http.set_keepalive(Some(Duration::from_secs(15)));
-    http.set_connect_timeout(Some(TCP_TIMEOUT));
-    http
-}
-
-/// Opens TCP connections, through a proxy of our environment where asked for.
-#[derive(Clone)]
-struct Dialer {
-    direct: HttpConnector<Resolver>,
-    /// A proxy may well be on this machine.
-    to_proxy: HttpConnector,
-    matcher: Option<Arc<Matcher>>,
-}
-
-impl Service<Uri> for Dialer {
-    type Response = TokioIo<TcpStream>;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.direct.poll_ready(cx).map_err(Into::into)
+/// Moves what goes over the connection. One that ends is dropped at once: only that tells whoever waits for it, and hands
+/// back a request that was still waiting to be written.
+fn move_on(connection: &mut Connection, cx: &mut Context<'_>) {
+    if connection.as_mut().is_some_and(|open| Pin::new(open).poll(cx).is_ready()) {
+        *connection = None;
     }
+}
 
-    fn call(&mut self, to: Uri) -> Self::Future {
-        let proxy = self.matcher.as_ref().and_then(|matcher| matcher.intercept(&to));
-        let (mut direct, to_proxy) = (self.direct.clone(), self.to_proxy.clone());
-        Box::pin(async move {
-            match proxy {
-                None => Ok(direct.call(to).await?),
-                Some(proxy) => {
-                    let mut tunnel = Tunnel::new(proxy.uri().clone(), to_proxy);
-                    if let Some(auth) = proxy.basic_auth() {
-                        tunnel = tunnel.with_auth(auth.clone());
-                    }
-                    Ok(tunnel.call(to).await?)
-                }
-            }
-        })
+/// What an error is due to. One that is wrapped by an I/O error is not its source, but what it stands for.
+fn cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
+    match error.downcast_ref().and_then(std::io::Error::get_ref) {
+        Some(wrapped) => Some(wrapped),
+        None => error.source(),
     }
 }
 

@@ -10,12 +10,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{Either, Full};
 
 use super::error::RequestError;
 
-/// The body of any reply.
-pub type ReplyBody = Full<Bytes>;
+/// The body of any reply: known as a whole, or as it comes from another host.
+pub type ReplyBody = Either<Full<Bytes>, UnsyncBoxBody<Bytes, hyper::Error>>;
 /// Any reply.
 pub type Reply = Response<ReplyBody>;
 
@@ -103,7 +104,7 @@ impl Answer {
 
     /// The reply for an app, with these headers.
     pub fn reply_with(&self, headers: HeaderMap) -> Reply {
-        let mut response = Response::new(Full::new(self.body.clone()));
+        let mut response = whole(self.body.clone());
         *response.status_mut() = self.status;
         *response.headers_mut() = headers;
         response
@@ -141,9 +142,24 @@ pub fn essence(value: &HeaderValue) -> Option<String> {
     (!text.contains(',')).then(|| essence.to_ascii_lowercase())
 }
 
+fn whole(body: Bytes) -> Reply {
+    Response::new(ReplyBody::Left(Full::new(body)))
+}
+
+/// Gives a reply that is passed on the headers of every reply, and takes from it what would open it to web pages.
+pub fn make_safe(headers: &mut HeaderMap) {
+    let opens: Vec<_> = headers.keys().filter(|name| name.as_str().starts_with("access-control-")).cloned().collect();
+    for name in opens.into_iter().chain([header::SERVER, header::SET_COOKIE]) {
+        headers.remove(name);
+    }
+    for (name, value) in &*SAFE_HEADERS {
+        headers.insert(name, value.clone());
+    }
+}
+
 /// A reply of our own with a body of this type.
 pub fn own(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
-    let mut response = Response::new(Full::new(body.into()));
+    let mut response = whole(body.into());
     *response.status_mut() = status;
     *response.headers_mut() = SAFE_HEADERS.clone();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));

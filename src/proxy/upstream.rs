@@ -4,8 +4,7 @@
 //! is no proper answer (a redirect, HTML of a captive portal, a cut body) never leaves here. A POST that upstream may
 //! have received is never sent twice: token requests are billed. Sources: interface.md section 3, trust-policy.md 4.7.
 
-use std::error::Error as StdError;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +13,6 @@ use http::request::Parts;
 use http::uri::Authority;
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{Full, LengthLimitError};
-use rustls::CertificateError;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -22,11 +20,12 @@ use tracing::{info, warn};
 
 use super::admission::{Admission, Place};
 use super::coach::UpstreamError;
+use super::dialer::Dialer;
 use super::error::{Code, RequestError};
 use super::guard::VIA_NAME;
-use super::pool::{Failure, Pool};
+use super::pool::{self, Pool, RequestBody};
 use super::reply::Answer;
-use super::resolver::{Names, Resolver, ThisMachine};
+use super::resolver::Names;
 use super::route::Action;
 use crate::clock::{Clock, Correction, Timestamp, spoken};
 
@@ -69,8 +68,7 @@ pub struct Options {
 impl Options {
     /// The origin, for people.
     pub fn name(&self) -> String {
-        let authority = self.origin.authority().map(Authority::as_str).unwrap_or_default();
-        format!("{}://{authority}", self.origin.scheme_str().unwrap_or_default())
+        pool::name_of(&self.origin)
     }
 }
 
@@ -86,13 +84,11 @@ pub struct Outgoing {
 
 /// The client for upstream.
 pub struct Upstream {
-    /// The origin, for people.
-    name: String,
     team_id: Option<String>,
-    use_env_proxy: bool,
     /// The headers of every request, besides those that depend on it.
     own_headers: HeaderMap,
     admission: Admission,
+    dialer: Arc<Dialer>,
     pool: Pool,
     clock: Clock,
     clock_questions: Semaphore,
@@ -102,8 +98,8 @@ pub struct Upstream {
 impl Upstream {
     /// A client; connects to nothing yet.
     pub fn new(options: Options, clock: Clock) -> Self {
-        let name = options.name();
         let Options { origin, may_be_this_machine, names, extra_roots, team_id, use_env_proxy } = options;
+        let dialer = Arc::new(Dialer::new(names, extra_roots, use_env_proxy));
         let authority = origin.authority().map(Authority::as_str).unwrap_or_default();
         let mut own_headers = HeaderMap::with_capacity(16);
         for (name, value) in [
@@ -117,12 +113,11 @@ impl Upstream {
             own_headers.extend(HeaderValue::from_str(value).map(|value| (name, value)));
         }
         Self {
-            name,
             team_id,
-            use_env_proxy,
             own_headers,
             admission: Admission::new(),
-            pool: Pool::new(origin, Resolver { names, may_be_this_machine }, extra_roots, use_env_proxy, clock.clone()),
+            pool: Pool::new(origin, may_be_this_machine, dialer.clone(), clock.clone()),
+            dialer,
             clock,
             clock_questions: Semaphore::new(1),
             last_clock_question: Mutex::new(None),
@@ -175,17 +170,17 @@ impl Upstream {
         _place: Place<'_>,
     ) -> Result<Answer, RequestError> {
         let begun = Instant::now();
-        let too_slow = |_| RequestError::new(Code::UpstreamTimeout, format!("{} did not answer in time.", self.name));
+        let too_slow = |_| RequestError::new(Code::UpstreamTimeout, format!("{} did not answer in time.", self.name()));
         let mut request = outgoing.request();
         request.headers_mut().insert(header::AUTHORIZATION, bearer);
         let sending = tokio::time::timeout_at(begun + HEAD_TIMEOUT, self.pool.send(request));
-        let answering = sending.await.map_err(too_slow)?.map_err(|failure| self.explain(failure))?;
+        let answering = sending.await.map_err(too_slow)?.map_err(|failure| self.pool.explain(failure))?;
         let (status, headers) = (answering.response.status(), answering.response.headers().clone());
         self.learn_the_time(&headers);
         if status.is_redirection() {
             return Err(RequestError::new(
                 Code::UpstreamRedirect,
-                format!("{} answered with a redirect ({}), which is never followed.", self.name, status.as_u16()),
+                format!("{} answered with a redirect ({}), which is never followed.", self.name(), status.as_u16()),
             ));
         }
         let body = tokio::time::timeout_at(begun + TOTAL_TIMEOUT, answering.body(MAX_BODY_BYTES));
@@ -217,7 +212,7 @@ impl Upstream {
             *last = Some(Instant::now());
             place
         };
-        let mut request = Request::new(Full::default());
+        let mut request = Request::new(RequestBody::Left(Full::default()));
         *request.method_mut() = Method::HEAD;
         *request.headers_mut() = self.own_headers.clone();
         let question = async {
@@ -229,9 +224,19 @@ impl Upstream {
         let _ = tokio::time::timeout(CLOCK_QUESTION_TIMEOUT, question).await;
     }
 
+    /// How it is reached, for whoever goes to other hosts of Vercel's.
+    pub(super) fn dialer(&self) -> &Arc<Dialer> {
+        &self.dialer
+    }
+
+    /// The team that every request names.
+    pub(super) fn team_id(&self) -> Option<&str> {
+        self.team_id.as_deref()
+    }
+
     /// The origin, for people.
     pub fn name(&self) -> &str {
-        &self.name
+        self.pool.name()
     }
 
     fn learn_the_time(&self, headers: &HeaderMap) {
@@ -242,15 +247,15 @@ impl Upstream {
             Correction::Began { offset_ms } => {
                 let off = spoken(Duration::from_millis(offset_ms.unsigned_abs()));
                 let how = if offset_ms > 0 { "behind" } else { "ahead of" };
-                warn!(offset_ms, "this machine's clock is {off} {how} {}'s, which is used instead", self.name);
+                warn!(offset_ms, "this machine's clock is {off} {how} {}'s, which is used instead", self.name());
             }
-            Correction::Ended => info!("this machine's clock agrees with {}'s again", self.name),
+            Correction::Ended => info!("this machine's clock agrees with {}'s again", self.name()),
         }
     }
 
     /// An error for a reply that cannot be passed on. 429 and 503 keep their status and `Retry-After`.
     fn invalid(&self, status: StatusCode, headers: &HeaderMap, what: &str) -> RequestError {
-        let message = format!("{} sent {what} (status {}).", self.name, status.as_u16());
+        let message = format!("{} sent {what} (status {}).", self.name(), status.as_u16());
         let mut error = RequestError::new(Code::UpstreamInvalidResponse, message);
         error.upstream_status = Some(status);
         if UpstreamError::default().rejects_credential(status) {
@@ -261,58 +266,6 @@ impl Upstream {
             error.retry_after = headers.get(header::RETRY_AFTER).cloned();
         }
         error
-    }
-
-    fn explain(&self, failure: Failure) -> RequestError {
-        let name = &self.name;
-        let error = match failure {
-            Failure::BrokenOff => {
-                let message = format!("{name} broke off the connection without an answer.");
-                return RequestError::new(Code::UpstreamInvalidResponse, message);
-            }
-            Failure::Roots(e) => {
-                return RequestError::new(
-                    Code::UpstreamTls,
-                    format!("Could not load the trusted root certificates: {e}."),
-                )
-                .hint("install ca-certificates, or connect-sidecar --upstream-ca FILE");
-            }
-            Failure::Connect(error) => error,
-        };
-        let causes: Vec<&(dyn StdError + 'static)> = std::iter::successors(Some(&*error as _), |&e| cause(e)).collect();
-        if let Some(ThisMachine(address)) = causes.iter().find_map(|cause| cause.downcast_ref()) {
-            let message = format!("The name of {name} resolves to this machine ({address}): nothing was sent there.");
-            let hint = format!("take the name out of /etc/hosts; if that is meant: connect-sidecar --upstream {name}");
-            return RequestError::new(Code::LoopDetected, message).hint(hint);
-        }
-        if let Some(tls) = causes.iter().find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
-            let error = RequestError::new(Code::UpstreamTls, format!("No TLS with {name}: {tls}."));
-            return match tls {
-                // The second is an unknown issuer with the name of a known one.
-                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
-                    error.hint(
-                        "if your company inspects TLS, pass its root certificate: connect-sidecar --upstream-ca FILE",
-                    )
-                }
-                _ => error,
-            };
-        }
-        // The innermost cause is what the operating system said.
-        let reason = causes.last().map_or_else(|| "no connection".to_owned(), ToString::to_string);
-        let error = RequestError::new(Code::UpstreamUnreachable, format!("Could not connect to {name}: {reason}."));
-        if self.use_env_proxy {
-            error
-        } else {
-            error.hint("check the network; behind a proxy: connect-sidecar --use-env-proxy")
-        }
-    }
-}
-
-/// What an error is due to. One that is wrapped by an I/O error is not its source, but what it stands for.
-fn cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
-    match error.downcast_ref().and_then(std::io::Error::get_ref) {
-        Some(wrapped) => Some(wrapped),
-        None => error.source(),
     }
 }
 
@@ -337,8 +290,8 @@ impl Outgoing {
         self.action
     }
 
-    fn request(&self) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(self.body.clone()));
+    fn request(&self) -> Request<RequestBody> {
+        let mut request = Request::new(RequestBody::Left(Full::new(self.body.clone())));
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.target.clone();
         *request.headers_mut() = self.headers.clone();

@@ -83,7 +83,8 @@ impl Entry {
 /// What one connection is doing. Times are milliseconds since the server began.
 pub(super) struct Place {
     began: Instant,
-    /// Waiting for a request since then; or, with [`ANSWERING`], making a reply since then; or [`REPLYING`].
+    /// Waiting for a request since then; or, with [`ANSWERING`], making a reply since then; or [`REPLYING`], or
+    /// [`RELAYING`].
     doing: AtomicU64,
     /// Since when the caller takes nothing of what is written, or [`NEVER`].
     stalled_since: AtomicU64,
@@ -96,6 +97,8 @@ pub(super) struct Place {
 const ANSWERING: u64 = 1 << 63;
 /// The reply is made and not yet written.
 const REPLYING: u64 = u64::MAX;
+/// The request is passed on, and the answer as it comes: how long either takes is not for us to say.
+const RELAYING: u64 = u64::MAX - 1;
 const NEVER: u64 = u64::MAX;
 
 impl Place {
@@ -108,9 +111,17 @@ impl Place {
         count
     }
 
-    /// Its reply is made.
+    /// Its reply is made, or the first of it.
     pub(super) fn end_request(&self) {
-        self.doing.store(REPLYING, Ordering::Relaxed);
+        if self.doing.load(Ordering::Relaxed) != RELAYING {
+            self.doing.store(REPLYING, Ordering::Relaxed);
+        }
+    }
+
+    /// The request is passed on, until what is returned is dropped.
+    pub(super) fn relay(self: &Arc<Self>) -> Relaying {
+        self.doing.store(RELAYING, Ordering::Relaxed);
+        Relaying(self.clone())
     }
 
     /// The caller has taken some of what is written.
@@ -169,11 +180,21 @@ impl Place {
         let stalled_since = self.stalled_since.load(Ordering::Relaxed);
         match doing {
             _ if stalled_since != NEVER && lasts(stalled_since, STALL_TIMEOUT) => Told::End,
-            REPLYING => Told::Nothing,
+            REPLYING | RELAYING => Told::Nothing,
             _ if doing & ANSWERING == 0 && lasts(doing, HEAD_TIMEOUT) => Told::End,
             _ if doing & ANSWERING != 0 && lasts(doing & !ANSWERING, REQUEST_TIMEOUT) => Told::Late,
             _ => Told::Nothing,
         }
+    }
+}
+
+/// A request is passed on.
+pub(super) struct Relaying(Arc<Place>);
+
+impl Drop for Relaying {
+    fn drop(&mut self) {
+        // All of it may have been written by now, and then nothing tells that it was.
+        self.0.doing.store(self.0.now(), Ordering::Relaxed);
     }
 }
 

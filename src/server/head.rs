@@ -5,7 +5,7 @@ use http::request::Parts;
 use crate::proxy::error::{Code, RequestError};
 
 /// Largest request head, in bytes, for the HTTP library.
-pub const MAX_BYTES: usize = 16 * 1024;
+pub(super) const MAX_BYTES: usize = 16 * 1024;
 /// Header lines of a request. The library's own limit is 100; to ask it for another costs an allocation a request.
 const MAX_HEADERS: usize = 64;
 /// Longest request target, in bytes.

@@ -1,0 +1,196 @@
+//! Passes a request on to one of Vercel's hosts as it came, and the answer back, both as they come: any method, any
+//! length, any duration.
+//!
+//! Of the request only what belongs to the connection it came on is changed, and a placeholder: for a bearer host it
+//! becomes the real OIDC token. To any other host it goes as it is; and no other credential of ours, such as an access
+//! token, goes anywhere. Connections are of its own, and lead to this machine only where the settings say so. A connection
+//! cannot be upgraded: a request for WebSockets is refused.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{Request, Uri, Version};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use lru::LruCache;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::dialer::Dialer;
+use super::error::{Code, RequestError};
+use super::guard::{KEY_HEADER, VIA_NAME};
+use super::hosts::{self, Hosts};
+use super::pool::{Pool, RequestBody};
+use super::reply::{Reply, ReplyBody};
+use super::upstream::Upstream;
+use super::{Proxy, SIDECAR_CLIENT, route};
+use crate::clock::Clock;
+use crate::identity::{Credential, placeholder};
+
+/// Connections are kept to this many origins, those that were asked last.
+const MAX_ORIGINS: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
+
+const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
+
+/// What belongs to a connection and not to the message (RFC 9110, 7.6.1), besides what `Connection` names.
+const HOP_BY_HOP: [HeaderName; 7] = [
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// The ways to Vercel's hosts.
+pub struct Relay {
+    /// The hosts that are Vercel's.
+    pub hosts: Hosts,
+    dialer: Arc<Dialer>,
+    clock: Clock,
+    /// By origin, and whether that may be on this machine.
+    pools: Mutex<LruCache<(Uri, bool), Arc<Pool>>>,
+}
+
+impl Relay {
+    /// Ways to `hosts`, whose certificates are judged as those of `upstream`.
+    pub fn new(hosts: Hosts, upstream: &Upstream, clock: Clock) -> Self {
+        Self { hosts, dialer: upstream.dialer().clone(), clock, pools: Mutex::new(LruCache::new(MAX_ORIGINS)) }
+    }
+
+    fn pool(&self, origin: Uri, may_be_this_machine: bool) -> Arc<Pool> {
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let make = || Arc::new(Pool::new(origin.clone(), may_be_this_machine, self.dialer.clone(), self.clock.clone()));
+        pools.get_or_insert((origin.clone(), may_be_this_machine), make).clone()
+    }
+}
+
+impl Proxy {
+    /// The target without its query, if a request to `host` is one that [`Proxy::handle`] answers: it is for one of
+    /// Connect's routes, and names no team or that of the credential.
+    pub fn own_target(&self, host: &str, head: &Parts) -> Option<Uri> {
+        let (path, query) = (head.uri.path(), head.uri.query());
+        let is_route = hosts::is_connect(host) && route::parse(&head.method, path, None).is_ok();
+        (is_route && query.is_none_or(|query| self.is_own_team(query))).then(|| path.parse().ok())?
+    }
+
+    /// Whether a query only names the team that the credential stands for anyway.
+    fn is_own_team(&self, query: &str) -> bool {
+        let identity = self.identity.borrow().clone();
+        let claims = identity.oidc().map(|token| &token.claims);
+        let (id, slug) = (claims.and_then(|c| c.owner_id.as_deref()), claims.and_then(|c| c.owner.as_deref()));
+        query.split('&').all(|pair| match pair.split_once('=') {
+            Some(("teamId", value)) => [id, self.upstream.team_id()].contains(&Some(value)),
+            Some(("slug", value)) => slug == Some(value),
+            _ => false,
+        })
+    }
+
+    /// Passes a request on to `host`, which is one of Vercel's, and asks there for `target`; that of `head` does not
+    /// count. `under_way` is dropped with the answer's body.
+    pub async fn relay<G: Send + 'static>(
+        &self,
+        host: &str,
+        target: &str,
+        head: &Parts,
+        body: Incoming,
+        under_way: G,
+    ) -> Result<Reply, RequestError> {
+        let begun = Instant::now();
+        if head.headers.get_all(header::UPGRADE).iter().any(|protocol| names(protocol, "websocket")) {
+            let message = "WebSockets cannot pass through the sidecar.";
+            return Err(RequestError::new(Code::UpgradeNotSupported, message).closing());
+        }
+        let bad_target = |_| RequestError::new(Code::BadTarget, "The request target cannot be passed on.");
+        let target = PathAndQuery::try_from(target).map_err(bad_target)?;
+        let bearer_host = self.relay.hosts.bearer(host, target.path());
+        let elsewhere = bearer_host.and_then(|bearer_host| bearer_host.origin.clone());
+        let may_be_this_machine = elsewhere.is_some();
+        let origin = elsewhere.map_or_else(|| Uri::try_from(format!("https://{host}")), Ok).map_err(bad_target)?;
+
+        let mut headers = head.headers.clone();
+        let takes_trailers = headers.get_all(header::TE).iter().any(|coding| names(coding, "trailers"));
+        remove_hop_by_hop(&mut headers);
+        if takes_trailers {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+        // These are for us: who waits to be asked for the body is asked by the server.
+        for name in [header::EXPECT, KEY_HEADER, SIDECAR_CLIENT] {
+            headers.remove(name);
+        }
+        let authority = origin.authority().map(|authority| HeaderValue::from_str(authority.as_str()));
+        if let Some(Ok(authority)) = authority {
+            headers.insert(header::HOST, authority);
+        }
+        headers.append(CDN_LOOP, HeaderValue::from_static(VIA_NAME));
+        if bearer_host.is_some() && has_placeholder(&headers) {
+            headers.insert(header::AUTHORIZATION, self.oidc_bearer().await?);
+        }
+
+        let mut request = Request::new(RequestBody::Right(body));
+        *request.method_mut() = head.method.clone();
+        *request.uri_mut() = target.into();
+        *request.version_mut() = Version::HTTP_11;
+        *request.headers_mut() = headers;
+        let pool = self.relay.pool(origin, may_be_this_machine);
+        let answering = pool.send(request).await.map_err(|failure| pool.explain(failure))?;
+        let mut reply = answering.stream(&pool).await;
+        remove_hop_by_hop(reply.headers_mut());
+
+        let (method, status, host) = (head.method.clone(), reply.status().as_u16(), host.to_owned());
+        debug!(host, %method, status, ms = begun.elapsed().as_millis() as u64, "relayed {method} to {host}");
+        Ok(reply.map(|body| {
+            let body = body.map_err(move |error| {
+                let _held = &under_way;
+                let ms = begun.elapsed().as_millis() as u64;
+                warn!(host, %method, status, ms, "{host} broke off its answer");
+                error
+            });
+            ReplyBody::Right(body.boxed_unsync())
+        }))
+    }
+
+    /// The OIDC token as a bearer.
+    async fn oidc_bearer(&self) -> Result<HeaderValue, RequestError> {
+        match &*self.credential().await? {
+            Credential::AccessToken { .. } => {
+                let message = "There is no OIDC token to pass on: the sidecar was started with an access token.";
+                Err(RequestError::new(Code::OidcTokenMissing, message).hint("connect-sidecar --auth oidc"))
+            }
+            credential => credential.bearer().ok_or_else(super::unsendable),
+        }
+    }
+}
+
+/// Whether a request carries a placeholder as its one bearer.
+pub fn has_placeholder(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    matches!((values.next(), values.next()), (Some(value), None) if placeholder::is_bearer(value))
+}
+
+/// Whether a header's list has this member.
+fn names(value: &HeaderValue, member: &str) -> bool {
+    value.as_bytes().split(|b| *b == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(member.as_bytes()))
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if let Entry::Occupied(connection) = headers.entry(header::CONNECTION) {
+        let (_, values) = connection.remove_entry_mult();
+        let named: Vec<_> = values.collect();
+        let named = named.iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+        let named: Vec<HeaderName> = named.filter_map(|name| name.trim().parse().ok()).collect();
+        for name in named {
+            // The length says where the message ends, whoever names it.
+            if name != header::CONTENT_LENGTH && name != header::HOST {
+                headers.remove(name);
+            }
+        }
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+}

@@ -1,0 +1,71 @@
+//! Decrypted connections: requests that an app sends to one of Vercel's hosts and that interception has opened.
+//!
+//! Whoever sends them has opened a tunnel with the secret of a run: the gates against web pages and forwarding stand
+//! there. What is asked of Connect's routes takes the way of all requests; everything else goes on to the host, and comes
+//! back, as it is.
+
+use std::sync::Arc;
+
+use http::Request;
+use http::header::HeaderValue;
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use hyper::body::Incoming;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::connections::Place;
+use super::{Server, head, overloaded};
+use crate::proxy::error::RequestError;
+use crate::proxy::reply::Reply;
+use crate::proxy::{SIDECAR_CLIENT, guard};
+
+impl Server {
+    /// Answers the requests of one decrypted connection to `host`, which is one of Vercel's, until it ends. It counts as
+    /// one of the server's, with their limits, and ends with them. `client` names whoever sends on it.
+    pub async fn serve_intercepted<S>(&self, stream: S, host: &str, client: &HeaderValue)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Some(open) = self.connections.open().await else { return };
+        open.serve_here().await;
+        let answer = |request| self.answer_intercepted(request, host, client, &open.place);
+        self.converse(stream, &open.place, answer).await;
+    }
+
+    async fn answer_intercepted(
+        &self,
+        request: Request<Incoming>,
+        host: &str,
+        client: &HeaderValue,
+        place: &Arc<Place>,
+    ) -> Reply {
+        let (mut head, body) = request.into_parts();
+        let outcome = self.route_intercepted(&mut head, body, host, client, place).await;
+        outcome.unwrap_or_else(|error| self.refuse(&error, Some(&head)))
+    }
+
+    async fn route_intercepted(
+        &self,
+        head: &mut Parts,
+        body: Incoming,
+        host: &str,
+        client: &HeaderValue,
+        place: &Arc<Place>,
+    ) -> Result<Reply, RequestError> {
+        head::check(head)?;
+        let admitted = guard::check_intercepted(head, host)?;
+        if self.connections.is_overloaded_by(place) {
+            return Err(overloaded());
+        }
+        let Some(target) = self.proxy.own_target(host, head) else {
+            let target = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+            return self.proxy.relay(host, target, head, body, place.relay()).await;
+        };
+        self.notice_credentials(&admitted);
+        head.uri = target;
+        // An SDK that asks again for a token that it was given wants another (connect-contract.md section 3.3). One that
+        // does not name itself is known by its connection.
+        head.headers.entry(SIDECAR_CLIENT).or_insert_with(|| client.clone());
+        self.proxy.handle(head, body).await
+    }
+}
