@@ -170,23 +170,24 @@ async fn a_command_keeps_its_sidecar_when_the_one_that_it_joined_ends() {
     let connect = format!("https://api.vercel.com{SLACK}");
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
         let serving = desk.serve(&[]).await;
-        let key = key_at(&desk, serving.addr.port());
+        let key = key_at(&desk, &format!("http://{}", serving.addr));
         let mut command = through(&desk, &["-v"], &format!("echo $CONNECT_SIDECAR_URL; read -r _; {ASK}"), &[&connect]);
         command.stdin(Stdio::piped());
         let mut running = Running::start(command);
         let url = running.line().await;
         assert_eq!(url, format!("http://{}", serving.addr));
         // Even while the one that ends finishes what is under way.
+        let before = desk.emulator.received().len();
         let gate = desk.emulator.gate();
         let asking = Request::new(serving.addr, "POST", SLACK).json(r#"{"scopes":["slow"]}"#).begin().await;
-        soon("the request", desk.emulator.wait_for_requests(1)).await;
+        soon("the request", desk.emulator.wait_for_requests(before + 1)).await;
         serving.signal(signal);
         running.wait_for_log("this process has taken its place").await;
         gate.open();
         if signal == Signal::SIGTERM {
             assert_eq!(asking.reply().await.status, 200);
         }
-        assert_eq!(key_at(&desk, serving.addr.port()), key);
+        assert_eq!(key_at(&desk, &url), key);
         let token = ask(&url).send().await.token();
         tokio::io::AsyncWriteExt::write_all(running.sidecar.stdin.as_mut().expect("stdin"), b"\n").await.expect("sent");
         let ended = running.end().await;
@@ -196,46 +197,39 @@ async fn a_command_keeps_its_sidecar_when_the_one_that_it_joined_ends() {
     }
 }
 
-fn key_at(desk: &Desk, port: u16) -> String {
+fn instance_at(desk: &Desk, url: &str) -> serde_json::Value {
+    let port = url.rsplit_once(':').expect("a port").1;
     let file = fs::read(state_dir(desk).join(format!("{port}.json"))).expect("a state file");
-    let instance: serde_json::Value = serde_json::from_slice(&file).expect("JSON");
-    instance["key"].as_str().expect("a key").to_owned()
+    serde_json::from_slice(&file).expect("JSON")
+}
+
+fn key_at(desk: &Desk, url: &str) -> String {
+    instance_at(desk, url)["key"].as_str().expect("a key").to_owned()
 }
 
 #[tokio::test]
 async fn of_several_commands_one_takes_over_and_the_others_join_it() {
     let desk = Desk::new().await;
     let (first, url) = goes_on(&desk, &["--no-intercept"]).await;
-    let mut others = Vec::new();
-    for _ in 0..3 {
-        let (other, same) = goes_on(&desk, &["--no-intercept", "-v"]).await;
-        assert_eq!(same, url);
-        others.push(other);
-    }
+    let (mut second, second_url) = goes_on(&desk, &["--no-intercept", "-v"]).await;
+    let (mut third, third_url) = goes_on(&desk, &["--no-intercept", "-v"]).await;
+    assert_eq!([&second_url, &third_url], [&url, &url]);
+    let key = key_at(&desk, &url);
     end(first).await;
-    // One after another: whoever has it ends.
-    while !others.is_empty() {
-        let owner = soon("an owner", owner_of(&desk, &url)).await;
-        let at = others.iter().position(|other| other.sidecar.id() == Some(owner)).expect("one of them");
-        assert_eq!(ask(&url).send().await.status, 200);
-        let ended = end(others.remove(at)).await;
-        assert_eq!(ended.stderr.matches("has taken its place").count(), 1, "{}", ended.stderr);
-    }
+    let has_it = "this process has taken its place";
+    let (owner, mut other) = tokio::select! {
+        () = second.wait_for_log(has_it) => (second, third),
+        () = third.wait_for_log(has_it) => (third, second),
+    };
+    let pid = instance_at(&desk, &url)["pid"].as_u64();
+    assert_eq!((pid, key_at(&desk, &url)), (owner.sidecar.id().map(u64::from), key.clone()));
+    let token = ask(&url).send().await.token();
+    end(owner).await;
+    other.wait_for_log(has_it).await;
+    assert_eq!(key_at(&desk, &url), key);
+    assert_ne!(ask(&url).send().await.token(), token, "its cache is its own");
+    end(other).await;
     assert_eq!(names_in(&state_dir(&desk)), [""; 0]);
-}
-
-/// The process that serves at this URL, once one does.
-async fn owner_of(desk: &Desk, url: &str) -> u32 {
-    let port = url.rsplit_once(':').expect("a port").1;
-    let path = state_dir(desk).join(format!("{port}.json"));
-    loop {
-        let file = fs::read(&path).ok().and_then(|file| serde_json::from_slice::<serde_json::Value>(&file).ok());
-        let pid = file.and_then(|instance| instance["pid"].as_u64());
-        if let Some(pid) = pid.and_then(|pid| u32::try_from(pid).ok()) {
-            return pid;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 #[tokio::test]

@@ -244,6 +244,13 @@ async fn the_terminal_is_the_commands_from_the_start_and_the_shells_at_the_end()
         terminal.sees(&format!("read {word}\r\n")).await;
         assert_eq!(terminal.code().await, 0);
     }
+    // A script's shell does not take it back by itself.
+    let line = shell_line(&script(&desk, "exit 3"));
+    let lines = format!("{line}; echo \"code $?\"; read -r line; echo \"after $line\"");
+    terminal.enter(&format!("sh -c '{}'", lines.replace('\'', "'\\''"))).await;
+    terminal.sees("code 3").await;
+    terminal.enter("it").await;
+    terminal.sees("after it").await;
     terminal.close().await;
 }
 
