@@ -1,16 +1,18 @@
-//! A real Next.js app in development, through the preload: it is edited while it runs.
+//! A real Next.js app in development, run through the sidecar: it is edited while it runs.
 
 use std::net::SocketAddr;
 use std::path::Path;
 
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpStream;
 use tokio::process::Child;
 
 use crate::clients::curl;
-use crate::preload::app;
-use crate::support::{Scene, Stage, npm, soon};
+use crate::preload::path_with;
+use crate::support::desk::Desk;
+use crate::support::{npm, soon};
 
 const CONFIG: &str = "module.exports = { turbopack: { root: require('node:path').dirname(__dirname) } };";
 const LAYOUT: &str = "export default ({ children }) => <html><body>{children}</body></html>;";
@@ -23,18 +25,21 @@ export async function GET() {
 }
 "#;
 
-/// `next dev`, with all the processes that it starts.
+/// `run -- next dev`.
 struct Next {
     child: Child,
     addr: SocketAddr,
 }
 
 impl Next {
-    async fn start(stage: &Stage, project: &Path, node: &Path) -> Self {
-        let mut command = app(stage, "node", project, node);
+    async fn start(desk: &Desk, app: &Path, node: &Path) -> Self {
+        let project = desk.project();
+        let project = project.to_str().expect("a path");
+        let mut command = desk.sidecar(&["--project", project, "run", "--", "node"]);
         command.args(["../node_modules/next/dist/bin/next", "dev", "--hostname", "127.0.0.1", "--port", "0"]);
-        command.env("NEXT_TELEMETRY_DISABLED", "1").process_group(0);
-        let mut child = command.spawn().expect("a process");
+        command.current_dir(app).env("PATH", path_with(node)).env("NEXT_TELEMETRY_DISABLED", "1");
+        // What is dropped is asked to end, and ends what it runs.
+        let mut child = command.kill_on_drop(false).spawn().expect("a process");
         let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
         let addr = async {
             while let Some(line) = lines.next_line().await.expect("text") {
@@ -48,6 +53,20 @@ impl Next {
         // It writes a line for each request, which nobody reads.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Self { child, addr }
+    }
+
+    /// Asks it to end.
+    fn signal(&self) {
+        if let Some(id) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
+            let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+        }
+    }
+
+    /// Returns once all of it has ended.
+    async fn end(mut self) {
+        self.signal();
+        soon("the end", self.child.wait()).await.expect("a status");
+        assert!(TcpStream::connect(self.addr).await.is_err(), "nothing stays behind");
     }
 
     /// The token that the route gives once it is at this edit.
@@ -68,9 +87,7 @@ impl Next {
 
 impl Drop for Next {
     fn drop(&mut self) {
-        if let Some(group) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
-            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
-        }
+        self.signal();
     }
 }
 
@@ -78,7 +95,8 @@ impl Drop for Next {
 async fn a_route_handler_keeps_its_token_while_it_is_edited() {
     let Some(node) = npm::node(npm::NODES[2]).await else { return };
     let Some(packages) = npm::next().await else { return };
-    let stage = Scene::new().start().await;
+    let desk = Desk::new().await;
+    let _serving = desk.serve(&[]).await;
     let project = tempfile::tempdir_in(packages).expect("a directory");
     let route = project.path().join("app/api/token/route.js");
     let edit = |number: u64| std::fs::write(&route, ROUTE.replace("EDIT", &number.to_string())).expect("a file");
@@ -87,15 +105,16 @@ async fn a_route_handler_keeps_its_token_while_it_is_edited() {
         std::fs::write(project.path().join(name), content).expect("a file");
     }
     edit(1);
-    let next = Next::start(&stage, project.path(), &node).await;
+    let next = Next::start(&desk, project.path(), &node).await;
     let first = next.token(1).await;
     assert!(first.starts_with("xoxb-"), "{first}");
     for number in [2, 3] {
         edit(number);
         assert_eq!(next.token(number).await, first);
     }
-    drop(next);
-    let restarted = Next::start(&stage, project.path(), &node).await;
+    next.end().await;
+    let restarted = Next::start(&desk, project.path(), &node).await;
     assert_eq!(restarted.token(3).await, first);
-    assert_eq!(stage.emulator.received().len(), 1, "edits and a restart cost nothing");
+    restarted.end().await;
+    assert_eq!(desk.emulator.received().len(), 1, "edits and a restart cost nothing");
 }

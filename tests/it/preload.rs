@@ -1,27 +1,34 @@
 //! What `src/run/preload.cjs` does to `fetch`, on each Node.js that it is for.
 
 use crate::support::{Stage, npm};
+use std::ffi::OsString;
 use std::path::Path;
 
-use connect_sidecar::identity::placeholder;
 use tokio::process::Command;
 
-use crate::support::process::{isolated, run};
+use crate::support::process::{isolated, run, sidecar};
 
 const PRELOAD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/run/preload.cjs");
 const BEHAVIOUR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/preload/behaviour.cjs");
 
-/// A program in a project, on the Node.js of this directory, with the preload for this sidecar.
-pub fn app(stage: &Stage, program: &str, project: &Path, node: &Path) -> Command {
-    let mut command = isolated(program, project);
+/// A program in a directory, run through the stage's sidecar and by the Node.js of another directory.
+pub fn app(stage: &Stage, program: &str, directory: &Path, node: &Path) -> Command {
+    let mut command = sidecar(directory);
+    command
+        .arg("--config")
+        .arg(stage.dir().join("config.toml"))
+        .arg("--project")
+        .arg(&stage.project)
+        .args(["run", "--no-intercept", "--", program])
+        .env("XDG_STATE_HOME", stage.dir().join("state"))
+        .env("PATH", path_with(node));
+    command
+}
+
+/// The `PATH`, with this directory first.
+pub fn path_with(first: &Path) -> OsString {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let path = std::iter::once(node.to_owned()).chain(std::env::split_paths(&path));
-    command
-        .env("PATH", std::env::join_paths(path).expect("a path"))
-        .env("NODE_OPTIONS", format!("--require \"{PRELOAD}\""))
-        .env("CONNECT_SIDECAR_URL", format!("http://{}", stage.addr))
-        .env("VERCEL_OIDC_TOKEN", placeholder::make(None, stage.clock.now().plus(placeholder::LIFE)));
-    command
+    std::env::join_paths(std::iter::once(first.to_owned()).chain(std::env::split_paths(&path))).expect("a path")
 }
 
 #[tokio::test]
