@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -52,7 +53,7 @@ pub(super) struct Gate {
     pub(super) key: Key,
     pub(super) leaves: Leaves,
     pub(super) dialer: Dialer,
-    /// How many were opened.
+    /// How many were opened by who knows whom.
     pub(super) tunnels: AtomicU64,
     pub(super) said_not_trusted: AtomicBool,
 }
@@ -80,13 +81,14 @@ impl Gate {
     pub(super) async fn serve(
         self: Arc<Self>,
         stream: TcpStream,
+        from: SocketAddr,
         refusal: Option<RequestError>,
         stopping: CancellationToken,
         under_way: TaskTrackerToken,
     ) {
         let begun = Mutex::new(None);
         let service = service_fn(|request| async {
-            let (reply, tunnel) = self.answer(request, refusal.clone()).await;
+            let (reply, tunnel) = self.answer(request, from, refusal.clone()).await;
             *begun.lock().unwrap_or_else(PoisonError::into_inner) = tunnel;
             Ok::<_, Infallible>(reply)
         });
@@ -122,12 +124,17 @@ impl Gate {
     }
 
     /// Answers a CONNECT, and says what is to come of it.
-    async fn answer(&self, mut request: Request<Incoming>, refusal: Option<RequestError>) -> (Reply, Option<Tunnel>) {
+    async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        from: SocketAddr,
+        refusal: Option<RequestError>,
+    ) -> (Reply, Option<Tunnel>) {
         let near = hyper::upgrade::on(&mut request);
         let (head, _) = request.into_parts();
         let far = match refusal {
             Some(refusal) => Err(refusal),
-            None => self.open(&head).await,
+            None => self.open(&head, from).await,
         };
         match far {
             Ok(far) => {
@@ -139,7 +146,7 @@ impl Gate {
     }
 
     /// The far end that a CONNECT asks for, if this caller may have it.
-    async fn open(&self, head: &Parts) -> Result<Far, RequestError> {
+    async fn open(&self, head: &Parts, from: SocketAddr) -> Result<Far, RequestError> {
         if head.method != Method::CONNECT {
             return Err(RequestError::method_not_allowed("CONNECT").closing());
         }
@@ -155,8 +162,11 @@ impl Gate {
                 let unavailable = |reason: String| RequestError::new(Code::InterceptionUnavailable, reason);
                 let tls = self.leaves.tls_of(&target.host);
                 let tls = tls.map_err(|problem| unavailable(format!("No TLS as {target}: {problem}.")))?;
-                let number = self.tunnels.fetch_add(1, Ordering::Relaxed);
-                let caller = HeaderValue::try_from(format!("{run}-{number}"));
+                let caller = match process_at(from).await {
+                    Some(process) => format!("{run}-process-{process}"),
+                    None => format!("{run}-tunnel-{}", self.tunnels.fetch_add(1, Ordering::Relaxed)),
+                };
+                let caller = HeaderValue::try_from(caller);
                 let caller = caller.map_err(|_| unavailable("The run's name is none of ours.".into()))?;
                 Ok(Far::Here { host: target.host, caller, tls })
             }
@@ -225,4 +235,15 @@ impl Gate {
             debug!("no TLS in a tunnel to {host}: {error}");
         }
     }
+}
+
+/// The process that a connection comes from, by its id, where that can be found out. An SDK may open one for each of its
+/// requests, so it is known by its process. That takes some milliseconds: all processes of ours are looked at.
+async fn process_at(from: SocketAddr) -> Option<u32> {
+    let look = move || {
+        let sockets = listeners::get_all().ok()?;
+        let near = sockets.into_iter().find(|l| l.socket == from && l.protocol == listeners::Protocol::TCP)?;
+        Some(near.process.pid)
+    };
+    tokio::task::spawn_blocking(look).await.ok().flatten()
 }

@@ -21,6 +21,7 @@ mod listening;
 mod next;
 mod policy;
 mod preload;
+mod python;
 mod readme;
 mod run;
 mod run_child;

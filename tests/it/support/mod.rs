@@ -7,6 +7,7 @@ pub mod logs;
 pub mod network;
 pub mod npm;
 pub mod process;
+pub mod python;
 pub mod scripted;
 pub mod terminal;
 
