@@ -8,7 +8,7 @@ mod connections;
 mod head;
 mod intercepted;
 pub mod listener;
-mod peer;
+pub mod peer;
 mod refusals;
 pub mod runs;
 mod stream;

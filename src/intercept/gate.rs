@@ -36,7 +36,7 @@ use super::tunnel::Dialer;
 use crate::instance_key::Key;
 use crate::proxy::error::{Code, RequestError};
 use crate::proxy::reply::{self, Reply, ReplyBody};
-use crate::server::Server;
+use crate::server::{Server, peer};
 
 /// A CONNECT must be there within this time.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
@@ -81,14 +81,14 @@ impl Gate {
     pub(super) async fn serve(
         self: Arc<Self>,
         stream: TcpStream,
-        from: SocketAddr,
         refusal: Option<RequestError>,
         stopping: CancellationToken,
         under_way: TaskTrackerToken,
     ) {
+        let ends = stream.peer_addr().ok().zip(stream.local_addr().ok());
         let begun = Mutex::new(None);
         let service = service_fn(|request| async {
-            let (reply, tunnel) = self.answer(request, from, refusal.clone()).await;
+            let (reply, tunnel) = self.answer(request, ends, refusal.clone()).await;
             *begun.lock().unwrap_or_else(PoisonError::into_inner) = tunnel;
             Ok::<_, Infallible>(reply)
         });
@@ -123,18 +123,18 @@ impl Gate {
         }
     }
 
-    /// Answers a CONNECT, and says what is to come of it.
+    /// Answers a CONNECT, and says what is to come of it. `ends` are the connection's: theirs and ours.
     async fn answer(
         &self,
         mut request: Request<Incoming>,
-        from: SocketAddr,
+        ends: Option<(SocketAddr, SocketAddr)>,
         refusal: Option<RequestError>,
     ) -> (Reply, Option<Tunnel>) {
         let near = hyper::upgrade::on(&mut request);
         let (head, _) = request.into_parts();
         let far = match refusal {
             Some(refusal) => Err(refusal),
-            None => self.open(&head, from).await,
+            None => self.open(&head, ends).await,
         };
         match far {
             Ok(far) => {
@@ -146,7 +146,7 @@ impl Gate {
     }
 
     /// The far end that a CONNECT asks for, if this caller may have it.
-    async fn open(&self, head: &Parts, from: SocketAddr) -> Result<Far, RequestError> {
+    async fn open(&self, head: &Parts, ends: Option<(SocketAddr, SocketAddr)>) -> Result<Far, RequestError> {
         if head.method != Method::CONNECT {
             return Err(RequestError::method_not_allowed("CONNECT").closing());
         }
@@ -162,7 +162,10 @@ impl Gate {
                 let unavailable = |reason: String| RequestError::new(Code::InterceptionUnavailable, reason);
                 let tls = self.leaves.tls_of(&target.host);
                 let tls = tls.map_err(|problem| unavailable(format!("No TLS as {target}: {problem}.")))?;
-                let caller = match process_at(from).await {
+                // An SDK may open a connection for each of its requests, so it goes by its process.
+                let look =
+                    tokio::task::spawn_blocking(move || ends.and_then(|(peer, local)| peer::process(peer, local)));
+                let caller = match look.await.ok().flatten() {
                     Some(process) => format!("{run}-process-{process}"),
                     None => format!("{run}-tunnel-{}", self.tunnels.fetch_add(1, Ordering::Relaxed)),
                 };
@@ -235,15 +238,4 @@ impl Gate {
             debug!("no TLS in a tunnel to {host}: {error}");
         }
     }
-}
-
-/// The process that a connection comes from, by its id, where that can be found out. An SDK may open one for each of its
-/// requests, so it is known by its process. That takes some milliseconds: all processes of ours are looked at.
-async fn process_at(from: SocketAddr) -> Option<u32> {
-    let look = move || {
-        let sockets = listeners::get_all().ok()?;
-        let near = sockets.into_iter().find(|l| l.socket == from && l.protocol == listeners::Protocol::TCP)?;
-        Some(near.process.pid)
-    };
-    tokio::task::spawn_blocking(look).await.ok().flatten()
 }

@@ -100,7 +100,7 @@ impl Interception {
                             let is_one_too_many = connections.len() >= MAX_CONNECTIONS;
                             if let Some(refusal) = self.judge(&stream, from, is_one_too_many) {
                                 let _ = stream.set_nodelay(true);
-                                connections.spawn(gate.serve(stream, from, refusal, stopping.clone(), under_way.token()));
+                                connections.spawn(gate.serve(stream, refusal, stopping.clone(), under_way.token()));
                             }
                         }
                         Err(error) => {

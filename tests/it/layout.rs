@@ -80,7 +80,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("logging", "clock"),
     (
         "intercept",
-        "clock instance_key intercept::* proxy::error proxy::reply proxy::resolver server server::listener server::runs",
+        "clock instance_key intercept::* proxy::error proxy::reply proxy::resolver server server::listener server::peer server::runs",
     ),
     ("intercept::ca", "clock private_dir"),
     ("intercept::leaf", "clock intercept::ca tls"),
