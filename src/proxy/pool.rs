@@ -253,7 +253,11 @@ impl Answering<'_> {
         let (head, body) = self.response.into_parts();
         let mut streaming = Streaming { pool: pool.clone(), line: Some(self.line), body };
         if streaming.body.is_end_stream() {
-            poll_fn(|cx| Poll::Ready(streaming.end(cx))).await;
+            poll_fn(|cx| {
+                streaming.end(cx);
+                Poll::Ready(())
+            })
+            .await;
         }
         Response::from_parts(head, streaming)
     }

@@ -62,9 +62,10 @@ impl Relay {
         Self { hosts, dialer: upstream.dialer().clone(), clock, pools: Mutex::new(LruCache::new(MAX_ORIGINS)) }
     }
 
-    fn pool(&self, origin: Uri, may_be_this_machine: bool) -> Arc<Pool> {
+    fn pool(&self, origin: &Uri, may_be_this_machine: bool) -> Arc<Pool> {
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        let make = || Arc::new(Pool::new(origin.clone(), may_be_this_machine, self.dialer.clone(), self.clock.clone()));
+        let (dialer, clock) = (self.dialer.clone(), self.clock.clone());
+        let make = || Arc::new(Pool::new(origin.clone(), may_be_this_machine, dialer, clock));
         pools.get_or_insert((origin.clone(), may_be_this_machine), make).clone()
     }
 }
@@ -136,7 +137,7 @@ impl Proxy {
         *request.uri_mut() = target.into();
         *request.version_mut() = Version::HTTP_11;
         *request.headers_mut() = headers;
-        let pool = self.relay.pool(origin, may_be_this_machine);
+        let pool = self.relay.pool(&origin, may_be_this_machine);
         let answering = pool.send(request).await.map_err(|failure| pool.explain(failure))?;
         let mut reply = answering.stream(&pool).await;
         remove_hop_by_hop(reply.headers_mut());
@@ -178,6 +179,10 @@ fn names(value: &HeaderValue, member: &str) -> bool {
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // Of the two it is the encoding that counts, and it is made anew.
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
     if let Entry::Occupied(connection) = headers.entry(header::CONNECTION) {
         let (_, values) = connection.remove_entry_mult();
         let named: Vec<_> = values.collect();

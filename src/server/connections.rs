@@ -485,6 +485,35 @@ mod tests {
         assert_eq!(connections.count(), 2, "a late one may still say so");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn what_is_passed_on_has_no_end_but_for_a_caller_that_does_not_read() {
+        let connections = room_for(1);
+        let [relaying, stalled] = [(); 2].map(|()| open(&connections));
+        let under_way = [&relaying, &stalled].map(|open| {
+            open.place.begin_request();
+            let under_way = open.place.relay();
+            open.place.end_request();
+            open.place.written();
+            under_way
+        });
+        pass(3600).await;
+        stalled.place.stalled(true);
+        connections.look();
+        pass(10).await;
+        connections.look();
+        assert_told(&stalled, Told::End);
+        assert_told(&relaying, Told::Nothing);
+        assert!(relaying.place.idle_since().is_none(), "nobody may take its place");
+        assert!(relaying.place.is_answering(), "and it counts as one that is under way");
+        drop(under_way);
+        pass(19).await;
+        connections.look();
+        assert_told(&relaying, Told::Nothing);
+        pass(1).await;
+        connections.look();
+        assert_told(&relaying, Told::End);
+    }
+
     #[tokio::test]
     async fn one_that_takes_anothers_place_waits_until_that_has_gone() {
         let connections = room_for(1);

@@ -1,82 +1,19 @@
 //! On the way to a connection with upstream: the addresses of its name, which of them answer, and whose certificate is
 //! shown there. Nothing is said to anybody else (trust-policy.md 4.7 and 5).
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rcgen::{CertificateParams, date_time_ymd};
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_rustls::TlsAcceptor;
 
+use crate::support::tls::{authority, listen, server};
 use crate::support::{Scene, Stage, is_over, let_timers_pass, soon};
-
-/// A certificate authority of this name.
-fn authority(name: &str) -> (String, Issuer<'static, KeyPair>) {
-    let mut params = CertificateParams::new(Vec::new()).expect("no names");
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, name);
-    let key = KeyPair::generate().expect("a key");
-    let pem = params.self_signed(&key).expect("a certificate").pem();
-    (pem, Issuer::new(params, key))
-}
-
-/// A server with a certificate for `name`, changed; its address, and the bytes it could decrypt.
-async fn server(
-    name: &str,
-    authority: &Issuer<'static, KeyPair>,
-    change: impl FnOnce(&mut CertificateParams),
-) -> (SocketAddr, watch::Receiver<Vec<u8>>) {
-    let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
-    change(&mut params);
-    let key = KeyPair::generate().expect("a key");
-    let certificate = params.signed_by(&key, authority).expect("a certificate").der().clone();
-    let config = rustls::ServerConfig::builder_with_provider(connect_sidecar::tls::provider())
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate], PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())))
-        .expect("a certificate with its key");
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let (decrypted, read) = watch::channel(Vec::new());
-    let decrypted = Arc::new(decrypted);
-    let addr = listen(move |stream| {
-        let (acceptor, decrypted) = (acceptor.clone(), decrypted.clone());
-        async move {
-            let Ok(mut stream) = acceptor.accept(stream).await else { return };
-            let mut bytes = Vec::new();
-            while stream.read_buf(&mut bytes).await.is_ok_and(|n| n > 0) {
-                decrypted.send_modify(|all| all.append(&mut bytes));
-                let body = r#"{"token":"good","expiresAt":4000000000000}"#;
-                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-                let _ = stream.write_all(answer.as_bytes()).await;
-            }
-        }
-    })
-    .await;
-    (addr, read)
-}
-
-/// Serves connections with `serve`, each in a task.
-async fn listen<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let addr = listener.local_addr().expect("an address");
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(serve(stream));
-        }
-    });
-    addr
-}
 
 /// A sidecar that trusts this authority.
 async fn trusting(pem: &str, upstream: SocketAddr) -> Stage {
@@ -111,7 +48,7 @@ async fn only_a_valid_certificate_of_a_trusted_authority_for_that_name_will_do()
         ("an unknown authority", HERE, &stranger, |_| {}, Some(true)),
         ("an unknown authority with the name of a known one", HERE, &impostor, |_| {}, Some(true)),
     ] {
-        let (addr, decrypted) = server(name, issuer, change).await;
+        let (addr, decrypted) = server(V4, name, issuer, change).await;
         let stage = trusting(&pem, addr).await;
         match hints_at_ca {
             None => assert_eq!(stage.token("{}").send().await.token(), "good"),
@@ -138,7 +75,7 @@ async fn nobody_is_spoken_to_in_an_old_version_of_tls() {
     ] {
         let (heard, hearing) = watch::channel(Vec::new());
         let heard = Arc::new(heard);
-        let addr = listen(move |mut stream| {
+        let addr = listen(V4, move |mut stream| {
             let (heard, answer) = (heard.clone(), answer.clone());
             async move {
                 let mut bytes = Vec::new();
@@ -219,6 +156,7 @@ impl BlackHole {
     }
 }
 
+const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
 fn has_v6() -> bool {

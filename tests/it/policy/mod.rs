@@ -11,6 +11,7 @@ mod contract;
 mod env_file;
 mod framing;
 mod host;
+mod interception;
 mod leakage;
 mod path;
 mod ports;
@@ -43,7 +44,6 @@ const IDS: [&str; 13] = [
 /// Ids without a row, and why.
 const WITHOUT_A_ROW: &[(&str, &str)] = &[
     ("tW01 tW02 tW03 tW06", "there is no status page yet; who may read the state is in `gates`"),
-    ("tI01 tI02 tI04", "nothing is intercepted yet"),
     ("tA01 tA03 tA05", "the token is not refreshed by the sidecar yet"),
 ];
 
@@ -64,6 +64,7 @@ fn all_rows() -> Vec<Row> {
         ports::rows,
         config::rows,
         shutdown::rows,
+        interception::rows,
     ];
     groups.iter().flat_map(|rows| rows()).collect()
 }

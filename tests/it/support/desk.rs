@@ -3,13 +3,15 @@
 use std::fs;
 use std::path::PathBuf;
 
+use connect_sidecar::clock::Clock;
 use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
 use connect_sidecar::emulator::{Emulator, Options};
 use tempfile::TempDir;
 use tokio::process::Command;
 
 use super::process::{Serving, sidecar};
-use super::{env_file, write_private};
+use super::tunnel::Run;
+use super::{env_file, instance_key, write_private};
 
 /// A home with a project in it, and upstream.
 pub struct Desk {
@@ -44,5 +46,11 @@ impl Desk {
 
     pub async fn serve(&self, arguments: &[&str]) -> Serving {
         Serving::start(self.sidecar(arguments)).await
+    }
+
+    /// A run of a sidecar at this desk.
+    pub async fn begin_run(&self, serving: &Serving) -> Run {
+        let key = instance_key(&self.home.path().join(".local/state"), serving.addr);
+        Run::begin(serving.addr, &key, Clock::system().local()).await
     }
 }

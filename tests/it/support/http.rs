@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{SLACK, soon};
@@ -56,6 +56,11 @@ impl Request {
         self
     }
 
+    pub fn without_body(mut self) -> Self {
+        self.body = None;
+        self
+    }
+
     pub fn json(self, body: &str) -> Self {
         self.header("content-type", "application/json").body(body)
     }
@@ -65,7 +70,7 @@ impl Request {
     }
 
     /// The same, and the connection stays open.
-    fn kept_alive(&self) -> Vec<u8> {
+    pub fn kept_alive(&self) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target);
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -81,6 +86,11 @@ impl Request {
 
     pub async fn send(self) -> Reply {
         Reply::parse(&raw(self.to, &self.bytes()).await)
+    }
+
+    /// As [`Request::begin`], and the connection stays open.
+    pub async fn begin_kept_alive(self) -> Sent {
+        Sent::to(self.to, &self.kept_alive()).await
     }
 
     /// Sends it and leaves the reply for later.
@@ -99,6 +109,31 @@ impl Sent {
         // A server that refuses may close before it has read everything.
         let _ = soon("the request to be taken", stream.write_all(bytes)).await;
         Self(stream)
+    }
+
+    /// Sends more of it.
+    pub async fn send(&mut self, bytes: &[u8]) {
+        soon("the request to be taken", self.0.write_all(bytes)).await.expect("an open connection");
+    }
+
+    /// What comes until the text has come.
+    pub async fn until(&mut self, text: &str) -> String {
+        let mut read = Vec::new();
+        let reading = async {
+            while !read.windows(text.len()).any(|w| w == text.as_bytes()) {
+                match self.0.read_u8().await {
+                    Ok(byte) => read.push(byte),
+                    Err(_) => panic!("it ended without {text:?}: {}", read.escape_ascii()),
+                }
+            }
+        };
+        soon(text, reading).await;
+        String::from_utf8(read).expect("text")
+    }
+
+    /// What comes until the connection ends.
+    pub async fn rest(self) -> String {
+        String::from_utf8(soon("the end", self.bytes()).await).expect("text")
     }
 
     pub async fn reply(self) -> Reply {
@@ -121,40 +156,43 @@ impl Sent {
 pub struct KeptAlive {
     to: SocketAddr,
     stream: TcpStream,
-    read: Vec<u8>,
 }
 
 impl KeptAlive {
     pub async fn to(to: SocketAddr) -> Self {
         let stream = soon("a connection", TcpStream::connect(to)).await.expect("a connection");
         stream.set_nodelay(true).expect("a socket");
-        Self { to, stream, read: Vec::new() }
+        Self { to, stream }
     }
 
     pub async fn send(&mut self, request: &Request) -> Reply {
         soon("the request to be taken", self.stream.write_all(&request.kept_alive()))
             .await
             .expect("an open connection");
-        let reply = soon("a reply", self.reply()).await;
+        let reply = next_reply(&mut self.stream).await;
         if reply.header("connection") == Some("close") {
             *self = Self::to(self.to).await;
         }
         reply
     }
+}
 
-    async fn reply(&mut self) -> Reply {
-        self.read.clear();
+/// The next reply on a connection that stays open; it names its length.
+pub async fn next_reply(stream: &mut (impl AsyncRead + Unpin)) -> Reply {
+    let mut read = Vec::new();
+    let reading = async {
         loop {
-            assert_ne!(self.stream.read_buf(&mut self.read).await.expect("a reply"), 0, "closed instead of a reply");
-            if self.read.windows(4).any(|w| w == b"\r\n\r\n") {
-                let reply = Reply::parse(&self.read);
+            assert_ne!(stream.read_buf(&mut read).await.expect("a reply"), 0, "closed instead of a reply");
+            if read.windows(4).any(|w| w == b"\r\n\r\n") {
+                let reply = Reply::parse(&read);
                 let length: usize = reply.header("content-length").expect("a length").parse().expect("a number");
                 if reply.body.len() == length {
                     return reply;
                 }
             }
         }
-    }
+    };
+    soon("a reply", reading).await
 }
 
 /// Sends bytes and reads until the other side closes.

@@ -34,6 +34,11 @@ impl Logs {
         self.lines.borrow().iter().filter(|line| line.contains(text)).count()
     }
 
+    /// How many lines there are for whoever does not look for any.
+    pub fn warnings(&self) -> usize {
+        self.lines.borrow().iter().filter(|line| line.starts_with("WARN") || line.starts_with("ERROR")).count()
+    }
+
     /// Returns once a line contains the text.
     pub async fn wait_for(&self, text: &str) {
         let mut lines = self.lines.subscribe();

@@ -1,6 +1,7 @@
 //! What the tests share: a project with an env file, an emulator, a sidecar, a clock that stands still, a log to read.
 
 pub mod desk;
+pub mod gateway;
 pub mod http;
 pub mod installed;
 pub mod logs;
@@ -9,6 +10,8 @@ pub mod npm;
 pub mod process;
 pub mod scripted;
 pub mod terminal;
+pub mod tls;
+pub mod tunnel;
 
 use std::collections::HashMap;
 use std::fs;
@@ -26,6 +29,7 @@ use connect_sidecar::emulator::world::World;
 use connect_sidecar::emulator::{Emulator, Options};
 use connect_sidecar::identity::{Identity, Reloader};
 use connect_sidecar::proxy::resolver::Names;
+use connect_sidecar::server::Server;
 use tempfile::TempDir;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -212,11 +216,12 @@ impl Scene {
         }
         let app = App::bind(config, clock.clone()).await.unwrap_or_else(|e| panic!("{e}"));
         let (addr, identity, reloader) = (app.addr(), app.identity(), app.reloader());
+        let server = app.server().clone();
         let (stop, stopped) = oneshot::channel::<()>();
         tokio::spawn(app.serve(async move {
             let _ = stopped.await;
         }));
-        Stage { emulator, emulator_clock, clock, logs, project, addr, identity, reloader, _stop: stop, dir }
+        Stage { emulator, emulator_clock, clock, logs, project, addr, identity, reloader, server, _stop: stop, dir }
     }
 }
 
@@ -232,6 +237,8 @@ pub struct Stage {
     pub addr: SocketAddr,
     pub identity: watch::Receiver<Arc<Identity>>,
     pub reloader: Reloader,
+    /// What answers the sidecar's requests.
+    pub server: Arc<Server>,
     /// The sidecar serves for as long as this lives.
     _stop: oneshot::Sender<()>,
     dir: TempDir,
@@ -282,9 +289,7 @@ impl Stage {
 
     /// The instance's key.
     pub fn key(&self) -> String {
-        let file = self.dir.path().join(format!("state/connect-sidecar/{}.json", self.addr.port()));
-        let instance: serde_json::Value = serde_json::from_slice(&fs::read(file).expect("a state file")).expect("JSON");
-        instance["key"].as_str().expect("a key").to_owned()
+        instance_key(&self.dir.path().join("state"), self.addr)
     }
 
     /// Moves both clocks.
@@ -334,6 +339,13 @@ impl Stage {
         }
         replies
     }
+}
+
+/// The key of the instance at an address, whose state is kept below `state`.
+pub fn instance_key(state: &Path, addr: SocketAddr) -> String {
+    let file = state.join(format!("connect-sidecar/{}.json", addr.port()));
+    let instance: serde_json::Value = serde_json::from_slice(&fs::read(file).expect("a state file")).expect("JSON");
+    instance["key"].as_str().expect("a key").to_owned()
 }
 
 /// The first 8 hex digits of SHA-256, as status shows them.

@@ -1,0 +1,516 @@
+//! Interception: what the programs of a run send to Vercel is answered here, and nobody else gets anything.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use connect_sidecar::emulator::{Emulator, Options};
+use connect_sidecar::instance_key::Key;
+use nix::sys::signal::Signal;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::Command;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use crate::support::desk::Desk;
+use crate::support::gateway::Gateway;
+use crate::support::http::{APP, Reply, Request, next_reply, raw};
+use crate::support::process::{Serving, assert_no_slice_of, isolated, raise_descriptor_limit, run};
+use crate::support::scripted::{Says, Scripted};
+use crate::support::tunnel::{Opened, Run, assert_established, basic, slack};
+use crate::support::{SLACK, Scene, soon};
+
+const API: &str = "api.vercel.com";
+
+/// A server that reads until the other side is done, and then sends all of it back.
+async fn echo() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let addr = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut all = Vec::new();
+                let _ = stream.read_to_end(&mut all).await;
+                let _ = stream.write_all(&all).await;
+            });
+        }
+    });
+    addr
+}
+
+/// Every name has the address of this machine, with the port that is asked for.
+fn all_names_are_here() -> Scene {
+    Scene::new().resolving(|_| vec![(Ipv4Addr::LOCALHOST, 0).into()])
+}
+
+#[tokio::test]
+async fn vercels_hosts_are_opened_with_a_certificate_for_each_alone() {
+    let stage = Scene::new().start().await;
+    let run = Run::of(&stage).await;
+    for host in [API, "api-iad1.vercel.com", "ai-gateway.vercel.sh"] {
+        let opened = run.open(host).await;
+        let (_, tls) = opened.stream.get_ref();
+        assert_eq!(tls.alpn_protocol(), Some(&b"http/1.1"[..]));
+        let certificate = &tls.peer_certificates().expect("certificates")[0];
+        let (_, parsed) = X509Certificate::from_der(certificate).expect("a certificate");
+        let names = parsed.subject_alternative_name().expect("readable").expect("there");
+        assert_eq!(names.value.general_names, [GeneralName::DNSName(host)]);
+        let validity = parsed.validity();
+        assert!(validity.not_after.timestamp() - validity.not_before.timestamp() <= 24 * 3600);
+    }
+    assert!(run.open("API.vercel.com").await.host.starts_with("API"), "a name is one however it is written");
+}
+
+#[tokio::test]
+async fn a_program_of_a_run_gets_a_token_and_shares_it_with_all_others() {
+    let stage = Scene::new().start().await;
+    let run = Run::of(&stage).await;
+    let mut opened = run.open(API).await;
+    let request = slack(&opened).header("authorization", &format!("Bearer {}", run.placeholder()));
+    let first = opened.send(request).await;
+    assert_eq!(first.cache_status(), "connect-sidecar; fwd=uri-miss; stored; ttl=3570", "{}", first.text());
+    assert_eq!(stage.token(APP).send().await.token(), first.token(), "also without interception");
+    let other = Run::of(&stage).await;
+    let mut regional = other.open("api-iad1.vercel.com").await;
+    assert_eq!(regional.send(slack(&regional)).await.token(), first.token());
+    assert_eq!(stage.emulator.received().len(), 1);
+    assert_eq!(stage.logs.count("dropped"), 0, "the placeholder is no credential of the app's own");
+}
+
+#[tokio::test]
+async fn a_connection_carries_many_requests_and_is_a_caller_of_its_own() {
+    let stage = Scene::new().start().await;
+    let run = Run::of(&stage).await;
+    let [mut first, mut second] = [run.open(API).await, run.open(API).await];
+    let given = first.send(slack(&first)).await.token();
+    assert_eq!(second.send(slack(&second)).await.token(), given);
+    let again = first.send(slack(&first)).await;
+    assert_eq!(again.cache_status(), "connect-sidecar; fwd=request; stored; ttl=3570", "it was given that one");
+    assert_ne!(again.token(), given);
+    let named = slack(&second).header("sidecar-client", "app-1");
+    assert_eq!(second.send(named).await.token(), again.token());
+    let refused = second
+        .send(second.request("GET", "/v1/connect/connectors/slack%2Facme-slack").header("host", "x.example"))
+        .await;
+    assert_eq!((refused.status, refused.code().as_str()), (400, "bad_host"), "not the tunnel's host");
+}
+
+#[tokio::test]
+async fn the_placeholder_goes_to_the_gateway_as_the_real_token_and_events_come_as_they_are_sent() {
+    let gateway = Gateway::open().await;
+    let stage = Scene::new().toml(&gateway.setting()).start().await;
+    let run = Run::of(&stage).await;
+    let mut opened = run.open("ai-gateway.vercel.sh").await;
+    let request = opened.request("POST", "/v3/ai/language-model").json("{}");
+    let request = request.header("authorization", &format!("Bearer {}", run.placeholder()));
+    opened.stream.write_all(&request.kept_alive()).await.expect("taken");
+    let mut call = gateway.call().await;
+    let bearer = call.values("authorization")[0].strip_prefix("Bearer ").expect("a bearer").to_owned();
+    assert!(fs::read_to_string(stage.env_path()).expect("a file").contains(&bearer), "the real one");
+    call.say("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    for event in ["data: 1\n\n", "data: 2\n\n"] {
+        call.say(format!("{:x}\r\n{event}\r\n", event.len())).await;
+        let mut read = Vec::new();
+        let reading = async {
+            while !read.windows(event.len()).any(|w| w == event.as_bytes()) {
+                assert_ne!(opened.stream.read_buf(&mut read).await.expect("an event"), 0);
+            }
+        };
+        soon("the event", reading).await;
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_for_another_name_or_none_gets_no_certificate() {
+    let stage = Scene::new().start().await;
+    let run = Run::of(&stage).await;
+    for name in ["github.com", "ai-gateway.vercel.sh", "vercel.com", "127.0.0.1"] {
+        let stream = run.tunnel("api.vercel.com:443").await;
+        let refused = run.handshake(stream, name, run.ca()).await.expect_err(name);
+        assert!(refused.to_string().contains("AccessDenied"), "{name}: {refused}");
+    }
+    assert!(run.open(API).await.stream.get_ref().1.peer_certificates().is_some());
+}
+
+#[tokio::test]
+async fn a_program_that_does_not_trust_the_ca_is_told_of_once() {
+    let stage = Scene::new().tls().start().await;
+    let run = Run::of(&stage).await;
+    for _ in 0..2 {
+        let stream = run.tunnel("api.vercel.com:443").await;
+        let other = stage.emulator.ca_pem().expect("a CA");
+        assert!(run.handshake(stream, API, other).await.is_err());
+        stage.logs.wait_for("SSL_CERT_FILE").await;
+    }
+    stage.logs.wait_for("no TLS in a tunnel").await;
+    assert_eq!(stage.logs.count("SSL_CERT_FILE"), 1);
+}
+
+#[tokio::test]
+async fn strangers_are_asked_for_the_secret_and_get_nothing_else() {
+    let stage = Scene::new().start().await;
+    let run = Run::of(&stage).await;
+    let credentials = run.proxy().strip_prefix("http://").and_then(|rest| rest.split_once('@')).expect("a URL").0;
+    let (name, secret) = credentials.split_once(':').expect("a name and a secret");
+    let key = stage.key();
+    let own = Key::new(key.clone());
+    for authorization in [
+        None,
+        Some(basic("")),
+        Some(basic(name)),
+        Some(basic(&format!("{name}:"))),
+        Some(basic(&format!("{name}:x{secret}"))),
+        Some(basic(&format!("{name}:{}", &secret[..secret.len() - 1]))),
+        Some(basic(&format!("other:{secret}"))),
+        Some(basic(&format!("{name}:{key}"))),
+        Some(basic(&format!("{name}:{}", own.proof(stage.addr.port(), name.as_bytes())))),
+        Some(run.authorization.replace("Basic", "Bearer")),
+        Some("Basic".into()),
+        Some("Basic !".into()),
+    ] {
+        for target in ["api.vercel.com:443", "github.com:443"] {
+            let request = match &authorization {
+                Some(value) => run.stranger(target).header("proxy-authorization", value),
+                None => run.stranger(target),
+            };
+            let reply = request.send().await;
+            reply.assert_refused(407, "run_secret_required", &format!("{target} {authorization:?}"));
+            assert_eq!(reply.header("proxy-authenticate"), Some("Basic realm=\"connect-sidecar\""));
+            assert!(!reply.text().contains(secret) && !reply.text().contains(&key));
+        }
+    }
+    assert_no_slice_of([secret, key.as_str()], &stage.logs.lines().join("\n"));
+    let reply =
+        run.connect("api.vercel.com:443").header("proxy-authorization", &run.authorization.replace("Basic", "bAsIc"));
+    assert_eq!(Reply::parse(&raw_head(run.addr, &reply.kept_alive()).await).status, 200, "schemes have no case");
+}
+
+/// The head of the answer to these bytes.
+async fn raw_head(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(to).await.expect("a connection");
+    stream.write_all(bytes).await.expect("taken");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(soon("an answer", stream.read_u8()).await.expect("an answer"));
+    }
+    head
+}
+
+#[tokio::test]
+async fn who_was_asked_for_the_secret_may_bring_it_on_the_same_connection() {
+    let stage = Scene::new().start().await;
+    let run = Run::of(&stage).await;
+    let mut stream = TcpStream::connect(run.addr).await.expect("a connection");
+    stream.write_all(&run.stranger("api.vercel.com:443").kept_alive()).await.expect("taken");
+    assert_eq!(next_reply(&mut stream).await.status, 407);
+    stream.write_all(&run.connect("api.vercel.com:443").kept_alive()).await.expect("taken");
+    assert_established(&mut stream).await;
+    assert!(run.handshake(stream, API, run.ca()).await.is_ok());
+    assert_eq!(stage.logs.warnings(), 0, "that is how some clients ask");
+}
+
+#[tokio::test]
+async fn nobody_gets_to_this_machine_through_it() {
+    let stage = Scene::new().start().await;
+    let run = Run::of(&stage).await;
+    let (plain, own) = (stage.addr.port(), run.addr.port());
+    for target in [
+        &format!("127.0.0.1:{plain}"),
+        &format!("127.0.0.1:{own}"),
+        &format!("[::1]:{plain}"),
+        &format!("localhost:{plain}"),
+        "localhost:22",
+        "app.localhost:443",
+        "0.0.0.0:443",
+        "127.1:443",
+        "169.254.169.254:80",
+        "[fe80::1]:443",
+        "api.vercel.com:80",
+        "api.vercel.com.evil:443",
+    ] {
+        run.connect(target).send().await.assert_refused(403, "host_not_allowed", target);
+        run.stranger(target).send().await.assert_refused(403, "host_not_allowed", target);
+    }
+}
+
+#[tokio::test]
+async fn a_name_leads_neither_to_our_own_ports_nor_to_this_link_only() {
+    let stage = all_names_are_here().start().await;
+    let run = Run::of(&stage).await;
+    for port in [stage.addr.port(), run.addr.port()] {
+        let target = format!("me.example:{port}");
+        run.connect(&target).send().await.assert_refused(403, "host_not_allowed", &target);
+    }
+    for address in ["169.254.169.254", "fe80::1", "::ffff:169.254.169.254"] {
+        let address: IpAddr = address.parse().expect("an address");
+        let stage = Scene::new().resolving(move |_| vec![(Ipv4Addr::LOCALHOST, 0).into(), (address, 0).into()]);
+        let stage = stage.start().await;
+        let run = Run::of(&stage).await;
+        run.connect("metadata.example:80").send().await.assert_refused(403, "host_not_allowed", &address.to_string());
+    }
+}
+
+#[tokio::test]
+async fn all_else_is_passed_on_unread_and_either_end_may_close_first() {
+    let stage = all_names_are_here().start().await;
+    let run = Run::of(&stage).await;
+    let echo = echo().await;
+    let mut stream = run.tunnel(&format!("db.example:{}", echo.port())).await;
+    let sent: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    stream.write_all(&sent).await.expect("taken");
+    stream.shutdown().await.expect("half closed");
+    let mut back = Vec::new();
+    soon("all of it", stream.read_to_end(&mut back)).await.expect("read");
+    assert!(back == sent, "{} bytes", back.len());
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let target = format!("smtp.example:{}", listener.local_addr().expect("an address").port());
+    let (mut near, far) = tokio::join!(run.tunnel(&target), listener.accept());
+    let (mut far, _) = far.expect("a connection");
+    far.write_all(b"220 hello").await.expect("taken");
+    far.shutdown().await.expect("half closed");
+    let mut greeting = Vec::new();
+    soon("the greeting", near.read_to_end(&mut greeting)).await.expect("read");
+    assert_eq!(greeting, b"220 hello");
+    near.write_all(b"QUIT").await.expect("taken");
+    near.shutdown().await.expect("closed");
+    let mut rest = Vec::new();
+    soon("the rest", far.read_to_end(&mut rest)).await.expect("read");
+    assert_eq!(rest, b"QUIT");
+}
+
+#[tokio::test]
+async fn a_tunnel_to_another_tls_server_has_that_servers_certificate() {
+    let stage = all_names_are_here().start().await;
+    let run = Run::of(&stage).await;
+    let other = Emulator::start(Options { tls: true, ..Options::default() }).await.expect("a server");
+    let target = format!("other.example:{}", other.addr().port());
+    let ours = run.handshake(run.tunnel(&target).await, "localhost", run.ca()).await;
+    assert!(ours.is_err(), "it is none of ours");
+    let stream = run.handshake(run.tunnel(&target).await, "localhost", other.ca_pem().expect("a CA")).await;
+    let mut opened = Opened { stream: stream.expect("TLS"), host: "localhost".into() };
+    assert!(opened.send(opened.request("GET", "/nowhere")).await.status >= 400);
+    assert_eq!(other.received().len(), 1);
+}
+
+#[tokio::test]
+async fn what_cannot_be_reached_is_said_and_is_not_our_owners_affair() {
+    let stage = all_names_are_here().start().await;
+    let run = Run::of(&stage).await;
+    let gone = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+    let reply = run.connect(&format!("gone.example:{}", gone.port())).send().await;
+    reply.assert_refused(502, "upstream_unreachable", "a closed port");
+    assert!(reply.text().contains("gone.example"), "{}", reply.text());
+    assert_eq!(stage.logs.warnings(), 0);
+}
+
+#[tokio::test]
+async fn only_connect_is_understood_on_that_port() {
+    let stage = Scene::new().start().await;
+    let run = Run::of(&stage).await;
+    for (method, target) in [
+        ("GET", "/"),
+        ("GET", "/healthz"),
+        ("GET", "http://api.vercel.com/v1/connect/connectors/x"),
+        ("POST", SLACK),
+        ("POST", "/_sidecar/v1/runs"),
+        ("OPTIONS", "*"),
+    ] {
+        let request = Request::new(run.addr, method, target).header("proxy-authorization", &run.authorization);
+        let reply = request.header("sidecar-key", &stage.key()).send().await;
+        reply.assert_refused(405, "method_not_allowed", target);
+        assert_eq!(reply.header("allow"), Some("CONNECT"));
+    }
+    run.connect("github.com").send().await.assert_refused(400, "bad_target", "no port");
+    run.connect("user@github.com:443").send().await.assert_refused(400, "bad_target", "a user");
+    assert_eq!(stage.emulator.received().len(), 0);
+}
+
+#[tokio::test]
+async fn garbage_ends_its_own_connection_only() {
+    let stage = Scene::new().start().await;
+    let run = Run::of(&stage).await;
+    let mut open = run.open(API).await;
+    let connect = run.connect("api.vercel.com:443").kept_alive();
+    for garbage in [&b"\x16\x03\x01\x02\x00"[..], b"GET / HTTP/1.1\r\n\r\n", &[0xff; 40_000]] {
+        let mut stream = TcpStream::connect(run.addr).await.expect("a connection");
+        stream.write_all(&[&connect, garbage].concat()).await.expect("taken");
+        let _ = stream.shutdown().await;
+        let mut answer = Vec::new();
+        let _ = soon("its end", stream.read_to_end(&mut answer)).await;
+        assert!(!answer.windows(8).any(|w| w == b"\"token\":"), "{}", answer.escape_ascii());
+    }
+    let answer = raw(run.addr, &[0xff; 1000]).await;
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 400"), "{}", answer.escape_ascii());
+    assert_eq!(open.send(slack(&open)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_wait_for_the_answer_is_served() {
+    let stage = all_names_are_here().start().await;
+    let run = Run::of(&stage).await;
+    let echo = echo().await;
+    let mut stream = TcpStream::connect(run.addr).await.expect("a connection");
+    let connect = run.connect(&format!("db.example:{}", echo.port())).kept_alive();
+    stream.write_all(&[&connect, &b"early"[..]].concat()).await.expect("taken");
+    assert_established(&mut stream).await;
+    stream.write_all(b" and late").await.expect("taken");
+    stream.shutdown().await.expect("closed");
+    let mut back = Vec::new();
+    soon("all of it", stream.read_to_end(&mut back)).await.expect("read");
+    assert_eq!(back, b"early and late");
+}
+
+#[tokio::test]
+async fn one_too_many_is_told_so() {
+    raise_descriptor_limit();
+    let stage = Scene::new().start().await;
+    let run = Run::of(&stage).await;
+    let mut idle = Vec::new();
+    for _ in 0..512 {
+        idle.push(TcpStream::connect(run.addr).await.expect("a connection"));
+    }
+    let reply = run.connect("api.vercel.com:443").send().await;
+    reply.assert_refused(503, "overloaded", "they are all taken");
+    assert!(reply.header("retry-after").is_some());
+    drop(idle);
+    // Those before it have been let go of when one is served again.
+    let served = async {
+        while Reply::parse(&raw_head(run.addr, &run.connect("api.vercel.com:443").kept_alive()).await).status != 200 {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("room", served).await;
+}
+
+#[tokio::test]
+async fn idle_and_blind_tunnels_do_not_keep_it_and_a_request_under_way_is_answered() {
+    let desk = Desk::new().await;
+    let proxy = Scripted::start().await;
+    proxy.will(Says::from("HTTP/1.1 200 OK\r\n\r\n"));
+    let mut command = desk.sidecar(&[]);
+    command.env("HTTPS_PROXY", proxy.url());
+    let serving = Serving::start(command).await;
+    let run = desk.begin_run(&serving).await;
+    let idle = run.open(API).await;
+    let silent = TcpStream::connect(run.addr).await.expect("a connection");
+    let mut blind = run.tunnel("github.com:443").await;
+    let gate = desk.emulator.gate();
+    let mut busy = run.open(API).await;
+    let request = slack(&busy);
+    busy.stream.write_all(&request.kept_alive()).await.expect("taken");
+    soon("upstream to be asked", desk.emulator.wait_for_requests(1)).await;
+    serving.signal(Signal::SIGTERM);
+    let gone = async {
+        while TcpStream::connect(run.addr).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("nobody to be let in any more", gone).await;
+    gate.open();
+    assert_eq!(next_reply(&mut busy.stream).await.status, 200);
+    let ended = serving.end().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let mut rest = Vec::new();
+    assert_eq!(soon("its end", blind.read_to_end(&mut rest)).await.unwrap_or(0), 0);
+    drop((idle, silent));
+}
+
+/// A program that goes by its variables.
+fn program(desk: &Desk, run: &Run, name: &str, arguments: &[&str]) -> Command {
+    let bundle = desk.home.path().join("bundle.pem");
+    fs::write(&bundle, run.ca()).expect("written");
+    let mut command = isolated(name, desk.home.path());
+    for variable in ["HTTPS_PROXY", "https_proxy"] {
+        command.env(variable, run.proxy());
+    }
+    for variable in ["SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE"] {
+        command.env(variable, &bundle);
+    }
+    command.env("NO_PROXY", "localhost,127.0.0.1,::1").args(arguments);
+    command
+}
+
+#[tokio::test]
+async fn curl_and_python_get_a_token_by_their_variables_alone() {
+    const PYTHON: &str = "import sys, urllib.request as u\n\
+        r = u.Request(sys.argv[1], sys.argv[2].encode(), {'content-type': 'application/json'})\n\
+        print(u.urlopen(r, timeout=20).read().decode())";
+    let desk = Desk::new().await;
+    let serving = desk.serve(&[]).await;
+    let running = desk.begin_run(&serving).await;
+    let url = format!("https://api.vercel.com{SLACK}");
+    let curl =
+        ["--silent", "--show-error", "--max-time", "20", "-H", "content-type: application/json", "-d", APP, &url];
+    let mut tokens = Vec::new();
+    for (name, arguments) in [("curl", &curl[..]), ("python3", &["-c", PYTHON, &url, APP]), ("curl", &curl)] {
+        let ended = run(program(&desk, &running, name, arguments)).await;
+        assert_eq!(ended.code, Some(0), "{name}: {ended:?}");
+        let json: serde_json::Value =
+            serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{name}: {e}: {ended:?}"));
+        tokens.push(json["token"].as_str().expect("a token").to_owned());
+    }
+    let plain = Request::new(serving.addr, "POST", SLACK).json(APP).send().await;
+    assert_eq!(plain.cache_status().split(';').nth(1), Some(" hit"));
+    tokens.push(plain.token());
+    tokens.dedup();
+    assert_eq!((tokens.len(), desk.emulator.count("acme-slack")), (1, 1), "they share one token");
+    assert_eq!(serving.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn tunnels_go_by_the_proxy_of_our_own_environment() {
+    let desk = Desk::new().await;
+    let proxy = Scripted::start().await;
+    proxy.will(Says::from("HTTP/1.1 200 OK\r\n\r\n"));
+    let mut command = desk.sidecar(&[]);
+    command.env("HTTPS_PROXY", format!("http://user:pass@{}", proxy.addr())).env("NO_PROXY", "direct.invalid");
+    let serving = Serving::start(command).await;
+    let run = desk.begin_run(&serving).await;
+    let _tunnel = run.tunnel("github.com:443").await;
+    let asked = proxy.received();
+    assert_eq!(asked[0].line(), "CONNECT github.com:443 HTTP/1.1");
+    assert_eq!(asked[0].values("proxy-authorization"), [basic("user:pass")]);
+    run.connect("direct.invalid:443").send().await.assert_refused(502, "upstream_unreachable", "not by the proxy");
+    let mut opened = run.open(API).await;
+    assert_eq!(opened.send(slack(&opened)).await.status, 200);
+    assert_eq!(proxy.received().len(), 1, "what is opened is asked of Connect, and not by that proxy unless asked for");
+}
+
+#[tokio::test]
+async fn our_own_way_to_upstream_does_not_trust_the_ca() {
+    let stage = Scene::new().start().await;
+    let run = Run::of(&stage).await;
+    let config = connect_sidecar::tls::client_config(Vec::new()).expect("roots");
+    let stream = run.tunnel("api.vercel.com:443").await;
+    let name = ServerName::try_from(API).expect("a name");
+    let connecting = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config)).connect(name, stream);
+    assert!(soon("a refusal", connecting).await.is_err());
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn another_user_of_this_machine_gets_nothing_even_with_the_secret() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not tried: only root can ask as another user");
+        return;
+    }
+    let desk = Desk::new().await;
+    let serving = desk.serve(&[]).await;
+    let running = desk.begin_run(&serving).await;
+    for (uid, expected) in [(65_534, "403"), (0, "200")] {
+        let mut curl = isolated("curl", std::path::Path::new("/"));
+        curl.args(["--silent", "--max-time", "20", "--insecure", "--output", "/dev/null"]);
+        curl.args(["--write-out", "%{http_connect}", "--proxy", running.proxy(), "https://api.vercel.com/"]);
+        assert_eq!(
+            run({
+                curl.uid(uid).gid(uid);
+                curl
+            })
+            .await
+            .stdout,
+            expected,
+            "{uid}"
+        );
+    }
+}

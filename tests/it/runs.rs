@@ -1,0 +1,192 @@
+//! What a run is given, by whom, and for how long.
+
+use std::fs::{self, Permissions};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use connect_sidecar::app::App;
+use connect_sidecar::cli::GlobalArgs;
+use connect_sidecar::clock::Clock;
+use connect_sidecar::config::Config;
+use connect_sidecar::emulator::{Emulator, Options};
+use connect_sidecar::instance_key::Key;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+use crate::support::desk::Desk;
+use crate::support::http::{APP, Request};
+use crate::support::process::{assert_no_slice_of, run};
+use crate::support::tunnel::{Run, ask, slack};
+use crate::support::{Scene, Stage, env_file, instance_key, soon, write_private};
+
+const API: &str = "api.vercel.com";
+
+fn ca_dir(stage: &Stage) -> PathBuf {
+    stage.dir().join("state/connect-sidecar/ca")
+}
+
+#[tokio::test]
+async fn there_is_no_port_and_no_ca_before_a_run_wants_them() {
+    let stage = Scene::new().start().await;
+    let key = stage.key();
+    let plain = ask(stage.addr, &key).json(r#"{"intercept":false}"#).send().await;
+    assert_eq!(plain.status, 200, "{}", plain.text());
+    plain.assert_safe();
+    let json = plain.json();
+    let names: Vec<_> = json.as_object().expect("an object").keys().map(String::as_str).collect();
+    assert_eq!(names, ["placeholder", "run"]);
+    assert!(!ca_dir(&stage).exists());
+    assert_eq!(stage.logs.count("intercepting"), 0);
+
+    let (first, second) = (Run::of(&stage).await, Run::of(&stage).await);
+    assert_eq!(stage.logs.count("intercepting"), 1);
+    assert_eq!((first.addr, first.ca()), (second.addr, second.ca()));
+    assert_ne!(first.authorization, second.authorization);
+    assert_ne!(first.json["run"], second.json["run"]);
+    assert_eq!(fs::metadata(ca_dir(&stage)).expect("a CA").permissions().mode() & 0o777, 0o700);
+}
+
+#[tokio::test]
+async fn a_run_is_for_who_has_the_key_and_never_for_a_web_page() {
+    let stage = Scene::new().start().await;
+    let key = stage.key();
+    let good = ask(stage.addr, &key).json("{}");
+    for (what, request, status, code) in [
+        ("no key", good.clone().without("sidecar-key"), 401, "key_required"),
+        ("another key", good.clone().header("sidecar-key", "x"), 401, "key_required"),
+        ("a page", good.clone().header("origin", "http://localhost:3000"), 403, "browser_request_refused"),
+        ("a page of ours", good.clone().header("sec-fetch-site", "cross-site"), 403, "browser_request_refused"),
+        ("a form", good.clone().header("content-type", "text/plain"), 415, "json_required"),
+        ("a query", good.clone().target("/_sidecar/v1/runs?x"), 400, "query_not_allowed"),
+        ("no JSON", ask(stage.addr, &key).json("{"), 400, "bad_json"),
+        ("another type", ask(stage.addr, &key).json(r#"{"intercept":1}"#), 400, "bad_json"),
+        ("an unknown key", ask(stage.addr, &key).json(r#"{"x":true}"#), 400, "bad_json"),
+        (
+            "a question",
+            Request::new(stage.addr, "GET", "/_sidecar/v1/runs").header("sidecar-key", &key),
+            405,
+            "method_not_allowed",
+        ),
+    ] {
+        request.send().await.assert_refused(status, code, what);
+    }
+    assert!(!ca_dir(&stage).exists());
+    assert_eq!(ask(stage.addr, &key).json("").send().await.status, 200, "no body asks for all");
+}
+
+#[tokio::test]
+async fn a_run_is_given_nothing_of_the_credential() {
+    let stage = Scene::new().start().await;
+    let run = Run::of(&stage).await;
+    let token = fs::read_to_string(stage.env_path()).expect("a file");
+    let token = token.split('"').rfind(|part| part.starts_with("eyJ")).expect("a token");
+    let [_, payload, signature] = token.split('.').collect::<Vec<_>>()[..] else { panic!("three parts") };
+    let given = run.json.to_string();
+    assert!(!given.contains(payload), "its claims are in it, their bytes are not");
+    assert_no_slice_of([signature], &given);
+    let placeholder = run.json["placeholder"].as_str().expect("a placeholder");
+    assert!(placeholder.ends_with(".connect-sidecar-placeholder"), "{placeholder}");
+}
+
+#[tokio::test]
+async fn a_ca_that_is_not_ours_alone_is_not_used_until_that_is_mended() {
+    let stage = Scene::new().start().await;
+    let key = stage.key();
+    let (dir, file) = (ca_dir(&stage), ca_dir(&stage).join("key-and-certificate.pem"));
+    let set = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).expect("a mode");
+    let refused = async |what: &str, hint: &str| {
+        let reply = ask(stage.addr, &key).json("{}").send().await;
+        reply.assert_refused(503, "interception_unavailable", what);
+        assert!(reply.text().contains(hint), "{what}: {}", reply.text());
+    };
+    fs::create_dir_all(&dir).expect("a directory");
+    set(&dir, 0o755);
+    refused("an open directory", "chmod 700").await;
+    set(&dir, 0o700);
+    fs::write(&file, "").expect("a file");
+    set(&file, 0o644);
+    refused("an open key", "connect-sidecar ca remove").await;
+    fs::remove_file(&file).expect("removed");
+    std::os::unix::fs::symlink(stage.env_path(), &file).expect("a link");
+    refused("a link", "is a link").await;
+    assert_eq!(stage.token(APP).send().await.status, 200, "all else works");
+    assert_eq!(ask(stage.addr, &key).json(r#"{"intercept":false}"#).send().await.status, 200);
+    fs::remove_file(&file).expect("removed");
+    let run = Run::of(&stage).await;
+    let mut opened = run.open(API).await;
+    assert_eq!(opened.send(slack(&opened)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_ca_near_its_end_is_replaced_for_the_next_run() {
+    let stage = Scene::new().start().await;
+    let first = Run::of(&stage).await;
+    stage.pass(Duration::from_secs(84 * 24 * 3600));
+    let second = Run::of(&stage).await;
+    assert_ne!(first.ca(), second.ca());
+    assert_eq!(first.addr, second.addr, "the port stays");
+    assert!(second.open(API).await.stream.get_ref().1.peer_certificates().is_some());
+    assert_eq!(stage.logs.count("intercepting"), 1);
+}
+
+#[tokio::test]
+async fn who_takes_anothers_place_is_reached_by_that_ones_runs() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::create_dir(dir.path().join("web")).expect("a project");
+    let emulator = Emulator::start(Options::default()).await.expect("an emulator");
+    let token = emulator.oidc_token(Duration::from_secs(3600));
+    write_private(&dir.path().join("web/.env.local"), &env_file(&token));
+    let args = GlobalArgs {
+        project: Some(dir.path().join("web")),
+        port: Some("0".into()),
+        upstream: Some(emulator.url()),
+        ..GlobalArgs::default()
+    };
+    let home = dir.path().to_owned();
+    let start = async |succeeds: Option<(Key, u16)>| {
+        let environment = |name: &str| (name == "HOME").then(|| home.clone().into_os_string());
+        let mut config = Config::load(&args, &environment, dir.path()).expect("a configuration");
+        (config.instance_key, config.interception_port) = succeeds.unzip();
+        let app = App::bind(config, Clock::system()).await.expect("an app");
+        let (addr, (stop, stopped)) = (app.addr(), oneshot::channel::<()>());
+        let serving = tokio::spawn(app.serve(async {
+            let _ = stopped.await;
+        }));
+        (addr, stop, serving)
+    };
+    let key_of = |addr: SocketAddr| instance_key(&dir.path().join(".local/state"), addr);
+    let (addr, stop, serving) = start(None).await;
+    let key = key_of(addr);
+    let run = Run::begin(addr, &key, Clock::system().local()).await;
+    drop(stop);
+    assert!(serving.await.expect("no panic"));
+    assert!(TcpStream::connect(run.addr).await.is_err(), "its port is closed");
+
+    let (addr, _stop, _serving) = start(Some((Key::new(key.clone()), run.addr.port()))).await;
+    assert_eq!(key_of(addr), key);
+    soon("its port", async {
+        while TcpStream::connect(run.addr).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let mut opened = run.open(API).await;
+    assert_eq!(opened.send(slack(&opened)).await.status, 200);
+}
+
+#[tokio::test]
+async fn the_ca_can_be_removed() {
+    let desk = Desk::new().await;
+    let serving = desk.serve(&[]).await;
+    desk.begin_run(&serving).await;
+    let dir = desk.home.path().join(".local/state/connect-sidecar/ca");
+    assert!(dir.exists());
+    let removed = run(desk.sidecar(&["ca", "remove"])).await;
+    assert_eq!(removed.code, Some(0), "{removed:?}");
+    assert!(removed.stdout.contains(dir.to_str().expect("a path")), "{removed:?}");
+    assert!(!dir.exists());
+    let again = run(desk.sidecar(&["ca", "remove"])).await;
+    assert_eq!((again.code, again.stdout.as_str()), (Some(0), "there is no local CA\n"));
+}
