@@ -119,15 +119,16 @@ impl App {
             );
         }
 
-        let (watch, fixed_identity, reloader, credential_source) = match config.auth {
+        let credential_source = config.auth.name().to_owned();
+        let (watch, fixed_identity, reloader) = match config.auth {
             Auth::Oidc { env_file, shown } => {
-                let (watch, reloader) = EnvFileWatch::start(env_file, shown.clone(), clock.clone()).await;
-                (Some(watch), None, reloader, shown)
+                let (watch, reloader) = EnvFileWatch::start(env_file, shown, clock.clone()).await;
+                (Some(watch), None, reloader)
             }
             Auth::AccessToken(secret) => {
                 let credential = Credential::access_token(secret, config.upstream.team_id.as_deref());
                 let identity = Identity::first(State::Loaded(Arc::new(credential)));
-                (None, Some(watch::Sender::new(Arc::new(identity))), Reloader::default(), "VERCEL_TOKEN".to_owned())
+                (None, Some(watch::Sender::new(Arc::new(identity))), Reloader::default())
             }
         };
         let identity = match (&watch, &fixed_identity) {
@@ -267,6 +268,8 @@ impl App {
 
         stop.await;
         stopping.cancel();
+        // From now on another process may take this one's place.
+        drop(self.instance_file);
         self.server.finish();
         connections.close();
         self.tasks.close();
@@ -281,7 +284,7 @@ impl App {
         ended.cancel();
         background.close();
         background.wait().await;
-        drop((self.instance_file, self.fixed_identity));
+        drop(self.fixed_identity);
         done
     }
 }

@@ -1,9 +1,10 @@
 //! The command line: structs only. What a value means, and whether it may be set, is decided in [`config`](crate::config),
 //! which reports all mistakes at once; so values are taken as text here. No flag takes a token's value.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Lets apps on this machine ask Vercel Connect for tokens without holding a credential.
 #[derive(Debug, Parser)]
@@ -30,6 +31,27 @@ pub enum Command {
         #[arg(long)]
         once: bool,
     },
+    /// Run a command whose requests to Vercel Connect go through the sidecar: it needs no credential and no change
+    Run {
+        /// Leave HTTPS_PROXY and certificates alone: only Node.js and plain HTTP at $CONNECT_SIDECAR_URL are served
+        #[arg(long)]
+        no_intercept: bool,
+        /// Give the command the real VERCEL_OIDC_TOKEN instead of a worthless stand-in
+        #[arg(long)]
+        expose_token: bool,
+        /// The command and its arguments
+        #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// Print the variables that `run` sets, for the project's running sidecar: `eval "$(connect-sidecar env)"`
+    Env {
+        /// Print them for a shell, as JSON or for an env file
+        #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+        format: Format,
+        /// Leave HTTPS_PROXY and certificates alone
+        #[arg(long)]
+        no_intercept: bool,
+    },
     /// The local CA, which the commands of `run` trust for Vercel's hosts and nobody else does
     #[command(subcommand)]
     Ca(CaCommand),
@@ -40,6 +62,18 @@ pub enum Command {
 pub enum CaCommand {
     /// Delete it; the next `run` makes another, and what runs now keeps it in memory until it ends
     Remove,
+}
+
+/// How variables are printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For `eval` in sh, bash or zsh.
+    #[default]
+    Shell,
+    /// One object; null for a variable that is to be taken away.
+    Json,
+    /// For an env file.
+    Dotenv,
 }
 
 /// Flags that any command takes.

@@ -40,7 +40,7 @@ const DEFAULT_BUFFER: Duration = Duration::from_secs(30);
 const DEFAULT_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// Everything there is to know before the start. Only `app` and `main` see the whole of it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Config {
     /// The port on both loopback addresses; 0 for any free one.
     pub port: u16,
@@ -75,7 +75,7 @@ pub struct Config {
 }
 
 /// Where the credential comes from.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Auth {
     /// `VERCEL_OIDC_TOKEN` in this file, which people know by this name.
     Oidc {
@@ -86,6 +86,16 @@ pub enum Auth {
     },
     /// `VERCEL_TOKEN` of our environment.
     AccessToken(SecretString),
+}
+
+impl Auth {
+    /// What people call the source.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Oidc { shown, .. } => shown,
+            Self::AccessToken(_) => "VERCEL_TOKEN",
+        }
+    }
 }
 
 /// One thing that is wrong with the configuration.

@@ -7,6 +7,7 @@
 //! - [`status`]: what people look at.
 //! - [`intercept`]: programs that can only be led here by their proxy settings. CONNECT, a local CA, blind tunnels.
 //! - [`server`] accepts connections; [`app`] wires everything; [`config`] reads flags, environment and files.
+//! - [`run`]: unmodified apps. Runs a command whose requests go through the sidecar.
 //! - [`emulator`] stands in for Connect; [`demo`] shows the main job against it.
 //!
 //! # One request
@@ -35,6 +36,7 @@ pub mod intercept;
 pub mod logging;
 pub mod private_dir;
 pub mod proxy;
+pub mod run;
 pub mod safe_read;
 pub mod server;
 pub mod status;

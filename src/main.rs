@@ -1,5 +1,6 @@
 //! The command: parses, starts the log, runs, and maps an error to stderr and an exit code.
 
+use std::ffi::OsString;
 use std::future::Future;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -7,12 +8,15 @@ use std::time::Duration;
 
 use clap::Parser;
 use connect_sidecar::app::{App, StartupError};
-use connect_sidecar::cli::{CaCommand, Cli, Command, GlobalArgs};
+use connect_sidecar::cli::{CaCommand, Cli, Command, Format, GlobalArgs};
 use connect_sidecar::clock::Clock;
 use connect_sidecar::config::{self, Config, ConfigError};
 use connect_sidecar::demo::{Demo, DemoError};
+use connect_sidecar::hardening::Inherited;
 use connect_sidecar::identity::Reloader;
 use connect_sidecar::intercept::ca;
+use connect_sidecar::run::client::Unanswered;
+use connect_sidecar::run::{self, RunError, shell};
 use connect_sidecar::server::unix_socket::Problem;
 use connect_sidecar::{hardening, logging};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -32,6 +36,8 @@ enum Failure {
     Startup(#[from] StartupError),
     #[error(transparent)]
     Demo(#[from] DemoError),
+    #[error(transparent)]
+    Run(#[from] RunError),
     #[error("could not {0}: {1}")]
     System(&'static str, io::Error),
 }
@@ -40,21 +46,31 @@ impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Demo(DemoError::Config(_)) => BAD_CONFIGURATION,
-            Self::Startup(StartupError::PortTaken { .. } | StartupError::UnixSocket(_, Problem::InUse)) => PORT_TAKEN,
-            Self::Startup(StartupError::UnixSocket(_, Problem::Unfit(_))) => BAD_CONFIGURATION,
-            // An address of another machine.
-            Self::Startup(StartupError::Listen(_, e)) if e.kind() == io::ErrorKind::AddrNotAvailable => {
+            Self::Startup(error) | Self::Run(RunError::Startup(error)) => exit_code(error),
+            Self::Run(RunError::Command(error)) => error.exit_code(),
+            // A local CA that is not safe to use.
+            Self::Run(RunError::Unanswered(Unanswered::Refused { code, .. })) if code == "interception_unavailable" => {
                 BAD_CONFIGURATION
             }
-            Self::Startup(_) | Self::Demo(DemoError::Setup(..)) | Self::System(..) => FAILED,
+            Self::Run(_) | Self::Demo(DemoError::Setup(..)) | Self::System(..) => FAILED,
         }
     }
 }
 
+fn exit_code(error: &StartupError) -> u8 {
+    match error {
+        StartupError::PortTaken { .. } | StartupError::UnixSocket(_, Problem::InUse) => PORT_TAKEN,
+        StartupError::UnixSocket(_, Problem::Unfit(_)) => BAD_CONFIGURATION,
+        // An address of another machine.
+        StartupError::Listen(_, e) if e.kind() == io::ErrorKind::AddrNotAvailable => BAD_CONFIGURATION,
+        _ => FAILED,
+    }
+}
+
 fn main() -> ExitCode {
-    hardening::apply();
+    let limits = hardening::apply();
     let cli = Cli::parse();
-    match run(&cli) {
+    match run(&cli, limits) {
         Ok(code) => code,
         Err(failure) => {
             for line in failure.to_string().lines() {
@@ -65,7 +81,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<ExitCode, Failure> {
+fn run(cli: &Cli, limits: Inherited) -> Result<ExitCode, Failure> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // One core in two at the most: the rest is for the apps, and waking another core costs more than it saves.
@@ -77,6 +93,11 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         match cli.command.as_ref().unwrap_or(&Command::Serve) {
             Command::Serve => serve(&cli.global).await,
             Command::Demo { once } => demo(&cli.global, *once).await,
+            Command::Run { no_intercept, expose_token, command } => {
+                let options = run::Options { intercept: !no_intercept, expose_token: *expose_token };
+                run_command(&cli.global, options, command, limits).await
+            }
+            Command::Env { format, no_intercept } => print_env(&cli.global, *format, !no_intercept).await,
             Command::Ca(CaCommand::Remove) => remove_ca(),
         }
     });
@@ -85,9 +106,13 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     code
 }
 
-async fn serve(args: &GlobalArgs) -> Result<ExitCode, Failure> {
+fn load(args: &GlobalArgs) -> Result<Config, Failure> {
     let current_dir = std::env::current_dir().map_err(|e| Failure::System("find the current directory", e))?;
-    let config = Config::load(args, &|name| std::env::var_os(name), &current_dir)?;
+    Ok(Config::load(args, &|name| std::env::var_os(name), &current_dir)?)
+}
+
+async fn serve(args: &GlobalArgs) -> Result<ExitCode, Failure> {
+    let config = load(args)?;
     let _log = logging::start(config.logging);
     let app = App::bind(config, Clock::system()).await?;
     let stops = Stops::listen(app.reloader())?;
@@ -136,6 +161,37 @@ async fn demo(args: &GlobalArgs, once: bool) -> Result<ExitCode, Failure> {
         drained && convinced.unwrap_or(true)
     });
     Ok(code.await)
+}
+
+async fn run_command(
+    args: &GlobalArgs,
+    options: run::Options,
+    command: &[OsString],
+    limits: Inherited,
+) -> Result<ExitCode, Failure> {
+    let config = load(&of_a_command(args))?;
+    let _log = logging::start(config.logging);
+    Ok(run::run(config, options, command, &|name| std::env::var_os(name), limits).await?.into())
+}
+
+async fn print_env(args: &GlobalArgs, format: Format, intercept: bool) -> Result<ExitCode, Failure> {
+    let config = load(&of_a_command(args))?;
+    let _log = logging::start(config.logging);
+    let variables = run::env(config, intercept, &|name| std::env::var_os(name)).await?;
+    io::stdout().write_all(&shell::print(format, &variables)).map_err(|e| Failure::System("print the variables", e))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The terminal is the command's, and so is the choice of ports: what a file says of both is meant for `serve`.
+fn of_a_command(args: &GlobalArgs) -> GlobalArgs {
+    let is_set = |name: &str| std::env::var_os(name).is_some();
+    let wants_log = args.verbose > 0 || args.log_level.is_some() || is_set("CONNECT_SIDECAR_LOG_LEVEL");
+    let wants_port = args.port.is_some() || is_set("CONNECT_SIDECAR_PORT");
+    GlobalArgs {
+        quiet: args.quiet || !wants_log,
+        port: if wants_port { args.port.clone() } else { Some("0".to_owned()) },
+        ..args.clone()
+    }
 }
 
 /// The one line on stdout. A closed stdout is no reason to stop.

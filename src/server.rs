@@ -8,7 +8,7 @@ mod connections;
 mod head;
 mod intercepted;
 pub mod listener;
-mod peer;
+pub mod peer;
 mod refusals;
 pub mod runs;
 mod stream;
@@ -361,8 +361,7 @@ impl Server {
                 no_query(head)?;
                 body::check_content_type(head, &body)?;
                 let body = body::read(body).await?;
-                let identity = self.proxy.identity.borrow().clone();
-                let given = runs::begin(&body, &identity, self.proxy.clock.local(), &self.interception).await?;
+                let given = runs::begin(&body, &self.proxy, &self.interception, self.policy.require_key).await?;
                 Ok(reply::own(StatusCode::OK, JSON, given))
             }
             // The proxy's 404 is that of any unknown path.

@@ -23,7 +23,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, spoken};
 
 /// A longer token is refused (interface.md section 5), in bytes.
 pub const MAX_TOKEN_BYTES: usize = 16 * 1024;
@@ -208,6 +208,11 @@ impl OidcToken {
         self.secret.expose_secret() == other.secret.expose_secret()
     }
 
+    /// The text, for whoever has asked in so many words to be given it.
+    pub fn expose(&self) -> &str {
+        self.secret.expose_secret()
+    }
+
     /// Whether it may be sent at `now`.
     pub fn is_valid_at(&self, now: Timestamp) -> bool {
         now < self.expires_at && !self.is_early_at(now)
@@ -328,6 +333,21 @@ pub enum CredentialProblem {
     Expired(Duration),
     /// There is something, but it is no usable token, for this reason.
     Invalid(String),
+}
+
+impl CredentialProblem {
+    /// As a sentence about `source`, with what to do.
+    pub fn in_words(&self, source: &str) -> String {
+        match self {
+            Self::Missing => format!("There is no OIDC token in {source}. Run `vercel env pull`."),
+            Self::Expired(ago) => {
+                format!("The OIDC token in {source} expired {} ago. Run `vercel env pull`.", spoken(*ago))
+            }
+            Self::Invalid(reason) => {
+                format!("The OIDC token in {source} cannot be used: {reason}. Run `vercel env pull`.")
+            }
+        }
+    }
 }
 
 /// What the env file (or our environment) last gave.

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -33,7 +34,7 @@ use super::tunnel::Dialer;
 use crate::instance_key::Key;
 use crate::proxy::error::{Code, RequestError};
 use crate::proxy::reply::{self, Reply, ReplyBody};
-use crate::server::Server;
+use crate::server::{Server, peer};
 
 /// A CONNECT must be there within this time.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
@@ -50,7 +51,7 @@ pub(super) struct Gate {
     pub(super) key: Key,
     pub(super) leaves: Leaves,
     pub(super) dialer: Dialer,
-    /// How many were opened.
+    /// How many were opened by who knows whom.
     pub(super) tunnels: AtomicU64,
     pub(super) said_not_trusted: AtomicBool,
 }
@@ -81,9 +82,10 @@ impl Gate {
         refusal: Option<RequestError>,
         under_way: TaskTracker,
     ) {
+        let ends = stream.peer_addr().ok().zip(stream.local_addr().ok());
         let begun = Mutex::new(None);
         let service = service_fn(|request| async {
-            let (reply, tunnel) = self.answer(request, refusal.clone()).await;
+            let (reply, tunnel) = self.answer(request, ends, refusal.clone()).await;
             *begun.lock().unwrap_or_else(PoisonError::into_inner) = tunnel;
             Ok::<_, Infallible>(reply)
         });
@@ -108,13 +110,18 @@ impl Gate {
         }
     }
 
-    /// Answers a CONNECT, and says what is to come of it.
-    async fn answer(&self, mut request: Request<Incoming>, refusal: Option<RequestError>) -> (Reply, Option<Tunnel>) {
+    /// Answers a CONNECT, and says what is to come of it. `ends` are the connection's: theirs and ours.
+    async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        ends: Option<(SocketAddr, SocketAddr)>,
+        refusal: Option<RequestError>,
+    ) -> (Reply, Option<Tunnel>) {
         let near = hyper::upgrade::on(&mut request);
         let (head, _) = request.into_parts();
         let far = match refusal {
             Some(refusal) => Err(refusal),
-            None => self.open(&head).await,
+            None => self.open(&head, ends).await,
         };
         match far {
             Ok(far) => {
@@ -126,7 +133,7 @@ impl Gate {
     }
 
     /// The far end that a CONNECT asks for, if this caller may have it.
-    async fn open(&self, head: &Parts) -> Result<Far, RequestError> {
+    async fn open(&self, head: &Parts, ends: Option<(SocketAddr, SocketAddr)>) -> Result<Far, RequestError> {
         if head.method != Method::CONNECT {
             return Err(RequestError::method_not_allowed("CONNECT").closing());
         }
@@ -142,8 +149,14 @@ impl Gate {
                 let unavailable = |reason: String| RequestError::new(Code::InterceptionUnavailable, reason);
                 let tls = self.leaves.tls_of(&target.host);
                 let tls = tls.map_err(|problem| unavailable(format!("No TLS as {target}: {problem}.")))?;
-                let number = self.tunnels.fetch_add(1, Ordering::Relaxed);
-                let caller = HeaderValue::try_from(format!("{run}-{number}"));
+                // An SDK may open a connection for each of its requests, so it goes by its process.
+                let look =
+                    tokio::task::spawn_blocking(move || ends.and_then(|(peer, local)| peer::process(peer, local)));
+                let caller = match look.await.ok().flatten() {
+                    Some(process) => format!("{run}-process-{process}"),
+                    None => format!("{run}-tunnel-{}", self.tunnels.fetch_add(1, Ordering::Relaxed)),
+                };
+                let caller = HeaderValue::try_from(caller);
                 let caller = caller.map_err(|_| unavailable("The run's name is none of ours.".into()))?;
                 Ok(Far::Here { host: target.host, caller, tls })
             }

@@ -36,7 +36,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::clock::{Clock, spoken};
+use crate::clock::Clock;
 use crate::identity::{Credential, CredentialProblem, Identity, Reloader};
 use cache::{Ask, Cache, Fetched, Found, Landed, Role, Spelled};
 use coach::UpstreamError;
@@ -215,22 +215,12 @@ impl Proxy {
 
     /// The reply for a request that needs a credential when there is none.
     pub fn no_credential(&self, problem: &CredentialProblem) -> RequestError {
-        let source = &self.credential_source;
-        match problem {
-            CredentialProblem::Missing => RequestError::new(
-                Code::OidcTokenMissing,
-                format!("There is no OIDC token in {source}. Run `vercel env pull`."),
-            ),
-            CredentialProblem::Expired(ago) => RequestError::new(
-                Code::OidcTokenExpired,
-                format!("The OIDC token in {source} expired {} ago. Run `vercel env pull`.", spoken(*ago)),
-            ),
-            CredentialProblem::Invalid(reason) => RequestError::new(
-                Code::OidcTokenInvalid,
-                format!("The OIDC token in {source} cannot be used: {reason}. Run `vercel env pull`."),
-            ),
-        }
-        .hint("vercel env pull")
+        let code = match problem {
+            CredentialProblem::Missing => Code::OidcTokenMissing,
+            CredentialProblem::Expired(_) => Code::OidcTokenExpired,
+            CredentialProblem::Invalid(_) => Code::OidcTokenInvalid,
+        };
+        RequestError::new(code, problem.in_words(&self.credential_source)).hint("vercel env pull")
     }
 
     fn check_allowed(&self, connector: &str) -> Result<(), RequestError> {

@@ -88,12 +88,17 @@ pub(super) struct Answering<'a> {
     pub(super) response: Response<Incoming>,
 }
 
+/// An origin, for people.
+pub(super) fn name_of(origin: &Uri) -> String {
+    let authority = origin.authority().map(Authority::as_str).unwrap_or_default();
+    format!("{}://{authority}", origin.scheme_str().unwrap_or_default())
+}
+
 impl Pool {
     /// Connections to `origin`, none open yet.
     pub(super) fn new(origin: Uri, may_be_this_machine: bool, dialer: Arc<Dialer>, clock: Clock) -> Self {
-        let authority = origin.authority().map(Authority::as_str).unwrap_or_default();
         Self {
-            name: format!("{}://{authority}", origin.scheme_str().unwrap_or_default()),
+            name: name_of(&origin),
             origin,
             may_be_this_machine,
             dialer,

@@ -23,7 +23,7 @@ use super::coach::UpstreamError;
 use super::dialer::Dialer;
 use super::error::{Code, RequestError};
 use super::guard::VIA_NAME;
-use super::pool::{Pool, RequestBody};
+use super::pool::{self, Pool, RequestBody};
 use super::reply::Answer;
 use super::resolver::Names;
 use super::route::Action;
@@ -63,6 +63,13 @@ pub struct Options {
     pub team_id: Option<String>,
     /// Honour `HTTPS_PROXY` and `NO_PROXY` of our environment.
     pub use_env_proxy: bool,
+}
+
+impl Options {
+    /// The origin, for people.
+    pub fn name(&self) -> String {
+        pool::name_of(&self.origin)
+    }
 }
 
 /// One request for upstream, without its bearer.

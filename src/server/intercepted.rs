@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use http::Request;
-use http::header::HeaderValue;
+use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use hyper::body::Incoming;
@@ -63,9 +63,16 @@ impl Server {
         };
         self.notice_credentials(&admitted);
         head.uri = target;
-        // An SDK that asks again for a token that it was given wants another (connect-contract.md section 3.3). One that
-        // does not name itself is known by its connection.
-        head.headers.entry(SIDECAR_CLIENT).or_insert_with(|| client.clone());
+        if has_own_cache(&head.headers) {
+            head.headers.entry(SIDECAR_CLIENT).or_insert_with(|| client.clone());
+        }
         self.proxy.handle(head, body).await
     }
+}
+
+/// Whether it is Connect's SDK for Python, which asks again for a good token that it was given only if it wants another
+/// (connect-contract.md section 3.3). A program without a cache asks each time, and is to be served from ours.
+fn has_own_cache(headers: &HeaderMap) -> bool {
+    let user_agent = headers.get(header::USER_AGENT);
+    user_agent.is_some_and(|user_agent| user_agent.as_bytes().starts_with(b"vercel-connect/"))
 }

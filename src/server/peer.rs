@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection: whether it is this machine, and whose process it is.
+//! Who is at the other end of a connection: whether it is this machine, whose process it is, and which.
 //!
 //! Loopback asks nobody who they are: on a machine with several users the port would be open to all of them
 //! (trust-policy.md section 4.8). Root may do everything anyhow, so it may ask.
@@ -24,8 +24,8 @@ pub(super) enum Peer {
 /// An error means that there were no descriptors left to find it out: then it is not for want of an answer that the
 /// caller may be let in.
 pub(super) fn of(peer: SocketAddr, local: SocketAddr) -> io::Result<Peer> {
-    match owner(peer, local) {
-        Ok(owner) => Ok(owner.map_or(Peer::Unknown, |owner| judge(owner, geteuid()))),
+    match socket(peer, local) {
+        Ok(socket) => Ok(socket.map_or(Peer::Unknown, |(owner, _)| judge(owner, geteuid()))),
         Err(error) if is_out_of_descriptors(&error) => Err(error),
         Err(_) => Ok(Peer::Unknown),
     }
@@ -40,25 +40,50 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE))
 }
 
-/// Asks the kernel for the one socket: 12 µs, where `/proc/net/tcp` lists the whole table, which takes milliseconds.
+/// Which process of ours is at the other end, by its id, where that can be found out. To look through the descriptors of
+/// all of them takes some milliseconds.
 #[cfg(target_os = "linux")]
-fn owner(peer: SocketAddr, local: SocketAddr) -> io::Result<Option<Uid>> {
+pub fn process(peer: SocketAddr, local: SocketAddr) -> Option<u32> {
+    let (_, inode) = socket(peer, local).ok()??;
+    let link = format!("socket:[{inode}]");
+    let ids = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut ids: Vec<u32> = ids.collect();
+    // The newest first: it is likely to be one that has just been started.
+    ids.sort_unstable_by_key(|id| std::cmp::Reverse(*id));
+    ids.into_iter().find(|id| {
+        let descriptors = std::fs::read_dir(format!("/proc/{id}/fd")).into_iter().flatten().flatten();
+        let mut links = descriptors.filter_map(|descriptor| std::fs::read_link(descriptor.path()).ok());
+        links.any(|to| to.as_os_str() == link.as_str())
+    })
+}
+
+/// The same, from the list of all sockets.
+#[cfg(not(target_os = "linux"))]
+pub fn process(peer: SocketAddr, _: SocketAddr) -> Option<u32> {
+    let is_it = |l: &listeners::Listener| l.socket == peer && l.protocol == listeners::Protocol::TCP;
+    listeners::get_all().ok()?.into_iter().find(is_it).map(|l| l.process.pid)
+}
+
+/// The socket's owner and inode. Asks the kernel for the one socket: 12 µs, where `/proc/net/tcp` lists the whole table, which takes milliseconds.
+#[cfg(target_os = "linux")]
+fn socket(peer: SocketAddr, local: SocketAddr) -> io::Result<Option<(Uid, u32)>> {
     use nix::libc::{AF_NETLINK, NETLINK_SOCK_DIAG};
-    use socket2::{Domain, Protocol, Socket, Type};
+    use socket2::{Domain, Protocol, Type};
     use std::io::Read;
 
-    let mut kernel = Socket::new(Domain::from(AF_NETLINK), Type::DGRAM, Some(Protocol::from(NETLINK_SOCK_DIAG)))?;
+    let mut kernel =
+        socket2::Socket::new(Domain::from(AF_NETLINK), Type::DGRAM, Some(Protocol::from(NETLINK_SOCK_DIAG)))?;
     // The answer is there when the question has been taken.
     kernel.set_nonblocking(true)?;
     kernel.send(&sock_diag::question(peer, local))?;
     let mut answer = [0; 512];
     let length = kernel.read(&mut answer)?;
-    Ok(sock_diag::owner(&answer[..length], peer, local))
+    Ok(sock_diag::socket(&answer[..length], peer, local))
 }
 
 /// Elsewhere there is no way without unsafe code.
 #[cfg(not(target_os = "linux"))]
-fn owner(_: SocketAddr, _: SocketAddr) -> io::Result<Option<Uid>> {
+fn socket(_: SocketAddr, _: SocketAddr) -> io::Result<Option<(Uid, u32)>> {
     Ok(None)
 }
 
@@ -101,16 +126,17 @@ mod sock_diag {
         message
     }
 
-    /// The user that owns the socket which is at `of` and connected to `to`.
-    pub(super) fn owner(answer: &[u8], of: SocketAddr, to: SocketAddr) -> Option<Uid> {
+    /// The owner and the inode of the socket which is at `of` and connected to `to`.
+    pub(super) fn socket(answer: &[u8], of: SocketAddr, to: SocketAddr) -> Option<(Uid, u32)> {
         let is_answer = answer.len() >= HEADER + ANSWER && answer[4..6] == SOCK_DIAG_BY_FAMILY.to_ne_bytes();
         let found = answer.get(HEADER..).filter(|_| is_answer)?;
         let number = |at: usize| Some(u32::from_ne_bytes(found.get(at..at + 4)?.try_into().ok()?));
         // Where the socket is gone, the kernel may name one that listens there.
         let is_it = found[PORTS..PORTS + 4] == ports(of, to);
         // A socket that its process has left is nobody's, which is not to say root's.
-        let is_left = number(USER)? == 0 && number(INODE)? == 0;
-        (is_it && !is_left).then_some(Uid::from_raw(number(USER)?))
+        let (owner, inode) = (Uid::from_raw(number(USER)?), number(INODE)?);
+        let is_left = owner.is_root() && inode == 0;
+        (is_it && !is_left).then_some((owner, inode))
     }
 
     fn ports(of: SocketAddr, to: SocketAddr) -> [u8; 4] {
@@ -160,13 +186,16 @@ mod tests {
             };
             let from = accepted.peer_addr().expect("an address");
             let local = accepted.local_addr().expect("an address");
-            assert_eq!(owner(from, local).expect("an answer"), Some(geteuid()), "{to}");
+            let found = socket(from, local).expect("an answer");
+            assert_eq!(found.map(|(owner, _)| owner), Some(geteuid()), "{to}");
+            assert_eq!(process(from, local), Some(std::process::id()), "{to}");
             assert_eq!(of(from, local).expect("an answer"), Peer::Ours, "{to}");
             // Not that of a listener at the same address, once the caller is gone.
             drop((caller, accepted));
             let listener = std::net::TcpListener::bind((to, 0)).expect("a listener");
             let gone = listener.local_addr().expect("an address");
-            assert_eq!(owner(gone, local).expect("an answer"), None, "{to}");
+            assert_eq!(socket(gone, local).expect("an answer"), None, "{to}");
+            assert_eq!(process(gone, local), None, "{to}");
             assert_eq!(of(gone, local).expect("an answer"), Peer::Unknown, "{to}");
         }
     }
@@ -179,15 +208,16 @@ mod tests {
         good[4] = 20;
         good[16 + 4..16 + 8].copy_from_slice(&[1, 2, 3, 4]);
         good[16 + 68] = 1;
-        assert_eq!(sock_diag::owner(&good, of, to), Some(Uid::from_raw(0)));
+        let inode = u32::from_ne_bytes([1, 0, 0, 0]);
+        assert_eq!(sock_diag::socket(&good, of, to), Some((Uid::from_raw(0), inode)));
         for (what, at, value) in [("an error", 4, 2), ("another socket", 16 + 7, 5), ("one that was left", 16 + 68, 0)]
         {
             let mut bad = good.clone();
             bad[at] = value;
-            assert_eq!(sock_diag::owner(&bad, of, to), None, "{what}");
+            assert_eq!(sock_diag::socket(&bad, of, to), None, "{what}");
         }
         for length in [0, 15, 16, 87] {
-            assert_eq!(sock_diag::owner(&good[..length], of, to), None, "{length}");
+            assert_eq!(sock_diag::socket(&good[..length], of, to), None, "{length}");
         }
     }
 }

@@ -5,8 +5,8 @@
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::clock::Timestamp;
-use crate::identity::{Identity, placeholder};
+use crate::identity::placeholder;
+use crate::proxy::Proxy;
 use crate::proxy::error::{Code, RequestError};
 
 /// Asks for a way in for a run of this name.
@@ -66,14 +66,16 @@ struct Given {
     proxy: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ca: Option<String>,
+    bearer_hosts: Vec<String>,
+    key_required: bool,
 }
 
-/// Begins a run: the answer's body, JSON. `now` is what the machine says, by which the run's programs will go.
+/// Begins a run: the answer's body, JSON.
 pub(super) async fn begin(
     body: &[u8],
-    identity: &Identity,
-    now: Timestamp,
+    proxy: &Proxy,
     interception: &Interception,
+    key_required: bool,
 ) -> Result<Vec<u8>, RequestError> {
     let wanted = if body.is_empty() { b"{}" } else { body };
     let wanted: Wanted = serde_json::from_slice(wanted).map_err(|_| {
@@ -81,15 +83,19 @@ pub(super) async fn begin(
     })?;
     let unavailable = |reason: String| RequestError::new(Code::InterceptionUnavailable, format!("{reason}."));
     let run = name().map_err(|e| unavailable(format!("could not name the run: {e}")))?;
+    let identity = proxy.identity.borrow().clone();
     let claims = identity.oidc().map(|token| &token.claims);
-    let placeholder = placeholder::make(claims, now.plus(placeholder::LIFE));
+    // By what the machine says, by which the run's programs will go.
+    let placeholder = placeholder::make(claims, proxy.clock.local().plus(placeholder::LIFE));
     let way_in = match wanted.intercept {
         true => Some(interception.open_to(run.clone()).await.map_err(unavailable)?),
         false => None,
     };
-    let (proxy, ca) = way_in.map(|way_in| (way_in.proxy, way_in.ca)).unzip();
+    let bearer_hosts = proxy.relay.hosts.bearers().iter().map(ToString::to_string).collect();
+    let (way_in, ca) = way_in.map(|way_in| (way_in.proxy, way_in.ca)).unzip();
     // Plain strings can always be written.
-    Ok(serde_json::to_vec(&Given { run, placeholder, proxy, ca }).unwrap_or_default())
+    Ok(serde_json::to_vec(&Given { run, placeholder, proxy: way_in, ca, bearer_hosts, key_required })
+        .unwrap_or_default())
 }
 
 /// Different for each run, and fit to stand in a URL.

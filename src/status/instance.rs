@@ -5,6 +5,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -28,10 +29,19 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Whether a process of its number runs; it may be another by now.
+    /// Where it listens, if that is on loopback.
+    pub fn address(&self) -> Option<SocketAddr> {
+        let address: SocketAddr = self.url.strip_prefix("http://")?.parse().ok()?;
+        address.ip().is_loopback().then_some(address)
+    }
+
+    /// Whether a process of its number runs; it may be another by now. One that has ended and was not waited for does
+    /// not run.
     pub fn is_running(&self) -> bool {
         let pid = i32::try_from(self.pid).ok().filter(|pid| *pid > 0).map(Pid::from_raw);
-        pid.is_some_and(|pid| kill(pid, None).is_ok())
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        let is_zombie = stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('Z'));
+        pid.is_some_and(|pid| kill(pid, None).is_ok()) && !is_zombie
     }
 }
 
@@ -71,6 +81,12 @@ impl Drop for InstanceFile {
 /// The instance that says it listens on a port.
 pub fn of_port(dir: &Path, port: u16) -> Option<Instance> {
     read(&dir.join(format!("{port}.json")))
+}
+
+/// All instances that left a file, also those that did not end well.
+pub fn all(dir: &Path) -> Vec<Instance> {
+    let paths = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    paths.filter(|path| path.extension().is_some_and(|end| end == "json")).filter_map(|path| read(&path)).collect()
 }
 
 fn read(path: &Path) -> Option<Instance> {

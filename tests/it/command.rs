@@ -256,6 +256,10 @@ fn no_option_takes_a_secret() {
     let cli = Cli::command();
     let commands = std::iter::once(&cli).chain(cli.get_subcommands());
     for argument in commands.flat_map(clap::Command::get_arguments).filter(|a| a.get_action().takes_values()) {
+        // A host that takes one is none.
+        if argument.get_id() == "bearer_hosts" {
+            continue;
+        }
         let names = [argument.get_id().as_str(), argument.get_long().unwrap_or_default()].concat();
         for word in ["token", "secret", "password", "key", "bearer"] {
             assert!(!names.contains(word), "{names}");

@@ -78,21 +78,30 @@ async fn a_program_of_a_run_gets_a_token_and_shares_it_with_all_others() {
 }
 
 #[tokio::test]
-async fn a_connection_carries_many_requests_and_is_a_caller_of_its_own() {
+async fn a_connection_carries_many_requests() {
+    let stage = Scene::new().start().await;
+    let run = Run::of(&stage).await;
+    let mut opened = run.open(API).await;
+    let given = opened.send(slack(&opened)).await.token();
+    assert_eq!(opened.send(slack(&opened)).await.token(), given, "it may have no cache of its own");
+    let refused = opened
+        .send(opened.request("GET", "/v1/connect/connectors/slack%2Facme-slack").header("host", "x.example"))
+        .await;
+    assert_eq!((refused.status, refused.code().as_str()), (400, "bad_host"), "not the tunnel's host");
+}
+
+#[tokio::test]
+async fn an_sdk_with_a_cache_is_one_caller_on_all_its_connections() {
     let stage = Scene::new().start().await;
     let run = Run::of(&stage).await;
     let [mut first, mut second] = [run.open(API).await, run.open(API).await];
-    let given = first.send(slack(&first)).await.token();
-    assert_eq!(second.send(slack(&second)).await.token(), given);
-    let again = first.send(slack(&first)).await;
+    let sdk = |opened: &Opened| slack(opened).header("user-agent", "vercel-connect/0.2.2 (Python/3.11.7)");
+    let given = first.send(sdk(&first)).await.token();
+    let again = second.send(sdk(&second)).await;
     assert_eq!(again.cache_status(), "connect-sidecar; fwd=request; stored; ttl=3570", "it was given that one");
     assert_ne!(again.token(), given);
-    let named = slack(&second).header("sidecar-client", "app-1");
-    assert_eq!(second.send(named).await.token(), again.token());
-    let refused = second
-        .send(second.request("GET", "/v1/connect/connectors/slack%2Facme-slack").header("host", "x.example"))
-        .await;
-    assert_eq!((refused.status, refused.code().as_str()), (400, "bad_host"), "not the tunnel's host");
+    let named = sdk(&second).header("sidecar-client", "app-1");
+    assert_eq!(second.send(named).await.token(), again.token(), "it says itself who it is");
 }
 
 #[tokio::test]

@@ -10,7 +10,17 @@ use std::path::{Path, PathBuf};
 /// Each module with the others that it may use, from the top down. A module without a line has that of its parent;
 /// `a::*` is all that is below `a`.
 const MAY_USE: &[(&str, &str)] = &[
-    ("main", "app cli clock config demo emulator hardening identity intercept::ca logging server::unix_socket"),
+    (
+        "main",
+        "app cli clock config demo emulator hardening identity intercept::ca logging run run::* server::unix_socket",
+    ),
+    ("run", "app clock config hardening identity identity::watch"),
+    ("run::sidecar", "app clock config instance_key private_dir run::child run::client status::instance"),
+    ("run::client", "instance_key proxy::guard server status::instance"),
+    ("run::files", "run::environment"),
+    ("run::shell", "cli run::environment"),
+    ("run::child", "hardening"),
+    ("run::environment", ""),
     ("demo", "cli clock config emulator emulator::*"),
     (
         "app",
@@ -70,7 +80,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("logging", "clock"),
     (
         "intercept",
-        "clock instance_key intercept::* proxy::error proxy::reply proxy::resolver server server::listener server::runs",
+        "clock instance_key intercept::* proxy::error proxy::reply proxy::resolver server server::listener server::peer server::runs",
     ),
     ("intercept::ca", "clock private_dir"),
     ("intercept::leaf", "clock intercept::ca tls"),

@@ -3,11 +3,14 @@
 pub mod desk;
 pub mod gateway;
 pub mod http;
+pub mod installed;
 pub mod logs;
 pub mod network;
 pub mod npm;
 pub mod process;
+pub mod python;
 pub mod scripted;
+pub mod terminal;
 pub mod tls;
 pub mod tunnel;
 

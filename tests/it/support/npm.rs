@@ -1,34 +1,67 @@
-//! Packages from npm, installed once below the build directory. Needs the registry the first time only.
+//! Packages from npm.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+
+use super::installed::installed;
+
+/// The releases of Node.js that the preload is for.
+pub const NODES: [&str; 4] = ["18.20.8", "20.20.2", "22.23.3", "24.21.0"];
+
+/// The architecture, as npm's packages name it.
+const ARCH: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "x64" };
 
 /// The real Vercel CLI's command.
-pub fn vercel_cli() -> PathBuf {
-    static CLI: OnceLock<PathBuf> = OnceLock::new();
+pub async fn vercel_cli() -> Option<PathBuf> {
     // The release of `sandbox` that this CLI asks for cannot be had from every registry; nothing here runs it.
     let manifest = r#"{"private":true,"dependencies":{"vercel":"64.0.2"},"overrides":{"vercel":{"sandbox":"4.5.0"}}}"#;
-    CLI.get_or_init(|| install("vercel-64.0.2", manifest)).join("node_modules/.bin/vercel")
+    Some(manifested("vercel-64.0.2", manifest.into()).await?.join("node_modules/.bin/vercel"))
 }
 
-/// Installs what a `package.json` asks for; the directory that it is in.
-fn install(name: &str, manifest: &str) -> PathBuf {
-    let done = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    if done.is_dir() {
-        return done;
-    }
-    let parent = done.parent().expect("a parent");
-    std::fs::create_dir_all(parent).expect("a directory");
-    // Moved into its place when it is whole: another run may be doing the same.
-    let making = tempfile::tempdir_in(parent).expect("a directory");
-    std::fs::write(making.path().join("package.json"), manifest).expect("a file");
-    let npm = Command::new("npm")
-        .args(["install", "--no-package-lock", "--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund"])
-        .current_dir(making.path())
-        .output()
-        .unwrap_or_else(|e| panic!("could not run npm, which comes with Node.js: {e}"));
-    assert!(npm.status.success(), "npm could not install {name}:\n{}", String::from_utf8_lossy(&npm.stderr));
-    let _ = std::fs::rename(making.keep(), &done);
-    done
+/// The directory of a Node.js's `node`.
+pub async fn node(version: &str) -> Option<PathBuf> {
+    let package = format!("node-linux-{ARCH}");
+    Some(
+        packages(&format!("node-{version}"), &[(&package, version)])
+            .await?
+            .join("node_modules")
+            .join(package)
+            .join("bin"),
+    )
+}
+
+/// The directory with Next.js and Connect's SDK in its `node_modules`. What is not below it is not compiled.
+pub async fn next() -> Option<PathBuf> {
+    let (next, compiler) = ("16.4.6", format!("@next/swc-linux-{ARCH}-gnu"));
+    let dependencies = [
+        ("@vercel/connect", "2.3.2"),
+        ("next", next),
+        // Optional, and fetched at run time where it is missing.
+        (&compiler, next),
+        ("react", "19.2.0"),
+        ("react-dom", "19.2.0"),
+    ];
+    packages(&format!("next-{next}"), &dependencies).await
+}
+
+/// The directory that these packages are installed in.
+async fn packages(name: &str, packages: &[(&str, &str)]) -> Option<PathBuf> {
+    let dependencies: serde_json::Map<_, _> =
+        packages.iter().map(|(package, version)| ((*package).to_owned(), (*version).into())).collect();
+    manifested(name, serde_json::json!({"private": true, "dependencies": dependencies}).to_string()).await
+}
+
+/// The directory that what a `package.json` asks for is installed in.
+async fn manifested(name: &str, manifest: String) -> Option<PathBuf> {
+    let install = move |dir: &Path| {
+        std::fs::write(dir.join("package.json"), manifest).expect("a file");
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--no-package-lock", "--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund"]);
+        vec![npm]
+    };
+    installed(name, install).await
+}
+/// The `node_modules` with a release of Connect's SDK in it.
+pub async fn connect_sdk(version: &str) -> Option<PathBuf> {
+    Some(packages(&format!("vercel-connect-{version}"), &[("@vercel/connect", version)]).await?.join("node_modules"))
 }

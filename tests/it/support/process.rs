@@ -1,8 +1,11 @@
 //! The built binary, run as a user would.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
@@ -124,6 +127,57 @@ impl Serving {
         };
         let status = soon("its end", ended).await.expect("a status");
         Ended { code: status.code(), stdout, stderr: self.log }
+    }
+}
+
+/// A command of `run` that goes on.
+pub struct Running {
+    pub sidecar: Child,
+    lines: tokio::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Running {
+    pub fn start(mut command: Command) -> Self {
+        let mut sidecar = command.spawn().expect("a process");
+        let lines = BufReader::new(sidecar.stdout.take().expect("stdout")).lines();
+        Self { sidecar, lines }
+    }
+
+    /// Reads its stderr until a line contains the text.
+    pub async fn wait_for_log(&mut self, text: &str) {
+        let mut stderr = BufReader::new(self.sidecar.stderr.as_mut().expect("stderr"));
+        let mut log = String::new();
+        while !log.contains(text) {
+            let read = soon(text, stderr.read_line(&mut log)).await.expect("a line");
+            assert_ne!(read, 0, "it ended without {text:?}:\n{log}");
+        }
+    }
+
+    /// The next line of its stdout.
+    pub async fn line(&mut self) -> String {
+        soon("a line", self.lines.next_line()).await.expect("stdout").expect("a line")
+    }
+
+    /// The same, which is a process id.
+    pub async fn pid(&mut self) -> Pid {
+        Pid::from_raw(self.line().await.parse().expect("a process id"))
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.sidecar.id().expect("it runs").try_into().expect("a process id")), signal)
+            .expect("sent");
+    }
+
+    /// Waits for its end; nobody has stdout any more then.
+    pub async fn end(mut self) -> Ended {
+        let status = soon("its end", self.sidecar.wait()).await.expect("a status");
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        soon("stdout's end", self.lines.get_mut().read_to_string(&mut stdout)).await.expect("text");
+        soon("stderr's end", self.sidecar.stderr.take().expect("stderr").read_to_string(&mut stderr))
+            .await
+            .expect("text");
+        assert_eq!(status.signal(), None, "{stderr}");
+        Ended { code: status.code(), stdout, stderr }
     }
 }
 

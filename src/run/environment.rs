@@ -1,0 +1,262 @@
+//! What the command finds in its environment. Pure: from ours and from what the sidecar answered, to the variables that
+//! differ.
+//!
+//! Whatever the user has set is kept beside ours, and to do it again, as in a `run` within a `run`, changes nothing. The
+//! real token is among the variables only where that was asked for.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+/// The preload's file name, by which it is found again among other options.
+pub const PRELOAD_FILE: &str = "connect-sidecar-preload.cjs";
+/// Variables that name a file of certificates which takes the place of the system's: each gets the bundle.
+pub const BUNDLE_VARIABLES: [&str; 5] =
+    ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "DENO_CERT"];
+/// Names a file of certificates that Node.js trusts besides its own.
+pub const NODE_EXTRA_CERTIFICATES: &str = "NODE_EXTRA_CA_CERTS";
+/// Hosts that are never asked through a proxy.
+const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
+
+/// Looks a variable up in our own environment.
+pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+/// A variable and its value; `None`: it is taken away.
+pub type Variable = (&'static str, Option<OsString>);
+
+/// What the command is to be given.
+pub struct Given<'a> {
+    /// The sidecar.
+    pub url: &'a str,
+    /// The instance key, where every request needs it.
+    pub key: Option<&'a str>,
+    /// The stand-in for the OIDC token; the token itself only where that was asked for.
+    pub oidc_token: &'a str,
+    /// Hosts that take the token as a bearer.
+    pub bearer_hosts: &'a [String],
+    /// The preload's file.
+    pub preload: &'a Path,
+    /// The way to intercept, if it is to be intercepted.
+    pub interception: Option<Interception<'a>>,
+    /// Whether the credential is `VERCEL_TOKEN`, which is then to stay with us.
+    pub hides_access_token: bool,
+}
+
+/// How requests of programs other than Node.js are intercepted.
+pub struct Interception<'a> {
+    /// The proxy, with the run's secret.
+    pub proxy: &'a str,
+    /// The system's certificates and ours.
+    pub bundle: &'a Path,
+    /// Ours, and what the user has Node.js trust.
+    pub node_certificates: &'a Path,
+}
+
+/// The variables of the command that differ from ours.
+pub fn variables(environment: Lookup<'_>, given: &Given<'_>) -> Vec<Variable> {
+    let set = |name, value: &str| (name, Some(OsString::from(value)));
+    let mut variables = vec![
+        set("CONNECT_SIDECAR_URL", given.url),
+        set("CONNECT_SIDECAR_BEARER_HOSTS", &given.bearer_hosts.join(",")),
+        set("VERCEL_OIDC_TOKEN", given.oidc_token),
+        ("CONNECT_SIDECAR_KEY", given.key.map(OsString::from)),
+        ("NODE_OPTIONS", Some(node_options(environment("NODE_OPTIONS"), given.preload))),
+    ];
+    if given.hides_access_token {
+        variables.push(("VERCEL_TOKEN", None));
+    }
+    if let Some(Interception { proxy, bundle, node_certificates }) = &given.interception {
+        let no_proxy = no_proxy([environment("NO_PROXY"), environment("no_proxy")].into_iter().flatten());
+        variables.extend(["HTTPS_PROXY", "https_proxy"].map(|name| set(name, proxy)));
+        variables.extend(["NO_PROXY", "no_proxy"].map(|name| set(name, &no_proxy)));
+        variables.extend(BUNDLE_VARIABLES.map(|name| (name, Some(bundle.as_os_str().to_owned()))));
+        variables.push((NODE_EXTRA_CERTIFICATES, Some(node_certificates.as_os_str().to_owned())));
+    }
+    variables
+}
+
+/// The preload, before what the user has there.
+fn node_options(users: Option<OsString>, preload: &Path) -> OsString {
+    let users = users.unwrap_or_default().into_encoded_bytes();
+    let mut options = b"--require ".to_vec();
+    options.extend(quoted(preload.as_os_str().as_encoded_bytes()));
+    let users = without_preload(users);
+    if !users.is_empty() {
+        options.push(b' ');
+        options.extend(users);
+    }
+    os_string(options)
+}
+
+/// As Node.js reads an option with blanks: in double quotes, where a backslash stands before what is meant as it is.
+fn quoted(bytes: &[u8]) -> Vec<u8> {
+    let mut quoted = vec![b'"'];
+    for byte in bytes {
+        if matches!(byte, b'"' | b'\\') {
+            quoted.push(b'\\');
+        }
+        quoted.push(*byte);
+    }
+    quoted.push(b'"');
+    quoted
+}
+
+/// The options without the preload of another `run`.
+fn without_preload(mut options: Vec<u8>) -> Vec<u8> {
+    let begin = b"--require \"";
+    let end = format!("/{PRELOAD_FILE}\"").into_bytes();
+    while let Some(end_at) = find(&options, &end) {
+        let Some(begin_at) = options[..end_at].windows(begin.len()).rposition(|window| window == begin) else { break };
+        options.drain(begin_at..end_at + end.len());
+    }
+    options.trim_ascii().to_vec()
+}
+
+fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    bytes.windows(wanted.len()).position(|window| window == wanted)
+}
+
+/// The user's list, and loopback.
+fn no_proxy(users: impl Iterator<Item = OsString>) -> String {
+    let mut hosts: Vec<String> = Vec::new();
+    let users: Vec<_> = users.map(|list| list.to_string_lossy().into_owned()).collect();
+    let users = users.iter().flat_map(|list| list.split(',')).map(str::trim).filter(|host| !host.is_empty());
+    for host in users.chain(LOOPBACK) {
+        if !hosts.iter().any(|known| known == host) {
+            hosts.push(host.to_owned());
+        }
+    }
+    hosts.join(",")
+}
+
+fn os_string(bytes: Vec<u8>) -> OsString {
+    use std::os::unix::ffi::OsStringExt;
+    OsString::from_vec(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use std::ffi::OsStr;
+
+    const HOSTS: [&str; 1] = ["ai-gateway.vercel.sh"];
+
+    fn given<'a>(hosts: &'a [String], preload: &'a Path) -> Given<'a> {
+        Given {
+            url: "http://127.0.0.1:2774",
+            key: None,
+            oidc_token: "e30.e30.placeholder",
+            bearer_hosts: hosts,
+            preload,
+            interception: Some(Interception {
+                proxy: "http://run:secret@127.0.0.1:9",
+                bundle: Path::new("/run/bundle.pem"),
+                node_certificates: Path::new("/run/node.pem"),
+            }),
+            hides_access_token: false,
+        }
+    }
+
+    /// The command's environment, from ours.
+    fn environment_of(
+        ours: &[(&str, &str)],
+        preload: &str,
+        change: impl FnOnce(&mut Given<'_>),
+    ) -> BTreeMap<String, String> {
+        let hosts = HOSTS.map(String::from);
+        let mut given = given(&hosts, Path::new(preload));
+        change(&mut given);
+        let mut all: BTreeMap<String, String> = ours.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect();
+        let before = all.clone();
+        for (name, value) in variables(&|name| before.get(name).map(OsString::from), &given) {
+            match value {
+                Some(value) => all.insert(name.into(), value.into_string().expect("UTF-8")),
+                None => all.remove(name),
+            };
+        }
+        all
+    }
+
+    #[test]
+    fn the_command_finds_the_sidecar_and_no_credential() {
+        let ours = [("PATH", "/bin"), ("VERCEL_OIDC_TOKEN", "the real one"), ("CONNECT_SIDECAR_KEY", "another's")];
+        let theirs = environment_of(&ours, "/run/connect-sidecar-preload.cjs", |_| {});
+        for (name, value) in [
+            ("PATH", "/bin"),
+            ("CONNECT_SIDECAR_URL", "http://127.0.0.1:2774"),
+            ("CONNECT_SIDECAR_BEARER_HOSTS", "ai-gateway.vercel.sh"),
+            ("VERCEL_OIDC_TOKEN", "e30.e30.placeholder"),
+            ("NODE_OPTIONS", "--require \"/run/connect-sidecar-preload.cjs\""),
+            ("HTTPS_PROXY", "http://run:secret@127.0.0.1:9"),
+            ("https_proxy", "http://run:secret@127.0.0.1:9"),
+            ("NO_PROXY", "localhost,127.0.0.1,::1"),
+            ("no_proxy", "localhost,127.0.0.1,::1"),
+            ("SSL_CERT_FILE", "/run/bundle.pem"),
+            ("REQUESTS_CA_BUNDLE", "/run/bundle.pem"),
+            ("CURL_CA_BUNDLE", "/run/bundle.pem"),
+            ("GIT_SSL_CAINFO", "/run/bundle.pem"),
+            ("DENO_CERT", "/run/bundle.pem"),
+            ("NODE_EXTRA_CA_CERTS", "/run/node.pem"),
+        ] {
+            assert_eq!(theirs.get(name).map(String::as_str), Some(value), "{name}");
+        }
+        assert!(!theirs.contains_key("CONNECT_SIDECAR_KEY") && !theirs.contains_key("NODE_USE_ENV_PROXY"));
+        assert_eq!(theirs.len(), 15, "{theirs:#?}");
+    }
+
+    #[test]
+    fn without_interception_proxies_and_certificates_are_the_users_own() {
+        let ours = [("HTTPS_PROXY", "http://corp:3128"), ("NO_PROXY", "a"), ("SSL_CERT_FILE", "/corp.pem")];
+        let theirs = environment_of(&ours, "/p.cjs", |given| given.interception = None);
+        for (name, value) in ours {
+            assert_eq!(theirs[name], value);
+        }
+        assert_eq!(theirs.len(), ours.len() + 4, "{theirs:#?}");
+    }
+
+    #[test]
+    fn the_key_is_there_only_where_it_is_needed_and_the_access_token_only_where_it_is_no_secret_of_ours() {
+        let ours = [("VERCEL_TOKEN", "vcp_x")];
+        let theirs = environment_of(&ours, "/p.cjs", |given| given.key = Some("k"));
+        assert_eq!((&*theirs["CONNECT_SIDECAR_KEY"], &*theirs["VERCEL_TOKEN"]), ("k", "vcp_x"));
+        let theirs = environment_of(&ours, "/p.cjs", |given| given.hides_access_token = true);
+        assert!(!theirs.contains_key("VERCEL_TOKEN"));
+    }
+
+    #[test]
+    fn the_preload_comes_before_what_the_user_has_and_only_once() {
+        let path = |dir: &str| format!("{dir}/{PRELOAD_FILE}");
+        let outer = format!("--require \"{}\"", path("/outer run"));
+        for (users, rest) in [
+            (String::new(), ""),
+            ("--max-old-space-size=4096".into(), " --max-old-space-size=4096"),
+            (outer.clone(), ""),
+            (format!("{outer} --inspect --require \"/a b/my.cjs\""), " --inspect --require \"/a b/my.cjs\""),
+            (format!("--inspect --require \"/a/my.cjs\" {outer}"), " --inspect --require \"/a/my.cjs\""),
+            (format!("--require \"/a\" {outer} --x {outer}"), " --require \"/a\"  --x"),
+            // Not ours: another file's name, however alike.
+            (format!("--require \"/my-{PRELOAD_FILE}\""), " --require \"/my-connect-sidecar-preload.cjs\""),
+        ] {
+            let options = node_options(Some(users.clone().into()), Path::new(&path("/my \"run\" \\ dir")));
+            let expected = format!("--require \"/my \\\"run\\\" \\\\ dir/{PRELOAD_FILE}\"{rest}");
+            assert_eq!(options, OsStr::new(&expected), "{users}");
+        }
+    }
+
+    #[test]
+    fn a_run_in_a_run_changes_nothing() {
+        let ours = [("NODE_OPTIONS", "--inspect"), ("no_proxy", "corp.example, 127.0.0.1"), ("NO_PROXY", ".intern")];
+        let preload = format!("/run/{PRELOAD_FILE}");
+        let once = environment_of(&ours, &preload, |_| {});
+        assert_eq!(once["no_proxy"], ".intern,corp.example,127.0.0.1,localhost,::1");
+        assert_eq!(once["NO_PROXY"], once["no_proxy"]);
+        let again: Vec<_> = once.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(environment_of(&again, &preload, |_| {}), once);
+    }
+
+    #[test]
+    fn options_that_are_not_utf_8_stay_as_they_are() {
+        let users = os_string(b"--title=\xff".to_vec());
+        let options = node_options(Some(users), Path::new("/p"));
+        assert_eq!(options, os_string(b"--require \"/p\" --title=\xff".to_vec()));
+    }
+}

@@ -1,0 +1,145 @@
+//! `run` and `env`: an unmodified app works through the sidecar and holds no credential.
+//!
+//! [`sidecar`] joins the project's running one or starts one in this process; [`client`] registers the run with it;
+//! [`files`] writes what the variables name; [`environment`] is what the command is given; [`child`] is the command.
+//! stdout belongs to the command alone.
+
+pub mod child;
+pub mod client;
+pub mod environment;
+pub mod files;
+pub mod shell;
+pub mod sidecar;
+
+use std::ffi::OsString;
+use std::io;
+use std::process::Command;
+
+use crate::app::StartupError;
+use crate::clock::Clock;
+use crate::config::{Auth, Config};
+use crate::hardening::Inherited;
+use crate::identity::watch::EnvFileWatch;
+use child::{CannotStart, Signals};
+use client::{Client, Run, Unanswered};
+use environment::{Given, Interception, Lookup, Variable};
+use files::{Contents, Files};
+use sidecar::Sidecar;
+
+/// Why a command does not run, or has no variables.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// There is no sidecar, and none could be started.
+    #[error(transparent)]
+    Startup(#[from] StartupError),
+    /// The sidecar takes no run.
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
+    /// There is no token to expose. A sentence.
+    #[error("{0}")]
+    NoToken(String),
+    /// The system would not have it.
+    #[error("could not {0}: {1}")]
+    System(&'static str, io::Error),
+    /// The command.
+    #[error(transparent)]
+    Command(#[from] CannotStart),
+    /// `env` starts no sidecar.
+    #[error("no sidecar runs for {0}: start one with `connect-sidecar` in another terminal")]
+    NoneRuns(String),
+}
+
+/// How a command is to run.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Whether what honours `HTTPS_PROXY` is intercepted.
+    pub intercept: bool,
+    /// Whether the command gets the real token.
+    pub expose_token: bool,
+}
+
+/// Runs a command through the project's sidecar; its exit code.
+pub async fn run(
+    config: Config,
+    options: Options,
+    command: &[OsString],
+    environment: Lookup<'_>,
+    limits: Inherited,
+) -> Result<u8, RunError> {
+    let mut signals = Signals::listen().map_err(|e| RunError::System("listen for signals", e))?;
+    let exposed = if options.expose_token { exposed_token(&config.auth).await? } else { None };
+    let hides_access_token = !options.expose_token && matches!(config.auth, Auth::AccessToken(_));
+    let state_dir = config.state_dir.clone();
+    let mut sidecar = Sidecar::join_or_start(config).await?;
+    let outcome = async {
+        let run = sidecar.client().begin_run(options.intercept).await?;
+        let files = Files::for_run(state_dir.as_deref(), &Contents::new(environment, run.ca.as_deref()))
+            .map_err(|e| RunError::System("write the files that the command needs", e))?;
+        let token = exposed.as_deref().unwrap_or(&run.placeholder);
+        let variables = variables(environment, &sidecar.client(), &run, token, &files, hides_access_token);
+        let [program, arguments @ ..] = command else { return Ok(0) };
+        let mut command = Command::new(program);
+        command.args(arguments);
+        for (name, value) in variables {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        tokio::select! {
+            code = child::run(command, &mut signals, limits) => Ok(code?),
+            never = sidecar.keep(run.proxy_port()) => match never {},
+        }
+    };
+    let outcome = outcome.await;
+    sidecar.end(&mut signals).await;
+    outcome
+}
+
+/// The variables of a command that goes through the project's running sidecar. They are good for as long as that runs.
+pub async fn env(config: Config, intercept: bool, environment: Lookup<'_>) -> Result<Vec<Variable>, RunError> {
+    let none_runs = || RunError::NoneRuns(config.project.display().to_string());
+    let state_dir = config.state_dir.as_deref().ok_or_else(none_runs)?;
+    let client = sidecar::find(&config).await.ok_or_else(none_runs)?;
+    let run = client.begin_run(intercept).await?;
+    let files = Files::lasting(state_dir, &Contents::new(environment, run.ca.as_deref()))
+        .map_err(|e| RunError::System("write the files that the variables name", e))?;
+    let hides_access_token = matches!(config.auth, Auth::AccessToken(_));
+    Ok(variables(environment, &client, &run, &run.placeholder, &files, hides_access_token))
+}
+
+fn variables(
+    environment: Lookup<'_>,
+    sidecar: &Client,
+    run: &Run,
+    oidc_token: &str,
+    files: &Files,
+    hides_access_token: bool,
+) -> Vec<Variable> {
+    let (preload, bundle, node_certificates) = (files.preload(), files.bundle(), files.node_certificates());
+    let proxy = run.proxy.as_deref().filter(|_| run.ca.is_some());
+    let given = Given {
+        url: &format!("http://{}", sidecar.address()),
+        key: run.key_required.then(|| sidecar.key().text()),
+        oidc_token,
+        bearer_hosts: &run.bearer_hosts,
+        preload: &preload,
+        interception: proxy.map(|proxy| Interception { proxy, bundle: &bundle, node_certificates: &node_certificates }),
+        hides_access_token,
+    };
+    environment::variables(environment, &given)
+}
+
+/// The real token, read by ourselves: it goes over no connection. None where the credential is an access token, which the
+/// command has in its own variable.
+async fn exposed_token(auth: &Auth) -> Result<Option<String>, RunError> {
+    let Auth::Oidc { env_file, shown } = auth else { return Ok(None) };
+    let clock = Clock::system();
+    let (watch, _) = EnvFileWatch::start(env_file.clone(), shown.clone(), clock.clone()).await;
+    let identity = watch.subscribe().borrow().clone();
+    let problem = match identity.credential(clock.now()) {
+        Ok(credential) => return Ok(credential.oidc().map(|token| token.expose().to_owned())),
+        Err(problem) => problem,
+    };
+    Err(RunError::NoToken(problem.in_words(shown)))
+}

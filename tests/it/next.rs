@@ -1,0 +1,120 @@
+//! A real Next.js app in development, run through the sidecar: it is edited while it runs.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::Child;
+
+use crate::clients::curl;
+use crate::preload::path_with;
+use crate::support::desk::Desk;
+use crate::support::{npm, soon};
+
+const CONFIG: &str = "module.exports = { turbopack: { root: require('node:path').dirname(__dirname) } };";
+const LAYOUT: &str = "export default ({ children }) => <html><body>{children}</body></html>;";
+/// Answers with a token and the number of the edit.
+const ROUTE: &str = r#"
+import { getToken } from "@vercel/connect";
+export const dynamic = "force-dynamic";
+export async function GET() {
+  return Response.json({ edit: EDIT, token: await getToken("slack/acme-slack", { subject: { type: "app" } }) });
+}
+"#;
+
+/// `run -- next dev`.
+struct Next {
+    child: Child,
+    addr: SocketAddr,
+}
+
+impl Next {
+    async fn start(desk: &Desk, app: &Path, node: &Path) -> Self {
+        let project = desk.project();
+        let project = project.to_str().expect("a path");
+        let mut command = desk.sidecar(&["--project", project, "run", "--", "node"]);
+        command.args(["../node_modules/next/dist/bin/next", "dev", "--hostname", "127.0.0.1", "--port", "0"]);
+        command.current_dir(app).env("PATH", path_with(node)).env("NEXT_TELEMETRY_DISABLED", "1");
+        // What is dropped is asked to end, and ends what it runs.
+        let mut child = command.kill_on_drop(false).spawn().expect("a process");
+        let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
+        let addr = async {
+            while let Some(line) = lines.next_line().await.expect("text") {
+                if let Some((_, addr)) = line.split_once("Local:").and_then(|(_, url)| url.split_once("http://")) {
+                    return addr.trim().parse().expect("an address");
+                }
+            }
+            panic!("it ended");
+        };
+        let addr = soon("Next.js", addr).await;
+        // It writes a line for each request, which nobody reads.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Self { child, addr }
+    }
+
+    /// Asks it to end.
+    fn signal(&self) {
+        if let Some(id) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
+            let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+        }
+    }
+
+    /// Returns once all of it has ended.
+    async fn end(mut self) {
+        self.signal();
+        soon("the end", self.child.wait()).await.expect("a status");
+        assert!(TcpStream::connect(self.addr).await.is_err(), "nothing stays behind");
+    }
+
+    /// The token that the route gives once it is at this edit.
+    async fn token(&self, edit: u64) -> String {
+        let answer = async {
+            loop {
+                let reply = curl(&[&format!("http://{}/api/token", self.addr)]).await;
+                assert_eq!(reply.status, 200, "{reply:?}");
+                let json = reply.json();
+                if json["edit"] == edit {
+                    return json["token"].as_str().expect("a token").to_owned();
+                }
+            }
+        };
+        soon("the edit", answer).await
+    }
+}
+
+impl Drop for Next {
+    fn drop(&mut self) {
+        self.signal();
+    }
+}
+
+#[tokio::test]
+async fn a_route_handler_keeps_its_token_while_it_is_edited() {
+    let Some(node) = npm::node(npm::NODES[2]).await else { return };
+    let Some(packages) = npm::next().await else { return };
+    let desk = Desk::new().await;
+    let _serving = desk.serve(&[]).await;
+    let project = tempfile::tempdir_in(packages).expect("a directory");
+    let route = project.path().join("app/api/token/route.js");
+    let edit = |number: u64| std::fs::write(&route, ROUTE.replace("EDIT", &number.to_string())).expect("a file");
+    std::fs::create_dir_all(route.parent().expect("a parent")).expect("directories");
+    for (name, content) in [("next.config.js", CONFIG), ("app/layout.js", LAYOUT), ("package.json", "{}")] {
+        std::fs::write(project.path().join(name), content).expect("a file");
+    }
+    edit(1);
+    let next = Next::start(&desk, project.path(), &node).await;
+    let first = next.token(1).await;
+    assert!(first.starts_with("xoxb-"), "{first}");
+    for number in [2, 3] {
+        edit(number);
+        assert_eq!(next.token(number).await, first);
+    }
+    next.end().await;
+    let restarted = Next::start(&desk, project.path(), &node).await;
+    assert_eq!(restarted.token(3).await, first);
+    restarted.end().await;
+    assert_eq!(desk.emulator.received().len(), 1, "edits and a restart cost nothing");
+}

@@ -1,0 +1,44 @@
+//! What `src/run/preload.cjs` does to `fetch`, on each Node.js that it is for.
+
+use crate::support::{Stage, npm};
+use std::ffi::OsString;
+use std::path::Path;
+
+use tokio::process::Command;
+
+use crate::support::process::{isolated, run, sidecar};
+
+const PRELOAD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/run/preload.cjs");
+const BEHAVIOUR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/preload/behaviour.cjs");
+
+/// A program in a directory, run through the stage's sidecar and by the Node.js of another directory.
+pub fn app(stage: &Stage, program: &str, directory: &Path, node: &Path) -> Command {
+    let mut command = sidecar(directory);
+    command
+        .arg("--config")
+        .arg(stage.dir().join("config.toml"))
+        .arg("--project")
+        .arg(&stage.project)
+        .args(["run", "--no-intercept", "--", program])
+        .env("XDG_STATE_HOME", stage.dir().join("state"))
+        .env("PATH", path_with(node));
+    command
+}
+
+/// The `PATH`, with this directory first.
+pub fn path_with(first: &Path) -> OsString {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::join_paths(std::iter::once(first.to_owned()).chain(std::env::split_paths(&path))).expect("a path")
+}
+
+#[tokio::test]
+async fn it_diverts_what_it_should_and_touches_nothing_else() {
+    let home = tempfile::tempdir().expect("a directory");
+    for version in npm::NODES {
+        let Some(node) = npm::node(version).await else { return };
+        let mut command = isolated(node.join("node").to_str().expect("a path"), home.path());
+        command.args([BEHAVIOUR, PRELOAD]);
+        let ended = run(command).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "14\n"), "Node.js {version}:\n{}", ended.stderr);
+    }
+}
