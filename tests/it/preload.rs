@@ -42,3 +42,35 @@ async fn it_diverts_what_it_should_and_touches_nothing_else() {
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "14\n"), "Node.js {version}:\n{}", ended.stderr);
     }
 }
+
+/// Both are loaded in one process, one after the other, so that nothing else is between the two times.
+#[tokio::test]
+#[ignore = "measures time"]
+async fn it_costs_less_than_a_millisecond_beyond_any_preload() {
+    const PROGRAM: &str = "
+        const [, warm, empty, preload] = process.argv;
+        const load = (file) => { const begun = performance.now(); require(file); return performance.now() - begun; };
+        load(warm);
+        const first = load(empty);
+        console.log(load(preload) - first);
+    ";
+    let home = tempfile::tempdir().expect("a directory");
+    let empty = ["warm.cjs", "empty.cjs"].map(|name| home.path().join(name));
+    for file in &empty {
+        std::fs::write(file, "'use strict';\n").expect("a file");
+    }
+    for version in npm::NODES {
+        let Some(node) = npm::node(version).await else { return };
+        let mut costs = Vec::new();
+        for _ in 0..40 {
+            let mut command = isolated(node.join("node").to_str().expect("a path"), home.path());
+            command.args(["-e", PROGRAM]).args(&empty).arg(PRELOAD).env("CONNECT_SIDECAR_URL", "http://127.0.0.1:2774");
+            let ended = run(command).await;
+            costs.push(ended.stdout.trim().parse::<f64>().unwrap_or_else(|e| panic!("{e}: {ended:?}")));
+        }
+        costs.sort_by(f64::total_cmp);
+        let median = costs[costs.len() / 2];
+        eprintln!("Node.js {version}: {median:.2} ms");
+        assert!(median < 1.0, "Node.js {version}: {costs:?}");
+    }
+}

@@ -258,16 +258,20 @@ async fn connects_routes_are_answered_here_when_decrypted() {
 }
 
 #[tokio::test]
-async fn who_asks_again_on_one_connection_wants_another_token() {
+async fn an_sdk_that_asks_again_wants_another_token_and_any_other_program_does_not() {
     let stage = Scene::new().start().await;
     let tunnel = decrypted(&stage, "api-iad1.vercel.com").await;
-    let request = inside(tunnel, "api-iad1.vercel.com", "POST", SLACK).json(r#"{"subject":{"type":"app"}}"#);
+    let plain = inside(tunnel, "api-iad1.vercel.com", "POST", SLACK).json(r#"{"subject":{"type":"app"}}"#);
+    let request = plain.clone().header("user-agent", "vercel-connect/0.2.2 (Python/3.11.7)");
     let mut sdk = KeptAlive::to(tunnel).await;
     let first = sdk.send(&request).await.token();
     let second = sdk.send(&request).await;
     assert_ne!(second.token(), first);
     assert_eq!(second.cache_status(), "connect-sidecar; fwd=request; stored; ttl=3570");
     assert_eq!(request.clone().send().await.token(), second.token(), "another caller");
+    for _ in 0..2 {
+        assert_eq!(sdk.send(&plain).await.token(), second.token(), "it may have no cache of its own");
+    }
     for status in ["hit; ttl=3570", "fwd=request; stored; ttl=3570"] {
         let named = sdk.send(&request.clone().header("sidecar-client", "sdk-7")).await;
         assert_eq!(named.cache_status(), format!("connect-sidecar; {status}"), "one that names itself is itself");
