@@ -49,9 +49,7 @@ impl Failure {
             Self::Startup(error) | Self::Run(RunError::Startup(error)) => exit_code(error),
             Self::Run(RunError::Command(error)) => error.exit_code(),
             // A local CA that is not safe to use.
-            Self::Run(RunError::Unanswered(Unanswered::Refused { code, .. })) if code == "interception_unavailable" => {
-                BAD_CONFIGURATION
-            }
+            Self::Run(RunError::Unanswered(Unanswered::NoInterception(_))) => BAD_CONFIGURATION,
             Self::Run(_) | Self::Demo(DemoError::Setup(..)) | Self::System(..) => FAILED,
         }
     }

@@ -73,14 +73,12 @@ pub struct Source {
 /// Why there is no answer. Without a secret, for people.
 #[derive(Debug, thiserror::Error)]
 pub enum Unanswered {
-    /// The sidecar said no.
-    #[error("the sidecar refused: {message}")]
-    Refused {
-        /// Its `error.code`.
-        code: String,
-        /// Its words.
-        message: String,
-    },
+    /// It cannot intercept, in its own words.
+    #[error("could not intercept: {0} Or run without that, by --no-intercept")]
+    NoInterception(String),
+    /// It said no, in its own words.
+    #[error("the sidecar refused: {0}")]
+    Refused(String),
     /// There was no answer, or it was none of a sidecar of this version.
     #[error("the sidecar at {0} did not answer as one of this version: {1}; end it and try again")]
     Failed(SocketAddr, String),
@@ -154,8 +152,11 @@ impl Client {
             message: String,
         }
         match serde_json::from_slice(reply.body()) {
+            Ok(Refusal { error: Reason { code, message } }) if code == "interception_unavailable" => {
+                Err(Unanswered::NoInterception(message))
+            }
             Ok(Refusal { error: Reason { code, message } }) if code != "route_not_found" => {
-                Err(Unanswered::Refused { code, message })
+                Err(Unanswered::Refused(message))
             }
             _ => Err(failed(format!("{path} gave status {}", reply.status()))),
         }

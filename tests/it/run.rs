@@ -2,6 +2,7 @@
 //! it never loses it, and nothing is left behind (interface.md section 1).
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -149,7 +150,7 @@ async fn the_key_goes_to_nobody_who_cannot_prove_to_have_it() {
     impostor.otherwise(|_, _| "HTTP/1.1 200 OK\r\nsidecar-proof: AAAA\r\ncontent-length: 2\r\n\r\n{}".into());
     let dir = state_dir(&desk);
     fs::create_dir_all(&dir).expect("a directory");
-    fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("a mode");
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0o700)).expect("a mode");
     let stale = serde_json::json!({
         "pid": std::process::id(),
         "url": impostor.url(),
@@ -241,6 +242,9 @@ async fn the_real_token_is_nowhere_in_the_commands_environment_unless_that_was_a
     let placeholder = variable(&hidden, "VERCEL_OIDC_TOKEN").expect("a placeholder");
     assert!(placeholder.ends_with(".connect-sidecar-placeholder"), "{placeholder}");
     assert_eq!(variable(&hidden, "CONNECT_SIDECAR_KEY"), None);
+    assert!(
+        variable(&hidden, "CONNECT_SIDECAR_BEARER_HOSTS").is_some_and(|hosts| hosts.contains("ai-gateway.vercel.sh,"))
+    );
     let exposed = run(through(&desk, &["--expose-token"], show, &[])).await;
     assert_eq!(variable(&exposed, "VERCEL_OIDC_TOKEN"), Some(desk.token.as_str()));
 
@@ -327,6 +331,18 @@ async fn a_command_in_a_command_shares_its_sidecar() {
     let [outer_url, inner_url, "require", reply] = lines[..] else { panic!("{ended:?}") };
     assert_eq!(outer_url, inner_url);
     assert!(reply.contains("\"token\""), "{reply}");
+}
+
+#[tokio::test]
+async fn with_a_local_ca_that_is_not_safe_to_use_it_runs_only_without_interception() {
+    let desk = Desk::new().await;
+    assert_eq!(run(through(&desk, &[], "true", &[])).await.code, Some(0));
+    fs::set_permissions(state_dir(&desk).join("ca"), PermissionsExt::from_mode(0o755)).expect("a mode");
+    let refused = run(through(&desk, &[], "echo ran", &[])).await;
+    assert_eq!((refused.code, refused.stdout.as_str()), (Some(2), ""), "{}", refused.stderr);
+    assert!(refused.stderr.contains("chmod 700") && refused.stderr.contains("--no-intercept"), "{}", refused.stderr);
+    let plain = run(through(&desk, &["--no-intercept"], "echo ran", &[])).await;
+    assert_eq!((plain.code, plain.stdout.as_str()), (Some(0), "ran\n"));
 }
 
 #[tokio::test]

@@ -37,6 +37,7 @@ async fn there_is_no_port_and_no_ca_before_a_run_wants_them() {
     let json = plain.json();
     let names: Vec<_> = json.as_object().expect("an object").keys().map(String::as_str).collect();
     assert_eq!(names, ["bearer_hosts", "key_required", "placeholder", "run"]);
+    assert_eq!((&json["bearer_hosts"][0], &json["key_required"]), (&"ai-gateway.vercel.sh".into(), &false.into()));
     assert!(!ca_dir(&stage).exists());
     assert_eq!(stage.logs.count("intercepting"), 0);
 
