@@ -191,3 +191,29 @@ async fn the_ca_can_be_removed() {
     let again = run(desk.sidecar(&["ca", "remove"])).await;
     assert_eq!((again.code, again.stdout.as_str()), (Some(0), "there is no local CA\n"));
 }
+
+#[tokio::test]
+async fn a_command_is_not_begun_with_a_ca_that_is_not_ours_alone() {
+    let desk = Desk::new().await;
+    let dir = desk.home.path().join(".local/state/connect-sidecar/ca");
+    let file = dir.join("key-and-certificate.pem");
+    let set = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).expect("a mode");
+    let began = run(desk.sidecar(&["run", "--", "echo", "begun"])).await;
+    assert_eq!((began.code, began.stdout.as_str()), (Some(0), "begun\n"), "{began:?}");
+    let refused = async |hint: &str| {
+        let ended = run(desk.sidecar(&["run", "--", "echo", "begun"])).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{ended:?}");
+        assert!(ended.stderr.contains(hint), "{}", ended.stderr);
+    };
+    set(&file, 0o644);
+    refused("connect-sidecar ca remove").await;
+    set(&file, 0o600);
+    set(&dir, 0o755);
+    refused("chmod 700").await;
+    set(&dir, 0o700);
+    fs::rename(&file, desk.home.path().join("elsewhere")).expect("moved");
+    std::os::unix::fs::symlink(desk.home.path().join("elsewhere"), &file).expect("a link");
+    refused("is a link").await;
+    let without = run(desk.sidecar(&["run", "--no-intercept", "--", "echo", "begun"])).await;
+    assert_eq!((without.code, without.stdout.as_str()), (Some(0), "begun\n"), "{without:?}");
+}
