@@ -345,6 +345,7 @@ mod tests {
         assert_eq!(verdict(&Method::POST, &long(513)), "bad_connector");
         assert_eq!(verdict(&Method::POST, "/v1/connect/token/mcp.linear.app%2Fx%2Fy"), "ok");
         assert_eq!(verdict(&Method::POST, "/v1/connect/token/scl_01:a@b!$&'()*+,;=~"), "ok");
+        assert_eq!(verdict(&Method::POST, "/v1/connect/token/caf%C3%A9"), "ok");
     }
 
     #[test]
