@@ -14,7 +14,9 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -33,10 +35,18 @@ pub(super) fn tls_acceptor() -> io::Result<(TlsAcceptor, String)> {
         let ca_key = KeyPair::generate()?;
         let mut ca = CertificateParams::new(Vec::new())?;
         ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        ca.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        // OpenSSL takes a certificate for self-signed whose name is that of its issuer.
+        ca.distinguished_name.push(DnType::CommonName, "connect-sidecar emulator CA");
         let ca_certificate = ca.self_signed(&ca_key)?;
         let key = KeyPair::generate()?;
         let names = ["127.0.0.1", "localhost", "::1"].map(str::to_owned);
-        let leaf = CertificateParams::new(names)?.signed_by(&key, &Issuer::new(ca, ca_key))?;
+        let mut leaf = CertificateParams::new(names)?;
+        leaf.distinguished_name.push(DnType::CommonName, "connect-sidecar emulator");
+        leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        leaf.use_authority_key_identifier_extension = true;
+        let leaf = leaf.signed_by(&key, &Issuer::new(ca, ca_key))?;
         Ok((ca_certificate.pem(), leaf.der().clone(), key.serialize_der()))
     };
     let (ca_pem, leaf, key) = certificates().map_err(io::Error::other)?;
