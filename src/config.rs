@@ -100,7 +100,7 @@ pub fn port_of(args: &GlobalArgs, allowed: &[&str], why: &str) -> Result<Option<
     });
     flags.retain(|(key, _)| *key != "port");
     let paths = [("--config", args.config.is_some()), ("--project", args.project.is_some())];
-    let paths = paths.into_iter().filter_map(|(flag, is_given)| is_given.then(|| flag.to_owned()));
+    let paths = paths.into_iter().filter(|(_, is_given)| *is_given).map(|(flag, _)| flag.to_owned());
     let given = paths.chain(flags.into_iter().map(|(_, value)| value.place));
     let useless = given.filter(|flag| !allowed.contains(&flag.as_str()));
     mistakes.extend(useless.map(|place| Mistake { place, message: format!("{why}; leave this out") }));

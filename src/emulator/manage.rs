@@ -61,17 +61,17 @@ pub(super) fn decide(shared: &Shared, asked: &Asked) -> Option<Result<Given, Ref
         ("POST", ["connectors"] | ["connectors", "managed"]) => {
             change(Mutate, &|caller, world, now| create(caller, world, asked, now))
         }
-        ("PATCH", ["connectors", name]) => change(Mutate, &|_, world, now| {
-            let described = update(of(world, name)?, asked, now)?;
+        ("PATCH", ["connectors", name]) => change(Mutate, &|caller, world, now| {
+            let described = update(of(caller, world, name)?, asked, now)?;
             Ok(Given::ok(&if is_v2 { json!({ "connector": described }) } else { described }))
         }),
-        ("DELETE", ["connectors", name]) => change(Mutate, &|_, world, _| {
-            let id = of(world, name)?.id.clone();
+        ("DELETE", ["connectors", name]) => change(Mutate, &|caller, world, _| {
+            let id = of(caller, world, name)?.id.clone();
             world.connectors.retain(|connector| connector.id != id);
             Ok(Given::no_content())
         }),
         ("PATCH", ["connectors", name, "trigger-destinations"]) => {
-            change(Mutate, &|_, world, now| replace_destinations(of(world, name)?, asked, now))
+            change(Mutate, &|caller, world, now| replace_destinations(of(caller, world, name)?, asked, now))
         }
         ("GET", ["connectors", name, "projects"]) => read(&|caller, world| {
             person(caller)?;
@@ -98,7 +98,7 @@ pub(super) fn decide(shared: &Shared, asked: &Asked) -> Option<Result<Given, Ref
         }
         ("DELETE", ["connectors", name, "projects", project]) => change(Attach, &|caller, world, now| {
             let id = project_id(caller, world, project)?;
-            let connector = of(world, name)?;
+            let connector = of(caller, world, name)?;
             let before = connector.links.len();
             connector.links.retain(|link| link.project_id != id);
             connector.updated_at = now;
@@ -164,8 +164,10 @@ fn project(world: &World, link: &Link) -> Value {
     json!({"id": link.project_id, "name": name})
 }
 
-fn of<'w>(world: &'w mut World, name: &str) -> Result<&'w mut Connector, Refusal> {
-    world.connector(name).ok_or_else(|| Refusal::about(Kind::ConnectorNotFound, name))
+/// A connector that the caller may use: a credential for one project reaches what is linked to that alone.
+fn of<'w>(caller: &Caller, world: &'w mut World, name: &str) -> Result<&'w mut Connector, Refusal> {
+    let connector = world.connector(name).ok_or_else(|| Refusal::about(Kind::ConnectorNotFound, name))?;
+    caller.may_use(connector).map(|()| connector)
 }
 
 /// Lists are for people.
@@ -193,7 +195,8 @@ fn list(caller: &Caller, world: &World, asked: &Asked, is_v2: bool) -> Result<Gi
         Some(name) => Some(project_id(caller, world, name)?),
         None => None,
     };
-    let mut found: Vec<&Connector> = world.connectors.iter().filter(|c| one_of("type", &c.kind)).collect();
+    let mut found: Vec<&Connector> = world.connectors.iter().filter(|c| caller.may_use(c).is_ok()).collect();
+    found.retain(|c| one_of("type", &c.kind));
     found.retain(|c| one_of("service", &c.service) && asked.query("search").is_none_or(|text| c.uid.contains(text)));
     found.retain(|c| in_project.as_ref().is_none_or(|id| c.links.iter().any(|link| link.project_id == *id)));
     match asked.query("sort") {
@@ -327,7 +330,8 @@ fn attach(
         return Err(Refusal::about(Kind::BadRequest, "`environments` must name one at least"));
     }
     let project_id = project_id(caller, world, project)?;
-    let connector = of(world, name)?;
+    let known = world.connector(name);
+    let connector = known.ok_or_else(|| Refusal::about(Kind::ConnectorNotFound, name))?;
     let link = Link { project_id, environments: body.environments };
     connector.links.retain(|other| other.project_id != link.project_id);
     connector.links.push(link.clone());
