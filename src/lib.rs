@@ -6,7 +6,7 @@
 //! - [`proxy`]: what happens to a request. Gates, route, cache key, cache with single flight, the way to upstream.
 //! - [`status`]: what people look at.
 //! - [`server`] accepts connections; [`app`] wires everything; [`config`] reads flags, environment and files.
-//! - [`emulator`] stands in for Connect; [`demo`] shows the main job against it.
+//! - [`emulator`] stands in for Connect; [`demo`] shows the main job against it, [`emulate`] runs it by itself.
 //!
 //! # One request
 //!
@@ -26,6 +26,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod demo;
+pub mod emulate;
 pub mod emulator;
 pub mod hardening;
 pub mod identity;

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use clap::Parser;
 use connect_sidecar::app::{App, StartupError};
-use connect_sidecar::cli::{Cli, Command, GlobalArgs};
+use connect_sidecar::cli::{Cli, Command, EmulateArgs, GlobalArgs};
 use connect_sidecar::clock::Clock;
 use connect_sidecar::config::{Config, ConfigError};
 use connect_sidecar::demo::{Demo, DemoError};
+use connect_sidecar::emulate::{self, EmulateError, Emulation};
 use connect_sidecar::identity::Reloader;
 use connect_sidecar::server::unix_socket::Problem;
 use connect_sidecar::{hardening, logging};
@@ -31,6 +32,8 @@ enum Failure {
     Startup(#[from] StartupError),
     #[error(transparent)]
     Demo(#[from] DemoError),
+    #[error(transparent)]
+    Emulate(#[from] EmulateError),
     #[error("could not {0}: {1}")]
     System(&'static str, io::Error),
 }
@@ -39,13 +42,20 @@ impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Demo(DemoError::Config(_)) => BAD_CONFIGURATION,
+            Self::Emulate(EmulateError::Config(_) | EmulateError::Seed(..) | EmulateError::File(..)) => {
+                BAD_CONFIGURATION
+            }
+            Self::Emulate(EmulateError::PortTaken(_)) => PORT_TAKEN,
             Self::Startup(StartupError::PortTaken { .. } | StartupError::UnixSocket(_, Problem::InUse)) => PORT_TAKEN,
             Self::Startup(StartupError::UnixSocket(_, Problem::Unfit(_))) => BAD_CONFIGURATION,
             // An address of another machine.
             Self::Startup(StartupError::Listen(_, e)) if e.kind() == io::ErrorKind::AddrNotAvailable => {
                 BAD_CONFIGURATION
             }
-            Self::Startup(_) | Self::Demo(DemoError::Setup(..)) | Self::System(..) => FAILED,
+            Self::Startup(_)
+            | Self::Demo(DemoError::Setup(..))
+            | Self::Emulate(EmulateError::Setup(..))
+            | Self::System(..) => FAILED,
         }
     }
 }
@@ -76,6 +86,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         match cli.command.as_ref().unwrap_or(&Command::Serve) {
             Command::Serve => serve(&cli.global).await,
             Command::Demo { once } => demo(&cli.global, *once).await,
+            Command::Emulate(args) => emulate(args, &cli.global).await,
         }
     });
     // A file system that does not answer must not keep the process.
@@ -88,8 +99,8 @@ async fn serve(args: &GlobalArgs) -> Result<ExitCode, Failure> {
     let config = Config::load(args, &|name| std::env::var_os(name), &current_dir)?;
     let _log = logging::start(config.logging);
     let app = App::bind(config, Clock::system()).await?;
-    let stops = Stops::listen(app.reloader())?;
-    say_ready("connect-sidecar", app.addr());
+    let stops = Stops::listen(Some(app.reloader()))?;
+    say_ready("connect-sidecar", &format!("http://{}", app.addr()));
     Ok(until_stopped(stops, |stop| app.serve(stop)).await)
 }
 
@@ -98,9 +109,9 @@ async fn demo(args: &GlobalArgs, once: bool) -> Result<ExitCode, Failure> {
     let color = config.logging.color;
     let _log = logging::start_with(logging::Options { color: false, ..config.logging }, demo.log());
     let app = App::bind(config, Clock::system()).await?;
-    let stops = Stops::listen(app.reloader())?;
+    let stops = Stops::listen(Some(app.reloader()))?;
     let addr = app.addr();
-    say_ready("connect-sidecar", addr);
+    say_ready("connect-sidecar", &format!("http://{addr}"));
     let code = until_stopped(stops, |stop| async {
         let stopping = CancellationToken::new();
         let touring = stopping.run_until_cancelled(async {
@@ -122,10 +133,28 @@ async fn demo(args: &GlobalArgs, once: bool) -> Result<ExitCode, Failure> {
     Ok(code.await)
 }
 
+async fn emulate(args: &EmulateArgs, global: &GlobalArgs) -> Result<ExitCode, Failure> {
+    if args.example_seed {
+        let _ = io::stdout().write_all(emulate::EXAMPLE_SEED.as_bytes());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let stops = Stops::listen(None)?;
+    let emulation = Emulation::start(args, global).await?;
+    if !global.quiet {
+        let _ = io::stderr().write_all(emulation.first_use().as_bytes());
+    }
+    say_ready("connect-sidecar emulator", &emulation.url());
+    Ok(until_stopped(stops, |stop| async {
+        stop.await;
+        true
+    })
+    .await)
+}
+
 /// The one line on stdout. A closed stdout is no reason to stop.
-fn say_ready(what: &str, addr: std::net::SocketAddr) {
+fn say_ready(what: &str, url: &str) {
     let mut stdout = io::stdout().lock();
-    let _ = writeln!(stdout, "{what} listening on http://{addr}").and_then(|()| stdout.flush());
+    let _ = writeln!(stdout, "{what} listening on {url}").and_then(|()| stdout.flush());
 }
 
 /// Serves until a signal, then lets it drain; a second signal ends at once.
@@ -146,13 +175,13 @@ where
     }
 }
 
-/// SIGINT and SIGTERM, counted; SIGHUP reads the env file again.
+/// SIGINT and SIGTERM, counted; SIGHUP reads the env file again, or is one of them where there is none.
 struct Stops {
     count: watch::Receiver<u32>,
 }
 
 impl Stops {
-    fn listen(reloader: Reloader) -> Result<Self, Failure> {
+    fn listen(reloader: Option<Reloader>) -> Result<Self, Failure> {
         let on = |kind| signal(kind).map_err(|e| Failure::System("listen for signals", e));
         let (mut interrupt, mut terminate, mut hangup): (Signal, Signal, Signal) =
             (on(SignalKind::interrupt())?, on(SignalKind::terminate())?, on(SignalKind::hangup())?);
@@ -162,7 +191,10 @@ impl Stops {
                 tokio::select! {
                     _ = interrupt.recv() => counter.send_modify(|count| *count += 1),
                     _ = terminate.recv() => counter.send_modify(|count| *count += 1),
-                    _ = hangup.recv() => reloader.reload().await,
+                    _ = hangup.recv() => match &reloader {
+                        Some(reloader) => reloader.reload().await,
+                        None => counter.send_modify(|count| *count += 1),
+                    },
                 }
             }
         });

@@ -446,7 +446,7 @@ async fn a_429_is_held_for_its_key_as_long_as_it_asks() {
         (Some("3600"), 60),
         (Some("99999999999999999999"), 60),
     ] {
-        let body = serde_json::json!({"scopes": [retry_after]}).to_string();
+        let body = crate::support::body(&format!("{retry_after:?}"));
         let ask = async || stage.token(&body).send().await;
         let before = stage.paid();
         stage.emulator.inject(Fault::rate_limited(retry_after));

@@ -1,39 +1,23 @@
 //! The real Vercel CLI from npm, against the emulator: what it writes is what the sidecar reads.
 
-use std::path::Path;
-
-use tokio::process::Command;
-
 use crate::support::process::{Ended, run};
 use crate::support::{Scene, Stage, npm};
 
 /// Runs the CLI in the stage's project, signed in at the emulator.
-async fn vercel(stage: &Stage, cli: &Path, args: &[&str]) -> Ended {
-    let mut command = Command::new(cli);
-    command
-        .args(["--api", &stage.emulator.url(), "--token", "vca_demo_session"])
-        .args(args)
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-        .env("HOME", stage.dir())
-        .env("VERCEL_TELEMETRY_DISABLED", "1")
-        .current_dir(&stage.project)
-        .stdin(std::process::Stdio::null())
-        .kill_on_drop(true);
-    let ended = run(command).await;
+async fn vercel(stage: &Stage, args: &[&str]) -> Ended {
+    let ended = run(npm::vercel(&stage.emulator.url(), "vca_demo_session", &stage.project, args).await).await;
     assert_eq!(ended.code, Some(0), "vercel {args:?}: {ended:?}");
     ended
 }
 
 #[tokio::test]
 async fn what_vercel_link_and_vercel_env_pull_write_is_used_at_once() {
-    let cli = tokio::task::spawn_blocking(npm::vercel_cli).await.expect("a CLI");
     let mut stage = Scene::new().without_env_file().start().await;
     let refused = stage.token("{}").send().await;
     assert_eq!((refused.status, refused.code().as_str()), (503, "oidc_token_missing"));
 
     for args in [["link", "--yes", "--project", "web"].as_slice(), &["env", "pull"]] {
-        vercel(&stage, &cli, args).await;
+        vercel(&stage, args).await;
         let file = std::fs::read_to_string(stage.env_path()).expect("an env file");
         let token = file.split('"').nth(1).expect("a token").to_owned();
         assert!(file.starts_with("# Created by Vercel CLI\n") && token.starts_with("eyJ"), "{args:?}: {file}");
@@ -48,9 +32,8 @@ async fn what_vercel_link_and_vercel_env_pull_write_is_used_at_once() {
 
 #[tokio::test]
 async fn vercel_project_token_prints_a_token_of_the_same_principal() {
-    let cli = tokio::task::spawn_blocking(npm::vercel_cli).await.expect("a CLI");
     let mut stage = Scene::new().start().await;
-    let ended = vercel(&stage, &cli, &["project", "token", "prj_web", "--format=json", "--scope", "team_acme"]).await;
+    let ended = vercel(&stage, &["project", "token", "prj_web", "--format=json", "--scope", "team_acme"]).await;
     let printed: serde_json::Value = serde_json::from_str(&ended.stdout).expect("JSON");
     let token = printed["token"].as_str().expect("a token").to_owned();
     let before = stage.slack_token().await;

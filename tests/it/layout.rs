@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 /// Each module with the others that it may use, from the top down. A module without a line has that of its parent;
 /// `a::*` is all that is below `a`.
 const MAY_USE: &[(&str, &str)] = &[
-    ("main", "app cli clock config demo emulator hardening identity logging server::unix_socket"),
+    ("main", "app cli clock config demo emulate emulator hardening identity logging server::unix_socket"),
     ("demo", "cli clock config emulator emulator::*"),
+    ("emulate", "cli config emulator emulator::*"),
     ("app", "clock config identity identity::* proxy proxy::* server server::* status status::*"),
     // Settings are read into the options of the parts that they are for.
     ("config", "cli logging proxy::cache proxy::guard proxy::resolver proxy::upstream"),

@@ -10,6 +10,7 @@ mod clients;
 mod command;
 mod connecting;
 mod demo;
+mod emulator;
 mod env_file;
 mod expiry;
 mod faults;

@@ -62,7 +62,7 @@ fn scene() -> Scene {
             world.connectors.push(Connector::new(uid, &uid.replace('/', "_"), "prj_web"));
         }
         for connector in &mut world.connectors {
-            connector.needs_installation = false;
+            connector.needs_installation = Some(false);
             connector.granted_to.push("user_123".into());
         }
     })

@@ -4,8 +4,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use super::process::isolated;
+
+/// The real Vercel CLI in a directory, which is its home, too; signed in at an API with a token.
+pub async fn vercel(url: &str, token: &str, dir: &Path, args: &[&str]) -> tokio::process::Command {
+    let cli = tokio::task::spawn_blocking(vercel_cli).await.expect("a CLI");
+    let mut command = isolated(cli.to_str().expect("a path"), dir);
+    command.args(["--api", url, "--token", token]).args(args);
+    command.env("VERCEL_TELEMETRY_DISABLED", "1").env("NO_UPDATE_NOTIFIER", "1");
+    command
+}
+
 /// The real Vercel CLI's command.
-pub fn vercel_cli() -> PathBuf {
+fn vercel_cli() -> PathBuf {
     static CLI: OnceLock<PathBuf> = OnceLock::new();
     // The release of `sandbox` that this CLI asks for cannot be had from every registry; nothing here runs it.
     let manifest = r#"{"private":true,"dependencies":{"vercel":"64.0.2"},"overrides":{"vercel":{"sandbox":"4.5.0"}}}"#;
