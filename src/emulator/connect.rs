@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::Shared;
 use super::caller::Caller;
+use super::consent;
 use super::errors::{Kind, Refusal};
 use super::exchange::{Asked, Given};
 use super::flows::{self, Decision, Pending};
@@ -25,14 +26,14 @@ pub(super) async fn decide(shared: &Shared, asked: &Asked) -> Option<Result<Give
             ["v1", "connect", "token", connector] => token(shared, asked, connector).await,
             ["v1", "connect", "token", connector, "import"] => import(shared, asked, connector),
             ["v1", "connect", name @ ("authorize" | "install"), connector] => {
-                begin(shared, asked, Decision::named(name)?, connector)
+                begin(shared, asked, Decision::named(name)?, connector).await
             }
             ["v1", "connect", "connectors", "managed", "oauth"] => provision(shared, asked),
             _ => return None,
         },
         ("GET", path) => match path.as_slice() {
             ["v1", "connect", "connectors", connector] => metadata(shared, asked, connector),
-            ["v1", "connect", "result", verifier] => result(shared, asked, verifier),
+            ["v1", "connect", "result", verifier] => result(shared, asked, verifier).await,
             _ => return None,
         },
         ("DELETE", path) => match path.as_slice() {
@@ -49,9 +50,8 @@ pub(super) async fn decide(shared: &Shared, asked: &Asked) -> Option<Result<Give
 struct TokenBody {
     subject: Option<Map<String, Value>>,
     installation_id: Option<String>,
-    /// How much life is left in the token at least. Tokens are new each time, so they all have.
-    #[serde(rename = "validityBufferMs")]
-    _validity_buffer: Option<f64>,
+    /// How much life is left in the token at least, in milliseconds.
+    validity_buffer_ms: Option<u64>,
     #[serde(flatten)]
     narrowing: Narrowing,
 }
@@ -89,13 +89,16 @@ async fn token(shared: &Shared, asked: &Asked, connector: &str) -> Result<Given,
                 installation,
                 environment: caller.environment().map(str::to_owned),
                 narrowing: body.narrowing,
+                validity_buffer: body.validity_buffer_ms.map(Duration::from_millis),
                 now: shared.now(),
             }),
         }
     })?;
     let minted = match imported(&ask) {
         Some(minted) => minted,
-        None => provider::mint(&shared.state, ask.clone()).await.map_err(|e| Refusal::new(e.into()))?,
+        None => {
+            provider::mint(&shared.state, &shared.providers, ask.clone()).await.map_err(|e| Refusal::new(e.into()))?
+        }
     };
     Ok(Given::ok(&answer(&ask, minted)))
 }
@@ -210,7 +213,7 @@ fn imported(ask: &Ask) -> Option<Minted> {
     })
 }
 
-fn begin(shared: &Shared, asked: &Asked, decision: Decision, connector: &str) -> Result<Given, Refusal> {
+async fn begin(shared: &Shared, asked: &Asked, decision: Decision, connector: &str) -> Result<Given, Refusal> {
     let caller = shared.caller(asked, Class::Write, Permission::Token)?;
     let body: BeginBody = asked.json()?;
     if body.webhook.is_some_and(|url| !url.starts_with("https://")) {
@@ -218,7 +221,7 @@ fn begin(shared: &Shared, asked: &Asked, decision: Decision, connector: &str) ->
     }
     let (now, verifier) = (shared.now(), random_id("ver", 43));
     let life = body.expires_in_ms.map_or(flows::LIFE, Duration::from_millis);
-    shared.state.change(|kept| {
+    let (pending, mut answer) = shared.state.change(|kept| {
         let connector = find(&kept.world, connector)?;
         caller.may_use(connector)?;
         let user = match (decision, subject(&caller, body.token.subject.as_ref())?) {
@@ -254,14 +257,19 @@ fn begin(shared: &Shared, asked: &Asked, decision: Decision, connector: &str) ->
         if let Some(code) = &pending.device_code {
             answer["deviceCode"] = code.as_str().into();
         }
-        flows::begin(kept, pending, now);
-        Ok(Given::ok(&answer))
-    })
+        flows::begin(kept, pending.clone(), now);
+        Ok((pending, answer))
+    })?;
+    if pending.device_code.is_some() {
+        consent::with_device(shared, &pending, &mut answer).await;
+    }
+    Ok(Given::ok(&answer))
 }
 
-fn result(shared: &Shared, asked: &Asked, verifier: &str) -> Result<Given, Refusal> {
+async fn result(shared: &Shared, asked: &Asked, verifier: &str) -> Result<Given, Refusal> {
     // It is polled, and so not counted.
     shared.authenticate(asked)?;
+    consent::progress(shared, verifier).await;
     shared.state.read(|kept| flows::result(kept, verifier, shared.now()).map(|result| Given::ok(&result)))
 }
 
@@ -282,7 +290,7 @@ async fn revoke(shared: &Shared, asked: &Asked, connector: &str) -> Result<Given
     }
     let body: Body = asked.json()?;
     let caller = shared.caller(asked, Class::Write, Permission::View)?;
-    let (connector, users, imported) = shared.state.change(|kept| {
+    let (connector, subject, unused, imported) = shared.state.change(|kept| {
         let subject = {
             let connector = find(&kept.world, connector)?;
             caller.may_use(connector)?;
@@ -308,24 +316,22 @@ async fn revoke(shared: &Shared, asked: &Asked, connector: &str) -> Result<Given
         let name = connector;
         let connector = kept.world.connector(name).ok_or_else(|| Refusal::about(Kind::ConnectorNotFound, name))?;
         let before = connector.clone();
-        let concerns = |user: Option<&str>| match &subject {
-            None => true,
-            Some(Subject::User { id, .. }) => user == Some(id),
-            Some(_) => user.is_none(),
-        };
+        let concerns = |user: Option<&str>| provider::concerns(subject.as_ref(), user);
         connector.granted_to.retain(|user| !concerns(Some(user)));
         connector.imported.retain(|token| !concerns(token.user.as_deref()));
-        let users = before.granted_to.iter().filter(|user| concerns(Some(user))).cloned().collect::<Vec<_>>();
+        // Of a grant that no token was got by, the provider has nothing to take back.
+        let is_unused = |user: &&String| !before.vault.contains_key(&provider::user_key(user));
+        let unused = before.granted_to.iter().filter(|user| concerns(Some(user))).filter(is_unused).count();
         let imported = before.imported.len() - connector.imported.len();
-        Ok((before, users, imported))
+        Ok((before, subject, unused, imported))
     })?;
-    let at_provider = provider::revoke(&shared.state, &connector, &users).await;
-    let deleted = users.len() + imported;
+    let at_provider = provider::revoke(&shared.state, &shared.providers, &connector, subject.as_ref()).await;
+    let deleted = at_provider.revoked + at_provider.skipped + at_provider.failed + unused + imported;
     Ok(Given::ok(&json!({
         "tokensFound": deleted,
         "deleted": deleted,
         "providerRevoked": at_provider.revoked,
-        "providerSkipped": at_provider.skipped + imported,
+        "providerSkipped": at_provider.skipped + unused + imported,
         "providerFailed": at_provider.failed,
     })))
 }

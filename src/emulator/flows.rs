@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::errors::{Kind, Refusal};
 use super::ids::{millis, random_id};
-use super::provider::Narrowing;
+use super::provider::{Narrowing, user_key};
 use super::state::Kept;
 use super::world::Installation;
 
@@ -183,6 +183,8 @@ pub fn approve(
         Decision::Authorize => {
             let user = flow.user.as_deref().or(user).map(str::to_owned).or(first);
             let user = user.ok_or_else(|| Refusal::about(Kind::BadRequest, "say which `user` consents"))?;
+            // What an earlier consent brought is over.
+            connector.vault.remove(&user_key(&user));
             if !connector.granted_to.contains(&user) {
                 connector.granted_to.push(user);
             }
@@ -192,6 +194,7 @@ pub fn approve(
             let tenant_id = flow.tenant.as_deref().or(tenant).unwrap_or("T0ACME").to_owned();
             let known = connector.installations.iter().find(|known| known.tenant_id == tenant_id);
             let id = known.map(|known| known.id.clone()).or(flow.installation).unwrap_or_else(|| random_id("inst", 16));
+            connector.vault.remove(&format!("app:{id}"));
             if !connector.installations.iter().any(|known| known.id == id) {
                 connector.installations.push(Installation { id: id.clone(), tenant_id });
             }
@@ -204,6 +207,12 @@ pub fn approve(
 /// Ends a flow without a grant.
 pub fn deny(kept: &mut Kept, request_code: &str, now: SystemTime) -> Result<Pending, Refusal> {
     settle(kept, request_code, Status::Canceled, now)
+}
+
+/// Ends a flow with the provider's error.
+pub fn fail(kept: &mut Kept, request_code: &str, code: &str, now: SystemTime) -> Result<Pending, Refusal> {
+    let error = json!({"code": code, "message": format!("The provider refused: {code}")});
+    settle(kept, request_code, Status::Error { error }, now)
 }
 
 fn settle(kept: &mut Kept, request_code: &str, status: Status, now: SystemTime) -> Result<Pending, Refusal> {

@@ -9,6 +9,7 @@ mod account;
 mod admin;
 pub mod caller;
 mod connect;
+mod consent;
 pub mod errors;
 pub mod exchange;
 pub mod fault;
@@ -45,6 +46,8 @@ use exchange::{Asked, Given};
 use fault::{Effect, Fault, Gate, Script};
 use limits::{Class, Counts};
 use oidc::{Issuer, Subject};
+use provider::Providers;
+use standin::Standins;
 use state::{Kept, State};
 use world::{Permission, World};
 
@@ -63,6 +66,8 @@ pub struct Options {
     pub state: Option<PathBuf>,
     /// How many of the last requests are remembered.
     pub remember: usize,
+    /// Whether a provider's token is handed out again while it lasts, as Connect does; a new one each time if not.
+    pub reuse_tokens: bool,
     /// Its clock.
     pub now: Now,
 }
@@ -71,7 +76,7 @@ impl Default for Options {
     fn default() -> Self {
         #[expect(clippy::disallowed_methods, reason = "the emulator is another machine, with a clock of its own")]
         let now = Arc::new(SystemTime::now);
-        Self { port: 0, tls: false, world: World::demo(), state: None, remember: usize::MAX, now }
+        Self { port: 0, tls: false, world: World::demo(), state: None, remember: usize::MAX, reuse_tokens: true, now }
     }
 }
 
@@ -106,9 +111,10 @@ struct Shared {
     issuer: Arc<Issuer>,
     /// Where it is, for the addresses of its own pages.
     origin: String,
+    providers: Providers,
     clock: Now,
     /// How many seconds the clock is off.
-    skew: AtomicI64,
+    skew: Arc<AtomicI64>,
     counts: Mutex<Counts>,
     received: watch::Sender<Vec<Received>>,
     remember: usize,
@@ -136,12 +142,17 @@ impl Emulator {
         });
         let issuer = issuer.await.map_err(io::Error::other)?.map_err(io::Error::other)?;
         let scheme = if ca_pem.is_some() { "https" } else { "http" };
+        let skew = Arc::new(AtomicI64::new(0));
+        let clock = skewed(options.now, skew.clone());
+        let origin = format!("{scheme}://{addr}");
         let shared = Arc::new(Shared {
+            providers: Providers::start(clock.clone(), format!("{origin}/connect/callback"), options.reuse_tokens)
+                .await?,
             state: State::new(kept, options.state, &issuer),
             issuer,
-            origin: format!("{scheme}://{addr}"),
-            clock: options.now,
-            skew: AtomicI64::new(0),
+            origin,
+            clock,
+            skew,
             counts: Mutex::default(),
             received: watch::Sender::new(Vec::new()),
             remember: options.remember,
@@ -211,6 +222,11 @@ impl Emulator {
         gate
     }
 
+    /// The providers that it asks unless a connector names another.
+    pub fn standins(&self) -> &Standins {
+        self.shared.providers.standins()
+    }
+
     /// All requests that are remembered, in the order of their arrival.
     pub fn received(&self) -> Vec<Received> {
         self.shared.received.borrow().clone()
@@ -229,12 +245,19 @@ impl Emulator {
     }
 }
 
-impl Shared {
-    fn now(&self) -> SystemTime {
-        let (now, skew) = ((self.clock)(), self.skew.load(Ordering::Relaxed));
+/// A clock that is off by some seconds.
+fn skewed(clock: Now, skew: Arc<AtomicI64>) -> Now {
+    Arc::new(move || {
+        let (now, skew) = (clock(), skew.load(Ordering::Relaxed));
         let by = Duration::from_secs(skew.unsigned_abs());
         let skewed = if skew < 0 { now.checked_sub(by) } else { now.checked_add(by) };
         skewed.unwrap_or(now)
+    })
+}
+
+impl Shared {
+    fn now(&self) -> SystemTime {
+        (self.clock)()
     }
 
     fn faults(&self) -> MutexGuard<'_, Vec<Fault>> {
@@ -271,6 +294,9 @@ impl Shared {
 
     /// Decides a request, as Vercel would.
     async fn decide(&self, asked: &Asked) -> Given {
+        if let Some(given) = consent::decide(self, asked).await {
+            return given;
+        }
         let decided = connect::decide(self, asked).await;
         let decided = decided.or_else(|| manage::decide(self, asked)).or_else(|| account::decide(self, asked));
         decided.unwrap_or(Err(Refusal::new(Kind::NotFound))).unwrap_or_else(Given::from)

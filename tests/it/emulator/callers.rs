@@ -31,7 +31,7 @@ async fn an_oidc_token_stands_for_its_project_in_its_environment() {
     for (bearer, body, status, says) in [
         (&web, APP, 200, ""),
         (&web, OTHER, 200, ""),
-        (&web, JWT, 200, ""),
+        (&web, JWT, 422, "cannot serve"),
         (&production, APP, 200, ""),
         (&web, r#"{"subject":{"type":"user","id":"nobody"}}"#, 422, "has not authorized"),
         (&web, r#"{"subject":{"type":"spirit"}}"#, 422, "cannot serve"),
@@ -47,7 +47,7 @@ async fn an_oidc_token_stands_for_its_project_in_its_environment() {
         assert!(given == status && message.contains(says), "{body}: {given} {code}: {message}");
     }
     let mine = request(&emulator, &web, "POST", SLACK).json(r#"{"subject":{"type":"user"}}"#).send().await;
-    assert!(mine.token().starts_with("xoxp-"), "the user that the token was issued to");
+    assert!(mine.token().starts_with("xoxe.xoxp-"), "the user that the token was issued to");
     let unlinked = request(&emulator, &web, "POST", "/v1/connect/token/oauth%2Flinear").json(APP);
     assert_eq!(refusal(unlinked).await.0, 403);
     for (method, target) in [

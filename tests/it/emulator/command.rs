@@ -56,7 +56,7 @@ async fn the_lines_for_first_use_are_right_as_they_stand() {
     let file = std::fs::read_to_string(home.path().join(".env.local")).expect("an env file");
     let ask = Request::new(serving.addr, "POST", SLACK).json(APP);
     let reply = ask.header("authorization", &format!("Bearer {}", token(&file))).send().await;
-    assert!(reply.token().starts_with("xoxb-"));
+    assert!(reply.token().starts_with("xoxe.xoxb-"));
     assert_eq!(line(&serving, "the sidecar"), format!("connect-sidecar --upstream http://{}", serving.addr));
     assert_eq!(line(&serving, ".vercel/project.json"), r#"{"projectId":"prj_web","orgId":"team_acme"}"#);
     let cli: Vec<_> = line(&serving, "the Vercel CLI").split(' ').collect();

@@ -43,7 +43,7 @@ async fn a_consent_that_is_given_brings_a_token() {
     let approved = admin(&emulator, "POST", "consents", &json!({ "url": url }).to_string()).await;
     assert_eq!((approved.status, &approved.json()["status"]), (200, &"success".into()));
     assert_eq!(result(&emulator, &begun["verifier"]).await["status"], "success");
-    assert!(ask().send().await.token().starts_with("xoxp-"));
+    assert!(ask().send().await.token().starts_with("xoxe.xoxp-"));
     let again = admin(&emulator, "POST", "consents", &json!({ "url": url }).to_string()).await;
     assert_eq!(again.status, 404, "it is decided");
 }

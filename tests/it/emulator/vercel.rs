@@ -64,11 +64,11 @@ async fn tokens_are_got_and_taken_back() {
         OWNER,
         &[
             ("connect list --all-projects --json", 0, "\"uid\": \"oauth/linear\""),
-            ("connect token slack/acme-slack --subject app --json", 0, "\"token\": \"xoxb-"),
-            ("connect token slack/acme-slack", 0, "xoxp-"),
+            ("connect token slack/acme-slack --subject app --json", 0, "\"token\": \"xoxe.xoxb-"),
+            ("connect token slack/acme-slack", 0, "xoxe.xoxp-"),
             ("connect revoke-tokens slack/acme-slack --my-tokens --yes", 0, "(1 token deleted)"),
             ("connect token slack/acme-slack", 1, "The user has not authorized the connector."),
-            ("connect revoke-tokens slack/acme-slack --all-tokens --yes", 0, "(2 tokens deleted)"),
+            ("connect revoke-tokens slack/acme-slack --all-tokens --yes", 0, "(3 tokens deleted)"),
             ("connect token slack/none", 1, "Connector not found"),
         ],
     )
@@ -82,7 +82,7 @@ async fn a_role_that_does_not_permit_it_is_told_so() {
         &emulator,
         "vca_developer",
         &[
-            ("connect token slack/acme-slack --subject user", 0, "xoxp-"),
+            ("connect token slack/acme-slack --subject user", 0, "xoxe.xoxp-"),
             ("connect attach oauth/linear -e preview --yes", 1, "Owner or Member role required"),
             ("connect detach slack/acme-slack --yes", 1, "Owner or Member role required"),
             ("connect revoke-tokens slack/acme-slack --all-tokens --yes", 1, "You don't have permission to revoke"),
