@@ -20,6 +20,7 @@ mod layout;
 mod limits;
 mod listening;
 mod policy;
+mod providers;
 mod readme;
 mod soak;
 mod status;
