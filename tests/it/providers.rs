@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use connect_sidecar::emulator::keys::RsaKey;
 use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
 use connect_sidecar::emulator::standin::{App, Seen};
@@ -497,6 +500,144 @@ async fn a_provider_elsewhere_is_found_by_its_issuer() {
     desk.pass(HOUR);
     let second = desk.token("oauth", USER).await;
     assert!(second != token && theirs.use_token("oauth", &second).await);
+}
+
+/// A client of the plain OAuth provider that does as it is told, also wrongly.
+struct Client {
+    base: String,
+    secret: String,
+}
+
+const REDIRECT: &str = "http://127.0.0.1:1/cb";
+const VERIFIER: &str = "a-verifier-that-nobody-guesses-a-verifier-that";
+
+impl Client {
+    fn new(desk: &Desk) -> Self {
+        let console = desk.emulator.standins().console();
+        let app = App { name: "x".into(), redirect_uris: vec![REDIRECT.into()], token_life: 60, ..App::default() };
+        let secret = console.register("oauth", &app).expect("registered").client_secret;
+        console.consent("oauth", "client-x", "ada");
+        Self { base: desk.emulator.standins().base("oauth"), secret }
+    }
+
+    /// Where the authorization endpoint leads, with these parameters changed.
+    async fn authorize(&self, change: &[(&str, &str)]) -> (u16, BTreeMap<String, String>) {
+        let challenge = BASE64_URL_SAFE_NO_PAD.encode(digest(&SHA256, VERIFIER.as_bytes()));
+        let usual = [
+            ("client_id", "client-x"),
+            ("redirect_uri", REDIRECT),
+            ("response_type", "code"),
+            ("code_challenge", &challenge),
+            ("code_challenge_method", "S256"),
+            ("prompt", "none"),
+            ("login_hint", "ada"),
+            ("scope", "openid"),
+            ("nonce", "n"),
+        ];
+        let url = format!("{}/authorize?{}", self.base, pairs(&usual, change));
+        let reply = Browser::default().send("GET", &url, &[], None).await;
+        let query = reply.header("location").and_then(|to| to.split_once('?')).map_or("", |(_, query)| query);
+        let query = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+        (reply.status, query)
+    }
+
+    /// What the token endpoint says to a code, with these parameters changed: an error, or nothing.
+    async fn redeem(&self, code: &str, change: &[(&str, &str)]) -> Value {
+        let usual = [
+            ("grant_type", "authorization_code"),
+            ("code", code),
+            ("redirect_uri", REDIRECT),
+            ("code_verifier", VERIFIER),
+            ("client_id", "client-x"),
+            ("client_secret", &self.secret),
+        ];
+        let url = format!("{}/token", self.base);
+        Browser::default().send("POST", &url, &[], Some(&pairs(&usual, change))).await.json()
+    }
+}
+
+/// Parameters with some changed, and those left out that are changed to nothing.
+fn pairs(usual: &[(&str, &str)], change: &[(&str, &str)]) -> String {
+    let changed = |name: &str| change.iter().find(|(changed, _)| *changed == name).map(|(_, value)| *value);
+    let mut text = form_urlencoded::Serializer::new(String::new());
+    text.extend_pairs(
+        usual.iter().map(|(name, value)| (name, changed(name).unwrap_or(value))).filter(|(_, v)| !v.is_empty()),
+    );
+    text.finish()
+}
+
+#[tokio::test]
+async fn the_stand_in_refuses_what_the_rfcs_refuse() {
+    let desk = Desk::new(|_| {}).await;
+    let client = Client::new(&desk);
+    for (change, error) in [
+        (("code_challenge", ""), "invalid_request"),
+        (("code_challenge_method", "plain"), "invalid_request"),
+        (("code_challenge", "short"), "invalid_request"),
+        (("response_type", "token"), "unsupported_response_type"),
+        (("login_hint", "eve"), "consent_required"),
+    ] {
+        let (status, query) = client.authorize(&[change]).await;
+        assert_eq!((status, query.get("error").map(String::as_str)), (303, Some(error)), "{change:?}");
+    }
+    for change in [("redirect_uri", "http://evil.example/"), ("client_id", "client-y")] {
+        let (status, query) = client.authorize(&[change]).await;
+        assert_eq!((status, query.len()), (400, 0), "nobody is sent there: {change:?}");
+    }
+    for (change, error) in [
+        (("code_verifier", "another-verifier-that-nobody-guesses-another-one"), "invalid_grant"),
+        (("code_verifier", ""), "invalid_grant"),
+        (("redirect_uri", "http://127.0.0.1:1/other"), "invalid_grant"),
+        (("client_secret", "wrong"), "invalid_client"),
+        (("grant_type", "password"), "unsupported_grant_type"),
+    ] {
+        let code = client.authorize(&[]).await.1["code"].clone();
+        assert_eq!(client.redeem(&code, &[change]).await["error"], error, "{change:?}");
+    }
+    let code = client.authorize(&[]).await.1["code"].clone();
+    desk.pass(Duration::from_secs(60));
+    assert_eq!(client.redeem(&code, &[]).await["error"], "invalid_grant", "over");
+    let code = client.authorize(&[]).await.1["code"].clone();
+    let token = client.redeem(&code, &[]).await["access_token"].as_str().expect("a token").to_owned();
+    assert!(desk.use_token("oauth", &token).await);
+    assert_eq!(client.redeem(&code, &[]).await["error"], "invalid_grant", "a code is for once");
+    assert!(!desk.use_token("oauth", &token).await, "and its second use ends what came of the first");
+}
+
+#[tokio::test]
+async fn an_id_token_is_verified_by_the_published_keys() {
+    let desk = Desk::new(|_| {}).await;
+    let client = Client::new(&desk);
+    let code = client.authorize(&[]).await.1["code"].clone();
+    let answer = client.redeem(&code, &[]).await;
+    let keys = Browser::default().send("GET", &format!("{}/jwks", client.base), &[], None).await.json();
+    let jwk = serde_json::from_value(keys["keys"][0].clone()).expect("a JWK");
+    let mut validation = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::RS256);
+    validation.set_audience(&["client-x"]);
+    validation.set_issuer(&[&client.base]);
+    let key = jsonwebtoken::DecodingKey::from_jwk(&jwk).expect("a key");
+    let id_token = answer["id_token"].as_str().expect("an ID token");
+    let claims = jsonwebtoken::decode::<Value>(id_token, &key, &validation).expect("verified").claims;
+    assert_eq!((&claims["sub"], &claims["nonce"]), (&json!("ada"), &json!("n")));
+}
+
+#[tokio::test]
+async fn a_device_that_polls_too_often_is_told_to_slow_down() {
+    let desk = Desk::new(|_| {}).await;
+    let client = Client::new(&desk);
+    let form = pairs(&[("client_id", "client-x"), ("client_secret", &client.secret)], &[]);
+    let url = format!("{}/device_authorization", client.base);
+    let begun = Browser::default().send("POST", &url, &[], Some(&form)).await.json();
+    let grant = "urn:ietf:params:oauth:grant-type:device_code";
+    let form = format!("{form}&grant_type={grant}&device_code={}", begun["device_code"].as_str().expect("a code"));
+    let url = format!("{}/token", client.base);
+    for (passed, error) in
+        [(0, "authorization_pending"), (4, "slow_down"), (5, "authorization_pending"), (600, "expired_token")]
+    {
+        desk.pass(Duration::from_secs(passed));
+        let reply = Browser::default().send("POST", &url, &[], Some(&form)).await;
+        assert_eq!((reply.status, &reply.json()["error"]), (400, &json!(error)), "after {passed} s");
+    }
 }
 
 #[tokio::test]
