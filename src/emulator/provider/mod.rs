@@ -163,8 +163,10 @@ impl From<ProviderError> for Kind {
 pub(super) struct Refused(String);
 
 impl Refused {
+    /// By a code of the provider's, if it looks like one: it is shown, and could be anything.
     fn new(code: &str) -> Self {
-        Self(code.to_owned())
+        let is_code = code.len() <= 40 && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        Self(if is_code { code.to_owned() } else { "refused".to_owned() })
     }
 
     fn of(answer: &Value) -> Self {
@@ -538,5 +540,25 @@ async fn first(providers: &Providers, party: &Party, ask: &Ask, held: &mut Held)
         // The grant is as wide as it can be; the token is narrowed from it.
         (Some(token), false) => party.refresh(token, &ask.narrowing).await,
         _ => Ok(fetched),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_provider_says_is_shown_only_if_it_is_a_code() {
+        for (said, shown) in [
+            (json!({"error": "invalid_grant"}), "invalid_grant"),
+            (json!({"error": "rt_S3CRET"}), "refused"),
+            (json!({"message": "Bad credentials"}), "refused"),
+            (json!({"error": "x".repeat(41)}), "refused"),
+            (json!("text"), "invalid_answer"),
+        ] {
+            assert_eq!(Refused::of(&said).code(), shown, "{said}");
+        }
     }
 }
