@@ -55,6 +55,27 @@ pub enum Command {
     /// The local CA, which the commands of `run` trust for Vercel's hosts and nobody else does
     #[command(subcommand)]
     Ca(CaCommand),
+    /// Stand in for Vercel Connect: the upstream of a sidecar, of the Vercel CLI and of tests, without account or network
+    ///
+    /// Listens on 127.0.0.1, on port 2775 unless --port says otherwise.
+    Emulate(EmulateArgs),
+}
+
+/// How the emulator starts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub struct EmulateArgs {
+    /// Who and what there is at the start, in TOML [default: the demo's team]
+    #[arg(long, value_name = "FILE")]
+    pub seed: Option<PathBuf>,
+    /// Keep everything in this file across restarts; once it is there, the seed is not read any more
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
+    /// Speak TLS, with a certificate of a CA made for this run
+    #[arg(long)]
+    pub tls: bool,
+    /// Print a seed that shows all there is, and end
+    #[arg(long)]
+    pub example_seed: bool,
 }
 
 /// What to do with the local CA.

@@ -107,6 +107,24 @@ pub struct Mistake {
     pub message: String,
 }
 
+/// Reads `--port` for a command that is not configured otherwise, and refuses the flags that it has no use for: all but
+/// `allowed`, for the reason `why`.
+pub fn port_of(args: &GlobalArgs, allowed: &[&str], why: &str) -> Result<Option<u16>, ConfigError> {
+    let mut flags = sources::flags(args, Path::new(""));
+    let mut mistakes = Vec::new();
+    let port = flags.iter().find(|(key, _)| *key == "port").and_then(|(_, value)| {
+        let port = values::port(value);
+        port.map_err(|message| mistakes.push(Mistake { place: value.place.clone(), message })).ok()
+    });
+    flags.retain(|(key, _)| *key != "port");
+    let paths = [("--config", args.config.is_some()), ("--project", args.project.is_some())];
+    let paths = paths.into_iter().filter(|(_, is_given)| *is_given).map(|(flag, _)| flag.to_owned());
+    let given = paths.chain(flags.into_iter().map(|(_, value)| value.place));
+    let useless = given.filter(|flag| !allowed.contains(&flag.as_str()));
+    mistakes.extend(useless.map(|place| Mistake { place, message: format!("{why}; leave this out") }));
+    if mistakes.is_empty() { Ok(port) } else { Err(ConfigError(mistakes)) }
+}
+
 /// All that is wrong with the configuration. Ends the process with exit code 2.
 #[derive(Debug)]
 pub struct ConfigError(pub Vec<Mistake>);

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::cli::GlobalArgs;
-use crate::config::{Config, ConfigError, Environment, Mistake};
+use crate::config::{self, Config, ConfigError, Environment};
 use crate::emulator::oidc::DEVELOPMENT_LIFE;
 use crate::emulator::{Emulator, Options};
 
@@ -34,6 +34,9 @@ use crate::emulator::{Emulator, Options};
 const SLACK: &str = "slack%2Facme-slack";
 /// A connector that is not linked to the demo's project.
 const UNLINKED: &str = "salesforce%2Fcrm";
+/// The flags that mean something for it, besides the port.
+const USEFUL_FLAGS: [&str; 6] =
+    ["--allowed-host", "--allowed-origin", "--allow-forwarded", "--unix-socket", "--log-format", "--log-level"];
 /// The life of the token that is about to end, which is inside the smallest default step of `warn_before`.
 const SHORT_LIFE: Duration = Duration::from_secs(4 * 60);
 /// The tour's tokens, in their order, were issued this long ago: each is younger than the one before, to the second that
@@ -66,7 +69,8 @@ impl Demo {
     /// Starts the emulator and sets up the project, and says how the sidecar for it is configured. Of the caller's flags
     /// and environment it takes the port and how to log.
     pub async fn prepare(args: &GlobalArgs, environment: Environment<'_>) -> Result<(Self, Config), DemoError> {
-        refuse_useless_flags(args)?;
+        let why = "the demo has a project, an upstream and a credential of its own";
+        config::port_of(args, &USEFUL_FLAGS, why)?;
         let scratch = tempfile::Builder::new()
             .prefix("connect-sidecar-demo-")
             .permissions(std::fs::Permissions::from_mode(0o700))
@@ -139,31 +143,6 @@ impl Demo {
             std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(self.env_path())?;
         file.write_all(self.emulator.env_file(ago, left).as_bytes())
     }
-}
-
-fn refuse_useless_flags(args: &GlobalArgs) -> Result<(), ConfigError> {
-    let given = [
-        ("--config", args.config.is_some()),
-        ("--project", args.project.is_some()),
-        ("--env-file", args.env_file.is_some()),
-        ("--upstream", args.upstream.is_some()),
-        ("--upstream-ca", args.upstream_ca.is_some()),
-        ("--auth", args.auth.is_some()),
-        ("--team-id", args.team_id.is_some()),
-        ("--bearer-host", !args.bearer_hosts.is_empty()),
-        ("--use-env-proxy", args.use_env_proxy),
-        ("--require-key", args.require_key),
-        ("--dangerously-listen-on-network", args.dangerously_listen_on_network.is_some()),
-    ];
-    let mistakes: Vec<_> = given
-        .into_iter()
-        .filter(|(_, is_given)| *is_given)
-        .map(|(flag, _)| Mistake {
-            place: flag.into(),
-            message: "the demo has a project, an upstream and a credential of its own; leave this out".into(),
-        })
-        .collect();
-    if mistakes.is_empty() { Ok(()) } else { Err(ConfigError(mistakes)) }
 }
 
 /// What the sidecar logs: kept for the tour to show in its place, and straight to stderr afterwards.

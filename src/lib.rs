@@ -8,7 +8,7 @@
 //! - [`intercept`]: programs that can only be led here by their proxy settings. CONNECT, a local CA, blind tunnels.
 //! - [`server`] accepts connections; [`app`] wires everything; [`config`] reads flags, environment and files.
 //! - [`run`]: unmodified apps. Runs a command whose requests go through the sidecar.
-//! - [`emulator`] stands in for Connect; [`demo`] shows the main job against it.
+//! - [`emulator`] stands in for Connect; [`demo`] shows the main job against it, [`emulate`] runs it by itself.
 //!
 //! # One request
 //!
@@ -28,6 +28,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod demo;
+pub mod emulate;
 pub mod emulator;
 pub mod hardening;
 pub mod identity;

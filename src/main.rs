@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use clap::Parser;
 use connect_sidecar::app::{App, StartupError};
-use connect_sidecar::cli::{CaCommand, Cli, Command, Format, GlobalArgs};
+use connect_sidecar::cli::{CaCommand, Cli, Command, EmulateArgs, Format, GlobalArgs};
 use connect_sidecar::clock::Clock;
 use connect_sidecar::config::{self, Config, ConfigError};
 use connect_sidecar::demo::{Demo, DemoError};
+use connect_sidecar::emulate::{self, EmulateError, Emulation};
 use connect_sidecar::hardening::Inherited;
 use connect_sidecar::identity::Reloader;
 use connect_sidecar::intercept::ca;
@@ -38,6 +39,8 @@ enum Failure {
     Demo(#[from] DemoError),
     #[error(transparent)]
     Run(#[from] RunError),
+    #[error(transparent)]
+    Emulate(#[from] EmulateError),
     #[error("could not {0}: {1}")]
     System(&'static str, io::Error),
 }
@@ -46,11 +49,18 @@ impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Demo(DemoError::Config(_)) => BAD_CONFIGURATION,
+            Self::Emulate(EmulateError::Config(_) | EmulateError::Seed(..) | EmulateError::File(..)) => {
+                BAD_CONFIGURATION
+            }
+            Self::Emulate(EmulateError::PortTaken(_)) => PORT_TAKEN,
             Self::Startup(error) | Self::Run(RunError::Startup(error)) => exit_code(error),
             Self::Run(RunError::Command(error)) => error.exit_code(),
             // A local CA that is not safe to use.
             Self::Run(RunError::Unanswered(Unanswered::NoInterception(_))) => BAD_CONFIGURATION,
-            Self::Run(_) | Self::Demo(DemoError::Setup(..)) | Self::System(..) => FAILED,
+            Self::Run(_)
+            | Self::Demo(DemoError::Setup(..))
+            | Self::Emulate(EmulateError::Setup(..))
+            | Self::System(..) => FAILED,
         }
     }
 }
@@ -97,6 +107,7 @@ fn run(cli: &Cli, limits: Inherited) -> Result<ExitCode, Failure> {
             }
             Command::Env { format, no_intercept } => print_env(&cli.global, *format, !no_intercept).await,
             Command::Ca(CaCommand::Remove) => remove_ca(),
+            Command::Emulate(args) => emulate(args, &cli.global).await,
         }
     });
     // A file system that does not answer must not keep the process.
@@ -113,8 +124,8 @@ async fn serve(args: &GlobalArgs) -> Result<ExitCode, Failure> {
     let config = load(args)?;
     let _log = logging::start(config.logging);
     let app = App::bind(config, Clock::system()).await?;
-    let stops = Stops::listen(app.reloader())?;
-    say_ready("connect-sidecar", app.addr());
+    let stops = Stops::listen(Some(app.reloader()))?;
+    say_ready("connect-sidecar", &format!("http://{}", app.addr()));
     Ok(until_stopped(stops, |stop| app.serve(stop)).await)
 }
 
@@ -137,9 +148,9 @@ async fn demo(args: &GlobalArgs, once: bool) -> Result<ExitCode, Failure> {
     let color = config.logging.color;
     let _log = logging::start_with(logging::Options { color: false, ..config.logging }, demo.log());
     let app = App::bind(config, Clock::system()).await?;
-    let stops = Stops::listen(app.reloader())?;
+    let stops = Stops::listen(Some(app.reloader()))?;
     let addr = app.addr();
-    say_ready("connect-sidecar", addr);
+    say_ready("connect-sidecar", &format!("http://{addr}"));
     let code = until_stopped(stops, |stop| async {
         let stopping = CancellationToken::new();
         let touring = stopping.run_until_cancelled(async {
@@ -192,10 +203,28 @@ fn of_a_command(args: &GlobalArgs) -> GlobalArgs {
     }
 }
 
+async fn emulate(args: &EmulateArgs, global: &GlobalArgs) -> Result<ExitCode, Failure> {
+    if args.example_seed {
+        let _ = io::stdout().write_all(emulate::EXAMPLE_SEED.as_bytes());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let stops = Stops::listen(None)?;
+    let emulation = Emulation::start(args, global).await?;
+    if !global.quiet {
+        let _ = io::stderr().write_all(emulation.first_use().as_bytes());
+    }
+    say_ready("connect-sidecar emulator", &emulation.url());
+    Ok(until_stopped(stops, |stop| async {
+        stop.await;
+        true
+    })
+    .await)
+}
+
 /// The one line on stdout. A closed stdout is no reason to stop.
-fn say_ready(what: &str, addr: std::net::SocketAddr) {
+fn say_ready(what: &str, url: &str) {
     let mut stdout = io::stdout().lock();
-    let _ = writeln!(stdout, "{what} listening on http://{addr}").and_then(|()| stdout.flush());
+    let _ = writeln!(stdout, "{what} listening on {url}").and_then(|()| stdout.flush());
 }
 
 /// Serves until a signal, then lets it drain; a second signal ends at once.
@@ -216,13 +245,13 @@ where
     }
 }
 
-/// SIGINT and SIGTERM, counted; SIGHUP reads the env file again.
+/// SIGINT and SIGTERM, counted; SIGHUP reads the env file again, or is one of them where there is none.
 struct Stops {
     count: watch::Receiver<u32>,
 }
 
 impl Stops {
-    fn listen(reloader: Reloader) -> Result<Self, Failure> {
+    fn listen(reloader: Option<Reloader>) -> Result<Self, Failure> {
         let on = |kind| signal(kind).map_err(|e| Failure::System("listen for signals", e));
         let (mut interrupt, mut terminate, mut hangup): (Signal, Signal, Signal) =
             (on(SignalKind::interrupt())?, on(SignalKind::terminate())?, on(SignalKind::hangup())?);
@@ -232,7 +261,10 @@ impl Stops {
                 tokio::select! {
                     _ = interrupt.recv() => counter.send_modify(|count| *count += 1),
                     _ = terminate.recv() => counter.send_modify(|count| *count += 1),
-                    _ = hangup.recv() => reloader.reload().await,
+                    _ = hangup.recv() => match &reloader {
+                        Some(reloader) => reloader.reload().await,
+                        None => counter.send_modify(|count| *count += 1),
+                    },
                 }
             }
         });

@@ -71,7 +71,7 @@ pub(super) enum Raw {
 pub(super) struct Value {
     pub(super) raw: Raw,
     /// For people: `--port`, `CONNECT_SIDECAR_PORT`, `sidecar.toml:3: port`.
-    place: String,
+    pub(super) place: String,
     /// From a file, where types are as written.
     pub(super) is_file: bool,
     /// From a variable, where a list is written with commas.
@@ -328,7 +328,7 @@ fn raw(value: &DeValue<'_>) -> Raw {
     }
 }
 
-fn flags(args: &GlobalArgs, current_dir: &Path) -> Vec<(&'static str, Value)> {
+pub(super) fn flags(args: &GlobalArgs, current_dir: &Path) -> Vec<(&'static str, Value)> {
     let text = |value: &Option<String>| value.clone().map(Raw::Text);
     let list = |items: &[String]| (!items.is_empty()).then(|| Raw::List(items.to_vec()));
     let yes = |flag: bool| flag.then_some(Raw::Boolean(true));

@@ -1,72 +1,93 @@
 //! What the Vercel CLI asks of an account: who the user is, teams, projects, and fresh OIDC tokens (connect-contract.md
 //! sections 1.5, 6 and 7).
 
-use std::time::SystemTime;
-
-use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::connect::{Asked, Given};
-use super::oidc::{DEVELOPMENT_LIFE, Issuer, Subject};
-use super::world::{Project, World};
+use super::Shared;
+use super::caller::Caller;
+use super::errors::{Kind, Refusal};
+use super::exchange::{Asked, Given};
+use super::oidc::{self, Subject};
+use super::world::{Permission, Project, Role, World};
 
-/// Answers a request for an account route; `None` if it is for another.
-pub(super) fn decide(world: &World, issuer: &Issuer, now: SystemTime, asked: &Asked<'_>) -> Option<Given> {
-    let path = asked.target.split('?').next().unwrap_or_default();
-    let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
-    let project = |name: &str| world.projects.iter().find(|project| project.id == name || project.name == name);
-    let token = |project: &Project| {
-        let subject =
-            Subject { project: project.name.clone(), project_id: project.id.clone(), ..Subject::development(world) };
-        issuer.issue(&subject, now, DEVELOPMENT_LIFE)
+/// Answers a request for an account route, or for the issuer's keys; `None` if it is for another.
+pub(super) fn decide(shared: &Shared, asked: &Asked) -> Option<Result<Given, Refusal>> {
+    let (method, path) = asked.route();
+    let (is_get, is_post) = (method == "GET", method == "POST");
+    match path.as_slice() {
+        [".well-known", "jwks"] if is_get => return Some(Ok(Given::ok(&json!(shared.issuer.key_set())))),
+        [".well-known", "openid-configuration"] if is_get => {
+            return Some(Ok(Given::ok(&oidc::discovery(&shared.origin, None))));
+        }
+        [slug, ".well-known", "openid-configuration"] if is_get => {
+            let is_ours = shared.state.read(|kept| kept.world.team.slug == *slug);
+            let given = is_ours.then(|| Given::ok(&oidc::discovery(&shared.origin, Some(slug))));
+            return Some(given.ok_or(Refusal::new(Kind::NotFound)));
+        }
+        _ => {}
+    }
+    let signed_in = |answer: &dyn Fn(&World, &Caller, &str) -> Result<Value, Refusal>| {
+        let caller = shared.authenticate(asked)?;
+        let user = caller.user().filter(|_| caller.is_person()).ok_or(Refusal::new(Kind::PersonRequired))?;
+        shared.state.read(|kept| answer(&kept.world, &caller, user)).map(|body| Given::ok(&body))
     };
-    let answer = match (asked.method, parts.as_slice()) {
-        (&Method::GET, ["v2", "user"]) => Some(json!({"user": user(world)})),
-        (&Method::GET, ["v1" | "v2", "teams"]) => {
-            Some(json!({"teams": [team(world)], "pagination": {"count": 1, "next": null, "prev": null}}))
-        }
-        (&Method::GET, ["teams", name] | ["v2", "teams", name]) => {
-            (*name == world.team.id || *name == world.team.slug).then(|| team(world))
-        }
-        (&Method::GET, ["v9", "projects", name]) => {
-            project(name).map(|p| json!({"id": p.id, "name": p.name, "accountId": world.team.id, "link": null}))
-        }
-        (&Method::GET, ["v3", "env", "pull", name, "development"]) => {
-            project(name).map(|p| json!({"env": {"VERCEL_OIDC_TOKEN": token(p)}, "buildEnv": {}}))
-        }
-        (&Method::GET, ["v10", "projects", name, "env"]) => project(name).map(|_| json!({"envs": []})),
-        (&Method::POST, ["projects", name, "token"] | ["v1", "projects", name, "token"]) => {
-            project(name).map(|p| json!({"token": token(p)}))
+    let in_project = |name: &str, answer: &dyn Fn(&World, &Project, &str) -> Value| {
+        signed_in(&|world, caller, user| {
+            let project = world.project(name).filter(|project| caller.is_in_project(&project.id));
+            project.map(|project| answer(world, project, user)).ok_or(Refusal::new(Kind::NotFound))
+        })
+    };
+    let secret = |name: &str, answer: &dyn Fn(&World, &Project, &str) -> Value| {
+        // Whoever may only look gets no credential.
+        signed_in(&|world, caller, _| caller.may(world, Permission::Token).map(|()| Value::Null))?;
+        in_project(name, answer)
+    };
+    let token = |world: &World, project: &Project, user: &str| {
+        let subject = Subject::of(world, Some(project), Some(user));
+        shared.issuer.issue(&subject, shared.now(), world.team.oidc_token_life)
+    };
+    Some(match path.as_slice() {
+        ["v2", "user"] if is_get => signed_in(&|world, _, id| Ok(json!({"user": user(world, id)}))),
+        ["v1" | "v2", "teams"] if is_get => signed_in(&|world, _, id| {
+            let page = json!({"count": 1, "next": null, "prev": null});
+            Ok(json!({"teams": [team(world, id)], "pagination": page}))
+        }),
+        ["teams", name] | ["v2", "teams", name] if is_get => signed_in(&|world, _, id| {
+            let is_ours = world.is_team(name);
+            is_ours.then(|| team(world, id)).ok_or(Refusal::new(Kind::NotFound))
+        }),
+        ["v9", "projects", name] if is_get => in_project(
+            name,
+            &|world, project, _| json!({"id": project.id, "name": project.name, "accountId": world.team.id, "link": null}),
+        ),
+        ["v3", "env", "pull", name, environment] if is_get => secret(name, &|world, project, user| {
+            let mut env = json!(project.env);
+            if *environment == "development" {
+                env["VERCEL_OIDC_TOKEN"] = token(world, project, user).into();
+            }
+            json!({"env": env, "buildEnv": {}})
+        }),
+        ["v10", "projects", name, "env"] if is_get => in_project(name, &|_, _, _| json!({"envs": []})),
+        ["projects", name, "token"] | ["v1", "projects", name, "token"] if is_post => {
+            secret(name, &|world, project, user| json!({"token": token(world, project, user)}))
         }
         _ => return None,
-    };
-    Some(match (is_signed_in(world, asked.headers), answer) {
-        (false, _) => error(
-            StatusCode::FORBIDDEN,
-            &json!({"code": "forbidden", "message": "Not authorized", "invalidToken": true}),
-        ),
-        (true, None) => error(StatusCode::NOT_FOUND, &json!({"code": "not_found", "message": "Not found"})),
-        (true, Some(body)) => Given { status: StatusCode::OK, body: Some(body) },
     })
 }
 
-fn error(status: StatusCode, error: &Value) -> Given {
-    Given { status, body: Some(json!({ "error": error })) }
-}
-
-fn is_signed_in(world: &World, headers: &HeaderMap) -> bool {
-    let bearer = headers.get("authorization").and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    bearer.is_some_and(|bearer| world.cli_sessions.iter().any(|session| session == bearer))
-}
-
-fn user(world: &World) -> Value {
-    let id = world.users.first().map_or("user", String::as_str);
+fn user(world: &World, id: &str) -> Value {
     let name = id.trim_start_matches("user_");
-    json!({"id": id, "username": name, "name": name, "email": format!("{name}@acme.example"),
+    json!({"id": id, "username": name, "name": name, "email": format!("{name}@{}.example", world.team.slug),
         "version": "northstar", "defaultTeamId": world.team.id})
 }
 
-fn team(world: &World) -> Value {
+fn team(world: &World, user: &str) -> Value {
+    let role = match world.member(user).map(|member| member.role) {
+        Some(Role::Owner) => "OWNER",
+        Some(Role::Member) => "MEMBER",
+        Some(Role::Developer) => "DEVELOPER",
+        Some(Role::Viewer) | None => "VIEWER",
+    };
     json!({"id": world.team.id, "slug": world.team.slug, "name": world.team.slug,
-        "membership": {"role": "OWNER", "confirmed": true}})
+        "membership": {"role": role, "confirmed": true}})
 }

@@ -1,28 +1,92 @@
-//! Routes that Connect does not have: the emulator's own, below `/_emulator/`. They need no credential and change nothing.
+//! Routes that Connect does not have: the emulator's own, below `/_emulator/`. They need no credential, so that a page in a
+//! browser must not reach them: it could get itself a token.
 
-use std::time::Duration;
+use aws_lc_rs::digest::{SHA256, digest};
+use http::header::{HOST, ORIGIN};
+use http::uri::Authority;
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
 
-use http::Method;
+use super::errors::{Kind, Refusal};
+use super::exchange::{Asked, Given};
+use super::fault::Script;
+use super::flows::{self, Decision};
+use super::oidc::Subject;
+use super::{Received, Shared};
 
-/// What the emulator itself is asked for.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Request {
-    /// `GET /_emulator/env.local?life=4m`: an env file with a fresh token of that life, as `vercel env pull` would
-    /// write it; 12 hours where none is asked for.
-    EnvFile(Duration),
+/// Answers a request for the emulator itself; `None` if it is for another.
+pub(super) fn decide(shared: &Shared, asked: &Asked) -> Option<Given> {
+    let (method, path) = asked.route();
+    let ["_emulator", path @ ..] = path.as_slice() else { return None };
+    if !is_local(&asked.headers) {
+        return Some(text(StatusCode::FORBIDDEN, "not for browsers, nor for a Host that is not loopback"));
+    }
+    Some(match (method, path) {
+        ("GET", ["env.local"]) => env_file_as_asked(shared, asked),
+        ("GET", ["requests"]) => {
+            let received = shared.received.borrow();
+            Given::ok(&json!({"requests": received.iter().map(shown).collect::<Vec<_>>()}))
+        }
+        ("POST", ["faults"]) => match asked.json::<Script>() {
+            Ok(script) => match shared.script(&script) {
+                Ok(()) => Given::no_content(),
+                Err(wrong) => text(StatusCode::BAD_REQUEST, wrong),
+            },
+            Err(refusal) => refusal.into(),
+        },
+        ("DELETE", ["faults"]) => {
+            shared.clear_faults();
+            Given::no_content()
+        }
+        ("GET", ["consents"]) => shared.state.read(|kept| Given::ok(&json!({ "consents": kept.pending }))),
+        ("POST", ["consents"]) => settle(shared, asked).map_or_else(Given::from, |status| Given::ok(&status)),
+        _ => text(StatusCode::NOT_FOUND, "the emulator has env.local, requests, faults and consents"),
+    })
 }
 
-/// Reads a request's target; `None` if it is not for the emulator itself.
-pub(super) fn read(method: &Method, target: &str) -> Option<Request> {
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    if *method != Method::GET || path != "/_emulator/env.local" {
-        return None;
-    }
-    let life = match query.strip_prefix("life=") {
-        Some(life) => humantime::parse_duration(life).ok()?,
-        None => super::oidc::DEVELOPMENT_LIFE,
+fn text(status: StatusCode, text: impl Into<String>) -> Given {
+    Given::of(status, "text/plain; charset=utf-8", text.into() + "\n")
+}
+
+/// Whether a request comes from this machine, and not from a page.
+fn is_local(headers: &HeaderMap) -> bool {
+    let site = headers.get("sec-fetch-site").is_none_or(|site| site == "none" || site == "same-origin");
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
+    let is_loopback = host.is_some_and(|host| {
+        let name = host.host().trim_start_matches('[').trim_end_matches(']');
+        name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    });
+    is_loopback && site && !headers.contains_key(ORIGIN)
+}
+
+/// `GET /_emulator/env.local?life=4m&project=web&user=user_ada`: an env file with a fresh token, as `vercel env pull` would
+/// write it; of the first project and member, and of the usual life, where nothing else is asked for.
+fn env_file_as_asked(shared: &Shared, asked: &Asked) -> Given {
+    let life = match asked.query("life").map(humantime::parse_duration) {
+        None => shared.state.read(|kept| kept.world.team.oidc_token_life),
+        Some(Ok(life)) => life,
+        Some(Err(_)) => return text(StatusCode::BAD_REQUEST, "`life` is a duration, as 4m or 12h"),
     };
-    Some(Request::EnvFile(life))
+    let subject = shared.state.read(|kept| {
+        let world = &kept.world;
+        let project = match asked.query("project") {
+            None => world.projects.first(),
+            Some(name) => Some(world.project(name)?),
+        };
+        let user = match asked.query("user") {
+            None => world.members.first(),
+            Some(id) => Some(world.member(id)?),
+        };
+        Some(Subject::of(world, project, user.map(|user| user.id.as_str())))
+    });
+    match subject {
+        Some(subject) => {
+            let file = env_file(&shared.issuer.issue(&subject, shared.now(), life));
+            Given::of(StatusCode::OK, "text/plain; charset=utf-8", file)
+        }
+        None => text(StatusCode::NOT_FOUND, "no such project or user"),
+    }
 }
 
 /// An env file that holds `token`, in the CLI's form (connect-contract.md section 6.1).
@@ -30,17 +94,128 @@ pub(super) fn env_file(token: &str) -> String {
     format!("# Created by Vercel CLI\nVERCEL_OIDC_TOKEN=\"{token}\"\n")
 }
 
+/// `POST /_emulator/consents`: decides a consent or an installation without a browser. `url` is the address that the CLI
+/// printed or the SDK was given.
+fn settle(shared: &Shared, asked: &Asked) -> Result<Value, Refusal> {
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Body {
+        url: String,
+        #[serde(default)]
+        deny: bool,
+        user: Option<String>,
+        tenant: Option<String>,
+    }
+    let body: Body = asked.json()?;
+    let after_host = body.url.split_once("://").and_then(|(_, rest)| rest.find('/').map(|at| &rest[at..]));
+    let page = Asked::new(http::Method::GET, after_host.unwrap_or(&body.url), HeaderMap::new(), bytes::Bytes::new());
+    let (decision, connector) = match page.route().1.as_slice() {
+        ["api", "v1", "connect", name, connector] => (Decision::named(name), (*connector).to_owned()),
+        _ => (None, String::new()),
+    };
+    let decision = decision.ok_or_else(|| Refusal::about(Kind::BadRequest, "`url` is not that of a consent"))?;
+    let now = shared.now();
+    shared.state.change(|kept| {
+        let code = flows::open(kept, decision, &connector, page.query_pairs(), now)?.request_code.clone();
+        let settled = match body.deny {
+            true => flows::deny(kept, &code, now)?,
+            false => flows::approve(kept, &code, body.user.as_deref(), body.tenant.as_deref(), now)?,
+        };
+        Ok(json!(settled.status))
+    })
+}
+
+/// A request as it is shown: no secret of it, but what tells secrets apart.
+fn shown(received: &Received) -> Value {
+    let headers = received.headers.iter().map(|(name, value)| {
+        let value = String::from_utf8_lossy(value.as_bytes());
+        let is_secret = name == "authorization" || name == "cookie";
+        json!([name.as_str(), if is_secret { fingerprint(&value) } else { value.into_owned() }])
+    });
+    let mut body = serde_json::from_slice(&received.body).unwrap_or(Value::Null);
+    hide(&mut body);
+    json!({
+        "method": received.method.as_str(),
+        "target": received.target,
+        "headers": headers.collect::<Vec<_>>(),
+        "body": body,
+        "answered": received.answered.map(|status| status.as_u16()),
+    })
+}
+
+/// Hides what is a secret by its key.
+fn hide(value: &mut Value) {
+    match value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                let key = key.to_lowercase();
+                let is_secret = ["token", "secret", "key", "password"].iter().any(|end| key.ends_with(end));
+                match value {
+                    Value::String(text) if is_secret => *text = fingerprint(text),
+                    value => hide(value),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(hide),
+        _ => {}
+    }
+}
+
+fn fingerprint(secret: &str) -> String {
+    let secret = secret.strip_prefix("Bearer ").unwrap_or(secret);
+    let hash = digest(&SHA256, secret.as_bytes());
+    let hex: String = hash.as_ref()[..4].iter().map(|b| format!("{b:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use http::{HeaderValue, Method};
+
     use super::*;
 
     #[test]
-    fn an_env_file_can_be_asked_for_with_a_life() {
-        let of = |target| read(&Method::GET, target);
-        assert_eq!(of("/_emulator/env.local"), Some(Request::EnvFile(Duration::from_secs(12 * 3600))));
-        assert_eq!(of("/_emulator/env.local?life=4m"), Some(Request::EnvFile(Duration::from_secs(240))));
-        assert_eq!(of("/_emulator/env.local?life=4"), None);
-        assert_eq!(of("/_emulator/other"), None);
-        assert_eq!(read(&Method::POST, "/_emulator/env.local"), None);
+    fn only_programs_of_this_machine_are_let_in() {
+        let headers = |given: &[(&'static str, &'static str)]| {
+            given.iter().map(|(name, value)| (name.parse().expect("a name"), HeaderValue::from_static(value))).collect()
+        };
+        for (given, is_let_in) in [
+            (&[("host", "127.0.0.1:2775")][..], true),
+            (&[("host", "localhost:2775")], true),
+            (&[("host", "[::1]:2775")], true),
+            (&[("host", "127.0.0.1:2775"), ("sec-fetch-site", "none")], true),
+            (&[("host", "127.0.0.1:2775"), ("sec-fetch-mode", "cors")], true),
+            (&[("host", "127.0.0.1:2775"), ("sec-fetch-site", "cross-site")], false),
+            (&[("host", "127.0.0.1:2775"), ("origin", "http://127.0.0.1:2775")], false),
+            (&[("host", "127.0.0.1:2775"), ("origin", "null")], false),
+            (&[("host", "rebound.example:2775")], false),
+            (&[("host", "127.0.0.1.example")], false),
+            (&[], false),
+        ] {
+            assert_eq!(is_local(&headers(given)), is_let_in, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_received_is_shown_without_its_secrets() {
+        let mut headers = HeaderMap::new();
+        headers.insert("authorization", HeaderValue::from_static("Bearer secret-bearer"));
+        headers.insert("accept", HeaderValue::from_static("*/*"));
+        let received = Received {
+            number: 0,
+            method: Method::POST,
+            target: "/x".into(),
+            headers,
+            body: Bytes::from(
+                r#"{"subject":{"type":"token","token":"secret-1"},"tokens":[{"accessToken":"secret-2"}]}"#,
+            ),
+            answered: Some(StatusCode::OK),
+        };
+        let shown = shown(&received);
+        assert!(!shown.to_string().contains("secret-"), "{shown}");
+        assert_eq!(shown["headers"][1], json!(["accept", "*/*"]));
+        assert_eq!(shown["headers"][0], json!(["authorization", fingerprint("secret-bearer")]));
+        assert_eq!(shown["body"]["subject"]["type"], "token");
     }
 }

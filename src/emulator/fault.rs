@@ -1,9 +1,13 @@
-//! Scripted faults: how an answer is delayed, spoiled or withheld.
+//! Scripted faults: how an answer is delayed, spoiled or withheld; as tests inject them, and as people write them
+//! ([`Script`]).
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+
+use super::errors::{Kind as Refused, Refusal};
 
 /// What goes wrong.
 #[derive(Debug, Clone)]
@@ -127,5 +131,151 @@ impl Gate {
     pub(super) async fn opened(&self) {
         // The sender is held by `self`.
         let _ = self.0.subscribe().wait_for(|open| *open).await;
+    }
+}
+
+/// A fault as it is written in a seed, or sent to the emulator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Script {
+    /// What goes wrong.
+    pub kind: Kind,
+    /// Only requests whose target contains this.
+    #[serde(default)]
+    pub on: String,
+    /// How often; until it is cleared if it is not given.
+    #[serde(default)]
+    pub times: Option<u32>,
+    /// How much later, or how far off the clock is: `2s`, `-5m`.
+    #[serde(default)]
+    pub by: Option<String>,
+    /// The status of what is answered instead.
+    #[serde(default)]
+    pub status: Option<u16>,
+    /// Its error code.
+    #[serde(default)]
+    pub code: Option<String>,
+    /// Its message.
+    #[serde(default)]
+    pub message: Option<String>,
+    /// Its `Retry-After`.
+    #[serde(default)]
+    pub retry_after: Option<String>,
+}
+
+/// What goes wrong, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The answer comes later, `by` so much.
+    Latency,
+    /// No answer ever comes.
+    Hang,
+    /// The connection is reset instead of an answer.
+    Reset,
+    /// The answer breaks off in the middle of its body.
+    Cut,
+    /// The answer says it is JSON and is not.
+    WrongJson,
+    /// 401, as for a credential that is over.
+    Unauthorized,
+    /// 429, with `retry_after` if it is given.
+    RateLimited,
+    /// The provider took the grant back: `no_token`.
+    RevokedGrant,
+    /// An error with this `status` and `code`.
+    Status,
+    /// The emulator's clock is off, `by` so much.
+    ClockSkew,
+}
+
+/// What a script does.
+#[derive(Debug, Clone)]
+pub enum Effect {
+    /// Requests go wrong.
+    Fault(Fault),
+    /// The clock is off by this many seconds.
+    Skew(i64),
+}
+
+impl Script {
+    /// What it does; or what is wrong with it, and what would be right.
+    pub fn effect(&self) -> Result<Effect, String> {
+        let needs = |key: &str, example: &str| format!("this kind needs `{key}`, as {example}");
+        let duration = |text: &str| humantime::parse_duration(text).map_err(|_| needs("by", "\"2s\" or \"-5m\""));
+        let by = || self.by.as_deref().ok_or_else(|| needs("by", "\"2s\""));
+        let trouble = match self.kind {
+            Kind::ClockSkew => {
+                let by = by()?;
+                let (sign, length) = by.strip_prefix('-').map_or((1, by), |length| (-1, length));
+                let seconds = i64::try_from(duration(length)?.as_secs()).unwrap_or(i64::MAX);
+                return Ok(Effect::Skew(sign * seconds));
+            }
+            Kind::Latency => Trouble::Delay(duration(by()?)?),
+            Kind::Hang => Trouble::Hang,
+            Kind::Reset => Trouble::Reset,
+            Kind::Cut => Trouble::Truncate,
+            Kind::WrongJson => Fault::answer(200, "application/json", "{\"token\":").trouble,
+            Kind::Unauthorized => refusal(&Refusal::new(Refused::ExpiredToken)),
+            Kind::RevokedGrant => refusal(&Refusal::new(Refused::NoToken)),
+            Kind::RateLimited => Fault::rate_limited(self.retry_after.as_deref()).trouble,
+            Kind::Status => {
+                let status = self.status.filter(|status| (200..600).contains(status));
+                let status = status.ok_or_else(|| needs("status", "503, between 200 and 599"))?;
+                let code = self.code.as_deref().unwrap_or("scripted");
+                let message = self.message.as_deref().unwrap_or("A fault that the emulator was told to show.");
+                let body = serde_json::json!({"error": {"code": code, "message": message}}).to_string();
+                Fault::answer(status, "application/json", &body).trouble
+            }
+        };
+        let trouble = match (trouble, &self.retry_after) {
+            (Trouble::Answer { status, content_type, body, .. }, Some(after)) => {
+                Trouble::Answer { status, content_type, body, headers: vec![("retry-after", after.clone())] }
+            }
+            (trouble, _) => trouble,
+        };
+        if self.times == Some(0) {
+            return Err("`times` is 1 or more; leave it out for always".into());
+        }
+        Ok(Effect::Fault(Fault { trouble, on: self.on.clone(), left: self.times }))
+    }
+}
+
+fn refusal(refusal: &Refusal) -> Trouble {
+    let body = refusal.body().to_string();
+    Fault::answer(refusal.status().as_u16(), "application/json", &body).trouble
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn effect(script: &str) -> Result<Effect, String> {
+        serde_json::from_str::<Script>(script).map_err(|e| e.to_string())?.effect()
+    }
+
+    #[test]
+    fn a_script_that_lacks_something_says_what() {
+        for (script, says) in [
+            (r#"{"kind":"latency"}"#, "`by`"),
+            (r#"{"kind":"latency","by":"soon"}"#, "\"2s\""),
+            (r#"{"kind":"status","status":99}"#, "between 200 and 599"),
+            (r#"{"kind":"hang","times":0}"#, "1 or more"),
+            (r#"{"kind":"sleep"}"#, "`latency`"),
+            (r#"{"kind":"hang","for":"2s"}"#, "unknown field `for`"),
+        ] {
+            let wrong = effect(script).expect_err(script);
+            assert!(wrong.contains(says), "{script}: {wrong}");
+        }
+    }
+
+    #[test]
+    fn a_script_strikes_as_often_as_it_says() {
+        let Ok(Effect::Fault(mut fault)) = effect(r#"{"kind":"unauthorized","on":"/token/","times":2}"#) else {
+            panic!("a fault")
+        };
+        assert!(fault.concerns("/v1/connect/token/x") && !fault.concerns("/v1/connect/connectors/x"));
+        assert!(!fault.use_up() && fault.use_up());
+        assert!(matches!(effect(r#"{"kind":"clock_skew","by":"-5m"}"#), Ok(Effect::Skew(-300))));
     }
 }

@@ -7,15 +7,30 @@
 
 mod account;
 mod admin;
-pub mod connect;
+pub mod caller;
+mod connect;
+mod consent;
+pub mod errors;
+pub mod exchange;
 pub mod fault;
+pub mod flows;
 mod ids;
+pub mod keys;
+pub mod limits;
+mod manage;
 pub mod oidc;
+mod pages;
+pub mod provider;
+pub mod seed;
+pub mod standin;
+pub mod state;
 mod wire;
 pub mod world;
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -25,10 +40,16 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use connect::{Asked, Given};
-use fault::{Fault, Gate};
+use caller::Caller;
+use errors::{Kind, Refusal};
+use exchange::{Asked, Given};
+use fault::{Effect, Fault, Gate, Script};
+use limits::{Class, Counts};
 use oidc::{Issuer, Subject};
-use world::World;
+use provider::Providers;
+use standin::Standins;
+use state::{Kept, State};
+use world::{Permission, World};
 
 /// The time as the emulator sees it.
 pub type Now = Arc<dyn Fn() -> SystemTime + Send + Sync>;
@@ -39,8 +60,14 @@ pub struct Options {
     pub port: u16,
     /// Speak TLS, with a certificate of a CA made for this emulator.
     pub tls: bool,
-    /// Who and what there is.
+    /// Who and what there is, unless `state` says so.
     pub world: World,
+    /// The file that keeps the state across restarts.
+    pub state: Option<PathBuf>,
+    /// How many of the last requests are remembered.
+    pub remember: usize,
+    /// Whether a provider's token is handed out again while it lasts, as Connect does; a new one each time if not.
+    pub reuse_tokens: bool,
     /// Its clock.
     pub now: Now,
 }
@@ -49,13 +76,15 @@ impl Default for Options {
     fn default() -> Self {
         #[expect(clippy::disallowed_methods, reason = "the emulator is another machine, with a clock of its own")]
         let now = Arc::new(SystemTime::now);
-        Self { port: 0, tls: false, world: World::demo(), now }
+        Self { port: 0, tls: false, world: World::demo(), state: None, remember: usize::MAX, reuse_tokens: true, now }
     }
 }
 
 /// A request as it arrived.
 #[derive(Debug, Clone)]
 pub struct Received {
+    /// How many came before it.
+    pub number: usize,
     /// Method.
     pub method: Method,
     /// The raw request target.
@@ -78,15 +107,22 @@ pub struct Emulator {
 
 /// What all connections share.
 struct Shared {
-    world: Mutex<World>,
+    state: State,
     issuer: Arc<Issuer>,
-    now: Now,
+    /// Where it is, for the addresses of its own pages.
+    origin: String,
+    providers: Providers,
+    clock: Now,
+    /// How many seconds the clock is off.
+    skew: Arc<AtomicI64>,
+    counts: Mutex<Counts>,
     received: watch::Sender<Vec<Received>>,
+    remember: usize,
     faults: Mutex<Vec<Fault>>,
 }
 
 impl Emulator {
-    /// Starts one on loopback.
+    /// Starts one on loopback. An error of the kind `InvalidData` is about the file of the state.
     pub async fn start(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", options.port)).await?;
         let addr = listener.local_addr()?;
@@ -94,18 +130,38 @@ impl Emulator {
             true => wire::tls_acceptor().map(|(acceptor, pem)| (Some(acceptor), Some(pem)))?,
             false => (None, None),
         };
-        // Making the key takes a moment of pure computing.
-        let issuer = tokio::task::spawn_blocking(Issuer::of_this_process)
-            .await
-            .map_err(io::Error::other)?
-            .map_err(io::Error::other)?;
-        let shared = Arc::new(Shared {
-            world: Mutex::new(options.world),
-            issuer,
-            now: options.now,
-            received: watch::Sender::new(Vec::new()),
-            faults: Mutex::new(Vec::new()),
+        let restored = options.state.as_deref().map(state::restore).transpose()?.flatten();
+        let (kept, key) = match restored {
+            Some(restored) => (restored.kept, Some(restored.issuer)),
+            None => (Kept { world: options.world.clone(), pending: Vec::new() }, None),
+        };
+        // Making a key takes a moment of pure computing.
+        let issuer = tokio::task::spawn_blocking(move || match key {
+            Some(key) => Issuer::with_key(key).map(Arc::new),
+            None => Issuer::of_this_process(),
         });
+        let issuer = issuer.await.map_err(io::Error::other)?.map_err(io::Error::other)?;
+        let scheme = if ca_pem.is_some() { "https" } else { "http" };
+        let skew = Arc::new(AtomicI64::new(0));
+        let clock = skewed(options.now, skew.clone());
+        let origin = format!("{scheme}://{addr}");
+        let shared = Arc::new(Shared {
+            providers: Providers::start(clock.clone(), format!("{origin}/connect/callback"), options.reuse_tokens)
+                .await?,
+            state: State::new(kept, options.state, &issuer),
+            issuer,
+            origin,
+            clock,
+            skew,
+            counts: Mutex::default(),
+            received: watch::Sender::new(Vec::new()),
+            remember: options.remember,
+            faults: Mutex::default(),
+        });
+        shared.state.saved().await?;
+        for script in &options.world.faults {
+            shared.script(script).map_err(io::Error::other)?;
+        }
         let stop = CancellationToken::new();
         let serving = wire::serve(listener, acceptor, shared.clone(), stop.clone());
         tokio::spawn(serving);
@@ -114,8 +170,7 @@ impl Emulator {
 
     /// Its origin, for `--upstream`.
     pub fn url(&self) -> String {
-        let scheme = if self.ca_pem.is_some() { "https" } else { "http" };
-        format!("{scheme}://{}", self.addr)
+        self.shared.origin.clone()
     }
 
     /// Where it listens.
@@ -128,25 +183,31 @@ impl Emulator {
         self.ca_pem.as_deref()
     }
 
-    /// A development OIDC token of the world's first project and user, as `vercel env pull` would bring.
+    /// A development OIDC token of the world's first project and member, as `vercel env pull` would bring.
     pub fn oidc_token(&self, life: Duration) -> String {
-        let subject = Subject::development(&self.shared.world());
+        let subject = self.read(Subject::development);
         self.oidc_token_for(&subject, life)
     }
 
     /// An OIDC token for anybody, issued now.
     pub fn oidc_token_for(&self, subject: &Subject, life: Duration) -> String {
-        self.shared.issuer.issue(subject, (self.shared.now)(), life)
+        self.shared.issuer.issue(subject, self.shared.now(), life)
     }
 
     /// An env file as `vercel env pull` would have written it `ago`, with a token that has so much life `left` now.
     pub fn env_file(&self, ago: Duration, left: Duration) -> String {
-        self.shared.env_file(ago, left)
+        let subject = self.read(Subject::development);
+        admin::env_file(&self.shared.issuer.issue(&subject, self.shared.now() - ago, ago + left))
+    }
+
+    /// Looks up who and what there is.
+    pub fn read<T>(&self, read: impl FnOnce(&World) -> T) -> T {
+        self.shared.state.read(|kept| read(&kept.world))
     }
 
     /// Changes who and what there is.
     pub fn change(&self, change: impl FnOnce(&mut World)) {
-        change(&mut self.shared.world());
+        self.shared.state.change(|kept| change(&mut kept.world));
     }
 
     /// Makes the next request that the fault concerns go wrong.
@@ -161,12 +222,17 @@ impl Emulator {
         gate
     }
 
-    /// All requests so far, in the order of their arrival.
+    /// The providers that it asks unless a connector names another.
+    pub fn standins(&self) -> &Standins {
+        self.shared.providers.standins()
+    }
+
+    /// All requests that are remembered, in the order of their arrival.
     pub fn received(&self) -> Vec<Received> {
         self.shared.received.borrow().clone()
     }
 
-    /// How many requests there were for a path that contains `part`.
+    /// How many of them there were for a path that contains `part`.
     pub fn count(&self, part: &str) -> usize {
         self.shared.received.borrow().iter().filter(|request| request.target.contains(part)).count()
     }
@@ -175,29 +241,103 @@ impl Emulator {
     pub async fn wait_for_requests(&self, count: usize) {
         let mut received = self.shared.received.subscribe();
         // The sender lives as long as `self`.
-        let _ = received.wait_for(|received| received.len() >= count).await;
+        let _ = received.wait_for(|received| received.last().map_or(0, |last| last.number + 1) >= count).await;
     }
 }
 
+/// A clock that is off by some seconds.
+fn skewed(clock: Now, skew: Arc<AtomicI64>) -> Now {
+    Arc::new(move || {
+        let (now, skew) = (clock(), skew.load(Ordering::Relaxed));
+        let by = Duration::from_secs(skew.unsigned_abs());
+        let skewed = if skew < 0 { now.checked_sub(by) } else { now.checked_add(by) };
+        skewed.unwrap_or(now)
+    })
+}
+
 impl Shared {
-    fn world(&self) -> MutexGuard<'_, World> {
-        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    fn now(&self) -> SystemTime {
+        (self.clock)()
     }
 
     fn faults(&self) -> MutexGuard<'_, Vec<Fault>> {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Decides a request, as Vercel would.
-    fn decide(&self, asked: &Asked<'_>) -> Given {
-        let (mut world, now) = (self.world(), (self.now)());
-        account::decide(&world, &self.issuer, now, asked)
-            .unwrap_or_else(|| connect::decide(&mut world, &self.issuer, now, asked))
+    /// Remembers a request; its number.
+    fn receive(&self, asked: &Asked) -> usize {
+        let mut number = 0;
+        self.received.send_modify(|received| {
+            number = received.last().map_or(0, |last| last.number + 1);
+            if received.len() >= self.remember {
+                received.remove(0);
+            }
+            received.push(Received {
+                number,
+                method: asked.method.clone(),
+                target: asked.target.clone(),
+                headers: asked.headers.clone(),
+                body: asked.body.clone(),
+                answered: None,
+            });
+        });
+        number
     }
 
-    fn env_file(&self, ago: Duration, left: Duration) -> String {
-        let subject = Subject::development(&self.world());
-        admin::env_file(&self.issuer.issue(&subject, (self.now)() - ago, ago + left))
+    fn answered(&self, number: usize, status: StatusCode) {
+        self.received.send_modify(|received| {
+            if let Some(request) = received.iter_mut().rfind(|request| request.number == number) {
+                request.answered = Some(status);
+            }
+        });
+    }
+
+    /// Decides a request, as Vercel would.
+    async fn decide(&self, asked: &Asked) -> Given {
+        if let Some(given) = consent::decide(self, asked).await {
+            return given;
+        }
+        let decided = connect::decide(self, asked).await;
+        let decided = decided.or_else(|| manage::decide(self, asked)).or_else(|| account::decide(self, asked));
+        decided.unwrap_or(Err(Refusal::new(Kind::NotFound))).unwrap_or_else(Given::from)
+    }
+
+    fn authenticate(&self, asked: &Asked) -> Result<Caller, Refusal> {
+        self.state.read(|kept| Caller::authenticate(&kept.world, &self.issuer, self.now(), asked))
+    }
+
+    /// Who asks, if they may ask for something of this kind, and not too often.
+    fn caller(&self, asked: &Asked, class: Class, permission: Permission) -> Result<Caller, Refusal> {
+        let caller = self.authenticate(asked)?;
+        let limits = self.state.read(|kept| {
+            caller.is_in_team(&kept.world, asked)?;
+            caller.may(&kept.world, permission).map(|()| kept.world.limits)
+        })?;
+        if let Some(limits) = limits {
+            let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+            counts.count(class, limits, self.now()).map_err(|left| {
+                let limit = if class == Class::Read { limits.reads } else { limits.writes };
+                let mut refusal = Refusal::about(Kind::RateLimited, limit.to_string());
+                refusal.retry_after = limits.retry_after.then(|| left.as_secs() + 1);
+                refusal
+            })?;
+        }
+        Ok(caller)
+    }
+
+    /// Does what a script says; or says what is wrong with it.
+    fn script(&self, script: &Script) -> Result<(), String> {
+        match script.effect()? {
+            Effect::Fault(fault) => self.faults().push(fault),
+            Effect::Skew(seconds) => self.skew.store(seconds, Ordering::Relaxed),
+        }
+        Ok(())
+    }
+
+    /// Nothing goes wrong any more.
+    fn clear_faults(&self) {
+        self.faults().clear();
+        self.skew.store(0, Ordering::Relaxed);
     }
 
     /// Takes the next fault that concerns a request.

@@ -5,10 +5,12 @@
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::world::World;
+use super::world::{Project, World};
 
 /// Lifetime of a development token.
 pub const DEVELOPMENT_LIFE: Duration = Duration::from_secs(12 * 3600);
@@ -63,16 +65,20 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// The world's first project and user, in development.
+    /// The world's first project and member, in development.
     pub fn development(world: &World) -> Self {
-        let project = world.projects.first();
+        Self::of(world, world.projects.first(), world.members.first().map(|member| member.id.as_str()))
+    }
+
+    /// A project and a user, in development.
+    pub fn of(world: &World, project: Option<&Project>, user: Option<&str>) -> Self {
         Self {
             owner: world.team.slug.clone(),
             owner_id: world.team.id.clone(),
             project: project.map(|p| p.name.clone()).unwrap_or_default(),
             project_id: project.map(|p| p.id.clone()).unwrap_or_default(),
             environment: "development".into(),
-            user_id: world.users.first().cloned(),
+            user_id: user.map(str::to_owned),
         }
     }
 }
@@ -90,7 +96,14 @@ pub enum Rejection {
 pub struct Issuer {
     signing: EncodingKey,
     verifying: DecodingKey,
-    key_id: String,
+    key: Key,
+}
+
+/// An issuer's key, as it is kept.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Key {
+    id: String,
+    pem: String,
 }
 
 impl Issuer {
@@ -98,11 +111,32 @@ impl Issuer {
     pub fn new() -> Result<Self, String> {
         let key = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)
             .map_err(|e| e.to_string())?;
+        Self::with_key(Key { id: super::ids::random_id("key", 12), pem: key.serialize_pem() })
+    }
+
+    /// An issuer with a key that was kept.
+    pub fn with_key(key: Key) -> Result<Self, String> {
+        let pair = rcgen::KeyPair::from_pem(&key.pem).map_err(|e| e.to_string())?;
         Ok(Self {
-            signing: EncodingKey::from_rsa_pem(key.serialize_pem().as_bytes()).map_err(|e| e.to_string())?,
-            verifying: DecodingKey::from_rsa_der(key.public_key_raw()),
-            key_id: super::ids::random_id("key", 12),
+            signing: EncodingKey::from_rsa_pem(key.pem.as_bytes()).map_err(|e| e.to_string())?,
+            verifying: DecodingKey::from_rsa_der(pair.public_key_raw()),
+            key,
         })
+    }
+
+    /// The key, to be kept.
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// The public key, for whoever verifies tokens.
+    pub fn key_set(&self) -> JwkSet {
+        let jwk = Jwk::from_encoding_key(&self.signing, Algorithm::RS256).ok().map(|mut jwk| {
+            jwk.common.key_id = Some(self.key.id.clone());
+            jwk.common.public_key_use = Some(PublicKeyUse::Signature);
+            jwk
+        });
+        JwkSet { keys: jwk.into_iter().collect() }
     }
 
     /// The issuer of all emulators of this process: making a key takes longer than all else at a start.
@@ -134,7 +168,7 @@ impl Issuer {
             user_id,
         };
         let mut header = Header::new(Algorithm::RS256);
-        header.kid = Some(self.key_id.clone());
+        header.kid = Some(self.key.id.clone());
         // The key was made for this algorithm and the claims are plain data.
         jsonwebtoken::encode(&header, &claims, &self.signing).unwrap_or_default()
     }
@@ -155,6 +189,20 @@ impl Issuer {
     }
 }
 
+/// The discovery document of the issuer of a team, or of the one for all; the keys are at the emulator's `origin`.
+pub fn discovery(origin: &str, team: Option<&str>) -> Value {
+    let issuer = team.map_or("https://oidc.vercel.com".to_owned(), |slug| format!("https://oidc.vercel.com/{slug}"));
+    json!({
+        "issuer": issuer,
+        "jwks_uri": format!("{origin}/.well-known/jwks"),
+        "response_types_supported": ["id_token"],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": ["RS256"],
+        "claims_supported": ["sub", "aud", "exp", "nbf", "iat", "iss", "jti", "owner", "owner_id", "project",
+            "project_id", "environment", "user_id"],
+    })
+}
+
 fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
@@ -162,6 +210,23 @@ fn seconds(time: SystemTime) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kept_key_and_its_published_half_verify_what_it_signed_before() {
+        let (world, issuer, now) = (World::demo(), Issuer::new().expect("a key"), UNIX_EPOCH + DEVELOPMENT_LIFE);
+        let token = issuer.issue(&Subject::development(&world), now, DEVELOPMENT_LIFE);
+        let again = Issuer::with_key(issuer.key().clone()).expect("the key");
+        assert!(again.verify(&token, &world, now).is_ok());
+
+        let id = jsonwebtoken::decode_header(&token).expect("a header").kid.expect("a key's id");
+        let set = again.key_set();
+        let published = DecodingKey::from_jwk(set.find(&id).expect("the key")).expect("a key");
+        let mut validation = Validation::new(Algorithm::RS256);
+        validation.validate_exp = false;
+        validation.set_audience(&["https://vercel.com/acme"]);
+        assert!(jsonwebtoken::decode::<Claims>(&token, &published, &validation).is_ok());
+        assert!(!serde_json::to_string(&set).expect("JSON").contains("\"d\""), "the private half stays here");
+    }
 
     #[test]
     fn verifies_only_its_own_tokens_of_its_own_team_while_they_last() {

@@ -7,14 +7,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, DATE, HeaderValue};
+use http::header::{DATE, HeaderValue};
 use http::{HeaderName, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,10 +24,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::Shared;
 use super::admin;
-use super::connect::Asked;
+use super::exchange::{Asked, Given};
 use super::fault::Trouble;
-use super::{Received, Shared};
 
 /// A CA made for this emulator, and a server with a certificate of it.
 pub(super) fn tls_acceptor() -> io::Result<(TlsAcceptor, String)> {
@@ -33,10 +35,18 @@ pub(super) fn tls_acceptor() -> io::Result<(TlsAcceptor, String)> {
         let ca_key = KeyPair::generate()?;
         let mut ca = CertificateParams::new(Vec::new())?;
         ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        ca.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        // OpenSSL takes a certificate for self-signed whose name is that of its issuer.
+        ca.distinguished_name.push(DnType::CommonName, "connect-sidecar emulator CA");
         let ca_certificate = ca.self_signed(&ca_key)?;
         let key = KeyPair::generate()?;
         let names = ["127.0.0.1", "localhost", "::1"].map(str::to_owned);
-        let leaf = CertificateParams::new(names)?.signed_by(&key, &Issuer::new(ca, ca_key))?;
+        let mut leaf = CertificateParams::new(names)?;
+        leaf.distinguished_name.push(DnType::CommonName, "connect-sidecar emulator");
+        leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        leaf.use_authority_key_identifier_extension = true;
+        let leaf = leaf.signed_by(&key, &Issuer::new(ca, ca_key))?;
         Ok((ca_certificate.pem(), leaf.der().clone(), key.serialize_der()))
     };
     let (ca_pem, leaf, key) = certificates().map_err(io::Error::other)?;
@@ -90,43 +100,25 @@ async fn answer(
     let (head, body) = request.into_parts();
     let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
     let target = head.uri.path_and_query().map_or_else(|| head.uri.path().to_owned(), ToString::to_string);
-    if let Some(admin::Request::EnvFile(life)) = admin::read(&head.method, &target) {
-        return Ok(Response::new(AnswerBody::Whole(Some(shared.env_file(Duration::ZERO, life).into()))));
+    let asked = Asked::new(head.method, &target, head.headers, body);
+    if let Some(given) = admin::decide(&shared, &asked) {
+        return Ok(response(kept(&shared, given).await));
     }
-    let mut at = 0;
-    shared.received.send_modify(|received| {
-        at = received.len();
-        received.push(Received {
-            method: head.method.clone(),
-            target: target.clone(),
-            headers: head.headers.clone(),
-            body: body.clone(),
-            answered: None,
-        });
-    });
+    let number = shared.receive(&asked);
     let trouble = shared.next_fault(&target).map(super::fault::Fault::trouble);
     let response = match &trouble {
         Some(Trouble::Answer { status, content_type, body, headers }) => {
-            let mut response = Response::new(AnswerBody::Whole(Some(body.clone().into())));
-            *response.status_mut() = StatusCode::from_u16(*status).unwrap_or_default();
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+            let status = StatusCode::from_u16(*status).unwrap_or_default();
+            let mut given = Given::of(status, content_type, body.clone());
             for (name, value) in headers {
                 let value = HeaderValue::try_from(value.as_str()).map_err(|_| Broken)?;
-                response.headers_mut().insert(HeaderName::from_static(name), value);
+                given.headers.push((HeaderName::from_static(name), value));
             }
-            response
+            response(given)
         }
         _ => {
-            let asked = Asked { method: &head.method, target: &target, headers: &head.headers, body: &body };
-            let given = shared.decide(&asked);
-            let text = given.body.map(|json| Bytes::from(json.to_string()));
-            let mut response = Response::new(AnswerBody::Whole(text.clone()));
-            *response.status_mut() = given.status;
-            if text.is_some() {
-                response
-                    .headers_mut()
-                    .insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
-            }
+            let given = shared.decide(&asked).await;
+            let mut response = response(kept(&shared, given).await);
             let id = format!("dev1::{}", super::ids::random_id("", 20));
             if let Ok(id) = HeaderValue::try_from(id) {
                 response.headers_mut().insert("x-vercel-id", id);
@@ -153,14 +145,28 @@ async fn answer(
         }
         Some(Trouble::Truncate) => response.map(AnswerBody::cut),
     };
-    let status = response.status();
-    shared.received.send_modify(|received| received[at].answered = Some(status));
+    shared.answered(number, response.status());
     let mut response = response;
-    let date = httpdate::fmt_http_date((shared.now)());
+    let date = httpdate::fmt_http_date(shared.now());
     if let Ok(date) = HeaderValue::try_from(date) {
         response.headers_mut().insert(DATE, date);
     }
     Ok(response)
+}
+
+/// The answer once what it says is kept, or what kept it from being so.
+async fn kept(shared: &Shared, given: Given) -> Given {
+    match shared.state.saved().await {
+        Ok(()) => given,
+        Err(e) => Given::of(StatusCode::INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", format!("{e}\n")),
+    }
+}
+
+fn response(given: Given) -> Response<AnswerBody> {
+    let mut response = Response::new(AnswerBody::Whole(given.body));
+    *response.status_mut() = given.status;
+    response.headers_mut().extend(given.headers);
+    response
 }
 
 /// Ends a connection without an answer.

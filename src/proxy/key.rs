@@ -373,6 +373,9 @@ mod tests {
         assert_eq!(of(r#"{"validityBufferMs":-1,"subject":{"type":"jwt-bearer"}}"#), Ok((0, "jwt-bearer")));
         assert_eq!(of(r#"{"validityBufferMs":1e30,"subject":7}"#), Ok((u128::from(u64::MAX), "other")));
         assert_eq!(of(r#"{"validityBufferMs":null,"subject":{"type":"new-kind"}}"#), Ok((0, "other")));
+        for kind in ["app", "user"] {
+            assert_eq!(of(&format!(r#"{{"subject":{{"type":"{kind}","id":"user_1"}}}}"#)), Ok((0, kind)));
+        }
     }
 
     #[test]

@@ -206,15 +206,16 @@ mod tests {
 
     #[test]
     fn knows_the_five_routes() {
-        for (method, path, action) in [
-            (Method::POST, "/v1/connect/token/slack%2Facme-slack", Action::Token),
-            (Method::POST, "/v1/connect/authorize/slack%2facme-slack", Action::Authorize),
-            (Method::POST, "/v1/connect/install/slack%2Facme-slack", Action::Install),
-            (Method::GET, "/v1/connect/connectors/slack%2Facme-slack", Action::Metadata),
-            (Method::DELETE, "/v1/connect/connectors/slack%2Facme-slack/tokens", Action::Revoke),
+        for (method, path, action, name) in [
+            (Method::POST, "/v1/connect/token/slack%2Facme-slack", Action::Token, "token"),
+            (Method::POST, "/v1/connect/authorize/slack%2facme-slack", Action::Authorize, "authorize"),
+            (Method::POST, "/v1/connect/install/slack%2Facme-slack", Action::Install, "install"),
+            (Method::GET, "/v1/connect/connectors/slack%2Facme-slack", Action::Metadata, "metadata"),
+            (Method::DELETE, "/v1/connect/connectors/slack%2Facme-slack/tokens", Action::Revoke, "revoke"),
         ] {
             let route = Route { action, connector: "slack/acme-slack".into() };
             assert_eq!(parse(&method, path, None), Ok(route), "{path}");
+            assert_eq!(action.as_str(), name, "the name in the log");
         }
     }
 
@@ -344,6 +345,7 @@ mod tests {
         assert_eq!(verdict(&Method::POST, &long(513)), "bad_connector");
         assert_eq!(verdict(&Method::POST, "/v1/connect/token/mcp.linear.app%2Fx%2Fy"), "ok");
         assert_eq!(verdict(&Method::POST, "/v1/connect/token/scl_01:a@b!$&'()*+,;=~"), "ok");
+        assert_eq!(verdict(&Method::POST, "/v1/connect/token/caf%C3%A9"), "ok");
     }
 
     #[test]

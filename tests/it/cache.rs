@@ -10,6 +10,7 @@ use crate::support::{SLACK, SLACK_UID, Scene, Stage};
 const APP: &str = r#"{"subject":{"type":"app"}}"#;
 const USER: &str = r#"{"subject":{"type":"user","id":"user_ada"}}"#;
 const GITHUB: &str = "/v1/connect/token/github%2Facme-github";
+const LINEAR: &str = "/v1/connect/token/oauth%2Flinear";
 const MISS: &str = "connect-sidecar; fwd=uri-miss; stored; ttl=3570";
 const HIT: &str = "connect-sidecar; hit; ttl=3570";
 
@@ -188,22 +189,25 @@ async fn what_differs_in_meaning_shares_nothing() {
         r#"{"subject":{"type":"user"}}"#,
         USER,
         r#"{"subject":{"type":"user","id":"user_ada","issuer":"x"}}"#,
-        r#"{"subject":{"type":"jwt-bearer","sub":"a"}}"#,
-        r#"{"subject":{"type":"jwt-bearer","sub":"b"}}"#,
         r#"{"authorizationDetails":[{"type":"x","repositories":["a","b"]}]}"#,
         r#"{"authorizationDetails":[{"type":"x","repositories":["b","a"]}]}"#,
         r#"{"unknown":1}"#,
         r#"{"unknown":"1"}"#,
         r#"{"unknown":1.0}"#,
     ];
-    let paths = [SLACK, "/v1/connect/token/scl_slack", GITHUB];
+    let others = [
+        ("/v1/connect/token/scl_slack", "{}"),
+        (GITHUB, "{}"),
+        (LINEAR, r#"{"subject":{"type":"jwt-bearer","sub":"a"}}"#),
+        (LINEAR, r#"{"subject":{"type":"jwt-bearer","sub":"b"}}"#),
+    ];
     for round in [MISS, HIT] {
-        for (path, body) in bodies.map(|body| (SLACK, body)).into_iter().chain(paths[1..].iter().map(|p| (*p, "{}"))) {
+        for (path, body) in bodies.map(|body| (SLACK, body)).into_iter().chain(others) {
             let reply = stage.request("POST", path).json(body).send().await;
             assert_eq!((reply.status, reply.cache_status()), (200, round), "{path} {body}: {}", reply.text());
         }
     }
-    assert_eq!(stage.paid(), bodies.len() + 2);
+    assert_eq!(stage.paid(), bodies.len() + others.len());
 }
 
 #[tokio::test]
@@ -446,7 +450,7 @@ async fn a_429_is_held_for_its_key_as_long_as_it_asks() {
         (Some("3600"), 60),
         (Some("99999999999999999999"), 60),
     ] {
-        let body = serde_json::json!({"scopes": [retry_after]}).to_string();
+        let body = crate::support::body(&format!("{retry_after:?}"));
         let ask = async || stage.token(&body).send().await;
         let before = stage.paid();
         stage.emulator.inject(Fault::rate_limited(retry_after));
@@ -485,7 +489,7 @@ async fn a_body_with_somebodys_token_is_never_stored() {
     let stage = Scene::new().start().await;
     let body = r#"{"subject":{"type":"token","token":"ya29.CANARY"}}"#;
     for paid in 1..=2 {
-        let reply = stage.token(body).send().await;
+        let reply = stage.request("POST", LINEAR).json(body).send().await;
         assert_eq!((reply.status, reply.cache_status()), (200, "connect-sidecar; fwd=uri-miss"));
         assert_eq!(stage.paid(), paid);
     }

@@ -2,25 +2,12 @@
 
 use std::path::Path;
 
-use tokio::process::Command;
-
 use crate::support::process::{Ended, run};
 use crate::support::{Scene, Stage, npm};
 
 /// Runs the CLI in the stage's project, signed in at the emulator.
 async fn vercel(stage: &Stage, cli: &Path, args: &[&str]) -> Ended {
-    let mut command = Command::new(cli);
-    command
-        .args(["--api", &stage.emulator.url(), "--token", "vca_demo_session"])
-        .args(args)
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-        .env("HOME", stage.dir())
-        .env("VERCEL_TELEMETRY_DISABLED", "1")
-        .current_dir(&stage.project)
-        .stdin(std::process::Stdio::null())
-        .kill_on_drop(true);
-    let ended = run(command).await;
+    let ended = run(npm::vercel(cli, &stage.emulator.url(), "vca_demo_session", &stage.project, args)).await;
     assert_eq!(ended.code, Some(0), "vercel {args:?}: {ended:?}");
     ended
 }

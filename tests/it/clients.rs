@@ -106,7 +106,7 @@ async fn each_client_gets_a_token_a_typed_error_and_a_refusal() {
     for client in Client::ALL {
         let token = client.post(&format!("{origin}{SLACK}"), APP).await;
         assert_eq!(token.status, 200, "{client:?}: {token:?}");
-        assert!(token.json()["token"].as_str().is_some_and(|t| t.starts_with("xoxb-")), "{client:?}: {token:?}");
+        assert!(token.json()["token"].as_str().is_some_and(|t| t.starts_with("xoxe.xoxb-")), "{client:?}: {token:?}");
 
         let error = client.post(&format!("{origin}/v1/connect/token/slack%2Fnot-installed"), APP).await;
         let code = &error.json()["error"]["code"];

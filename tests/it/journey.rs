@@ -9,7 +9,7 @@ async fn a_request_without_a_credential_gets_a_token() {
     let stage = Scene::new().start().await;
     let reply = stage.token(r#"{"subject":{"type":"app"}}"#).send().await;
     assert_eq!(reply.status, 200, "{reply:?}");
-    assert!(reply.json()["token"].as_str().expect("a token").starts_with("xoxb-"));
+    assert!(reply.json()["token"].as_str().expect("a token").starts_with("xoxe.xoxb-"));
     assert_eq!(reply.cache_status(), "connect-sidecar; fwd=uri-miss; stored; ttl=3570");
     assert_eq!(reply.header("age"), None);
 }
@@ -178,7 +178,7 @@ async fn an_access_token_is_sent_with_its_team_and_asks_for_its_own_user_only() 
         .without_env_file()
         .start()
         .await;
-    assert!(stage.slack_token().await.starts_with("xoxb-"));
+    assert!(stage.slack_token().await.starts_with("xoxe.xoxb-"));
     assert_eq!(stage.emulator.received()[0].target, format!("{SLACK}?teamId=team_acme"));
     let other = stage.token(r#"{"subject":{"type":"user","id":"user_other"}}"#).send().await;
     assert_eq!(other.status, 403);
@@ -209,5 +209,5 @@ async fn connectors_off_the_list_are_refused_on_every_route() {
 #[tokio::test]
 async fn upstream_over_tls_is_verified_with_the_given_root() {
     let stage = Scene::new().tls().start().await;
-    assert!(stage.slack_token().await.starts_with("xoxb-"));
+    assert!(stage.slack_token().await.starts_with("xoxe.xoxb-"));
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &str)] = &[
     (
         "main",
-        "app cli clock config demo emulator hardening identity intercept::ca logging run run::* server::unix_socket",
+        "app cli clock config demo emulate emulator hardening identity intercept::ca logging run run::* server::unix_socket",
     ),
     ("run", "app clock config hardening identity identity::watch"),
     ("run::sidecar", "app clock config instance_key private_dir run::child run::client status::instance"),
@@ -21,6 +21,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("run::shell", "cli run::environment"),
     ("run::child", "hardening"),
     ("run::environment", ""),
+    ("emulate", "cli config emulator emulator::*"),
     ("demo", "cli clock config emulator emulator::*"),
     (
         "app",

@@ -144,7 +144,7 @@ async fn a_unix_socket_gives_tokens_to_curl_and_goes_with_the_sidecar() {
     let mut command = curl(&socket, &format!("http://localhost{SLACK}"));
     command.args(["-H", "content-type: application/json", "-d", APP]);
     let ended = run(command).await;
-    assert!(ended.code == Some(0) && ended.stdout.contains("\"token\":\"xoxb-"), "{ended:?}");
+    assert!(ended.code == Some(0) && ended.stdout.contains("\"token\":\"xoxe.xoxb-"), "{ended:?}");
     let reply = Request::new(serving.addr, "POST", SLACK).json(APP).send().await;
     assert!(reply.cache_status().starts_with("connect-sidecar; hit"), "it is one sidecar: {reply:?}");
     let ended = stop(serving).await;

@@ -35,11 +35,11 @@ async fn its_requests_get_a_token_from_every_language() {
     let curls: Vec<_> = blocks("sh").into_iter().filter(is_plain_curl).collect();
     assert_eq!((curls.len(), blocks("js").len(), blocks("python").len()), (1, 1, 1));
     let reply = printed(&stage, &["sh", "-c"], curls[0]).await;
-    assert!(reply.starts_with("HTTP/1.1 200 OK") && reply.contains("\"token\":\"xoxb-"), "{reply}");
+    assert!(reply.starts_with("HTTP/1.1 200 OK") && reply.contains("\"token\":\"xoxe.xoxb-"), "{reply}");
     let node = printed(&stage, &["node", "--input-type=module", "--eval"], blocks("js")[0]).await;
-    assert!(node.starts_with("xoxb-"), "{node}");
+    assert!(node.starts_with("xoxe.xoxb-"), "{node}");
     let python = printed(&stage, &["python3", "-c"], blocks("python")[0]).await;
-    assert!(python.starts_with("xoxb-"), "{python}");
+    assert!(python.starts_with("xoxe.xoxb-"), "{python}");
     assert_eq!(stage.emulator.received().len(), 1, "they ask for the same");
 }
 
@@ -68,7 +68,10 @@ async fn its_unix_socket_is_made_and_gives_a_token() {
     let line = start.replacen("connect-sidecar", "exec \"$1\"", 1);
     let _serving = Serving::start(shell(desk.sidecar(&[]), &line)).await;
     let reply = run(shell(desk.sidecar(&[]), curl)).await;
-    assert!(reply.stdout.starts_with("HTTP/1.1 200 OK") && reply.stdout.contains("\"token\":\"xoxb-"), "{reply:?}");
+    assert!(
+        reply.stdout.starts_with("HTTP/1.1 200 OK") && reply.stdout.contains("\"token\":\"xoxe.xoxb-"),
+        "{reply:?}"
+    );
 }
 
 /// Each command is run somewhere: here, by another test, or by `.ci/run`.

@@ -31,9 +31,9 @@ const MOST_MEMORY: u64 = 24 * 1024;
 
 /// What is asked for again and again: the path, the connector, the body, and how its token begins.
 const CACHED: [(&str, &str, &str, &str); 6] = [
-    (SLACK, "slack/acme-slack", r#"{"subject":{"type":"app"}}"#, "xoxb-"),
+    (SLACK, "slack/acme-slack", r#"{"subject":{"type":"app"}}"#, "xoxe.xoxb-"),
     (SLACK, "slack/acme-slack", r#"{"subject":{"type":"user","id":"user_ada"}}"#, "xoxp-"),
-    (SLACK, "slack/acme-slack", r#"{"scopes":["chat:write","users:read"]}"#, "xoxb-"),
+    (SLACK, "slack/acme-slack", r#"{"scopes":["chat:write","users:read"]}"#, "xoxe.xoxb-"),
     ("/v1/connect/token/github%2Facme-github", "github/acme-github", r#"{"subject":{"type":"app"}}"#, "ghs_"),
     ("/v1/connect/token/github%2facme-github", "github/acme-github", r#"{"subject":{"type":"user"}}"#, "ghu_"),
     ("/v1/connect/token/oauth%2Flinear", "oauth/linear", "", "tok_"),

@@ -6,7 +6,7 @@
 //! SDKs were tried with. The harness sets `host`, `content-length` and `connection`.
 
 use connect_sidecar::emulator::fault::{Fault, Trouble};
-use connect_sidecar::emulator::world::Connector;
+use connect_sidecar::emulator::world::{Connector, Installation};
 use serde::Deserialize;
 
 use crate::support::http::{Reply, Request};
@@ -62,7 +62,8 @@ fn scene() -> Scene {
             world.connectors.push(Connector::new(uid, &uid.replace('/', "_"), "prj_web"));
         }
         for connector in &mut world.connectors {
-            connector.needs_installation = false;
+            connector.needs_installation = Some(false);
+            connector.installations.push(Installation { id: "inst_abc".into(), tenant_id: "acme".into() });
             connector.granted_to.push("user_123".into());
         }
     })

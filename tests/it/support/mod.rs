@@ -180,6 +180,8 @@ impl Scene {
             world: self.world,
             tls: self.tls,
             now: Arc::new(move || system_time(now.now())),
+            // So that one can tell a token that was fetched from one that was kept.
+            reuse_tokens: false,
             ..Options::default()
         };
         let emulator = Emulator::start(options).await.expect("an emulator");

@@ -4,12 +4,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::installed::installed;
+use super::process::isolated;
 
 /// The releases of Node.js that the preload is for.
 pub const NODES: [&str; 4] = ["18.20.8", "20.20.2", "22.23.3", "24.21.0"];
 
 /// The architecture, as npm's packages name it.
 const ARCH: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "x64" };
+
+/// The real Vercel CLI in a directory, which is its home, too; signed in at an API with a token.
+pub fn vercel(cli: &Path, url: &str, token: &str, dir: &Path, args: &[&str]) -> tokio::process::Command {
+    let mut command = isolated(cli.to_str().expect("a path"), dir);
+    command.args(["--api", url, "--token", token]).args(args);
+    command.env("VERCEL_TELEMETRY_DISABLED", "1").env("NO_UPDATE_NOTIFIER", "1");
+    command
+}
 
 /// The real Vercel CLI's command.
 pub async fn vercel_cli() -> Option<PathBuf> {

@@ -69,12 +69,12 @@ impl Serving {
         let mut line = String::new();
         soon("the ready line", stdout.read_line(&mut line)).await.expect("a line");
         let ready_line = line.trim_end().to_owned();
-        let Some((_, addr)) = ready_line.split_once(" listening on http://") else {
+        let Some((_, addr)) = ready_line.split_once(" listening on http") else {
             let mut log = String::new();
             let _ = soon("stderr", stderr.read_to_string(&mut log)).await;
             panic!("not ready: {line:?}\n{log}");
         };
-        let addr = addr.parse().expect("an address");
+        let addr = addr.trim_start_matches('s').trim_start_matches("://").parse().expect("an address");
         Self { child, addr, ready_line, stdout, stderr: Some(stderr), log: String::new() }
     }
 
@@ -99,6 +99,11 @@ impl Serving {
             let read = soon(text, stderr.read_line(&mut self.log)).await.expect("a line");
             assert_ne!(read, 0, "it ended without {text:?}:\n{}", self.log);
         }
+    }
+
+    /// What was waited for of stderr, and all before it.
+    pub fn log(&self) -> &str {
+        &self.log
     }
 
     /// The end of stderr that is ours.

@@ -1,0 +1,130 @@
+//! The `emulate` command: the emulator by itself, from a seed or a state file, with the lines for its first use.
+//!
+//! What it prints holds no secret but those of the seed, which are made up.
+
+use std::fmt::Write;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::cli::{EmulateArgs, GlobalArgs};
+use crate::config::{self, ConfigError};
+pub use crate::emulator::seed::EXAMPLE as EXAMPLE_SEED;
+use crate::emulator::seed::{self, SeedError};
+use crate::emulator::world::World;
+use crate::emulator::{Emulator, Options};
+
+/// The port unless another is asked for: the sidecar's neighbour.
+pub const DEFAULT_PORT: u16 = 2775;
+/// How many of the last requests are remembered.
+const REMEMBERED: usize = 1000;
+
+/// Why the emulator does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum EmulateError {
+    /// A flag that it has no use for, or one that is wrong. Exit code 2.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A seed with mistakes. Exit code 2.
+    #[error("{}", at(.0, .1))]
+    Seed(PathBuf, SeedError),
+    /// A seed or a state that could not be read. Exit code 2.
+    #[error("could not read {path}: {1}", path = .0.display())]
+    File(PathBuf, io::Error),
+    /// Somebody listens there already. Exit code 3.
+    #[error("could not listen on 127.0.0.1:{0}: the port is taken; end what has it, or choose another with --port")]
+    PortTaken(u16),
+    /// Anything else.
+    #[error("could not {0}: {1}")]
+    Setup(&'static str, io::Error),
+}
+
+fn at(path: &Path, SeedError(mistakes): &SeedError) -> String {
+    let lines = mistakes.iter().map(|mistake| format!("{}:{}: {}", path.display(), mistake.line, mistake.message));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// A running emulator; what it has made goes when this is dropped.
+pub struct Emulation {
+    emulator: Emulator,
+    /// The directory with the certificate of its CA, if it speaks TLS.
+    ca: Option<(TempDir, PathBuf)>,
+    /// What it was told of by whom, for people.
+    source: String,
+}
+
+impl Emulation {
+    /// Reads the seed and starts.
+    pub async fn start(args: &EmulateArgs, global: &GlobalArgs) -> Result<Self, EmulateError> {
+        let why = "the emulator reads no configuration: who and what there is stands in its seed";
+        let port = config::port_of(global, &[], why)?.unwrap_or(DEFAULT_PORT);
+        let kept = args.state.as_ref().filter(|state| state.exists());
+        let (mut world, source) = match (kept, &args.seed) {
+            (Some(state), _) => (World::demo(), format!("as it was kept in {}", state.display())),
+            (None, Some(path)) => (read_seed(path)?, format!("as seeded by {}", path.display())),
+            (None, None) => (World::demo(), "as in the demo".into()),
+        };
+        world.limits.get_or_insert_default();
+        let (tls, state) = (args.tls, args.state.clone());
+        let options = Options { port, tls, world, state, remember: REMEMBERED, ..Options::default() };
+        let emulator = Emulator::start(options).await.map_err(|e| match (e.kind(), &args.state) {
+            (ErrorKind::AddrInUse, _) => EmulateError::PortTaken(port),
+            (ErrorKind::InvalidData, Some(state)) => EmulateError::File(state.clone(), e),
+            _ => EmulateError::Setup("start the emulator", e),
+        })?;
+        let ca = emulator.ca_pem().map(private_file).transpose();
+        let ca = ca.map_err(|e| EmulateError::Setup("write the certificate of its CA", e))?;
+        Ok(Self { emulator, ca, source })
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> String {
+        self.emulator.url()
+    }
+
+    /// What to type first.
+    pub fn first_use(&self) -> String {
+        let (url, ca) = (self.url(), self.ca.as_ref().map(|(_, path)| path.display().to_string()));
+        let with_ca = |text: &str| ca.as_ref().map_or(String::new(), |path| text.replace("{}", path));
+        let (team, project, session) = self.emulator.read(|world| {
+            let project = world.projects.first().map(|project| (project.id.clone(), project.name.clone()));
+            (world.team.clone(), project, world.sessions.first().map(|session| session.token.clone()))
+        });
+        let mut text = format!("A stand-in for Vercel Connect, {}: team {}.\n", self.source, team.slug);
+        let mut line = |what: &str, how: String| {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "  {what:<22} {how}");
+        };
+        if let Some(path) = &ca {
+            line("its CA", path.clone());
+        }
+        if let Some(token) = session {
+            let trust = with_ca("NODE_EXTRA_CA_CERTS={} ");
+            line("the Vercel CLI", format!("{trust}vercel --api {url} --token {token} connect list"));
+        }
+        if let Some((id, _)) = project {
+            line(".vercel/project.json", format!(r#"{{"projectId":"{id}","orgId":"{}"}}"#, team.id));
+            let trust = with_ca(" --cacert {}");
+            line("an env file", format!("curl -sS{trust} '{url}/_emulator/env.local' -o .env.local"));
+        }
+        line("the sidecar", format!("connect-sidecar --upstream {url}{}", with_ca(" --upstream-ca {}")));
+        text
+    }
+}
+
+fn read_seed(path: &Path) -> Result<World, EmulateError> {
+    let text = std::fs::read_to_string(path).map_err(|e| EmulateError::File(path.to_owned(), e))?;
+    seed::read(&text).map_err(|e| EmulateError::Seed(path.to_owned(), e))
+}
+
+fn private_file(pem: &str) -> io::Result<(TempDir, PathBuf)> {
+    let dir = tempfile::Builder::new()
+        .prefix("connect-sidecar-emulator-")
+        .permissions(std::fs::Permissions::from_mode(0o700))
+        .tempdir()?;
+    let path = dir.path().join("ca.pem");
+    std::fs::write(&path, pem)?;
+    Ok((dir, path))
+}

@@ -1,0 +1,203 @@
+//! The seed file: a [`World`] in TOML. All mistakes of a file are reported at once, each with its line and what would be
+//! right.
+
+use std::fmt;
+use std::ops::Range;
+
+use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeArray, DeTable, DeValue, Deserializer};
+
+use super::world::{Problem, Step, World};
+
+/// A seed that shows all there is, with comments.
+pub const EXAMPLE: &str = include_str!("example-seed.toml");
+
+/// One thing that is wrong with a seed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// The line, counted from 1.
+    pub line: usize,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+/// All that is wrong with a seed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeedError(pub Vec<Mistake>);
+
+impl fmt::Display for SeedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, Mistake { line, message }) in self.0.iter().enumerate() {
+            write!(f, "{}line {line}: {message}", if i == 0 { "" } else { "\n" })?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for SeedError {}
+
+/// Reads a seed.
+pub fn read(text: &str) -> Result<World, SeedError> {
+    let line = |span: Range<usize>| text.bytes().take(span.start).filter(|b| *b == b'\n').count() + 1;
+    let (document, errors) = DeTable::parse_recoverable(text);
+    if !errors.is_empty() {
+        let mistake = |error: &toml::de::Error| Mistake {
+            line: line(error.span().unwrap_or_default()),
+            message: format!("not TOML: {}", error.message()),
+        };
+        return Err(SeedError(errors.iter().map(mistake).collect()));
+    }
+    // What a mistake is about is taken out, and the rest is read again, so that the next one shows.
+    let (mut mistakes, mut rest, mut removed, mut is_whole) = (Vec::new(), document.clone(), Vec::new(), true);
+    let world = loop {
+        let error = match World::deserialize(Deserializer::from(rest.clone())) {
+            Ok(world) => break Some(world),
+            Err(error) => error,
+        };
+        let span = error.span().unwrap_or_default();
+        let is_missing = error.message().starts_with("missing field");
+        // That what was taken out is missing is no mistake of the file.
+        if !(is_missing && removed.iter().any(|taken: &Range<usize>| is_within(taken, &span))) {
+            mistakes.push(Mistake { line: line(span.clone()), message: error.message().into() });
+        }
+        is_whole &= !is_missing;
+        if !remove(rest.get_mut(), &span) {
+            break None;
+        }
+        removed.push(span);
+    };
+    if let Some(mut world) = world {
+        world.complete();
+        // What is taken out whole is missed by what refers to it.
+        if is_whole {
+            let problems = world.problems();
+            mistakes.extend(
+                problems
+                    .into_iter()
+                    .map(|Problem { path, message }| Mistake { line: line(place(document.get_ref(), &path)), message }),
+            );
+        }
+        if mistakes.is_empty() {
+            return Ok(world);
+        }
+    }
+    mistakes.sort_by_key(|mistake| mistake.line);
+    Err(SeedError(mistakes))
+}
+
+fn is_within(inner: &Range<usize>, outer: &Range<usize>) -> bool {
+    outer.start <= inner.start && inner.end <= outer.end
+}
+
+/// Takes out the entry or the item that is at `span`; whether there was one.
+fn remove(table: &mut DeTable<'_>, span: &Range<usize>) -> bool {
+    let is_at = |key: &Range<usize>, value: &Range<usize>| key == span || value == span;
+    let found = table.iter().find(|(key, value)| is_at(&key.span(), &value.span())).map(|(key, _)| key.clone());
+    if let Some(key) = found {
+        table.remove(&key);
+        return true;
+    }
+    table.iter_mut().any(|(_, value)| remove_within(value, span))
+}
+
+fn remove_within(value: &mut Spanned<DeValue<'_>>, span: &Range<usize>) -> bool {
+    match value.get_mut() {
+        DeValue::Table(table) => remove(table, span),
+        DeValue::Array(items) if items.iter().any(|item| item.span() == *span) => {
+            *items = std::mem::replace(items, DeArray::new()).into_iter().filter(|item| item.span() != *span).collect();
+            true
+        }
+        DeValue::Array(items) => items.iter_mut().any(|item| remove_within(item, span)),
+        _ => false,
+    }
+}
+
+/// Where in the text something is; the nearest thing around it, if it is not there itself.
+fn place(document: &DeTable<'_>, path: &[Step]) -> Range<usize> {
+    let mut at = 0..0;
+    let mut value: Option<&DeValue<'_>> = None;
+    for step in path {
+        let next = match (step, value) {
+            (Step::Key(key), None) => document.get(*key),
+            (Step::Key(key), Some(value)) => value.as_table().and_then(|table| table.get(*key)),
+            (Step::Item(index), Some(value)) => value.as_array().and_then(|items| items.get(*index)),
+            (Step::Item(_), None) => None,
+        };
+        let Some(next) = next else { break };
+        (at, value) = (next.span(), Some(next.get_ref()));
+    }
+    at
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn mistakes(text: &str) -> Vec<(usize, String)> {
+        let error = read(text).expect_err("mistakes");
+        error.0.into_iter().map(|mistake| (mistake.line, mistake.message)).collect()
+    }
+
+    #[test]
+    fn the_example_can_be_read_and_has_everything() {
+        let world = read(EXAMPLE).unwrap_or_else(|e| panic!("{e}"));
+        assert!(!world.members.is_empty() && !world.connectors.is_empty() && !world.access_tokens.is_empty());
+        assert!(!world.sessions.is_empty() && !world.faults.is_empty() && world.limits.is_some());
+    }
+
+    #[test]
+    fn the_least_seed_is_a_team() {
+        let world = read("[team]\nslug = \"acme\"").expect("a world");
+        assert_eq!((world.team.id.as_str(), world.limits), ("team_acme", None));
+    }
+
+    #[test]
+    fn ids_are_made_where_none_is_given_and_projects_go_by_their_names() {
+        let world = read(
+            "[team]\nslug = \"acme\"\n[[projects]]\nname = \"web\"\n[[connectors]]\nuid = \"slack/acme-slack\"\n\
+             links = [{ project = \"web\", environments = [\"preview\"] }]",
+        )
+        .expect("a world");
+        let connector = &world.connectors[0];
+        assert_eq!((connector.id.as_str(), connector.kind.as_str()), ("scl_slack_acme_slack", "slack"));
+        assert_eq!(connector.links[0].project_id, "prj_web");
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once_each_with_its_line() {
+        let found = mistakes(
+            "[team]\nslug = \"acme\"\nname = \"Acme\"\n[[members]]\nid = \"user_ada\"\nrole = \"boss\"\n[[connectors]]\n\
+             uid = \"slack/x\"\ntoken_life = \"soon\"\nlinks = [{ project = \"web\", environments = [\"preview\"] }]\n\
+             [[sessions]]\ntoken = \"vca_1\"\nuser = \"user_bob\"\n[[faults]]\nkind = \"latency\"\n",
+        );
+        let says = [
+            (3, "unknown field `name`, expected one of"),
+            (6, "expected one of `owner`, `member`, `developer`, `viewer`"),
+            (9, "expected a duration"),
+            (10, "there is no project `web`"),
+            (13, "there is no member `user_bob`; there is: user_ada"),
+            (15, "this kind needs `by`"),
+        ];
+        assert_eq!(found.len(), says.len(), "{found:#?}");
+        for ((line, message), (due, part)) in found.iter().zip(says) {
+            assert!(*line == due && message.contains(part), "{line}: {message}, not {due}: {part}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_and_what_is_twice_is_told() {
+        let found = mistakes("[team]\nslug = \"acme\"\n[[projects]]\nid = \"prj_1\"\n[[connectors]]\nid = \"scl_1\"\n");
+        assert_eq!(found.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [3, 5], "{found:?}");
+        assert!(found[0].1.contains("missing field `name`") && found[1].1.contains("missing field `uid`"), "{found:?}");
+        let session = "[[sessions]]\ntoken = \"vca_secret\"\nuser = \"user_ada\"\n";
+        let found = mistakes(&format!("[team]\nslug = \"a\"\n[[members]]\nid = \"user_ada\"\n{session}{session}"));
+        assert_eq!(found, [(9, "another has the token, too".to_owned())]);
+    }
+
+    #[test]
+    fn what_is_no_toml_is_told_with_its_line() {
+        assert_eq!(mistakes("[team]\nslug = acme\n")[0].0, 2);
+    }
+}

@@ -1,0 +1,170 @@
+//! `connect-sidecar emulate` as a user runs it.
+
+use std::net::Ipv4Addr;
+
+use connect_sidecar::emulator::seed;
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use super::SLACK;
+use crate::support::http::{APP, Request};
+use crate::support::npm;
+use crate::support::process::{Serving, isolated, run, sidecar};
+
+fn home() -> TempDir {
+    tempfile::tempdir().expect("a directory")
+}
+
+/// The command in a home, on any free port.
+fn emulate(home: &TempDir, arguments: &[&str]) -> Command {
+    let mut command = sidecar(home.path());
+    command.args(["emulate", "--port", "0"]).args(arguments).env("TMPDIR", home.path());
+    command
+}
+
+/// Starts it and waits for all it says.
+async fn start(home: &TempDir, arguments: &[&str]) -> Serving {
+    let mut serving = Serving::start(emulate(home, arguments)).await;
+    serving.wait_for_log("the sidecar ").await;
+    serving
+}
+
+/// What stands after a name in the lines for first use.
+fn line<'s>(serving: &'s Serving, name: &str) -> &'s str {
+    let line = serving.log().lines().find_map(|line| line.strip_prefix("  ")?.strip_prefix(name));
+    line.unwrap_or_else(|| panic!("{name}: {}", serving.log())).trim()
+}
+
+async fn shell(home: &TempDir, line: &str) -> crate::support::process::Ended {
+    let mut command = isolated("sh", home.path());
+    command.args(["-c", line]);
+    run(command).await
+}
+
+/// The token in what an env file says.
+fn token(env_file: &str) -> &str {
+    env_file.split('"').nth(1).expect("a token")
+}
+
+#[tokio::test]
+async fn the_lines_for_first_use_are_right_as_they_stand() {
+    let home = home();
+    let serving = start(&home, &[]).await;
+    assert_eq!(serving.ready_line, format!("connect-sidecar emulator listening on http://{}", serving.addr));
+    let curl = line(&serving, "an env file").to_owned();
+    assert_eq!(shell(&home, &curl).await.code, Some(0), "{curl}");
+    let file = std::fs::read_to_string(home.path().join(".env.local")).expect("an env file");
+    let ask = Request::new(serving.addr, "POST", SLACK).json(APP);
+    let reply = ask.header("authorization", &format!("Bearer {}", token(&file))).send().await;
+    assert!(reply.token().starts_with("xoxe.xoxb-"));
+    assert_eq!(line(&serving, "the sidecar"), format!("connect-sidecar --upstream http://{}", serving.addr));
+    assert_eq!(line(&serving, ".vercel/project.json"), r#"{"projectId":"prj_web","orgId":"team_acme"}"#);
+    let cli: Vec<_> = line(&serving, "the Vercel CLI").split(' ').collect();
+    let ["vercel", "--api", url, "--token", session, args @ ..] = cli.as_slice() else { panic!("{cli:?}") };
+    let Some(program) = npm::vercel_cli().await else { return };
+    let listed = run(npm::vercel(&program, url, session, home.path(), args)).await;
+    assert!(listed.code == Some(0) && listed.stderr.contains("slack/acme-slack"), "{listed:?}");
+}
+
+#[tokio::test]
+async fn with_tls_its_ca_is_a_file_that_goes_with_it() {
+    let home = home();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let serving = start(&home, &["--tls"]).await;
+        assert_eq!(serving.ready_line, format!("connect-sidecar emulator listening on https://{}", serving.addr));
+        let ca = line(&serving, "its CA").to_owned();
+        let curl = line(&serving, "an env file").to_owned();
+        assert!(curl.contains(&format!(" --cacert {ca} ")), "{curl}");
+        let ran = shell(&home, &curl).await;
+        assert_eq!(ran.code, Some(0), "{curl}\n{}", ran.stderr);
+        assert!(line(&serving, "the sidecar").ends_with(&format!(" --upstream-ca {ca}")));
+        serving.signal(signal);
+        let ended = serving.end().await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), ""), "{signal}: {}", ended.stderr);
+        assert!(!std::path::Path::new(&ca).parent().expect("a directory").exists(), "{signal}: {ca}");
+    }
+}
+
+#[tokio::test]
+async fn a_state_survives_a_restart_with_its_credentials_and_without_its_seed() {
+    let home = home();
+    let (seed, state) = (home.path().join("seed.toml"), home.path().join("state.json"));
+    let example = run(emulate(&home, &["--example-seed"])).await;
+    assert_eq!((example.code, example.stdout.as_str()), (Some(0), seed::EXAMPLE));
+    std::fs::write(&seed, example.stdout).expect("written");
+    let arguments = ["--seed", seed.to_str().expect("a path"), "--state", state.to_str().expect("a path")];
+
+    let first = start(&home, &arguments).await;
+    assert!(first.log().contains("as seeded by"), "{}", first.log());
+    let get = async |serving: &Serving, path: &str| Request::new(serving.addr, "GET", path).send().await;
+    let env_file = get(&first, "/_emulator/env.local").await.text();
+    let bearer = format!("Bearer {}", token(&env_file));
+    let revoke = Request::new(first.addr, "DELETE", "/v1/connect/connectors/slack%2Facme-slack/tokens").json("{}");
+    let revoked = revoke.header("authorization", &bearer).send().await;
+    assert_eq!(revoked.json()["deleted"], 1, "{}", revoked.text());
+    // Killed, not asked to end: what was answered is kept.
+    first.signal(Signal::SIGKILL);
+    first.end().await;
+
+    std::fs::remove_file(&seed).expect("removed");
+    let second = start(&home, &arguments).await;
+    assert!(second.log().contains("as it was kept in"), "{}", second.log());
+    let user = r#"{"subject":{"type":"user","id":"user_ada"}}"#;
+    for (body, status) in [(APP, 200), (user, 422)] {
+        let ask = Request::new(second.addr, "POST", SLACK).json(body).header("authorization", &bearer);
+        assert_eq!(ask.send().await.status, status, "{body}");
+    }
+    second.stop().await;
+    std::fs::write(&state, "{").expect("written");
+    let ended = run(emulate(&home, &arguments)).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{}", ended.stderr);
+    assert!(ended.stderr.contains("state.json") && ended.stderr.contains("remove it"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn mistakes_in_a_seed_or_in_flags_end_it_with_2_all_of_them() {
+    let home = home();
+    let seed = home.path().join("seed.toml");
+    std::fs::write(&seed, "[team]\nslug = \"acme\"\nsulg = \"x\"\n[[sessions]]\ntoken = \"t\"\nuser = \"user_x\"\n")
+        .expect("written");
+    let seed = seed.to_str().expect("a path");
+    for (arguments, says) in [
+        (&["--seed", seed][..], &["seed.toml:3: unknown field `sulg`", "seed.toml:6: there is no member `user_x`"][..]),
+        (&["--seed", "none.toml"], &["could not read none.toml"]),
+        (&["--upstream", "http://127.0.0.1:1", "--require-key"], &["--upstream: ", "--require-key: "]),
+    ] {
+        let ended = run(emulate(&home, arguments)).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{arguments:?}: {}", ended.stderr);
+        let lines: Vec<_> = ended.stderr.lines().collect();
+        assert_eq!(lines.len(), says.len(), "{lines:#?}");
+        for (line, part) in lines.iter().zip(says) {
+            assert!(line.starts_with("error: ") && line.contains(part), "{line}, not {part}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_taken_port_ends_it_with_3() {
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a listener");
+    let port = listener.local_addr().expect("an address").port().to_string();
+    let home = home();
+    let mut command = sidecar(home.path());
+    command.args(["emulate", "--port", &port]);
+    let ended = run(command).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(3), ""), "{}", ended.stderr);
+    assert!(ended.stderr.contains(&port) && ended.stderr.contains("--port"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn it_is_limited_as_vercel_is() {
+    let home = home();
+    let serving = start(&home, &[]).await;
+    let metadata = Request::new(serving.addr, "GET", "/v1/connect/connectors/slack%2Facme-slack")
+        .header("authorization", "Bearer vca_demo_session");
+    let mut client = crate::support::http::KeptAlive::to(serving.addr).await;
+    for n in 0..200 {
+        assert_eq!(client.send(&metadata).await.status, 200, "{n}");
+    }
+    assert_eq!(client.send(&metadata).await.status, 429);
+}

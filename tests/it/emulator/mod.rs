@@ -1,0 +1,107 @@
+//! The emulator of Vercel Connect, asked directly: who may do what, what the real CLI gets, what can be made to go wrong,
+//! and the command that runs it.
+
+mod callers;
+mod command;
+mod consents;
+mod faults;
+mod vercel;
+
+use connect_sidecar::emulator::seed;
+use connect_sidecar::emulator::{Emulator, Options};
+
+use crate::support::http::{Reply, Request};
+
+/// The connector that works, as a path.
+pub const SLACK: &str = "/v1/connect/token/slack%2Facme-slack";
+/// The session of the team's owner.
+pub const OWNER: &str = "vca_owner";
+
+/// Two projects, somebody of each role, and credentials for all of them.
+pub const SEED: &str = r#"
+[team]
+slug = "acme"
+
+[[members]]
+id = "user_ada"
+[[members]]
+id = "user_mem"
+role = "member"
+[[members]]
+id = "user_dev"
+role = "developer"
+[[members]]
+id = "user_eve"
+role = "viewer"
+[[members]]
+id = "user_sec"
+role = "viewer"
+may = ["view", "revoke"]
+
+[[projects]]
+name = "web"
+env = { MOTD = "hello" }
+[[projects]]
+name = "worker"
+
+[[connectors]]
+uid = "slack/acme-slack"
+links = [{ project = "web", environments = ["development", "production"] }]
+installations = [{ id = "inst_acme", tenant = "T0ACME" }]
+granted_to = ["user_ada", "user_dev", "app_user_1"]
+[[connectors]]
+uid = "oauth/linear"
+granted_to = ["user_ada"]
+
+[[access_tokens]]
+token = "vcp_web"
+user = "user_ada"
+project = "web"
+[[access_tokens]]
+token = "vcp_worker"
+user = "user_ada"
+project = "worker"
+[[access_tokens]]
+token = "vcp_team"
+user = "user_ada"
+
+[[sessions]]
+token = "vca_owner"
+user = "user_ada"
+[[sessions]]
+token = "vca_member"
+user = "user_mem"
+[[sessions]]
+token = "vca_developer"
+user = "user_dev"
+[[sessions]]
+token = "vca_viewer"
+user = "user_eve"
+[[sessions]]
+token = "vca_security"
+user = "user_sec"
+"#;
+
+/// An emulator of [`SEED`] and more.
+pub async fn emulator(more: &str) -> Emulator {
+    let world = seed::read(&format!("{SEED}\n{more}")).unwrap_or_else(|e| panic!("{e}"));
+    Emulator::start(Options { world, ..Options::default() }).await.expect("an emulator")
+}
+
+/// A request with this bearer.
+pub fn request(emulator: &Emulator, bearer: &str, method: &str, target: &str) -> Request {
+    Request::new(emulator.addr(), method, target).header("authorization", &format!("Bearer {bearer}"))
+}
+
+/// Sends one; the status, code and message of what comes.
+pub async fn refusal(request: Request) -> (u16, String, String) {
+    let reply = request.send().await;
+    let error = &reply.json()["error"];
+    let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
+    (reply.status, text("code"), text("message"))
+}
+
+/// Sends one to a route of the emulator's own.
+pub async fn admin(emulator: &Emulator, method: &str, route: &str, body: &str) -> Reply {
+    Request::new(emulator.addr(), method, &format!("/_emulator/{route}")).json(body).send().await
+}
