@@ -26,13 +26,13 @@ async fn every_call_is_served(half: &str) {
     let token = |name: &str, cost: u64| of(name, cost).as_str().unwrap_or_else(|| panic!("{name}: {results:#}"));
 
     let first = token("get_token", 1);
-    assert!(first.starts_with("xoxb-"), "{first}");
+    assert!(first.starts_with("xoxe.xoxb-"), "{first}");
     assert_eq!(token("again", 0), first);
     let forced = token("force_refresh", 1);
     let after_rejection = token("rejected", 1);
     let later = token("rejected later", 1);
-    assert!(token("user", 1).starts_with("xoxp-"));
-    assert!(token("start_authorization", 1).starts_with("https://vercel.com/"));
+    assert!(token("user", 1).starts_with("xoxe.xoxp-"));
+    assert!(token("start_authorization", 1).starts_with(&format!("{}/api/v1/connect/", desk.emulator.url())));
     assert_eq!(of("get_connector_metadata", 1), "slack/acme-slack");
     assert_eq!(of("revoke_token", 1), &Value::Null);
     let after_revocation = token("after revoke_token", 1);

@@ -78,14 +78,15 @@ async fn every_call_is_served(node: &str, sdk: &str) {
     let token = |name: &str, cost: u64| of(name, cost).as_str().unwrap_or_else(|| panic!("{name}: {results:#}"));
 
     let first = token("getToken", 1);
-    assert!(first.starts_with("xoxb-"), "{first}");
+    assert!(first.starts_with("xoxe.xoxb-"), "{first}");
     assert_eq!(of("getTokenResponse", 0)["token"], first);
     let forced = token("forceRefresh", 1);
     let after_rejection = token("rejected", 1);
     assert_eq!(token("worker", 0), after_rejection, "another thread shares it");
     assert_eq!(of("atOnce", 1), &json!(1), "the SDK makes a request of each, the sidecar one of all");
-    assert!(token("user", 1).starts_with("xoxp-"));
-    assert!(of("startAuthorization", 1)["url"].as_str().is_some_and(|url| url.starts_with("https://vercel.com/")));
+    assert!(token("user", 1).starts_with("xoxe.xoxp-"));
+    let consents = format!("{}/api/v1/connect/authorize/", stage.emulator.url());
+    assert!(of("startAuthorization", 1)["url"].as_str().is_some_and(|url| url.starts_with(&consents)));
     assert_eq!(of("getConnectorMetadata", 1)["uid"], "slack/acme-slack");
     assert_eq!(of("revokeToken", 1), "revoked");
     let after_revocation = token("after revokeToken", 1);
@@ -167,7 +168,7 @@ async fn an_app_outlives_its_token_and_is_told_how_to_get_another() {
         serde_json::from_str(&line).expect("JSON")
     };
     let first = ask("").await;
-    assert!(first.as_str().is_some_and(|token| token.starts_with("xoxb-")), "{first}");
+    assert!(first.as_str().is_some_and(|token| token.starts_with("xoxe.xoxb-")), "{first}");
 
     let rotated = stage.fresh_token(DEVELOPMENT_LIFE + Duration::from_secs(1));
     stage.write_env(&rotated);

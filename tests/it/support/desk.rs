@@ -24,7 +24,8 @@ pub struct Desk {
 impl Desk {
     pub async fn new() -> Self {
         let home = tempfile::tempdir().expect("a directory");
-        let emulator = Emulator::start(Options::default()).await.expect("an emulator");
+        let options = Options { reuse_tokens: false, ..Options::default() };
+        let emulator = Emulator::start(options).await.expect("an emulator");
         let token = emulator.oidc_token(DEVELOPMENT_LIFE);
         fs::create_dir(home.path().join("web")).expect("a project");
         write_private(&home.path().join("web/.env.local"), &env_file(&token));
