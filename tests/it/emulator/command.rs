@@ -12,7 +12,7 @@ use crate::support::http::{APP, Request};
 use crate::support::npm;
 use crate::support::process::{Serving, isolated, run, sidecar};
 
-fn home() -> TempDir {
+pub fn home() -> TempDir {
     tempfile::tempdir().expect("a directory")
 }
 
@@ -24,7 +24,7 @@ fn emulate(home: &TempDir, arguments: &[&str]) -> Command {
 }
 
 /// Starts it and waits for all it says.
-async fn start(home: &TempDir, arguments: &[&str]) -> Serving {
+pub async fn start(home: &TempDir, arguments: &[&str]) -> Serving {
     let mut serving = Serving::start(emulate(home, arguments)).await;
     serving.wait_for_log("the sidecar ").await;
     serving
@@ -47,16 +47,21 @@ fn token(env_file: &str) -> &str {
     env_file.split('"').nth(1).expect("a token")
 }
 
+/// Does what the line for an env file says; the token that came.
+pub async fn fetch_env_file(home: &TempDir, serving: &Serving) -> String {
+    let curl = line(serving, "an env file").to_owned();
+    assert_eq!(shell(home, &curl).await.code, Some(0), "{curl}");
+    token(&std::fs::read_to_string(home.path().join(".env.local")).expect("an env file")).to_owned()
+}
+
 #[tokio::test]
 async fn the_lines_for_first_use_are_right_as_they_stand() {
     let home = home();
     let serving = start(&home, &[]).await;
     assert_eq!(serving.ready_line, format!("connect-sidecar emulator listening on http://{}", serving.addr));
-    let curl = line(&serving, "an env file").to_owned();
-    assert_eq!(shell(&home, &curl).await.code, Some(0), "{curl}");
-    let file = std::fs::read_to_string(home.path().join(".env.local")).expect("an env file");
+    let token = fetch_env_file(&home, &serving).await;
     let ask = Request::new(serving.addr, "POST", SLACK).json(APP);
-    let reply = ask.header("authorization", &format!("Bearer {}", token(&file))).send().await;
+    let reply = ask.header("authorization", &format!("Bearer {token}")).send().await;
     assert!(reply.token().starts_with("xoxe.xoxb-"));
     assert_eq!(line(&serving, "the sidecar"), format!("connect-sidecar --upstream http://{}", serving.addr));
     assert_eq!(line(&serving, ".vercel/project.json"), r#"{"projectId":"prj_web","orgId":"team_acme"}"#);

@@ -2,6 +2,7 @@
 //! and the command that runs it.
 
 mod callers;
+mod clients;
 mod command;
 mod consents;
 mod faults;

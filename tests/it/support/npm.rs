@@ -62,14 +62,31 @@ async fn packages(name: &str, packages: &[(&str, &str)]) -> Option<PathBuf> {
 
 /// The directory that what a `package.json` asks for is installed in.
 async fn manifested(name: &str, manifest: String) -> Option<PathBuf> {
-    let install = move |dir: &Path| {
-        std::fs::write(dir.join("package.json"), manifest).expect("a file");
-        let mut npm = Command::new("npm");
-        npm.args(["install", "--no-package-lock", "--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund"]);
-        vec![npm]
-    };
-    installed(name, install).await
+    installed(name, move |dir| vec![install(dir, manifest)]).await
 }
+
+fn install(dir: &Path, manifest: String) -> Command {
+    std::fs::write(dir.join("package.json"), manifest).expect("a file");
+    let mut npm = Command::new("npm");
+    npm.args(["install", "--no-package-lock", "--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund"]);
+    npm
+}
+
+/// The `node_modules` with what drives Debian's Chromium, if that is there.
+pub async fn browser() -> Option<PathBuf> {
+    let install = |dir: &Path| {
+        let mut chromium = Command::new("/usr/bin/chromium");
+        chromium.arg("--version");
+        vec![chromium, install(dir, r#"{"private":true,"dependencies":{"playwright-core":"1.65.1"}}"#.into())]
+    };
+    Some(installed("playwright-core-1.65.1", install).await?.join("node_modules"))
+}
+
+/// The `node_modules` with `jose` in it.
+pub async fn jose() -> Option<PathBuf> {
+    Some(packages("jose-6.2.18", &[("jose", "6.2.18")]).await?.join("node_modules"))
+}
+
 /// The `node_modules` with a release of Connect's SDK in it.
 pub async fn connect_sdk(version: &str) -> Option<PathBuf> {
     Some(packages(&format!("vercel-connect-{version}"), &[("@vercel/connect", version)]).await?.join("node_modules"))
