@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "a test says what it could not do")]
 
 mod admission;
+mod bills;
 mod cache;
 mod cli;
 mod clients;
