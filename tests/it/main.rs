@@ -16,6 +16,7 @@ mod env_file;
 mod expiry;
 mod faults;
 mod gates;
+mod held;
 mod intercept;
 mod journey;
 mod layout;
