@@ -37,4 +37,5 @@ mod soak;
 mod status;
 mod support;
 mod time;
+mod vercel_cli;
 mod wire;
