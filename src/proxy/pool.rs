@@ -113,6 +113,11 @@ impl Pool {
         &self.name
     }
 
+    /// The origin, if the settings name it.
+    pub(super) fn named_origin(&self) -> Option<&Uri> {
+        self.may_be_this_machine.then_some(&self.origin)
+    }
+
     /// Loads the trust roots and opens a connection, so that the first request need not wait for either.
     pub(super) async fn prepare(&self) {
         // A failure is told by the request that meets it.

@@ -3,8 +3,9 @@
 //!
 //! Of the request only what belongs to the connection it came on is changed, and a placeholder: for a bearer host it
 //! becomes the real OIDC token. To any other host it goes as it is; and no other credential of ours, such as an access
-//! token, goes anywhere. Connections are of its own, and lead to this machine only where the settings say so. A connection
-//! cannot be upgraded: a request for WebSockets is refused.
+//! token, goes anywhere. Where the settings name an upstream, that stands for all of Connect's API. Connections are of its
+//! own, and lead to this machine only where the settings say so. A connection cannot be upgraded: a request for WebSockets
+//! is refused.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -109,9 +110,14 @@ impl Proxy {
         let bad_target = |_| RequestError::new(Code::BadTarget, "The request target cannot be passed on.");
         let target = PathAndQuery::try_from(target).map_err(bad_target)?;
         let bearer_host = self.relay.hosts.bearer(host, target.path());
-        let elsewhere = bearer_host.and_then(|bearer_host| bearer_host.origin.clone());
+        let elsewhere = match bearer_host.and_then(|bearer_host| bearer_host.origin.as_ref()) {
+            None if hosts::is_connect(host) => self.stand_in(),
+            origin => origin,
+        };
         let may_be_this_machine = elsewhere.is_some();
-        let origin = elsewhere.map_or_else(|| Uri::try_from(format!("https://{host}")), Ok).map_err(bad_target)?;
+        let origin = elsewhere
+            .map_or_else(|| Uri::try_from(format!("https://{host}")), |origin| Ok(origin.clone()))
+            .map_err(bad_target)?;
 
         let mut headers = head.headers.clone();
         let takes_trailers = headers.get_all(header::TE).iter().any(|coding| names(coding, "trailers"));
@@ -153,6 +159,11 @@ impl Proxy {
             });
             ReplyBody::Right(body.boxed_unsync())
         }))
+    }
+
+    /// What stands for Connect's API. A region of it does not stand for the others.
+    fn stand_in(&self) -> Option<&Uri> {
+        self.upstream.named_origin().filter(|origin| !origin.host().is_some_and(hosts::is_connect))
     }
 
     /// The OIDC token as a bearer.

@@ -234,6 +234,11 @@ impl Upstream {
         self.team_id.as_deref()
     }
 
+    /// The origin, if the settings name it.
+    pub(super) fn named_origin(&self) -> Option<&Uri> {
+        self.pool.named_origin()
+    }
+
     /// The origin, for people.
     pub fn name(&self) -> &str {
         self.pool.name()

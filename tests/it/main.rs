@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "a test says what it could not do")]
 
 mod admission;
+mod bills;
 mod cache;
 mod cli;
 mod clients;
@@ -15,6 +16,7 @@ mod env_file;
 mod expiry;
 mod faults;
 mod gates;
+mod held;
 mod intercept;
 mod journey;
 mod layout;
@@ -35,4 +37,5 @@ mod soak;
 mod status;
 mod support;
 mod time;
+mod vercel_cli;
 mod wire;

@@ -228,7 +228,7 @@ async fn what_is_decrypted_goes_to_its_host_as_it_is() {
 
 #[tokio::test]
 async fn connects_routes_are_answered_here_when_decrypted() {
-    let stage = Scene::new().resolving(|emulator| vec![emulator]).start().await;
+    let stage = Scene::new().start().await;
     let tunnel = decrypted(&stage, "api.vercel.com").await;
     let ask = |target: &str| inside(tunnel, "api.vercel.com", "POST", target).json(r#"{"subject":{"type":"app"}}"#);
     let first = ask(SLACK).header("authorization", &bearer()).send().await;
@@ -240,7 +240,6 @@ async fn connects_routes_are_answered_here_when_decrypted() {
     }
     assert_eq!(stage.logs.count("credentials of its own"), 1);
     assert_eq!(stage.emulator.received().len(), 1, "one cache for all");
-    // The name leads to this machine here, so what is passed on comes no further.
     for (method, target) in [
         ("POST", &*format!("{SLACK}?teamId=team_other")),
         ("POST", &format!("{SLACK}?slug=other")),
@@ -251,10 +250,38 @@ async fn connects_routes_are_answered_here_when_decrypted() {
         ("POST", "/v1/connect/token/slack%2Facme-slack/import"),
         ("GET", "/v9/projects"),
     ] {
-        let reply = inside(tunnel, "api.vercel.com", method, target).header("authorization", &bearer()).json("{}");
-        reply.send().await.assert_refused(508, "loop_detected", target);
+        let before = stage.emulator.received().len();
+        inside(tunnel, "api.vercel.com", method, target).header("authorization", "Bearer own").json("{}").send().await;
+        let received = stage.emulator.received();
+        let [passed_on] = &received[before..] else { panic!("{target}: {received:?}") };
+        assert_eq!((passed_on.method.as_str(), &*passed_on.target), (method, target));
+        assert_eq!(passed_on.headers["authorization"], "Bearer own", "{target}");
     }
-    assert_eq!(stage.emulator.received().len(), 1);
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_set_stands_for_all_of_the_api_but_a_region_for_none_of_it() {
+    let stage = Scene::new().resolving(|emulator| vec![emulator]).start().await;
+    for host in ["api.vercel.com", "api-iad1.vercel.com"] {
+        let tunnel = decrypted(&stage, host).await;
+        let user = inside(tunnel, host, "GET", "/v2/user");
+        let own = user.clone().header("authorization", "Bearer vca_demo_session").send().await;
+        assert_eq!((own.status, &own.json()["user"]["id"]), (200, &"user_ada".into()), "{host}: {}", own.text());
+        let placeholder = user.header("authorization", &bearer()).send().await;
+        assert_eq!(placeholder.status, 403, "it is no credential there: {}", placeholder.text());
+        let other = decrypted(&stage, HOST).await;
+        let reply = inside(other, HOST, "GET", "/v2/user").header("authorization", &bearer()).send().await;
+        reply.assert_refused(508, "loop_detected", "another host is where its name says");
+    }
+    for upstream in ["https://api-iad1.vercel.com", "https://api.vercel.com"] {
+        let scene = Scene::new().default_upstream().toml(&format!("upstream = \"{upstream}\""));
+        let stage = scene.resolving(|emulator| vec![emulator]).start().await;
+        let tunnel = decrypted(&stage, "api.vercel.com").await;
+        let reply = inside(tunnel, "api.vercel.com", "GET", "/v2/user").send().await;
+        // Nobody has said that this one may be on this machine.
+        reply.assert_refused(508, "loop_detected", upstream);
+        assert!(reply.text().contains("of https://api.vercel.com"), "{}", reply.text());
+    }
 }
 
 #[tokio::test]
@@ -382,8 +409,8 @@ async fn to_any_other_host_the_placeholder_goes_as_it_is() {
         (HOST, "/v3/ai", true),
     ] {
         let (addr, decrypted_there) = tls::server(network::OWN_V4, host, &authority, |_| {}).await;
-        let scene = Scene::new().env("CONNECT_SIDECAR_UPSTREAM_CA", &ca).resolving(move |_| vec![addr]);
-        let stage = scene.start().await;
+        let scene = Scene::new().default_upstream().env("CONNECT_SIDECAR_UPSTREAM_CA", &ca);
+        let stage = scene.resolving(move |_| vec![addr]).start().await;
         let tunnel = decrypted(&stage, host).await;
         let reply = inside(tunnel, host, "GET", target).header("authorization", &bearer()).send().await;
         assert_eq!(reply.status, 200, "{host}{target}: {}", reply.text());

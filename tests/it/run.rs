@@ -262,7 +262,7 @@ async fn the_real_token_is_nowhere_in_the_commands_environment_unless_that_was_a
 }
 
 /// What makes a JWT a credential: the claims before its signature are the placeholder's, too.
-fn secret_part(token: &str) -> &str {
+pub fn secret_part(token: &str) -> &str {
     token.rsplit_once('.').expect("a JWT").1
 }
 

@@ -1,0 +1,42 @@
+//! The real Vercel CLI under `run`, as its user calls it: nothing tells it of the sidecar or of the emulator but the
+//! variables that every command gets.
+
+use std::fs;
+
+use tokio::process::Command;
+
+use crate::support::SLACK;
+use crate::support::desk::Desk;
+use crate::support::npm;
+use crate::support::process::run;
+
+/// `run -- vercel ARGUMENTS`, signed in with the demo's session.
+fn vercel(desk: &Desk, cli: &std::path::Path, arguments: &[&str]) -> Command {
+    let mut command = desk.sidecar(&["run", "--", cli.to_str().expect("a path")]);
+    command.args(["--token", "vca_demo_session"]).args(arguments).process_group(0);
+    command.env("VERCEL_TELEMETRY_DISABLED", "1").env("NO_UPDATE_NOTIFIER", "1");
+    command
+}
+
+#[tokio::test]
+async fn it_gets_its_token_through_the_cache_and_all_else_with_its_own_session() {
+    let Some(cli) = npm::vercel_cli().await else { return };
+    let desk = Desk::new().await;
+    fs::create_dir(desk.project().join(".vercel")).expect("a directory");
+    let project = r#"{"projectId":"prj_web","orgId":"team_acme"}"#;
+    fs::write(desk.project().join(".vercel/project.json"), project).expect("written");
+    let _serving = desk.serve(&[]).await;
+    let mut tokens = Vec::new();
+    for _ in 0..2 {
+        let ended = run(vercel(&desk, &cli, &["connect", "token", "slack/acme-slack", "--subject", "app"])).await;
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        tokens.push(ended.stdout.trim().to_owned());
+    }
+    assert!(tokens[0].starts_with("xoxe.xoxb-") && tokens[0] == tokens[1], "{tokens:?}");
+    assert_eq!(desk.emulator.count(SLACK), 1, "the second has it from the cache");
+    for request in desk.emulator.received().iter().filter(|request| request.headers.contains_key("authorization")) {
+        let token = if request.target == SLACK { &desk.token } else { "vca_demo_session" };
+        assert_eq!(request.headers["authorization"], format!("Bearer {token}"), "{}", request.target);
+    }
+    assert!(desk.emulator.count("/v2/user") > 0, "it has asked who it is");
+}
