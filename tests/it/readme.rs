@@ -2,22 +2,62 @@
 
 mod run;
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use connect_sidecar::emulator::errors;
+use tempfile::TempDir;
 use tokio::process::Command;
 
+use crate::emulator::{admin, emulator};
+use crate::preload::path_with;
 use crate::support::desk::Desk;
-use crate::support::process::{Serving, run};
-use crate::support::{Scene, Stage};
+use crate::support::process::{Serving, isolated, run};
+use crate::support::{Scene, Stage, network};
 
 const README: &str = include_str!("../../README.md");
 const CI: &str = include_str!("../../.ci/run");
 
-/// The fenced blocks of a language.
+/// The two sections on the emulator: what is in their blocks is run as it stands.
+const EMULATOR: [&str; 2] = ["Develop without an account", "Use it in CI"];
+
+/// What is below a heading, up to the next.
+fn section(heading: &str) -> &'static str {
+    let (_, below) = README.split_once(&format!("\n## {heading}\n")).expect(heading);
+    below.split("\n## ").next().unwrap_or(below)
+}
+
+/// The fenced blocks of a language, but for those on the emulator.
 fn blocks(language: &str) -> Vec<&'static str> {
+    let on_emulator: Vec<_> = EMULATOR.iter().flat_map(|heading| blocks_of(section(heading), language)).collect();
+    blocks_of(README, language).into_iter().filter(|block| !on_emulator.contains(block)).collect()
+}
+
+fn blocks_of(text: &'static str, language: &str) -> Vec<&'static str> {
     let opening = format!("\n```{language}\n");
-    README.split(opening.as_str()).skip(1).filter_map(|rest| rest.split("\n```").next()).collect()
+    text.split(opening.as_str()).skip(1).filter_map(|rest| rest.split("\n```").next()).collect()
+}
+
+/// The values of a key in YAML that are text: in its line, or in the deeper lines below it after a `|`.
+fn values(yaml: &str, key: &str) -> Vec<String> {
+    let depth = |line: &str| line.len() - line.trim_start().len();
+    let mut values = Vec::new();
+    let mut lines = yaml.lines().peekable();
+    while let Some(line) = lines.next() {
+        match line.trim_start().trim_start_matches("- ").strip_prefix(&format!("{key}: ")) {
+            Some("|") => {
+                let mut block = String::new();
+                while let Some(next) = lines.next_if(|next| depth(next) > depth(line)) {
+                    block += &format!("{}\n", next.trim_start());
+                }
+                values.push(block);
+            }
+            Some(value) => values.push(value.to_owned()),
+            None => {}
+        }
+    }
+    values
 }
 
 /// Runs a program of the README against the stage; what it prints.
@@ -74,6 +114,162 @@ async fn its_unix_socket_is_made_and_gives_a_token() {
         reply.stdout.starts_with("HTTP/1.1 200 OK") && reply.stdout.contains("\"token\":\"xoxe.xoxb-"),
         "{reply:?}"
     );
+}
+
+/// A developer's home with a project, `web`, whose test prints a token; `connect-sidecar` is on the `PATH`.
+struct Project(TempDir);
+
+impl Project {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let app = "const url = `${process.env.CONNECT_SIDECAR_URL}/v1/connect/token/slack%2Facme-slack`;
+            const headers = { 'content-type': 'application/json' };
+            const reply = await fetch(url, { method: 'POST', headers, body: '{\"subject\":{\"type\":\"app\"}}' });
+            console.log((await reply.json()).token);";
+        std::fs::create_dir(dir.path().join("web")).expect("a directory");
+        for (name, content) in [
+            ("app.mjs", app),
+            ("package.json", r#"{"private":true,"scripts":{"test":"node app.mjs"}}"#),
+            ("seed.toml", blocks_of(section(EMULATOR[0]), "toml")[0]),
+        ] {
+            std::fs::write(dir.path().join("web").join(name), content).expect("a file");
+        }
+        Self(dir)
+    }
+
+    fn shell(&self, line: &str) -> Command {
+        let mut command = isolated("bash", self.0.path());
+        let binary = Path::new(env!("CARGO_BIN_EXE_connect-sidecar")).parent().expect("a directory");
+        command
+            .current_dir(self.0.path().join("web"))
+            .args(["-ec", line])
+            .env("PATH", path_with(binary))
+            .env("NO_UPDATE_NOTIFIER", "1");
+        command
+    }
+
+    async fn serve(&self, line: &str) -> Serving {
+        Serving::start(self.shell(&format!("exec {line}"))).await
+    }
+
+    /// What a line prints, if all is well.
+    async fn printed(&self, line: &str) -> String {
+        let ended = run(self.shell(line)).await;
+        assert_eq!(ended.code, Some(0), "{line}\n{ended:?}");
+        ended.stdout
+    }
+}
+
+#[tokio::test]
+async fn its_emulator_serves_an_app_without_an_account() {
+    if !network::is_own("readme::its_emulator_serves_an_app_without_an_account") {
+        return;
+    }
+    let (section, project) = (section(EMULATOR[0]), Project::new());
+    let commands: Vec<_> = blocks_of(section, "sh").into_iter().flat_map(str::lines).collect();
+    let [emulate, fetch, serve, seeded, order, end] = commands[..] else { panic!("{commands:#?}") };
+    let token = blocks("sh").into_iter().find(|block| block.starts_with("curl ")).expect("one that asks");
+
+    let mut emulator = project.serve(emulate).await;
+    emulator.wait_for_log("the sidecar ").await;
+    assert_eq!(emulator.log().trim_end(), blocks_of(section, "text")[0]);
+    project.printed(fetch).await;
+    let sidecar = project.serve(serve).await;
+    assert!(project.printed(token).await.starts_with("HTTP/1.1 200 OK"));
+    sidecar.stop().await;
+    emulator.stop().await;
+
+    let emulator = project.serve(seeded).await;
+    project.printed(fetch).await;
+    let sidecar = project.serve(serve).await;
+    project.printed(order).await;
+    for n in 0..2 {
+        assert!(project.printed(token).await.contains(" 503 "), "{n}");
+    }
+    assert!(project.printed(token).await.starts_with("HTTP/1.1 200 OK"));
+    let uninstalled = token.replace("slack%2Facme-slack", "github%2Facme-github");
+    assert!(project.printed(&uninstalled).await.contains("client_installation_required"), "as the seed says");
+    project.printed(order).await;
+    project.printed(end).await;
+    assert!(!project.printed(&uninstalled).await.contains(" 503 "));
+    sidecar.stop().await;
+    emulator.stop().await;
+}
+
+#[tokio::test]
+async fn its_faults_can_be_ordered() {
+    let emulator = emulator("").await;
+    let (_, from) = section(EMULATOR[0]).split_once("order it: ").expect("a list");
+    let kinds: Vec<_> = from.split_once(", in the seed").expect("its end").0.split('`').skip(1).step_by(2).collect();
+    for kind in &kinds {
+        let fault = format!(r#"{{"kind":"{kind}","by":"1s","status":503}}"#);
+        assert_eq!(admin(&emulator, "POST", "faults", &fault).await.status, 204, "{kind}");
+    }
+    let unknown = admin(&emulator, "POST", "faults", r#"{"kind":"none"}"#).await.text();
+    let (_, known) = unknown.split_once("expected one of ").expect("all there are");
+    assert_eq!(known.matches('`').count(), 2 * kinds.len(), "{known}, {kinds:?}");
+}
+
+#[tokio::test]
+async fn its_job_tests_an_app_without_an_account() {
+    if !network::is_own("readme::its_job_tests_an_app_without_an_account") {
+        return;
+    }
+    let project = Project::new();
+    let steps = values(blocks_of(section(EMULATOR[1]), "yaml")[0], "run");
+    let [install, rest @ ..] = steps.as_slice() else { panic!("no steps") };
+    assert!(CI.contains(&install.replace("vendor/connect-sidecar", ".")), "{install} is run by nobody");
+    // What a runner does when the job is over.
+    let job = format!("trap 'kill $!' EXIT\n{}", rest.join("\n"));
+    let printed = project.printed(&job).await;
+    assert!(printed.contains("xoxe.xoxb-"), "{printed}");
+}
+
+#[tokio::test]
+async fn its_services_share_one_loopback() {
+    if !network::is_own("readme::its_services_share_one_loopback") {
+        return;
+    }
+    let project = Project::new();
+    let yaml = blocks_of(section(EMULATOR[1]), "yaml")[1];
+    let [emulator, sidecar, app] = &values(yaml, "command")[..] else { panic!("{yaml}") };
+    let (healthy, url) = (&values(yaml, "test")[0], &values(yaml, "CONNECT_SIDECAR_URL")[0]);
+    let emulator = project.serve(emulator).await;
+    let sidecar = project.serve(sidecar).await;
+    project.printed(healthy).await;
+    let printed = project.printed(&format!("CONNECT_SIDECAR_URL={url} {app}")).await;
+    assert!(printed.contains("xoxe.xoxb-"), "{printed}");
+    sidecar.stop().await;
+    emulator.stop().await;
+}
+
+#[test]
+fn its_errors_are_those_of_the_emulator() {
+    assert!(
+        section(EMULATOR[1]).trim_end().ends_with(errors::markdown(false).trim_end()),
+        "{}",
+        errors::markdown(false)
+    );
+}
+
+#[test]
+fn its_tests_exist() {
+    let named: Vec<_> = section(EMULATOR[1])
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .flat_map(|row| row.split('`').skip(1).step_by(2))
+        .filter(|name| name.contains("::"))
+        .collect();
+    assert!(named.len() > 15, "{named:?}");
+    for name in named {
+        let (module, test) = name.rsplit_once("::").expect("a path");
+        let file = format!("{}/tests/it/{}.rs", env!("CARGO_MANIFEST_DIR"), module.replace("::", "/"));
+        let source = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{name}: {file}: {e}"));
+        let is_there = ["#[tokio::test]\nasync fn", "#[test]\nfn"]
+            .iter()
+            .any(|start| source.contains(&format!("{start} {test}()")));
+        assert!(is_there, "there is no {name}");
+    }
 }
 
 /// Each command is run somewhere: here, by another test, or by `.ci/run`.

@@ -69,6 +69,53 @@ async fn an_oidc_token_stands_for_its_project_in_its_environment() {
 }
 
 #[tokio::test]
+async fn a_connector_of_another_environment_is_out_of_reach() {
+    let of = |environment: &str| {
+        let links = format!("links = [{{ project = \"web\", environments = [\"{environment}\"] }}]");
+        format!("[[connectors]]\nuid = \"oauth/crm-{environment}\"\n{links}\ngranted_to = [\"user_ada\"]\n")
+    };
+    let environments = ["development", "preview", "production"];
+    let emulator = emulator(&environments.map(of).concat()).await;
+    for calling in environments {
+        let mut subject = emulator.read(Subject::development);
+        subject.environment = calling.into();
+        let token = emulator.oidc_token_for(&subject, DEVELOPMENT_LIFE);
+        for environment in environments {
+            let path = format!("oauth%2Fcrm-{environment}");
+            let is_its_own = calling == environment;
+            for (method, target, body) in [
+                ("POST", format!("/v1/connect/token/{path}"), OWN),
+                ("POST", format!("/v1/connect/authorize/{path}"), OWN),
+                ("GET", format!("/v1/connect/connectors/{path}"), ""),
+                ("DELETE", format!("/v1/connect/connectors/{path}/tokens"), OWN),
+            ] {
+                let (status, _, message) = refusal(request(&emulator, &token, method, &target).json(body)).await;
+                let due = if is_its_own { 200 } else { 403 };
+                assert_eq!(status, due, "{calling}: {method} {target}: {message}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_oidc_token_ends_and_keeps_to_its_project_where_an_access_token_does_not() {
+    let worker = "[[connectors]]\nuid = \"oauth/queue\"\n\
+                  links = [{ project = \"worker\", environments = [\"development\"] }]";
+    let emulator = emulator(worker).await;
+    let oidc = emulator.oidc_token(DEVELOPMENT_LIFE);
+    let ask = async |bearer: &str, connector: &str| {
+        let target = format!("/v1/connect/token/{connector}?teamId=team_acme");
+        request(&emulator, bearer, "POST", &target).json(APP).send().await.status
+    };
+    for (bearer, own, other) in [(&*oidc, 200, 403), ("vcp_team", 200, 200)] {
+        assert_eq!(ask(bearer, "slack%2Facme-slack").await, own, "{bearer}");
+        assert_eq!(ask(bearer, "oauth%2Fqueue").await, other, "{bearer}");
+    }
+    assert_eq!(admin(&emulator, "POST", "faults", r#"{"kind":"clock_skew","by":"13h"}"#).await.status, 204);
+    assert_eq!((ask(&oidc, "slack%2Facme-slack").await, ask("vcp_team", "slack%2Facme-slack").await), (401, 200));
+}
+
+#[tokio::test]
 async fn an_access_token_is_one_users_within_its_scope() {
     let emulator = emulator("").await;
     for (bearer, query, body, status, says) in [
