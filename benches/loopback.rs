@@ -3,9 +3,9 @@
 //! `cargo bench --bench loopback` prints, against a bare hyper server that reads the same body and answers a constant of
 //! the same size: requests a second and server CPU per request of a cached hit at 16 and at 128 connections. Further:
 //! what forwarding a miss adds at the median, what five hundred equal requests cost, the time from exec to the first
-//! answer, resident memory, and a hit among a thousand entries. Rounds alternate and the median of the ratios counts:
+//! answer, what `run` adds to a command's start, resident memory, and a hit among a thousand entries. Rounds alternate and the median of the ratios counts:
 //! single figures mean little on a shared machine. `--quick` is for CI: it shows that everything runs. Names of sections
-//! (`hits`, `entries`, `misses`, `herd`, `start`) choose those.
+//! (`hits`, `entries`, `misses`, `herd`, `start`, `runs`) choose those.
 
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used, clippy::disallowed_methods)]
 
@@ -43,9 +43,14 @@ fn main() {
     }
     let quick = args.iter().any(|a| a == "--quick");
     let chosen = |section: &str| args.iter().all(|a| a.starts_with("--")) || args.iter().any(|a| a == section);
-    for (name, section) in
-        [("hits", hits as fn(bool)), ("entries", entries), ("misses", misses), ("herd", herd), ("start", start)]
-    {
+    for (name, section) in [
+        ("hits", hits as fn(bool)),
+        ("entries", entries),
+        ("misses", misses),
+        ("herd", herd),
+        ("start", start),
+        ("runs", runs),
+    ] {
         if chosen(name) {
             section(quick);
         }
@@ -234,13 +239,15 @@ fn latencies(addr: SocketAddr, requests: impl Iterator<Item = Vec<u8>>) -> Vec<f
 
 struct Sandbox {
     dir: tempfile::TempDir,
+    /// Not in the project: there, no CA is kept.
+    state: tempfile::TempDir,
     _runtime: tokio::runtime::Runtime,
     emulator: Emulator,
 }
 
 impl Sandbox {
     fn new(tls: bool) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let [dir, state] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let mut options = Options { tls, ..Options::default() };
         for n in 0..2000 {
@@ -252,7 +259,7 @@ impl Sandbox {
         if let Some(pem) = emulator.ca_pem() {
             std::fs::write(dir.path().join("ca.pem"), pem).unwrap();
         }
-        Self { dir, _runtime: runtime, emulator }
+        Self { dir, state, _runtime: runtime, emulator }
     }
 
     fn command(&self) -> Command {
@@ -260,7 +267,7 @@ impl Sandbox {
         command
             .args(["--port", "0", "--quiet", "--upstream", &self.emulator.url()])
             .current_dir(self.dir.path())
-            .env("HOME", self.dir.path())
+            .env("HOME", self.state.path())
             .stderr(Stdio::null());
         if self.emulator.ca_pem().is_some() {
             command.arg("--upstream-ca").arg(self.dir.path().join("ca.pem"));
@@ -544,4 +551,50 @@ fn start(quick: bool) {
         times.push(begun.elapsed().as_secs_f64() * 1e3);
     }
     println!("exec to first answer: {:.1} ms", median(&mut times));
+}
+
+/// What `run` adds to a command's start, in pairs with the command alone.
+fn runs(quick: bool) {
+    let sandbox = Sandbox::new(false);
+    for (whose, serves) in [("of its own", false), ("that it joins", true)] {
+        let _sidecar = serves.then(|| sandbox.sidecar());
+        for (how, flags) in [("with", &["run", "--"][..]), ("without", &["run", "--no-intercept", "--"])] {
+            let mut added = Vec::new();
+            for round in 0..(if quick { 2 } else { 42 }) {
+                let alone = || first_output(Command::new("sh"));
+                let through = || {
+                    let mut command = sandbox.command();
+                    command.args(flags).arg("sh");
+                    first_output(command)
+                };
+                let (alone, through) = if round % 2 == 0 {
+                    let alone = alone();
+                    (alone, through())
+                } else {
+                    let through = through();
+                    (alone(), through)
+                };
+                // The first makes the CA, once for all.
+                if round > 0 {
+                    added.push(through - alone);
+                }
+            }
+            println!(
+                "run with a sidecar {whose}, {how} interception: +{:.1} ms to a command's start",
+                median(&mut added)
+            );
+        }
+    }
+}
+
+/// From exec to a shell's first output, in milliseconds.
+fn first_output(mut command: Command) -> f64 {
+    command.args(["-c", "echo"]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let begun = Instant::now();
+    let mut child = command.spawn().unwrap();
+    let read = child.stdout.take().unwrap().read(&mut [0]).unwrap();
+    let took = begun.elapsed().as_secs_f64() * 1e3;
+    assert_eq!(read, 1, "it ran");
+    assert!(child.wait().unwrap().success());
+    took
 }

@@ -7,11 +7,16 @@
 use std::ffi::OsString;
 use std::path::Path;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+
 /// The preload's file name, by which it is found again among other options.
 pub const PRELOAD_FILE: &str = "connect-sidecar-preload.cjs";
 /// Variables that name a file of certificates which takes the place of the system's: each gets the bundle.
 pub const BUNDLE_VARIABLES: [&str; 5] =
     ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "DENO_CERT"];
+/// How the preload is loaded: a path or a URL follows, and a quote.
+const REQUIRE: &[u8] = b"--require \"";
+const IMPORT: &[u8] = b"--import \"";
 /// Names a file of certificates that Node.js trusts besides its own.
 pub const NODE_EXTRA_CERTIFICATES: &str = "NODE_EXTRA_CA_CERTS";
 /// Hosts that are never asked through a proxy.
@@ -73,12 +78,23 @@ pub fn variables(environment: Lookup<'_>, given: &Given<'_>) -> Vec<Variable> {
     variables
 }
 
-/// The preload, before what the user has there.
+/// The preload, before what the user has there. Next.js up to 15 writes these options anew, and of one that is there twice
+/// makes a broken one: beside a `--require` of the user's, such as a debugger's, ours is an `--import`, unless the user has
+/// one of those, too. It is only the second best: workers whose code is a string load no `--import`.
 fn node_options(users: Option<OsString>, preload: &Path) -> OsString {
-    let users = users.unwrap_or_default().into_encoded_bytes();
-    let mut options = b"--require ".to_vec();
-    options.extend(quoted(preload.as_os_str().as_encoded_bytes()));
-    let users = without_preload(users);
+    let users = without_preload(users.unwrap_or_default().into_encoded_bytes());
+    let names = |option: &[&str]| {
+        let mut words = users.split(u8::is_ascii_whitespace);
+        words.any(|word| {
+            option.iter().any(|o| word.strip_prefix(o.as_bytes()).is_some_and(|v| v.is_empty() || v[0] == b'='))
+        })
+    };
+    let file = preload.as_os_str().as_encoded_bytes();
+    // The URL of a file with a backslash in its path is none to Node.js.
+    let mut options = match names(&["--require", "-r"]) && !names(&["--import"]) && !file.contains(&b'\\') {
+        true => [IMPORT, &file_url(file), b"\""].concat(),
+        false => [REQUIRE, &escaped(file), b"\""].concat(),
+    };
     if !users.is_empty() {
         options.push(b' ');
         options.extend(users);
@@ -86,25 +102,31 @@ fn node_options(users: Option<OsString>, preload: &Path) -> OsString {
     os_string(options)
 }
 
-/// As Node.js reads an option with blanks: in double quotes, where a backslash stands before what is meant as it is.
-fn quoted(bytes: &[u8]) -> Vec<u8> {
-    let mut quoted = vec![b'"'];
+/// As Node.js reads an option in double quotes: a backslash stands before what is meant as it is.
+fn escaped(bytes: &[u8]) -> Vec<u8> {
+    let mut escaped = Vec::new();
     for byte in bytes {
         if matches!(byte, b'"' | b'\\') {
-            quoted.push(b'\\');
+            escaped.push(b'\\');
         }
-        quoted.push(*byte);
+        escaped.push(*byte);
     }
-    quoted.push(b'"');
-    quoted
+    escaped
+}
+
+/// The URL of a file.
+fn file_url(path: &[u8]) -> Vec<u8> {
+    const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+    format!("file://{}", percent_encode(path, ENCODED)).into_bytes()
 }
 
 /// The options without the preload of another `run`.
 fn without_preload(mut options: Vec<u8>) -> Vec<u8> {
-    let begin = b"--require \"";
     let end = format!("/{PRELOAD_FILE}\"").into_bytes();
     while let Some(end_at) = find(&options, &end) {
-        let Some(begin_at) = options[..end_at].windows(begin.len()).rposition(|window| window == begin) else { break };
+        let begins =
+            [REQUIRE, IMPORT].map(|begin| options[..end_at].windows(begin.len()).rposition(|window| window == begin));
+        let Some(begin_at) = begins.into_iter().max().flatten() else { break };
         options.drain(begin_at..end_at + end.len());
     }
     options.trim_ascii().to_vec()
@@ -226,31 +248,44 @@ mod tests {
     fn the_preload_comes_before_what_the_user_has_and_only_once() {
         let path = |dir: &str| format!("{dir}/{PRELOAD_FILE}");
         let outer = format!("--require \"{}\"", path("/outer run"));
-        for (users, rest) in [
-            (String::new(), ""),
-            ("--max-old-space-size=4096".into(), " --max-old-space-size=4096"),
-            (outer.clone(), ""),
-            (format!("{outer} --inspect --require \"/a b/my.cjs\""), " --inspect --require \"/a b/my.cjs\""),
-            (format!("--inspect --require \"/a/my.cjs\" {outer}"), " --inspect --require \"/a/my.cjs\""),
-            (format!("--require \"/a\" {outer} --x {outer}"), " --require \"/a\"  --x"),
+        let outer_import = format!("--import \"file://{}\"", path("/outer%20run"));
+        let require = format!("--require \"/my \\\"run\\\" dé/{PRELOAD_FILE}\"");
+        let import = format!("--import \"file:///my%20%22run%22%20d%C3%A9/{PRELOAD_FILE}\"");
+        for (users, ours, rest) in [
+            (String::new(), &require, ""),
+            ("--max-old-space-size=4096".into(), &require, " --max-old-space-size=4096"),
+            (outer.clone(), &require, ""),
+            (outer_import.clone(), &require, ""),
+            (format!("{outer} --inspect --require \"/a b/my.cjs\""), &import, " --inspect --require \"/a b/my.cjs\""),
+            (format!("--inspect --require \"/a/my.cjs\" {outer}"), &import, " --inspect --require \"/a/my.cjs\""),
+            (format!("{outer_import} -r /a/my.cjs"), &import, " -r /a/my.cjs"),
+            ("--require=/a/my.cjs".into(), &import, " --require=/a/my.cjs"),
+            ("-r /a --import /b".into(), &require, " -r /a --import /b"),
+            ("--import=/b -r /a".into(), &require, " --import=/b -r /a"),
+            ("--import /b".into(), &require, " --import /b"),
+            ("--require-module -rx".into(), &require, " --require-module -rx"),
+            (format!("--require \"/a\" {outer} --x {outer}"), &import, " --require \"/a\"  --x"),
             // Not ours: another file's name, however alike.
-            (format!("--require \"/my-{PRELOAD_FILE}\""), " --require \"/my-connect-sidecar-preload.cjs\""),
+            (format!("--require \"/my-{PRELOAD_FILE}\""), &import, " --require \"/my-connect-sidecar-preload.cjs\""),
         ] {
-            let options = node_options(Some(users.clone().into()), Path::new(&path("/my \"run\" \\ dir")));
-            let expected = format!("--require \"/my \\\"run\\\" \\\\ dir/{PRELOAD_FILE}\"{rest}");
-            assert_eq!(options, OsStr::new(&expected), "{users}");
+            let options = node_options(Some(users.clone().into()), Path::new(&path("/my \"run\" dé")));
+            assert_eq!(options, OsStr::new(&format!("{ours}{rest}")), "{users}");
         }
+        let backslash = node_options(Some("-r /a".into()), Path::new(&path("/a\\b")));
+        assert_eq!(backslash, OsStr::new(&format!("--require \"/a\\\\b/{PRELOAD_FILE}\" -r /a")));
     }
 
     #[test]
     fn a_run_in_a_run_changes_nothing() {
-        let ours = [("NODE_OPTIONS", "--inspect"), ("no_proxy", "corp.example, 127.0.0.1"), ("NO_PROXY", ".intern")];
-        let preload = format!("/run/{PRELOAD_FILE}");
-        let once = environment_of(&ours, &preload, |_| {});
-        assert_eq!(once["no_proxy"], ".intern,corp.example,127.0.0.1,localhost,::1");
-        assert_eq!(once["NO_PROXY"], once["no_proxy"]);
-        let again: Vec<_> = once.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        assert_eq!(environment_of(&again, &preload, |_| {}), once);
+        for options in ["--inspect", "--require /a"] {
+            let ours = [("NODE_OPTIONS", options), ("no_proxy", "corp.example, 127.0.0.1"), ("NO_PROXY", ".intern")];
+            let preload = format!("/run/{PRELOAD_FILE}");
+            let once = environment_of(&ours, &preload, |_| {});
+            assert_eq!(once["no_proxy"], ".intern,corp.example,127.0.0.1,localhost,::1");
+            assert_eq!(once["NO_PROXY"], once["no_proxy"]);
+            let again: Vec<_> = once.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+            assert_eq!(environment_of(&again, &preload, |_| {}), once);
+        }
     }
 
     #[test]

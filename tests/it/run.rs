@@ -1,6 +1,7 @@
 //! `run` and `env`: a command finds the project's sidecar, or has one of its own, and works through it with no credential;
 //! it never loses it, and nothing is left behind (interface.md section 1).
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -11,11 +12,12 @@ use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
 use nix::sys::signal::Signal;
 use tokio::process::Command;
 
+use crate::preload::path_with;
 use crate::support::desk::Desk;
 use crate::support::http::{APP, Request};
 use crate::support::process::{Ended, Running, assert_no_slice_of, isolated, run};
 use crate::support::scripted::Scripted;
-use crate::support::{SLACK, soon, write_private};
+use crate::support::{SLACK, npm, soon, write_private};
 
 /// Asks for a token with curl, at `$1`.
 const ASK: &str = r#"curl --silent --show-error --max-time 20 -H 'content-type: application/json' -d '{"subject":{"type":"app"}}' "$1""#;
@@ -306,15 +308,38 @@ async fn its_port_is_any_free_one_but_the_one_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn node_finds_its_preload_wherever_the_state_is_kept() {
+async fn node_finds_its_preload_wherever_the_state_is_kept_and_beside_one_of_the_users() {
+    // In the main thread, in a process below, and in a worker: whether the user's was loaded, and ours.
+    const PROGRAM: &str = "
+        const { isMainThread, Worker } = require('node:worker_threads');
+        const look = '[globalThis.users === 1, fetch.toString().includes(`divert`)].join()';
+        const child = () => require('node:child_process').execFileSync(process.execPath, ['-p', look], { encoding: 'utf8' });
+        console.log(eval(look), isMainThread ? child().trim() : '');
+        if (isMainThread) new Worker(__filename);
+    ";
     let desk = Desk::new().await;
-    let awkward = desk.home.path().join("it's \"my\" state\\dir $HOME");
-    let mut command =
-        desk.sidecar(&["run", "--no-intercept", "--", "node", "-p", "fetch.toString().includes('native')"]);
-    command.process_group(0).env("XDG_STATE_HOME", &awkward).env("NODE_OPTIONS", "--no-warnings");
-    let ended = run(command).await;
-    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
-    assert_eq!(names_in(&awkward.join("connect-sidecar")), [""; 0]);
+    let awkward = ["it's \"my\" state 100%25 $HOME", "state\\dir"].map(|name| desk.home.path().join(name));
+    let users = desk.home.path().join("users.cjs");
+    fs::write(&users, "globalThis.users = 1;").expect("a file");
+    fs::write(desk.project().join("look.cjs"), PROGRAM).expect("a file");
+    for version in npm::NODES {
+        let Some(node) = npm::node(version).await else { return };
+        for option in ["--no-warnings", "--require", "--import", "--require "] {
+            let (options, has_users) = match option.trim_start_matches("--no-warnings") {
+                "" => (option.to_owned(), false),
+                option => (format!("{option}={}", users.display()).replace(" =", " "), true),
+            };
+            for state in &awkward {
+                let mut command = desk.sidecar(&["run", "--no-intercept", "--", "node", "look.cjs"]);
+                command.env("PATH", path_with(&node)).env("XDG_STATE_HOME", state).env("NODE_OPTIONS", &options);
+                let ended = run(command).await;
+                let line = format!("{has_users},true");
+                let expected = format!("{line} {line}\n{line} \n");
+                assert_eq!((ended.code, &ended.stdout), (Some(0), &expected), "{version} {options}: {}", ended.stderr);
+                assert_eq!(names_in(&state.join("connect-sidecar")), [""; 0]);
+            }
+        }
+    }
 }
 
 #[tokio::test]
@@ -331,6 +356,40 @@ async fn a_command_in_a_command_shares_its_sidecar() {
     let [outer_url, inner_url, "require", reply] = lines[..] else { panic!("{ended:?}") };
     assert_eq!(outer_url, inner_url);
     assert!(reply.contains("\"token\""), "{reply}");
+}
+
+#[tokio::test]
+async fn behind_a_proxy_connect_is_asked_through_it_only_if_that_is_said() {
+    let desk = Desk::new().await;
+    let proxy = Scripted::start().await;
+    proxy.otherwise(|_, _| "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n".into());
+    let connect = format!("https://api.vercel.com{SLACK}");
+    let program = env!("CARGO_BIN_EXE_connect-sidecar");
+    let within = "exec \"$0\" run -- sh -c \"$1\" sh \"$2\"";
+    for (flag, hint, asked) in [
+        ("--no-intercept", "behind a proxy: connect-sidecar --use-env-proxy", None),
+        ("--use-env-proxy", "", Some("CONNECT connect.invalid:443 HTTP/1.1")),
+    ] {
+        for nested in [false, true] {
+            let before = proxy.received().len();
+            let plain = ASK.replace("$1", &format!("$CONNECT_SIDECAR_URL{SLACK}"));
+            let mut command = desk.sidecar(&["run", flag, "--", "sh", "-c"]);
+            match nested {
+                false => command.arg(&plain),
+                true => command.args([within, program, &plain, &connect]),
+            };
+            command.env("CONNECT_SIDECAR_UPSTREAM", "https://connect.invalid").env("HTTPS_PROXY", proxy.url());
+            command.process_group(0);
+            let ended = run(command).await;
+            let reply: serde_json::Value =
+                serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{e}: {ended:?}"));
+            assert_eq!(reply["error"]["code"], "upstream_unreachable", "{ended:?}");
+            let said = reply["error"]["hint"].as_str().unwrap_or_default();
+            assert!(said.ends_with(hint) && said.is_empty() == hint.is_empty(), "{reply}");
+            let heard: BTreeSet<_> = proxy.received()[before..].iter().map(|r| r.line().to_owned()).collect();
+            assert_eq!(heard, asked.into_iter().map(str::to_owned).collect(), "{flag}, nested: {nested}");
+        }
+    }
 }
 
 #[tokio::test]
