@@ -123,6 +123,7 @@ async fn every_call_and_error_in_python(half: &str) {
         ("wrong JSON", "ConnectResponseError"),
         ("wrong address", "ConnectValidationError"),
         ("no webhook", "ConnectWebhookVerificationError"),
+        ("no credential", "ConnectCredentialsError"),
     ] {
         assert_eq!(results[name][0], class, "{name}: {results:#}");
     }

@@ -5,6 +5,7 @@ Arguments: the emulator's origin; `sync` or `async`, the half of the package to 
 
 import asyncio
 import json
+import os
 import sys
 import urllib.request
 
@@ -82,6 +83,8 @@ async def main():
     await step("wrong JSON", failing({"kind": "wrong_json"}))
     await step("wrong address", ask("start_authorization", SLACK, subject=USER, return_url="http://evil.example/"))
     await step("no webhook", ask("verify_connect_webhook", {}, project_id="prj_web", environment="development"))
+    del os.environ["VERCEL_OIDC_TOKEN"]
+    await step("no credential", token(options=connect.ConnectOptions(force_refresh=True)))
     print(json.dumps(results))
 
 
