@@ -4,6 +4,7 @@
 mod callers;
 mod command;
 mod consents;
+mod document;
 mod faults;
 mod vercel;
 
