@@ -2,6 +2,7 @@
 //! and the command that runs it.
 
 mod callers;
+mod captured;
 mod command;
 mod consents;
 mod document;
