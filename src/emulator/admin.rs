@@ -13,7 +13,7 @@ use super::exchange::{Asked, Given};
 use super::fault::Script;
 use super::flows::{self, Decision};
 use super::oidc::Subject;
-use super::{Received, Shared};
+use super::{Received, Shared, openapi};
 
 /// Answers a request for the emulator itself; `None` if it is for another.
 pub(super) fn decide(shared: &Shared, asked: &Asked) -> Option<Given> {
@@ -22,7 +22,14 @@ pub(super) fn decide(shared: &Shared, asked: &Asked) -> Option<Given> {
     if !is_local(&asked.headers) {
         return Some(text(StatusCode::FORBIDDEN, "not for browsers, nor for a Host that is not loopback"));
     }
+    if !openapi::has(asked) {
+        return Some(text(
+            StatusCode::NOT_FOUND,
+            "the emulator has env.local, requests, faults, consents, openapi.json",
+        ));
+    }
     Some(match (method, path) {
+        ("GET", ["openapi.json"]) => Given::of(StatusCode::OK, "application/json", openapi::DOCUMENT),
         ("GET", ["env.local"]) => env_file_as_asked(shared, asked),
         ("GET", ["requests"]) => {
             let received = shared.received.borrow();
@@ -41,7 +48,7 @@ pub(super) fn decide(shared: &Shared, asked: &Asked) -> Option<Given> {
         }
         ("GET", ["consents"]) => shared.state.read(|kept| Given::ok(&json!({ "consents": kept.pending }))),
         ("POST", ["consents"]) => settle(shared, asked).map_or_else(Given::from, |status| Given::ok(&status)),
-        _ => text(StatusCode::NOT_FOUND, "the emulator has env.local, requests, faults and consents"),
+        _ => return None,
     })
 }
 

@@ -4,10 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::errors::{Kind as Refused, Refusal};
+
+/// The clock is off no further, in seconds: a time before 1970 cannot be said in a header.
+const MOST_SKEW: i64 = 10 * 366 * 24 * 3600;
 
 /// What goes wrong.
 #[derive(Debug, Clone)]
@@ -208,7 +212,8 @@ impl Script {
             Kind::ClockSkew => {
                 let by = by()?;
                 let (sign, length) = by.strip_prefix('-').map_or((1, by), |length| (-1, length));
-                let seconds = i64::try_from(duration(length)?.as_secs()).unwrap_or(i64::MAX);
+                let seconds = i64::try_from(duration(length)?.as_secs()).ok().filter(|seconds| *seconds <= MOST_SKEW);
+                let seconds = seconds.ok_or_else(|| "`by` is ten years at the most".to_owned())?;
                 return Ok(Effect::Skew(sign * seconds));
             }
             Kind::Latency => Trouble::Delay(duration(by()?)?),
@@ -234,6 +239,9 @@ impl Script {
             }
             (trouble, _) => trouble,
         };
+        if self.retry_after.as_ref().is_some_and(|after| HeaderValue::from_str(after).is_err()) {
+            return Err("`retry_after` must be what a header can hold, as \"30\"".into());
+        }
         if self.times == Some(0) {
             return Err("`times` is 1 or more; leave it out for always".into());
         }
@@ -261,6 +269,9 @@ mod tests {
             (r#"{"kind":"latency","by":"soon"}"#, "\"2s\""),
             (r#"{"kind":"status","status":99}"#, "between 200 and 599"),
             (r#"{"kind":"hang","times":0}"#, "1 or more"),
+            (r#"{"kind":"clock_skew","by":"-60years"}"#, "ten years"),
+            (r#"{"kind":"clock_skew","by":"18446744073709551615s"}"#, "ten years"),
+            (r#"{"kind":"rate_limited","retry_after":"1\n2"}"#, "a header can hold"),
             (r#"{"kind":"sleep"}"#, "`latency`"),
             (r#"{"kind":"hang","for":"2s"}"#, "unknown field `for`"),
         ] {

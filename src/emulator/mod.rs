@@ -19,6 +19,7 @@ pub mod keys;
 pub mod limits;
 mod manage;
 pub mod oidc;
+mod openapi;
 mod pages;
 pub mod provider;
 pub mod seed;
@@ -294,12 +295,18 @@ impl Shared {
 
     /// Decides a request, as Vercel would.
     async fn decide(&self, asked: &Asked) -> Given {
+        let given = if openapi::has(asked) { self.dispatch(asked).await } else { None };
+        given.unwrap_or_else(|| Refusal::new(Kind::NotFound).into())
+    }
+
+    /// The answer of the part that a request is for, if it is for one.
+    async fn dispatch(&self, asked: &Asked) -> Option<Given> {
         if let Some(given) = consent::decide(self, asked).await {
-            return given;
+            return Some(given);
         }
         let decided = connect::decide(self, asked).await;
         let decided = decided.or_else(|| manage::decide(self, asked)).or_else(|| account::decide(self, asked));
-        decided.unwrap_or(Err(Refusal::new(Kind::NotFound))).unwrap_or_else(Given::from)
+        decided.map(|decided| decided.unwrap_or_else(Given::from))
     }
 
     fn authenticate(&self, asked: &Asked) -> Result<Caller, Refusal> {

@@ -2,9 +2,11 @@
 //! and the command that runs it.
 
 mod callers;
+mod captured;
 mod clients;
 mod command;
 mod consents;
+mod document;
 mod faults;
 mod vercel;
 
