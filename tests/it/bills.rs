@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::preload::path_with;
 use crate::support::desk::Desk;
 use crate::support::npm;
-use crate::support::process::run;
+use crate::support::process::Running;
 
 const DEV_SERVER: &str = include_str!("bills/dev_server.mjs");
 
@@ -19,9 +19,13 @@ async fn ten_restarts_of_four_workers_with_three_connectors_cost_three_requests_
     let restarts = "for _ in 1 2 3 4 5 6 7 8 9 10; do node dev_server.mjs || exit; done";
     let mut command = desk.sidecar(&["run", "--", "sh", "-c", restarts]);
     command.env("PATH", path_with(&node)).process_group(0);
-    let ended = run(command).await;
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    let tokens: Vec<_> = ended.stdout.lines().collect();
-    assert_eq!((tokens.len(), BTreeSet::from_iter(&tokens).len()), (120, 3), "{ended:?}");
+    let mut running = Running::start(command);
+    let mut tokens = BTreeSet::new();
+    for _ in 0..120 {
+        tokens.insert(running.line().await);
+    }
+    let ended = running.end().await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), ""), "{ended:?}");
+    assert_eq!(tokens.len(), 3, "{tokens:?}");
     assert_eq!(desk.emulator.received().len(), 3, "all that reached Connect");
 }
