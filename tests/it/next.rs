@@ -107,7 +107,7 @@ async fn a_route_handler_keeps_its_token_while_it_is_edited() {
     edit(1);
     let next = Next::start(&desk, project.path(), &node).await;
     let first = next.token(1).await;
-    assert!(first.starts_with("xoxb-"), "{first}");
+    assert!(first.starts_with("xoxe.xoxb-"), "{first}");
     for number in [2, 3] {
         edit(number);
         assert_eq!(next.token(number).await, first);
