@@ -276,7 +276,7 @@ fn its_tests_exist() {
 #[test]
 fn its_commands_are_all_run() {
     let in_tests = ["connect-sidecar", "vercel link", "vercel env pull"];
-    // In `run`, and with the real CLI in `unmodified`.
+    // In `run`, and with the real CLI in `vercel_cli`.
     let runs_apps = |command: &str| command.starts_with("connect-sidecar run -- ") || command.starts_with("eval ");
     let in_ci = |command: &str| {
         let plain = |line: &str| line.replace(" --locked", "");
