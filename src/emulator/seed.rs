@@ -187,6 +187,14 @@ mod tests {
     }
 
     #[test]
+    fn nothing_lasts_longer_than_a_date_can_say() {
+        for (life, is_good) in [("3650days", true), ("3651days", false), ("18446744073709551615s", false)] {
+            let seed = read(&format!("[team]\nslug = \"acme\"\noidc_token_life = \"{life}\"\n"));
+            assert_eq!(seed.is_ok(), is_good, "{life}");
+        }
+    }
+
+    #[test]
     fn what_is_missing_and_what_is_twice_is_told() {
         let found = mistakes("[team]\nslug = \"acme\"\n[[projects]]\nid = \"prj_1\"\n[[connectors]]\nid = \"scl_1\"\n");
         assert_eq!(found.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [3, 5], "{found:?}");

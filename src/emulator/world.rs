@@ -506,8 +506,12 @@ pub(super) mod spoken {
     }
 
     pub(in crate::emulator) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        /// No time that anything lasts is beyond what a date can say.
+        const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
         let text = String::deserialize(from)?;
-        humantime::parse_duration(&text).map_err(|_| D::Error::custom("expected a duration, as \"90s\" or \"12h\""))
+        let expected = "expected a duration of ten years at the most, as \"90s\" or \"12h\"";
+        let duration = humantime::parse_duration(&text).ok().filter(|duration| *duration <= LONGEST);
+        duration.ok_or_else(|| D::Error::custom(expected))
     }
 }
 
