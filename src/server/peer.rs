@@ -21,12 +21,12 @@ pub(super) enum Peer {
 
 /// Whose socket is at the other end of the connection that came from `peer` to `local`.
 ///
-/// An error means that there were no descriptors left to find it out: then it is not for want of an answer that the
-/// caller may be let in.
+/// An error means that there were no descriptors left to find it out, or that the caller has left before it was found
+/// out: then it is not for want of an answer that the caller may be let in. Whoever has left misses nothing.
 pub(super) fn of(peer: SocketAddr, local: SocketAddr) -> io::Result<Peer> {
     match socket(peer, local) {
         Ok(socket) => Ok(socket.map_or(Peer::Unknown, |(owner, _)| judge(owner, geteuid()))),
-        Err(error) if is_out_of_descriptors(&error) => Err(error),
+        Err(error) if is_out_of_descriptors(&error) || error.kind() == io::ErrorKind::NotConnected => Err(error),
         Err(_) => Ok(Peer::Unknown),
     }
 }
@@ -78,7 +78,7 @@ fn socket(peer: SocketAddr, local: SocketAddr) -> io::Result<Option<(Uid, u32)>>
     kernel.send(&sock_diag::question(peer, local))?;
     let mut answer = [0; 512];
     let length = kernel.read(&mut answer)?;
-    Ok(sock_diag::socket(&answer[..length], peer, local))
+    sock_diag::socket(&answer[..length], peer, local)
 }
 
 /// Elsewhere there is no way without unsafe code.
@@ -90,6 +90,7 @@ fn socket(_: SocketAddr, _: SocketAddr) -> io::Result<Option<(Uid, u32)>> {
 /// The messages of sock_diag(7), in the machine's byte order but for ports and addresses.
 #[cfg(target_os = "linux")]
 mod sock_diag {
+    use std::io;
     use std::net::{IpAddr, SocketAddr};
 
     use nix::libc::{AF_INET, AF_INET6, IPPROTO_TCP};
@@ -126,17 +127,18 @@ mod sock_diag {
         message
     }
 
-    /// The owner and the inode of the socket which is at `of` and connected to `to`.
-    pub(super) fn socket(answer: &[u8], of: SocketAddr, to: SocketAddr) -> Option<(Uid, u32)> {
+    /// The owner and the inode of the socket which is at `of` and connected to `to`. One that its process has left is
+    /// nobody's, which is not to say root's: an error.
+    pub(super) fn socket(answer: &[u8], of: SocketAddr, to: SocketAddr) -> io::Result<Option<(Uid, u32)>> {
         let is_answer = answer.len() >= HEADER + ANSWER && answer[4..6] == SOCK_DIAG_BY_FAMILY.to_ne_bytes();
-        let found = answer.get(HEADER..).filter(|_| is_answer)?;
-        let number = |at: usize| Some(u32::from_ne_bytes(found.get(at..at + 4)?.try_into().ok()?));
         // Where the socket is gone, the kernel may name one that listens there.
-        let is_it = found[PORTS..PORTS + 4] == ports(of, to);
-        // A socket that its process has left is nobody's, which is not to say root's.
-        let (owner, inode) = (Uid::from_raw(number(USER)?), number(INODE)?);
-        let is_left = owner.is_root() && inode == 0;
-        (is_it && !is_left).then_some((owner, inode))
+        let is_it = |found: &&[u8]| is_answer && found[PORTS..PORTS + 4] == ports(of, to);
+        let Some(found) = answer.get(HEADER..).filter(is_it) else { return Ok(None) };
+        let number = |at: usize| found[at..at + 4].try_into().map_or(0, u32::from_ne_bytes);
+        match (Uid::from_raw(number(USER)), number(INODE)) {
+            (owner, 0) if owner.is_root() => Err(io::ErrorKind::NotConnected.into()),
+            (owner, inode) => Ok(Some((owner, inode))),
+        }
     }
 
     fn ports(of: SocketAddr, to: SocketAddr) -> [u8; 4] {
@@ -200,6 +202,17 @@ mod tests {
         }
     }
 
+    /// Or anybody could have a request sent by hanging up at once.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn whoever_has_left_already_is_not_let_in_as_unknown() {
+        let [caller, accepted] = connected(std::net::Ipv4Addr::LOCALHOST.into()).expect("IPv4");
+        let (from, local) = (accepted.peer_addr().expect("an address"), accepted.local_addr().expect("an address"));
+        drop(caller);
+        let found = of(from, local);
+        assert!(!matches!(found, Ok(Peer::Unknown)), "{found:?}");
+    }
+
     #[cfg(target_os = "linux")]
     #[test]
     fn an_answer_that_is_none_names_nobody() {
@@ -209,15 +222,19 @@ mod tests {
         good[16 + 4..16 + 8].copy_from_slice(&[1, 2, 3, 4]);
         good[16 + 68] = 1;
         let inode = u32::from_ne_bytes([1, 0, 0, 0]);
-        assert_eq!(sock_diag::socket(&good, of, to), Some((Uid::from_raw(0), inode)));
-        for (what, at, value) in [("an error", 4, 2), ("another socket", 16 + 7, 5), ("one that was left", 16 + 68, 0)]
-        {
+        let socket = |answer: &[u8]| sock_diag::socket(answer, of, to).map_err(|e| e.kind());
+        assert_eq!(socket(&good), Ok(Some((Uid::from_raw(0), inode))));
+        for (what, at, value, expected) in [
+            ("an error", 4, 2, Ok(None)),
+            ("another socket", 16 + 7, 5, Ok(None)),
+            ("one that was left", 16 + 68, 0, Err(io::ErrorKind::NotConnected)),
+        ] {
             let mut bad = good.clone();
             bad[at] = value;
-            assert_eq!(sock_diag::socket(&bad, of, to), None, "{what}");
+            assert_eq!(socket(&bad), expected, "{what}");
         }
         for length in [0, 15, 16, 87] {
-            assert_eq!(sock_diag::socket(&good[..length], of, to), None, "{length}");
+            assert_eq!(socket(&good[..length]), Ok(None), "{length}");
         }
     }
 }
