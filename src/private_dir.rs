@@ -38,7 +38,8 @@ pub async fn lock(dir: &Path) -> Result<Flock<File>, String> {
     Err(format!("another program holds a lock on {shown}"))
 }
 
-fn check(dir: &Path) -> Result<(), String> {
+/// Refuses a directory that is not ours alone. An error is the reason for people.
+pub fn check(dir: &Path) -> Result<(), String> {
     let shown = dir.display();
     let meta = fs::symlink_metadata(dir).map_err(|e| format!("could not look at {shown}: {e}"))?;
     if meta.is_symlink() {

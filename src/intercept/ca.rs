@@ -83,6 +83,8 @@ impl Ca {
         let dir = state_dir.join(DIRECTORY);
         // Of two processes that find no CA, the second takes the one that the first has made.
         let only_us = private_dir::lock(&dir).await.map_err(Unfit)?;
+        // Whoever could rename it could put another in its place.
+        private_dir::check(state_dir).map_err(Unfit)?;
         let working = tokio::task::spawn_blocking(move || {
             let _only_us = only_us;
             let path = dir.join(FILE);

@@ -14,6 +14,7 @@ use aws_lc_rs::digest;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::environment::{BUNDLE_VARIABLES, Lookup, NODE_EXTRA_CERTIFICATES, PRELOAD_FILE};
+use crate::private_dir;
 
 const PRELOAD: &[u8] = include_bytes!("preload.cjs");
 const BUNDLE_FILE: &str = "ca-bundle.pem";
@@ -81,9 +82,10 @@ pub struct Files {
 }
 
 impl Files {
-    /// Writes them for one run, below the state directory if there is one.
+    /// Writes them for one run, below the state directory if there is one that is ours alone: in another's, whoever has
+    /// made it could put files of his own in their place.
     pub fn for_run(state_dir: Option<&Path>, contents: &Contents) -> io::Result<Self> {
-        let parent = state_dir.filter(|dir| dir.is_dir()).map(Path::to_owned);
+        let parent = state_dir.filter(|dir| private_dir::check(dir).is_ok()).map(Path::to_owned);
         if let Some(dir) = &parent {
             remove_abandoned(dir);
         }
@@ -103,6 +105,7 @@ impl Files {
     pub fn lasting(state_dir: &Path, contents: &Contents) -> io::Result<Self> {
         let directory = state_dir.join(LASTING).join(contents.digest());
         DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        private_dir::check(state_dir).map_err(io::Error::other)?;
         contents.write(&directory)?;
         Ok(Self { directory, lock: None })
     }
@@ -179,6 +182,10 @@ mod tests {
         std::str::from_utf8(bytes).expect("UTF-8")
     }
 
+    fn private() -> tempfile::TempDir {
+        tempfile::Builder::new().permissions(Permissions::from_mode(0o700)).tempdir().expect("a directory")
+    }
+
     #[test]
     fn a_bundle_has_the_systems_roots_the_users_files_and_ours_each_on_lines_of_its_own() {
         let made = bundle(|| b"system".to_vec(), vec![b"users".to_vec(), b"".to_vec(), b"another\n".to_vec()], CA);
@@ -209,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_runs_files_are_private_and_go_with_it() {
-        let state = tempfile::tempdir().expect("a directory");
+        let state = private();
         let files = Files::for_run(Some(state.path()), &Contents::new(&|_| None, Some(CA))).expect("written");
         assert_eq!(fs::metadata(files.preload().parent().expect("a directory")).expect("there").mode() & 0o777, 0o700);
         for path in [files.preload(), files.bundle(), files.node_certificates()] {
@@ -223,7 +230,7 @@ mod tests {
 
     #[test]
     fn the_files_of_a_run_that_was_killed_go_with_the_next_one() {
-        let state = tempfile::tempdir().expect("a directory");
+        let state = private();
         let abandoned = state.path().join("run-of-old");
         fs::create_dir(&abandoned).expect("a directory");
         fs::write(abandoned.join(PRELOAD_FILE), "").expect("written");
@@ -233,8 +240,18 @@ mod tests {
     }
 
     #[test]
+    fn where_others_have_access_no_files_are_put() {
+        let state = private();
+        fs::set_permissions(state.path(), Permissions::from_mode(0o777)).expect("a mode");
+        let contents = Contents::new(&|_| None, None);
+        let files = Files::for_run(Some(state.path()), &contents).expect("written elsewhere");
+        assert!(!files.preload().starts_with(state.path()));
+        assert!(Files::lasting(state.path(), &contents).is_err());
+    }
+
+    #[test]
     fn lasting_files_stay_and_others_contents_lie_elsewhere() {
-        let state = tempfile::tempdir().expect("a directory");
+        let state = private();
         let lasting = |ca| Files::lasting(state.path(), &Contents::new(&|_| None, ca)).expect("written");
         let (plain, same, other) = (lasting(None).preload(), lasting(None).preload(), lasting(Some(CA)).preload());
         assert_eq!(plain, same);
