@@ -29,6 +29,8 @@ const PLACEHOLDER =
 // A sidecar that ends is replaced within this: 20 times 100 ms.
 const MAX_RETRIES = 20;
 const RETRY_PAUSE_MS = 100;
+// As many as `fetch` follows.
+const MAX_REDIRECTS = 20;
 
 // Each is `HOST[/PATH]`, as src/proxy/hosts.rs writes it: the path and all below, `*` for any one label.
 const BEARER_HOST = new RegExp(
@@ -75,7 +77,12 @@ function divert(input, init) {
     return undefined;
   }
   if (CONNECT_SIDECAR_KEY) headers.set('sidecar-key', CONNECT_SIDECAR_KEY);
-  return { url: CONNECT_SIDECAR_URL + path, options: { ...options, headers }, isToken: path.startsWith(TOKEN_PATH) };
+  return {
+    url: CONNECT_SIDECAR_URL + path,
+    options: { ...options, headers },
+    isToken: path.startsWith(TOKEN_PATH),
+    relayedTo: path === url.pathname ? undefined : url,
+  };
 }
 
 // Token requests that have no answer yet, by what they ask.
@@ -115,6 +122,29 @@ async function send(url, options) {
   }
 }
 
+// A request for the relay. Its redirects are followed as `fetch` would, but from where it was meant to go: our own address
+// is nothing that they could refer to, and the key is for nobody but the sidecar.
+async function relay({ url, options, relayedTo }, redirects = 0) {
+  const reply = await send(url, { ...options, redirect: 'manual' });
+  const location = reply.headers.get('location');
+  if (options.redirect === 'manual' || !location || ![301, 302, 303, 307, 308].includes(reply.status)) return reply;
+  if (options.redirect === 'error' || redirects === MAX_REDIRECTS) {
+    throw new TypeError('fetch failed', { cause: new Error('unexpected redirect') });
+  }
+  const to = new URL(location, relayedTo);
+  const headers = new Headers(options.headers);
+  headers.delete('sidecar-key');
+  if (to.origin !== relayedTo.origin) ['authorization', 'cookie'].forEach((name) => headers.delete(name));
+  const next = { ...options, headers };
+  const method = String(options.method ?? 'GET').toUpperCase();
+  if (reply.status < 307 && method !== 'GET' && method !== 'HEAD' && (reply.status === 303 || method === 'POST')) {
+    Object.assign(next, { method: 'GET', body: undefined });
+    ['content-type', 'content-length', 'content-encoding'].forEach((name) => headers.delete(name));
+  }
+  const diverted = divert(to, next);
+  return diverted?.relayedTo ? relay(diverted, redirects + 1) : originalFetch(to, next);
+}
+
 // A method, for the name and length of the original and no constructor.
 const { fetch } = {
   fetch(input, init = undefined) {
@@ -124,7 +154,8 @@ const { fetch } = {
     } catch {
       // Whatever is wrong with the request, the real `fetch` says it best.
     }
-    return diverted ? ask(diverted) : Reflect.apply(originalFetch, this, arguments);
+    if (!diverted) return Reflect.apply(originalFetch, this, arguments);
+    return diverted.relayedTo ? relay(diverted) : ask(diverted);
   },
 };
 

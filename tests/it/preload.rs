@@ -39,7 +39,7 @@ async fn it_diverts_what_it_should_and_touches_nothing_else() {
         let mut command = isolated(node.join("node").to_str().expect("a path"), home.path());
         command.args([BEHAVIOUR, PRELOAD]);
         let ended = run(command).await;
-        assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "14\n"), "Node.js {version}:\n{}", ended.stderr);
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "15\n"), "Node.js {version}:\n{}", ended.stderr);
     }
 }
 

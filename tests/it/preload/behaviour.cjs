@@ -321,6 +321,33 @@ const tests = {
     }
   },
 
+  async 'redirects of the relay lead on from where the request was meant to go, without the key'({ environment }) {
+    const fetch = load({ ...environment, CONNECT_SIDECAR_KEY: 'the key' });
+    const relay = '/_sidecar/v1/relay/ai-gateway.vercel.sh';
+    const places = { [`${relay}/a/b`]: '../c?d', [`${relay}/c?d`]: 'https://storage.example.com/e' };
+    answer = (request, response) => {
+      const location = places[request.url];
+      response.writeHead(location ? 307 : 200, location ? { location } : {}).end('{}');
+    };
+    const options = { method: 'POST', body: '{}', headers: { ...bearer(PLACEHOLDER), cookie: 'a=b' } };
+    seen.length = calls.length = 0;
+    assert.equal(await fetch(`${GATEWAY}/a/b`, options), elsewhere);
+    assert.deepEqual(seen.map(({ target, body }) => [target, body]), [[`${relay}/a/b`, '{}'], [`${relay}/c?d`, '{}']]);
+    for (const { headers } of seen) assert.equal(headers['sidecar-key'], 'the key');
+    const [to, { headers, method, body }] = calls.at(-1);
+    assert.deepEqual([String(to), method, body], ['https://storage.example.com/e', 'POST', '{}']);
+    for (const name of ['sidecar-key', 'authorization', 'cookie']) assert.equal(headers.get(name), null, name);
+
+    answer = (request, response) => response.writeHead(303, { location: '/done' }).end();
+    seen.length = 0;
+    const loop = await fetch(`${GATEWAY}/x`, options).catch((error) => error);
+    assert.ok(loop instanceof TypeError && seen.length === 21, String(loop));
+    assert.deepEqual([seen[1].method, seen[1].target, seen[1].body], ['GET', `${relay}/done`, '']);
+    const kept = await fetch(`${GATEWAY}/x`, { ...options, redirect: 'manual' });
+    assert.deepEqual([kept.status, kept.headers.get('location')], [303, '/done']);
+    await assert.rejects(fetch(`${GATEWAY}/x`, { ...options, redirect: 'error' }), TypeError);
+  },
+
   async 'signal and redirect are kept'({ fetch }) {
     const reason = new Error('enough');
     await assert.rejects(fetch(API + TOKEN, { method: 'POST', signal: AbortSignal.abort(reason) }), reason);
