@@ -65,13 +65,14 @@ pub fn variables(environment: Lookup<'_>, given: &Given<'_>) -> Vec<Variable> {
         ("CONNECT_SIDECAR_KEY", given.key.map(OsString::from)),
         ("NODE_OPTIONS", Some(node_options(environment("NODE_OPTIONS"), given.preload))),
     ];
+    // A proxy of the user's, too, is nowhere to send what is for this machine, least of all with a key.
+    let no_proxy = no_proxy([environment("NO_PROXY"), environment("no_proxy")].into_iter().flatten());
+    variables.extend(["NO_PROXY", "no_proxy"].map(|name| set(name, &no_proxy)));
     if given.hides_access_token {
         variables.push(("VERCEL_TOKEN", None));
     }
     if let Some(Interception { proxy, bundle, node_certificates }) = &given.interception {
-        let no_proxy = no_proxy([environment("NO_PROXY"), environment("no_proxy")].into_iter().flatten());
         variables.extend(["HTTPS_PROXY", "https_proxy"].map(|name| set(name, proxy)));
-        variables.extend(["NO_PROXY", "no_proxy"].map(|name| set(name, &no_proxy)));
         variables.extend(BUNDLE_VARIABLES.map(|name| (name, Some(bundle.as_os_str().to_owned()))));
         variables.push((NODE_EXTRA_CERTIFICATES, Some(node_certificates.as_os_str().to_owned())));
     }
@@ -229,10 +230,13 @@ mod tests {
     fn without_interception_proxies_and_certificates_are_the_users_own() {
         let ours = [("HTTPS_PROXY", "http://corp:3128"), ("NO_PROXY", "a"), ("SSL_CERT_FILE", "/corp.pem")];
         let theirs = environment_of(&ours, "/p.cjs", |given| given.interception = None);
-        for (name, value) in ours {
-            assert_eq!(theirs[name], value);
-        }
-        assert_eq!(theirs.len(), ours.len() + 4, "{theirs:#?}");
+        assert_eq!((&*theirs["HTTPS_PROXY"], &*theirs["SSL_CERT_FILE"]), ("http://corp:3128", "/corp.pem"));
+        // But the sidecar is not asked through a proxy.
+        assert_eq!(
+            (&*theirs["NO_PROXY"], &*theirs["no_proxy"]),
+            ("a,localhost,127.0.0.1,::1", "a,localhost,127.0.0.1,::1")
+        );
+        assert_eq!(theirs.len(), ours.len() + 5, "{theirs:#?}");
     }
 
     #[test]
