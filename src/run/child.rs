@@ -170,11 +170,16 @@ impl Job {
                 }
             };
             match signal {
-                Signal::SIGCHLD => match waitpid(self.leader, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
-                    Ok(WaitStatus::Exited(_, code)) => return u8::try_from(code).unwrap_or(u8::MAX),
-                    Ok(WaitStatus::Signaled(_, signal, _)) => return 128 + signal as u8,
-                    Ok(WaitStatus::Stopped(..)) => self.stop_as_well().await,
-                    _ => {}
+                // Of all children: nobody else waits for the command's orphans.
+                Signal::SIGCHLD => loop {
+                    match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
+                        Ok(WaitStatus::StillAlive) | Err(_) => break,
+                        Ok(status) if status.pid() != Some(self.leader) => {}
+                        Ok(WaitStatus::Exited(_, code)) => return u8::try_from(code).unwrap_or(u8::MAX),
+                        Ok(WaitStatus::Signaled(_, signal, _)) => return 128 + signal as u8,
+                        Ok(WaitStatus::Stopped(..)) => self.stop_as_well().await,
+                        Ok(_) => {}
+                    }
                 },
                 Signal::SIGCONT => self.resume(),
                 // The terminal has sent it to the command, too.

@@ -85,6 +85,15 @@ async fn stdin_and_arguments_reach_it_untouched_whatever_they_look_like() {
     assert_eq!(ended.stderr, "<-v><--><--port><>");
 }
 
+/// A server that starts daemons would fill the table of processes otherwise.
+#[tokio::test]
+async fn its_orphans_are_waited_for_while_it_goes_on() {
+    let desk = Desk::new().await;
+    let line = "(sh -c 'echo $$ > id' &); while [ ! -s id ]; do :; done; while [ -e /proc/$(cat id) ]; do :; done";
+    let ended = run(desk.sidecar(&["run", "--no-intercept", "--", "sh", "-c", line])).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+}
+
 /// Says which signals it gets, and ends at SIGUSR2.
 const LISTENER: &str = "
 import os, signal
