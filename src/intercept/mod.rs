@@ -118,8 +118,9 @@ impl Interception {
 
     /// What a connection's requests are all refused with, if they are; `None` if it is to be closed.
     fn judge(&self, stream: &TcpStream, from: SocketAddr, is_one_too_many: bool) -> Option<Option<RequestError>> {
-        let refusal = self.server.judge(stream, from)?.err();
-        Some(refusal.or_else(|| is_one_too_many.then(server::overloaded)))
+        // Another user's is closed, too: to tell it why would keep a place from those who may come.
+        self.server.judge(stream, from)?.ok()?;
+        Some(is_one_too_many.then(server::overloaded))
     }
 
     async fn way_in(&self, open: &mut Option<Open>, run: &str) -> Result<WayIn, String> {

@@ -508,7 +508,7 @@ async fn another_user_of_this_machine_gets_nothing_even_with_the_secret() {
     let desk = Desk::new().await;
     let serving = desk.serve(&[]).await;
     let running = desk.begin_run(&serving).await;
-    for (uid, expected) in [(65_534, "403"), (0, "200")] {
+    for (uid, expected) in [(65_534, "000"), (0, "200")] {
         let mut curl = isolated("curl", std::path::Path::new("/"));
         curl.args(["--silent", "--max-time", "20", "--insecure", "--output", "/dev/null"]);
         curl.args(["--write-out", "%{http_connect}", "--proxy", running.proxy(), "https://api.vercel.com/"]);
