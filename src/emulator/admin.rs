@@ -136,7 +136,7 @@ fn settle(shared: &Shared, asked: &Asked) -> Result<Value, Refusal> {
 fn shown(received: &Received) -> Value {
     let headers = received.headers.iter().map(|(name, value)| {
         let value = String::from_utf8_lossy(value.as_bytes());
-        let is_secret = name == "authorization" || name == "cookie";
+        let is_secret = name.as_str().ends_with("authorization") || name == "cookie" || is_secret(name.as_str());
         json!([name.as_str(), if is_secret { fingerprint(&value) } else { value.into_owned() }])
     });
     let mut body = serde_json::from_slice(&received.body).unwrap_or(Value::Null);
@@ -150,15 +150,18 @@ fn shown(received: &Received) -> Value {
     })
 }
 
+/// Whether what goes by this name is a secret.
+fn is_secret(name: &str) -> bool {
+    ["token", "secret", "key", "password"].iter().any(|end| name.ends_with(end))
+}
+
 /// Hides what is a secret by its key.
 fn hide(value: &mut Value) {
     match value {
         Value::Object(object) => {
             for (key, value) in object {
-                let key = key.to_lowercase();
-                let is_secret = ["token", "secret", "key", "password"].iter().any(|end| key.ends_with(end));
                 match value {
-                    Value::String(text) if is_secret => *text = fingerprint(text),
+                    Value::String(text) if is_secret(&key.to_lowercase()) => *text = fingerprint(text),
                     value => hide(value),
                 }
             }
