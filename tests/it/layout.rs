@@ -17,7 +17,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("run", "app clock config hardening identity identity::watch"),
     ("run::sidecar", "app clock config instance_key private_dir run::child run::client status::instance"),
     ("run::client", "instance_key proxy::guard server status::instance"),
-    ("run::files", "run::environment"),
+    ("run::files", "private_dir run::environment"),
     ("run::shell", "cli run::environment"),
     ("run::child", "hardening"),
     ("run::environment", ""),
