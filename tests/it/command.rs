@@ -2,7 +2,7 @@
 //! leaves it (interface.md section 1).
 
 use std::fs;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::symlink;
 
 use clap::CommandFactory;
@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 
 use crate::support::desk::Desk;
 use crate::support::http::{Reply, Request, closed, kept_alive, raw};
+use crate::support::network::taken_on_ipv6_only;
 use crate::support::process::{Serving, assert_no_slice_of, run};
 use crate::support::{SLACK, env_file, fingerprint, soon, write_private};
 
@@ -81,8 +82,8 @@ async fn a_taken_port_ends_it_with_3_and_its_owner_is_named() {
         (first.addr, format!("by another connect-sidecar (process {}) for {}", first.pid(), desk.project().display())),
         (foreign.0, ours.clone()),
     ];
-    let only_v6 = tokio::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await;
-    if let Ok(listener) = &only_v6 {
+    let only_v6 = taken_on_ipv6_only().await;
+    if let Some(listener) = &only_v6 {
         cases.push((listener.local_addr().expect("an address"), ours));
     }
     for (address, owner) in cases {

@@ -1,17 +1,18 @@
 //! 6.10: where it listens, and who gets in.
 
 use std::fs::{self, Permissions};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use socket2::{Domain, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use crate::clients::curl;
 use crate::support::SLACK;
 use crate::support::http::APP;
+use crate::support::network::taken_on_ipv6_only;
 use crate::support::process::sockets_of;
 
 use super::contract::{Row, Start, row, seconds, start, within};
@@ -34,7 +35,7 @@ pub fn rows() -> Vec<Row> {
             first.alive().await;
         }),
         row("tF02", "so is one that is taken on IPv6 only", async {
-            if let Ok(other) = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await {
+            if let Some(other) = taken_on_ipv6_only().await {
                 let address = other.local_addr().expect("an address");
                 let ended = Start::new().await.args(&[&format!("--port={}", address.port())]).end().await;
                 assert_eq!((ended.code, ended.stdout.as_str()), (Some(3), ""), "{}", ended.stderr);

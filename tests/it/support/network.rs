@@ -3,6 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 
+use tokio::net::TcpListener;
+
 /// The addresses there that are not loopback; both are for documentation.
 pub const OWN_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 pub const OWN_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
@@ -37,4 +39,17 @@ pub fn is_own(test: &str) -> bool {
     let (stdout, stderr) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
     assert!(ended.status.success() && stdout.contains("1 passed"), "in its own network:\n{stdout}\n{stderr}");
     false
+}
+
+/// A port that is taken on IPv6 and by nobody on IPv4, if there is IPv6 here. It is none that the system would choose for
+/// a test beside this one: that test's port 0 may become the same number on IPv4 at any moment.
+pub async fn taken_on_ipv6_only() -> Option<TcpListener> {
+    TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.ok()?;
+    for port in 20_000..20_100 {
+        let Ok(v6) = TcpListener::bind((Ipv6Addr::LOCALHOST, port)).await else { continue };
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.is_ok() {
+            return Some(v6);
+        }
+    }
+    panic!("a hundred ports are all taken")
 }
