@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use crate::clock::Clock;
 use crate::config::{Auth, Config};
+use crate::events::{self, Event, Events};
 use crate::identity::watch::EnvFileWatch;
 use crate::identity::{Credential, Identity, Reloader, State, expiry};
 use crate::instance_key::Key;
@@ -159,6 +160,7 @@ impl App {
 
         let tasks = TaskTracker::new();
         let stats = Arc::new(Stats::default());
+        let events = Events::default();
         let cache = Cache::new(config.cache, clock.clone(), tasks.clone());
         let names = config.upstream.names.clone();
         let upstream = Arc::new(Upstream::new(config.upstream, clock.clone()));
@@ -167,6 +169,7 @@ impl App {
             identity: identity.clone(),
             cache: cache.clone(),
             stats: stats.clone(),
+            events: events.clone(),
             upstream: upstream.name().to_owned(),
             project: config.project.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             credential_source: credential_source.clone(),
@@ -183,6 +186,7 @@ impl App {
             allowed_connectors: config.allowed_connectors,
             credential_source,
             stats,
+            events,
             tasks: tasks.clone(),
         };
         let mut policy = config.policy;
@@ -250,10 +254,9 @@ impl App {
         if let Some(watch) = self.watch {
             spawn(Box::pin(watch.run()));
         }
-        let upstream = proxy.upstream.clone();
-        spawn(Box::pin(expiry::run(self.identity.clone(), self.clock, self.warn_before, async move || {
-            upstream.ask_clock().await;
-        })));
+        let (upstream, events) = (proxy.upstream.clone(), proxy.events.clone());
+        let ask_clock = async move || upstream.ask_clock().await;
+        spawn(Box::pin(expiry::run(self.identity.clone(), self.clock, self.warn_before, events.clone(), ask_clock)));
         spawn(Box::pin(follow(self.identity, proxy.clone())));
         spawn(Box::pin(async move { proxy.upstream.prepare().await }));
 
@@ -271,6 +274,7 @@ impl App {
         // From now on another process may take this one's place.
         drop(self.instance_file);
         self.server.finish();
+        events.end();
         connections.close();
         self.tasks.close();
         let under_way = async {
@@ -289,7 +293,7 @@ impl App {
     }
 }
 
-/// Keeps the cache to the identity's principal also while nobody asks, and counts rotations.
+/// Keeps the cache to the identity's principal also while nobody asks, and counts and tells rotations.
 async fn follow(mut identity: watch::Receiver<Arc<Identity>>, proxy: Arc<Proxy>) {
     let mut fingerprint = None;
     loop {
@@ -299,6 +303,12 @@ async fn follow(mut identity: watch::Receiver<Arc<Identity>>, proxy: Arc<Proxy>)
             let before = fingerprint.replace(token.fingerprint().to_owned());
             if before.is_some() && before != fingerprint {
                 proxy.stats.rotations.count();
+                proxy.events.tell(Event::Rotation(events::Rotation {
+                    at: proxy.clock.now(),
+                    project: token.claims.project_name(),
+                    fingerprint: token.fingerprint().to_owned(),
+                    expires_at: token.expires_at,
+                }));
             }
         }
         if identity.changed().await.is_err() {

@@ -15,16 +15,27 @@ pub struct Cli {
     /// What to do; `serve` if nothing is said.
     #[command(subcommand)]
     pub command: Option<Command>,
+    /// As for `serve`.
+    #[command(flatten)]
+    pub refresh: RefreshArgs,
     /// Flags that any command takes.
     #[command(flatten)]
     pub global: GlobalArgs,
+}
+
+/// What a sidecar that serves takes besides. No global flag: `token` has another of this name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub struct RefreshArgs {
+    /// Who sees to it that the OIDC token is fresh: `off` (you, who are warned) or `cli` (the Vercel CLI, run in time)
+    #[arg(long, value_name = "HOW")]
+    pub refresh: Option<String>,
 }
 
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Command {
     /// Serve in the foreground until Ctrl-C (the default)
-    Serve,
+    Serve(RefreshArgs),
     /// Show what it does against an emulator of Vercel Connect, without account or network
     Demo {
         /// End after the tour; the exit code tells whether every step showed what it claims
@@ -39,6 +50,9 @@ pub enum Command {
         /// Give the command the real VERCEL_OIDC_TOKEN instead of a worthless stand-in
         #[arg(long)]
         expose_token: bool,
+        /// As for `serve`.
+        #[command(flatten)]
+        refresh: RefreshArgs,
         /// The command and its arguments
         #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
         command: Vec<OsString>,
@@ -51,6 +65,39 @@ pub enum Command {
         /// Leave HTTPS_PROXY and certificates alone
         #[arg(long)]
         no_intercept: bool,
+    },
+    /// Print a provider token, and nothing else, on stdout; through the running sidecar, or without one
+    Token(TokenArgs),
+    /// Say what the running sidecar knows: time left, tokens, warnings; exit code 1 if none runs
+    Status(StatusArgs),
+    /// Check the whole set-up and name each problem with its fix; exit code 1 if a request would fail now or soon
+    Doctor {
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Get a fresh OIDC token for the running sidecar now, by the Vercel CLI; .env.local is not written
+    Refresh,
+    /// The tokens that the running sidecar keeps
+    #[command(subcommand)]
+    Cache(CacheCommand),
+    /// What the running sidecar did lately: requests, rotations, warnings
+    Logs {
+        /// Go on with what happens from now on
+        #[arg(short, long)]
+        follow: bool,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let the sidecar of this project run from login on, as a service of systemd or launchd
+    #[command(subcommand)]
+    Service(ServiceCommand),
+    /// Print a script that completes the command line in this shell
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
     },
     /// The local CA, which the commands of `run` trust for Vercel's hosts and nobody else does
     #[command(subcommand)]
@@ -76,6 +123,80 @@ pub struct EmulateArgs {
     /// Print a seed that shows all there is, and end
     #[arg(long)]
     pub example_seed: bool,
+}
+
+/// Which token. The flags are those of `vercel connect token`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct TokenArgs {
+    /// The connector, by its uid or id, such as slack/acme-slack
+    #[arg(value_name = "CONNECTOR")]
+    pub connector: String,
+    /// On whose behalf: `app` or `user`
+    #[arg(long, value_enum, value_name = "SUBJECT")]
+    pub subject: Option<SubjectArg>,
+    /// The user's id, with --subject user
+    #[arg(long, value_name = "ID")]
+    pub user_id: Option<String>,
+    /// The installation
+    #[arg(long, value_name = "ID")]
+    pub installation_id: Option<String>,
+    /// The scopes, with commas between them
+    #[arg(long, value_delimiter = ',', value_name = "SCOPES")]
+    pub scopes: Vec<String>,
+    /// Ask Connect for another token, whatever is kept
+    #[arg(long)]
+    pub refresh: bool,
+    /// Print {"version":1,"token":…,"expires_at":…}
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Whom a token acts for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SubjectArg {
+    /// The app itself.
+    App,
+    /// One of its users.
+    User,
+}
+
+/// How the state is shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Args)]
+#[group(multiple = false)]
+pub struct StatusArgs {
+    /// Print the state as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Print one short line, for a prompt or a status bar
+    #[arg(long)]
+    pub short: bool,
+    /// Show it anew every second, until Ctrl-C
+    #[arg(long)]
+    pub watch: bool,
+    /// Open the status page in the browser
+    #[arg(long)]
+    pub open: bool,
+}
+
+/// What to do with the tokens that are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum CacheCommand {
+    /// Forget them all, or those of one connector
+    Clear {
+        /// The connector, by its uid or id
+        connector: Option<String>,
+    },
+}
+
+/// What to do with the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum ServiceCommand {
+    /// Write it for this project and start it
+    Install,
+    /// Stop and delete it
+    Uninstall,
+    /// Say whether it is there and runs
+    Status,
 }
 
 /// What to do with the local CA.
@@ -149,6 +270,12 @@ pub struct GlobalArgs {
     /// Reach Connect through HTTPS_PROXY
     #[arg(long, global = true)]
     pub use_env_proxy: bool,
+    /// As in [`RefreshArgs`], wherever it was given.
+    #[arg(skip)]
+    pub refresh: Option<String>,
+    /// Hold a request that meets an expired or missing OIDC token this long, at most 40s, for a fresh one [default: 0s]
+    #[arg(long, global = true, value_name = "DURATION")]
+    pub wait: Option<String>,
     /// How to log: `text` or `json`
     #[arg(long, global = true, value_name = "FORMAT")]
     pub log_format: Option<String>,

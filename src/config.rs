@@ -68,6 +68,10 @@ pub struct Config {
     pub hosts: Hosts,
     /// Who may ask; the key is added at the start.
     pub policy: Policy,
+    /// Who sees to it that the OIDC token is fresh.
+    pub refresh: Refresh,
+    /// How long a request that meets no good credential waits for one.
+    pub wait: Duration,
     /// Where the state of running instances is kept, if there is a place.
     pub state_dir: Option<PathBuf>,
     /// How to log.
@@ -98,6 +102,27 @@ impl Auth {
     }
 }
 
+/// Who sees to it that the OIDC token is fresh (interface.md section 6).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Refresh {
+    /// The developer, who is warned.
+    #[default]
+    Off,
+    /// The Vercel CLI, which is run in time.
+    Cli,
+}
+
+/// Which sidecar a command means.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Where the state of running instances is kept, if there is a place.
+    pub state_dir: Option<PathBuf>,
+    /// The directory that the command is for: the project's, or one below it.
+    pub project: PathBuf,
+    /// The port, if the user named one: then it is that, whatever its project.
+    pub port: Option<u16>,
+}
+
 /// One thing that is wrong with the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
@@ -123,6 +148,18 @@ pub fn port_of(args: &GlobalArgs, allowed: &[&str], why: &str) -> Result<Option<
     let useless = given.filter(|flag| !allowed.contains(&flag.as_str()));
     mistakes.extend(useless.map(|place| Mistake { place, message: format!("{why}; leave this out") }));
     if mistakes.is_empty() { Ok(port) } else { Err(ConfigError(mistakes)) }
+}
+
+/// Which sidecar a command means that asks a running one. No file counts: what one says of ports is meant for `serve`,
+/// and a mistake in one must not hide the state of what runs.
+pub fn wanted(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Result<Wanted, ConfigError> {
+    let mut s = Sources::without_files(args, environment, current_dir);
+    let port = s.get("port", values::port);
+    let wanted = Wanted { state_dir: state_dir(environment), project: s.project().to_owned(), port };
+    match s.mistakes() {
+        mistakes if mistakes.is_empty() => Ok(wanted),
+        mistakes => Err(ConfigError(mistakes)),
+    }
 }
 
 /// All that is wrong with the configuration. Ends the process with exit code 2.
@@ -200,6 +237,8 @@ impl Config {
                 format: s.get("log_format", values::log_format).unwrap_or_default(),
                 color: s.variable("NO_COLOR").is_none_or(|v| v.is_empty()),
             },
+            refresh: s.get("refresh", values::refresh).unwrap_or_default(),
+            wait: s.get("wait", values::wait).unwrap_or_default(),
             state_dir: state_dir(environment),
             project: s.project().to_owned(),
             cache,

@@ -4,9 +4,11 @@
 //!
 //! - [`identity`]: who we are. Watches the env file, publishes the credential, warns before it ends.
 //! - [`proxy`]: what happens to a request. Gates, route, cache key, cache with single flight, the way to upstream.
-//! - [`status`]: what people look at.
+//! - [`events`]: what happens, for whoever listens. [`status`]: what people look at.
 //! - [`intercept`]: programs that can only be led here by their proxy settings. CONNECT, a local CA, blind tunnels.
 //! - [`server`] accepts connections; [`app`] wires everything; [`config`] reads flags, environment and files.
+//! - [`commands`] ask a running sidecar, by its [`client`]; [`doctor`] checks the whole set-up; [`service`] lets it run
+//!   from login on.
 //! - [`run`]: unmodified apps. Runs a command whose requests go through the sidecar.
 //! - [`emulator`] stands in for Connect; [`demo`] shows the main job against it, [`emulate`] runs it by itself.
 //!
@@ -25,11 +27,15 @@
 
 pub mod app;
 pub mod cli;
+pub mod client;
 pub mod clock;
+pub mod commands;
 pub mod config;
 pub mod demo;
+pub mod doctor;
 pub mod emulate;
 pub mod emulator;
+pub mod events;
 pub mod hardening;
 pub mod identity;
 pub mod instance_key;
@@ -40,5 +46,6 @@ pub mod proxy;
 pub mod run;
 pub mod safe_read;
 pub mod server;
+pub mod service;
 pub mod status;
 pub mod tls;

@@ -8,18 +8,19 @@ use std::time::Duration;
 
 use clap::Parser;
 use connect_sidecar::app::{App, StartupError};
-use connect_sidecar::cli::{CaCommand, Cli, Command, EmulateArgs, Format, GlobalArgs};
+use connect_sidecar::cli::{CaCommand, CacheCommand, Cli, Command, EmulateArgs, Format, GlobalArgs, RefreshArgs};
+use connect_sidecar::client::Unanswered;
 use connect_sidecar::clock::Clock;
+use connect_sidecar::commands::{self, CommandError};
 use connect_sidecar::config::{self, Config, ConfigError};
 use connect_sidecar::demo::{Demo, DemoError};
 use connect_sidecar::emulate::{self, EmulateError, Emulation};
 use connect_sidecar::hardening::Inherited;
 use connect_sidecar::identity::Reloader;
 use connect_sidecar::intercept::ca;
-use connect_sidecar::run::client::Unanswered;
 use connect_sidecar::run::{self, RunError, shell};
 use connect_sidecar::server::unix_socket::Problem;
-use connect_sidecar::{hardening, logging};
+use connect_sidecar::{doctor, hardening, logging, service};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -41,6 +42,8 @@ enum Failure {
     Run(#[from] RunError),
     #[error(transparent)]
     Emulate(#[from] EmulateError),
+    #[error(transparent)]
+    Command(#[from] CommandError),
     #[error("could not {0}: {1}")]
     System(&'static str, io::Error),
 }
@@ -48,7 +51,9 @@ enum Failure {
 impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Demo(DemoError::Config(_)) => BAD_CONFIGURATION,
+            Self::Config(_) | Self::Demo(DemoError::Config(_)) | Self::Command(CommandError::Config(_)) => {
+                BAD_CONFIGURATION
+            }
             Self::Emulate(EmulateError::Config(_) | EmulateError::Seed(..) | EmulateError::File(..)) => {
                 BAD_CONFIGURATION
             }
@@ -58,6 +63,7 @@ impl Failure {
             // A local CA that is not safe to use.
             Self::Run(RunError::Unanswered(Unanswered::NoInterception(_))) => BAD_CONFIGURATION,
             Self::Run(_)
+            | Self::Command(_)
             | Self::Demo(DemoError::Setup(..))
             | Self::Emulate(EmulateError::Setup(..))
             | Self::System(..) => FAILED,
@@ -98,16 +104,34 @@ fn run(cli: &Cli, limits: Inherited) -> Result<ExitCode, Failure> {
         .build()
         .map_err(|e| Failure::System("start the runtime", e))?;
     let code = runtime.block_on(async {
-        match cli.command.as_ref().unwrap_or(&Command::Serve) {
-            Command::Serve => serve(&cli.global).await,
-            Command::Demo { once } => demo(&cli.global, *once).await,
-            Command::Run { no_intercept, expose_token, command } => {
+        let Cli { command, refresh: RefreshArgs { refresh }, global } = cli;
+        let of_refresh = |args: &RefreshArgs| {
+            let refresh = args.refresh.clone().or_else(|| refresh.clone());
+            GlobalArgs { refresh, ..global.clone() }
+        };
+        match command.as_ref() {
+            None => serve(&of_refresh(&RefreshArgs::default())).await,
+            Some(Command::Serve(refresh)) => serve(&of_refresh(refresh)).await,
+            Some(Command::Demo { once }) => demo(global, *once).await,
+            Some(Command::Run { no_intercept, expose_token, refresh, command }) => {
                 let options = run::Options { intercept: !no_intercept, expose_token: *expose_token };
-                run_command(&cli.global, options, command, limits).await
+                run_command(&of_refresh(refresh), options, command, limits).await
             }
-            Command::Env { format, no_intercept } => print_env(&cli.global, *format, !no_intercept).await,
-            Command::Ca(CaCommand::Remove) => remove_ca(),
-            Command::Emulate(args) => emulate(args, &cli.global).await,
+            Some(Command::Env { format, no_intercept }) => print_env(global, *format, !no_intercept).await,
+            Some(Command::Token(args)) => commands::token::print(args, global).await.map_err(Failure::from),
+            Some(Command::Status(args)) => commands::status::show(*args, global).await.map_err(Failure::from),
+            Some(Command::Doctor { json }) => doctor::examine(*json, global).await.map_err(Failure::from),
+            Some(Command::Refresh) => commands::refresh::refresh(global).await.map_err(Failure::from),
+            Some(Command::Cache(CacheCommand::Clear { connector })) => {
+                commands::cache::clear(connector.as_deref(), global).await.map_err(Failure::from)
+            }
+            Some(Command::Logs { follow, json }) => {
+                commands::logs::print(*follow, *json, global).await.map_err(Failure::from)
+            }
+            Some(Command::Service(command)) => service::run(*command, global).await.map_err(Failure::from),
+            Some(Command::Completions { shell }) => Ok(commands::completions::print(*shell)),
+            Some(Command::Ca(CaCommand::Remove)) => remove_ca(),
+            Some(Command::Emulate(args)) => emulate(args, global).await,
         }
     });
     // A file system that does not answer must not keep the process.

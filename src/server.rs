@@ -5,6 +5,7 @@
 //! way round; what it started upstream goes on in the proxy's own tasks.
 
 mod connections;
+mod event_stream;
 mod head;
 mod intercepted;
 pub mod listener;
@@ -49,7 +50,7 @@ use crate::proxy::error::{Code, RequestError, excerpt};
 use crate::proxy::guard::{self, Admitted, Entrance, Policy};
 use crate::proxy::relay;
 use crate::proxy::reply::{self, Reply};
-use crate::status::Status;
+use crate::status::{Status, page};
 
 /// A connection ends after so many requests: whoever keeps one for ever is looked at anew now and then.
 const MAX_REQUESTS: u32 = 1000;
@@ -339,6 +340,17 @@ impl Server {
             "/_sidecar/v1/status" => {
                 read_only(head)?;
                 Ok(reply::own(StatusCode::OK, JSON, self.status.json()))
+            }
+            "/_sidecar/v1/events" => {
+                if head.method != Method::GET {
+                    return Err(RequestError::method_not_allowed("GET"));
+                }
+                no_query(head)?;
+                Ok(event_stream::reply(&self.status.events, caller.place.relay()))
+            }
+            guard::OURS => {
+                read_only(head)?;
+                Ok(page::reply())
             }
             // Boxed: it is rare, and every request would carry the room for it.
             path if path.starts_with(RELAY) => Box::pin(self.relay(head, body, caller.place)).await,

@@ -51,6 +51,8 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting("require_key", false, true),
     setting("unix_socket", false, true),
     setting("use_env_proxy", false, true),
+    setting("refresh", false, true),
+    setting("wait", true, true),
     setting("dangerously_listen_on_network", false, false),
     setting("log_format", false, false),
 ];
@@ -92,23 +94,10 @@ pub(super) struct Sources<'a> {
 
 impl<'a> Sources<'a> {
     pub(super) fn read(args: &GlobalArgs, environment: Environment<'a>, current_dir: &Path) -> Self {
-        let mut this = Self { layers: Vec::new(), environment, project: PathBuf::new(), mistakes: Vec::new() };
-        let flag_or_variable = |flag: &Option<PathBuf>, name: &str| {
-            flag.clone().or_else(|| environment(name).map(PathBuf::from)).map(|path| current_dir.join(path))
-        };
-        let project = flag_or_variable(&args.project, "CONNECT_SIDECAR_PROJECT").unwrap_or(current_dir.to_owned());
-        this.project = match project.canonicalize() {
-            Ok(project) if project.is_dir() => project,
-            _ => {
-                this.mistake("--project", format!("{} is not a directory", project.display()));
-                project
-            }
-        };
-        let explicit = flag_or_variable(&args.config, "CONNECT_SIDECAR_CONFIG");
-
-        this.layers.push(flags(args, current_dir));
-        this.layers.push(variables(environment, current_dir));
+        let mut this = Self::without_files(args, environment, current_dir);
         let project = this.project.clone();
+        let explicit = args.config.clone().or_else(|| environment("CONNECT_SIDECAR_CONFIG").map(PathBuf::from));
+        let explicit = explicit.map(|path| current_dir.join(path));
         match explicit {
             Some(path) => {
                 let layer = this.file(&path, &project, false);
@@ -124,6 +113,22 @@ impl<'a> Sources<'a> {
                 this.layers.extend(layer);
             }
         }
+        this
+    }
+
+    /// Flags and our own environment alone.
+    pub(super) fn without_files(args: &GlobalArgs, environment: Environment<'a>, current_dir: &Path) -> Self {
+        let layers = vec![flags(args, current_dir), variables(environment, current_dir)];
+        let mut this = Self { layers, environment, project: PathBuf::new(), mistakes: Vec::new() };
+        let project = args.project.clone().or_else(|| environment("CONNECT_SIDECAR_PROJECT").map(PathBuf::from));
+        let project = project.map_or(current_dir.to_owned(), |path| current_dir.join(path));
+        this.project = match project.canonicalize() {
+            Ok(project) if project.is_dir() => project,
+            _ => {
+                this.mistake("--project", format!("{} is not a directory", project.display()));
+                project
+            }
+        };
         this
     }
 
@@ -347,6 +352,8 @@ pub(super) fn flags(args: &GlobalArgs, current_dir: &Path) -> Vec<(&'static str,
         ("unix_socket", "--unix-socket", text(&args.unix_socket)),
         ("dangerously_listen_on_network", "--dangerously-listen-on-network", text(&args.dangerously_listen_on_network)),
         ("use_env_proxy", "--use-env-proxy", yes(args.use_env_proxy)),
+        ("refresh", "--refresh", text(&args.refresh)),
+        ("wait", "--wait", text(&args.wait)),
         ("log_format", "--log-format", text(&args.log_format)),
         ("log_level", "--log-level", text(&args.log_level)),
     ]
@@ -371,6 +378,8 @@ fn variables(environment: Environment<'_>, current_dir: &Path) -> Vec<(&'static 
         ("unix_socket", "CONNECT_SIDECAR_UNIX_SOCKET"),
         ("dangerously_listen_on_network", "CONNECT_SIDECAR_DANGEROUSLY_LISTEN_ON_NETWORK"),
         ("use_env_proxy", "CONNECT_SIDECAR_USE_ENV_PROXY"),
+        ("refresh", "CONNECT_SIDECAR_REFRESH"),
+        ("wait", "CONNECT_SIDECAR_WAIT"),
         ("log_format", "CONNECT_SIDECAR_LOG_FORMAT"),
         ("log_level", "CONNECT_SIDECAR_LOG_LEVEL"),
     ]

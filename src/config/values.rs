@@ -11,6 +11,7 @@ use http::uri::Scheme;
 use rustls::pki_types::CertificateDer;
 use tracing::Level;
 
+use super::Refresh;
 use super::sources::{Raw, Value};
 use crate::logging::Format;
 use crate::proxy::guard::AllowedHost;
@@ -136,6 +137,24 @@ pub(super) fn log_format(value: &Value) -> Parsed<Format> {
         "text" => Ok(Format::Text),
         "json" => Ok(Format::Json),
         _ => expected("text or json"),
+    }
+}
+
+pub(super) fn refresh(value: &Value) -> Parsed<Refresh> {
+    match text(value)? {
+        "off" => Ok(Refresh::Off),
+        "cli" => Ok(Refresh::Cli),
+        _ => expected("off or cli"),
+    }
+}
+
+/// Upstream may take 20 s of the minute that a request has.
+const LONGEST_WAIT: Duration = Duration::from_secs(40);
+
+pub(super) fn wait(value: &Value) -> Parsed<Duration> {
+    match duration(value)? {
+        wait if wait <= LONGEST_WAIT => Ok(wait),
+        _ => expected("at most \"40s\": a request is answered within a minute"),
     }
 }
 

@@ -11,6 +11,7 @@ use tracing::{error, warn};
 
 use super::Identity;
 use crate::clock::{Clock, Timestamp, spoken};
+use crate::events::{self, Event, Events};
 
 /// The longest time between two looks at the clock (interface.md section 5).
 const LOOK_EVERY: Duration = Duration::from_secs(15);
@@ -77,10 +78,15 @@ impl Warner {
     }
 }
 
-/// Warns on stderr for as long as it is polled. `ask_clock` lets upstream correct our clock before a token is declared
-/// dead.
-pub async fn run<F>(mut identity: watch::Receiver<Arc<Identity>>, clock: Clock, steps: Vec<Duration>, ask_clock: F)
-where
+/// Warns on stderr and by events for as long as it is polled. `ask_clock` lets upstream correct our clock before a token
+/// is declared dead.
+pub async fn run<F>(
+    mut identity: watch::Receiver<Arc<Identity>>,
+    clock: Clock,
+    steps: Vec<Duration>,
+    events: Events,
+    ask_clock: F,
+) where
     F: AsyncFn(),
 {
     let mut warner = Warner::new(steps);
@@ -96,7 +102,7 @@ where
             }
             let now = clock.now();
             if let Some(warning) = warner.look(token.fingerprint(), token.expires_at, now) {
-                say(warning, &token.claims.project_name());
+                events.tell(Event::Warning(say(warning, token.claims.project_name(), now)));
             }
             pause = warner.until_next_step(token.expires_at, now).map_or(LOOK_EVERY, |next| next.min(LOOK_EVERY));
         }
@@ -107,24 +113,22 @@ where
     }
 }
 
-fn say(warning: Warning, project: &str) {
+/// Says it in the log, and what is to be told of it.
+fn say(warning: Warning, project: String, at: Timestamp) -> events::Warning {
     let hint = "vercel env pull";
-    match warning {
-        Warning::Expiring(left) => warn!(
-            code = "oidc_token_expiring",
-            project,
-            hint,
-            "the OIDC token of {project} expires in {}, run `{hint}`",
-            spoken(left)
-        ),
-        Warning::Expired(ago) => error!(
-            code = "oidc_token_expired",
-            project,
-            hint,
-            "the OIDC token of {project} expired {} ago, run `{hint}`",
-            spoken(ago)
-        ),
-    }
+    let (code, message) = match warning {
+        Warning::Expiring(left) => {
+            let message = format!("the OIDC token of {project} expires in {}, run `{hint}`", spoken(left));
+            warn!(code = "oidc_token_expiring", project, hint, "{message}");
+            ("oidc_token_expiring", message)
+        }
+        Warning::Expired(ago) => {
+            let message = format!("the OIDC token of {project} expired {} ago, run `{hint}`", spoken(ago));
+            error!(code = "oidc_token_expired", project, hint, "{message}");
+            ("oidc_token_expired", message)
+        }
+    };
+    events::Warning { at, code, message, hint, project }
 }
 
 #[cfg(test)]

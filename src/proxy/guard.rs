@@ -17,6 +17,9 @@ pub const VIA_NAME: &str = "connect-sidecar";
 /// Carries the instance key.
 pub const KEY_HEADER: HeaderName = HeaderName::from_static("sidecar-key");
 
+/// Where everything of ours is that is no health check, and the status page itself.
+pub const OURS: &str = "/_sidecar/";
+
 /// A `Host` value that is allowed besides the loopback names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AllowedHost {
@@ -69,7 +72,7 @@ pub fn check(parts: &Parts, entrance: Entrance, policy: &Policy) -> Result<Admit
     check_target(parts)?;
     let origin = check_browser(&seen, parts, policy)?;
     check_forwarding(&seen, policy)?;
-    check_key(parts, policy)?;
+    check_key(parts, entrance, policy)?;
     Ok(Admitted { origin, has_credentials: seen.credentials })
 }
 
@@ -96,6 +99,8 @@ struct Seen<'a> {
     origin: Lines<'a>,
     sec_fetch_site: Lines<'a>,
     other_sec_fetch_mode: bool,
+    navigates: bool,
+    is_document: bool,
     asks_for_cors: bool,
     names_us: bool,
     credentials: bool,
@@ -136,7 +141,11 @@ impl<'a> Seen<'a> {
                 "origin" => seen.origin.add(value),
                 "sec-fetch-site" => seen.sec_fetch_site.add(value),
                 // Node's own fetch sends `cors`; only browsers send the rest.
-                "sec-fetch-mode" => seen.other_sec_fetch_mode |= value != "cors",
+                "sec-fetch-mode" => {
+                    seen.other_sec_fetch_mode |= value != "cors";
+                    seen.navigates = value == "navigate";
+                }
+                "sec-fetch-dest" => seen.is_document = value == "document",
                 "access-control-request-method" | "access-control-request-headers" => seen.asks_for_cors = true,
                 "authorization" => seen.credentials |= !placeholder::is_bearer(value),
                 "cookie" | "proxy-authorization" => seen.credentials = true,
@@ -269,14 +278,30 @@ fn check_browser(seen: &Seen<'_>, parts: &Parts, policy: &Policy) -> Result<Opti
             "Requests from web pages are refused. Ask from a server or a script, or start with --allowed-origin.",
         )
     };
+    let path = parts.uri.path();
+    let is_from_us = path.starts_with(OURS) && seen.sec_fetch_site.only().is_some_and(|site| site == "same-origin");
     if seen.origin.any() {
+        // A browser names the page's origin with whatever is no GET, also to that origin. `Host` is one of ours.
+        let is_own = |origin: &HeaderValue| {
+            let host = seen.host.only().map_or(b"".as_slice(), HeaderValue::as_bytes);
+            origin.as_bytes().strip_prefix(b"http://") == Some(host)
+        };
+        if is_from_us && seen.origin.only().is_some_and(is_own) {
+            return require_key(&parts.headers, policy).map(|()| None);
+        }
         let is_allowed =
             |origin: &&HeaderValue| policy.allowed_origins.iter().any(|a| a.as_bytes() == origin.as_bytes());
         let origin = seen.origin.only().filter(is_allowed).ok_or_else(refused)?;
         return Ok(Some(origin.clone()));
     }
-    // Our own page asks from its own origin, and proves with the key that it was opened by who may.
-    if parts.uri.path().starts_with("/_sidecar/") && seen.sec_fetch_site.only().is_some_and(|v| v == "same-origin") {
+    // The page itself, in a window of its own, opened by hand or anew: it holds no data. A link elsewhere does not get it.
+    let site = seen.sec_fetch_site.only().map(HeaderValue::as_bytes);
+    let opens_page = path == OURS && parts.method == Method::GET && seen.navigates && seen.is_document;
+    if opens_page && matches!(site, Some(b"none" | b"same-origin")) {
+        return Ok(None);
+    }
+    // The page asks from its own origin, and proves with the key that it was opened by who may.
+    if is_from_us {
         return require_key(&parts.headers, policy).map(|()| None);
     }
     let preflight = parts.method == Method::OPTIONS && seen.asks_for_cors;
@@ -310,8 +335,11 @@ fn check_loop(seen: &Seen<'_>) -> Result<(), RequestError> {
     Ok(())
 }
 
-fn check_key(parts: &Parts, policy: &Policy) -> Result<(), RequestError> {
-    if policy.require_key && !is_health(parts.uri.path()) { require_key(&parts.headers, policy) } else { Ok(()) }
+fn check_key(parts: &Parts, entrance: Entrance, policy: &Policy) -> Result<(), RequestError> {
+    let path = parts.uri.path();
+    // A browser that is told to open the page sends no key, and gets no data.
+    let is_page = path == OURS && matches!(entrance, Entrance::Loopback(_));
+    if policy.require_key && !is_health(path) && !is_page { require_key(&parts.headers, policy) } else { Ok(()) }
 }
 
 /// Paths that are answered when others are not: to whoever has no key, and to one caller too many.
@@ -328,294 +356,4 @@ pub fn require_key(headers: &HeaderMap, policy: &Policy) -> Result<(), RequestEr
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use http::Request;
-
-    const LOOPBACK: Entrance = Entrance::Loopback(2774);
-
-    /// A good request with `extra` header lines; `Host` is replaced if `extra` has one.
-    fn request(extra: &[(&str, &str)]) -> Parts {
-        let mut builder = Request::post("/v1/connect/token/x");
-        if !extra.iter().any(|(name, _)| *name == "host") {
-            builder = builder.header("host", "127.0.0.1:2774");
-        }
-        for (name, value) in extra {
-            builder = builder.header(*name, HeaderValue::from_bytes(value.as_bytes()).expect("a value"));
-        }
-        builder.body(()).expect("a request").into_parts().0
-    }
-
-    fn verdict(parts: &Parts, policy: &Policy) -> &'static str {
-        check(parts, LOOPBACK, policy).err().map_or("ok", |e| e.code.as_str())
-    }
-
-    fn default_verdict(extra: &[(&str, &str)]) -> &'static str {
-        verdict(&request(extra), &Policy::default())
-    }
-
-    #[test]
-    fn only_the_loopback_names_with_our_port_are_hosts() {
-        for host in ["127.0.0.1:2774", "localhost:2774", "LocalHost:2774", "[::1]:2774"] {
-            assert_eq!(default_verdict(&[("host", host)]), "ok", "{host}");
-        }
-        for host in [
-            "localhost",
-            "127.0.0.1",
-            "127.0.0.1:2775",
-            "0.0.0.0:2774",
-            "[::]:2774",
-            "127.0.0.2:2774",
-            "a.localhost:2774",
-            "localhost6:2774",
-            "x.local:2774",
-            "host.docker.internal:2774",
-            "127.0.0.1.nip.io:2774",
-            "localhost.evil.com:2774",
-            "evil.example:2774",
-            "[::ffff:127.0.0.1]:2774",
-            "2130706433:2774",
-            "0x7f000001:2774",
-            "127.1:2774",
-        ] {
-            assert_eq!(default_verdict(&[("host", host)]), "host_not_allowed", "{host}");
-        }
-        for host in [
-            "",
-            "localhost.:2774",
-            "user@localhost:2774",
-            "local host:2774",
-            "localhost:2774,x",
-            "localhost:",
-            "localhost:+2774",
-            "localhost:99999",
-            "localhost:02774",
-            "[::1",
-            "[]x:2774",
-            "[::1]x",
-            ":2774",
-            "%6c:2774",
-            "löcalhost:2774",
-        ] {
-            assert_eq!(default_verdict(&[("host", host)]), "bad_host", "{host}");
-        }
-        assert_eq!(default_verdict(&[("host", "127.0.0.1:2774"), ("host", "127.0.0.1:2774")]), "bad_host");
-        let mut parts = request(&[]);
-        parts.headers.remove("host");
-        assert_eq!(verdict(&parts, &Policy::default()), "bad_host");
-    }
-
-    #[test]
-    fn the_port_may_be_left_out_only_where_it_is_80() {
-        let at_80 = |host| check(&request(&[("host", host)]), Entrance::Loopback(80), &Policy::default());
-        assert!(at_80("localhost").is_ok() && at_80("localhost:80").is_ok());
-    }
-
-    #[test]
-    fn further_hosts_are_exact() {
-        let host = |name: &str, port| AllowedHost { name: name.into(), port };
-        let policy =
-            Policy { allowed_hosts: vec![host("dev.test", Some(2774)), host("any.test", None)], ..Policy::default() };
-        for (host, expected) in [
-            ("dev.test:2774", "ok"),
-            ("DEV.test:2774", "ok"),
-            ("dev.test", "host_not_allowed"),
-            ("x.dev.test:2774", "host_not_allowed"),
-            ("any.test", "ok"),
-            ("any.test:1", "ok"),
-        ] {
-            assert_eq!(verdict(&request(&[("host", host)]), &policy), expected, "{host}");
-        }
-    }
-
-    #[test]
-    fn each_entrance_has_hosts_of_its_own() {
-        let names = ["dev.test", "localhost", "127.0.0.1"];
-        let allowed_hosts = names.map(|name| AllowedHost { name: name.into(), port: None }).into();
-        let policy = Policy { allowed_hosts, ..Policy::default() };
-        for (host, loopback, network, unix_socket) in [
-            ("127.0.0.1:2774", true, false, false),
-            ("[::1]:2774", true, false, false),
-            ("localhost:2774", true, false, true),
-            ("LOCALHOST", true, false, true),
-            ("localhost:1", true, false, true),
-            ("dev.test", true, true, false),
-            ("Dev.Test:2774", true, true, false),
-            ("192.0.2.2:2774", false, false, false),
-            ("0.0.0.0:2774", false, false, false),
-        ] {
-            for (entrance, is_good) in
-                [(LOOPBACK, loopback), (Entrance::Network(2774), network), (Entrance::UnixSocket, unix_socket)]
-            {
-                let refusal = check(&request(&[("host", host)]), entrance, &policy).err();
-                let expected = if is_good { None } else { Some("host_not_allowed") };
-                assert_eq!(refusal.map(|e| e.code.as_str()), expected, "{host} by {entrance:?}");
-            }
-        }
-        for entrance in [Entrance::Network(2774), Entrance::UnixSocket] {
-            for host in ["", "localhost:", "localhost.", "dev.test:x"] {
-                let refusal = check(&request(&[("host", host)]), entrance, &policy).expect_err("a bad host");
-                assert_eq!(refusal.code, Code::BadHost, "{host} by {entrance:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_web_page_is_refused_whatever_it_calls_itself() {
-        for origin in ["https://evil.example", "null", "", "http://127.0.0.1:2774"] {
-            assert_eq!(default_verdict(&[("origin", origin)]), "browser_request_refused", "{origin}");
-        }
-        for site in ["cross-site", "same-site", "same-origin", "none"] {
-            assert_eq!(default_verdict(&[("sec-fetch-site", site)]), "browser_request_refused", "{site}");
-        }
-        for mode in ["navigate", "no-cors", "websocket", "same-origin"] {
-            assert_eq!(default_verdict(&[("sec-fetch-mode", mode)]), "browser_request_refused", "{mode}");
-        }
-        let mut preflight = request(&[("access-control-request-method", "POST")]);
-        preflight.method = Method::OPTIONS;
-        assert_eq!(verdict(&preflight, &Policy::default()), "browser_request_refused");
-    }
-
-    #[test]
-    fn what_nodes_fetch_sends_is_no_browser() {
-        assert_eq!(default_verdict(&[("sec-fetch-mode", "cors"), ("accept-language", "*")]), "ok");
-    }
-
-    #[test]
-    fn an_allowed_origin_is_exact_and_admitted() {
-        let policy = Policy { allowed_origins: vec!["https://app.example".into()], ..Policy::default() };
-        let admitted =
-            check(&request(&[("origin", "https://app.example"), ("sec-fetch-site", "cross-site")]), LOOPBACK, &policy);
-        assert_eq!(admitted.expect("allowed").origin, Some(HeaderValue::from_static("https://app.example")));
-        for origin in ["https://app.example:8443", "http://app.example", "https://app.example.evil.com", "null"] {
-            assert_eq!(verdict(&request(&[("origin", origin)]), &policy), "browser_request_refused", "{origin}");
-        }
-        let twice = request(&[("origin", "https://app.example"), ("origin", "https://app.example")]);
-        assert_eq!(verdict(&twice, &policy), "browser_request_refused");
-    }
-
-    #[test]
-    fn forwarded_requests_are_refused_unless_allowed_and_loops_always() {
-        let policy = Policy { allow_forwarded: true, ..Policy::default() };
-        for name in [
-            "forwarded",
-            "x-forwarded-for",
-            "x-forwarded-host",
-            "x-forwarded-proto",
-            "x-forwarded-port",
-            "x-real-ip",
-            "cf-connecting-ip",
-            "tailscale-user-login",
-            "via",
-        ] {
-            let parts = request(&[(name, "x")]);
-            assert_eq!(verdict(&parts, &Policy::default()), "forwarded_request_refused", "{name}");
-            assert_eq!(verdict(&parts, &policy), "ok", "{name}");
-        }
-        for (name, value) in [
-            ("cdn-loop", "connect-sidecar"),
-            ("via", "1.1 p, 1.1 Connect-Sidecar"),
-            ("cdn-loop", "a;b,connect-sidecar;v=1"),
-        ] {
-            assert_eq!(verdict(&request(&[(name, value)]), &policy), "loop_detected", "{name}: {value}");
-        }
-    }
-
-    #[test]
-    fn framing_is_plain_chunked_or_nothing() {
-        assert_eq!(default_verdict(&[("transfer-encoding", "chunked")]), "ok");
-        assert_eq!(default_verdict(&[("transfer-encoding", "gzip, chunked")]), "bad_framing");
-        assert_eq!(
-            default_verdict(&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]),
-            "bad_framing"
-        );
-        let mut old = request(&[("transfer-encoding", "chunked")]);
-        old.version = Version::HTTP_10;
-        assert_eq!(verdict(&old, &Policy::default()), "bad_framing");
-        assert_eq!(default_verdict(&[("expect", "100-Continue")]), "ok");
-        assert_eq!(default_verdict(&[("expect", "200-ok")]), "expectation_failed");
-    }
-
-    #[test]
-    fn a_target_is_a_plain_path() {
-        for (method, target, expected) in [
-            (Method::POST, "http://127.0.0.1:2774/v1/connect/token/x", "bad_target"),
-            (Method::POST, "//evil/x", "bad_target"),
-            (Method::GET, "*", "bad_target"),
-            (Method::CONNECT, "api.vercel.com:443", "method_not_allowed"),
-            (Method::TRACE, "/v1/connect/token/x", "method_not_allowed"),
-        ] {
-            let mut parts = request(&[]);
-            parts.method = method;
-            parts.uri = target.parse().expect("a target");
-            assert_eq!(verdict(&parts, &Policy::default()), expected, "{target}");
-        }
-    }
-
-    #[test]
-    fn the_key_is_needed_everywhere_but_for_health() {
-        let policy = Policy { require_key: true, key: Some(Key::new("secret".into())), ..Policy::default() };
-        assert_eq!(verdict(&request(&[]), &policy), "key_required");
-        assert_eq!(verdict(&request(&[("sidecar-key", "secre")]), &policy), "key_required");
-        assert_eq!(verdict(&request(&[("sidecar-key", "secret")]), &policy), "ok");
-        for path in ["/healthz", "/readyz"] {
-            let mut parts = request(&[]);
-            parts.uri = path.parse().expect("a path");
-            assert_eq!(verdict(&parts, &policy), "ok", "{path}");
-        }
-        let no_key = Policy { require_key: true, ..Policy::default() };
-        assert_eq!(verdict(&request(&[("sidecar-key", "")]), &no_key), "key_required", "never open by mistake");
-    }
-
-    #[test]
-    fn our_own_page_may_ask_with_the_key_and_nobody_elses() {
-        let policy = Policy { key: Some(Key::new("secret".into())), ..Policy::default() };
-        let (key, own) = (("sidecar-key", "secret"), ("sec-fetch-site", "same-origin"));
-        for (path, extra, expected) in [
-            ("/_sidecar/v1/status", &[own, key][..], "ok"),
-            ("/_sidecar/v1/status", &[own], "key_required"),
-            ("/_sidecar/v1/status", &[("sec-fetch-site", "cross-site"), key], "browser_request_refused"),
-            ("/_sidecar/v1/status", &[own, own, key], "browser_request_refused"),
-            ("/_sidecar/v1/status", &[own, key, ("origin", "http://127.0.0.1:2774")], "browser_request_refused"),
-            ("/v1/connect/token/x", &[own, key], "browser_request_refused"),
-        ] {
-            let mut parts = request(extra);
-            parts.uri = path.parse().expect("a path");
-            assert_eq!(verdict(&parts, &policy), expected, "{path} {extra:?}");
-        }
-    }
-
-    #[test]
-    fn only_a_browsers_question_before_a_request_is_a_preflight() {
-        let ask = ("access-control-request-method", "POST");
-        for (method, extra, expected) in [
-            (Method::OPTIONS, &[ask][..], "browser_request_refused"),
-            (Method::OPTIONS, &[], "ok"),
-            (Method::POST, &[ask], "ok"),
-        ] {
-            let mut parts = request(extra);
-            parts.method = method;
-            assert_eq!(verdict(&parts, &Policy::default()), expected, "{} {extra:?}", parts.method);
-        }
-    }
-
-    #[test]
-    fn credentials_of_the_apps_own_are_noticed() {
-        let has = |extra: &[(&str, &str)]| {
-            check(&request(extra), LOOPBACK, &Policy::default()).expect("good").has_credentials
-        };
-        for name in ["authorization", "cookie", "proxy-authorization"] {
-            assert!(has(&[(name, "x")]), "{name}");
-        }
-        assert!(!has(&[("accept", "x")]));
-    }
-
-    #[test]
-    fn the_first_failure_answers() {
-        let all_wrong = [("transfer-encoding", "gzip"), ("host", "evil:1"), ("origin", "null"), ("via", "x")];
-        let expected = ["bad_framing", "host_not_allowed", "browser_request_refused", "forwarded_request_refused"];
-        for (skip, expected) in expected.into_iter().enumerate() {
-            assert_eq!(default_verdict(&all_wrong[skip..]), expected);
-        }
-    }
-}
+mod tests;

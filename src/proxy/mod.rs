@@ -24,7 +24,6 @@ pub mod upstream;
 use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -37,6 +36,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::clock::Clock;
+use crate::events::{self, Event, Events};
 use crate::identity::{Credential, CredentialProblem, Identity, Reloader};
 use cache::{Ask, Cache, Fetched, Found, Landed, Role, Spelled};
 use coach::UpstreamError;
@@ -71,6 +71,8 @@ pub struct Proxy {
     pub credential_source: String,
     /// Counters.
     pub stats: Arc<Stats>,
+    /// Told of each request.
+    pub events: Events,
     /// Where requests to upstream run: a caller that goes away cancels none.
     pub tasks: TaskTracker,
 }
@@ -82,24 +84,51 @@ impl Proxy {
         B: Body<Data = Bytes> + Unpin,
         B::Error: StdError,
     {
-        let path = head.uri.path();
-        let route = route::parse(&head.method, path, head.uri.query())?;
+        let begun = Instant::now();
+        let route = route::parse(&head.method, head.uri.path(), head.uri.query())?;
+        let outcome = self.answer(&route, head, body, begun).await;
+        if let Err(error) = &outcome {
+            let code = Some(error.code.as_str().to_owned());
+            let hint = error.hint.as_deref().map(str::to_owned);
+            let request = self.told(&route, error.status, begun);
+            self.events.tell(Event::Request(events::Request { code, hint, ..request }));
+        }
+        outcome
+    }
+
+    async fn answer<B>(
+        self: &Arc<Self>,
+        route: &Route,
+        head: &Parts,
+        body: B,
+        begun: Instant,
+    ) -> Result<Reply, RequestError>
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: StdError,
+    {
         self.check_allowed(&route.connector)?;
         body::check_content_type(head, &body)?;
         let body = body::read(body).await?;
         match route.action {
-            Action::Token => self.token(route, head, body).await,
+            Action::Token => self.token(route, head, body, begun).await,
             action => {
                 key::check(&body).map_err(bad_json)?;
                 let credential = self.credential().await?;
                 let outgoing = self.upstream.outgoing(action, head, body)?;
-                self.pass(route, outgoing, credential).await
+                self.pass(route, outgoing, credential, begun).await
             }
         }
     }
 
     /// A token: from the cache, from another caller's request under way, or from upstream.
-    async fn token(self: &Arc<Self>, route: Route, head: &Parts, body: Bytes) -> Result<Reply, RequestError> {
+    async fn token(
+        self: &Arc<Self>,
+        route: &Route,
+        head: &Parts,
+        body: Bytes,
+        begun: Instant,
+    ) -> Result<Reply, RequestError> {
         let identity = self.identity.borrow().clone();
         let forced = is_no_cache(&head.headers);
         let client = head.headers.get(SIDECAR_CLIENT).map(|name| self.cache.client(name.as_bytes()));
@@ -110,13 +139,13 @@ impl Proxy {
         if let Some(principal) = identity.principal() {
             let path = head.uri.path();
             let asked = match self.cache.find_spelled(&identity, path, &body, forced, client) {
-                Spelled::Found(found) => return self.reply_found(found),
+                Spelled::Found(found) => return self.reply_found(route, found, begun),
                 Spelled::Known(asked) => asked,
                 Spelled::Unknown => {
                     let asked = key::parse(principal, &route.connector, &body).map_err(bad_json)?;
                     self.cache.remember(&identity, path, &body, asked);
                     if let Some(found) = self.cache.find(&ask(asked)) {
-                        return self.reply_found(found);
+                        return self.reply_found(route, found, begun);
                     }
                     asked
                 }
@@ -134,26 +163,25 @@ impl Proxy {
             // The credential has changed hands while this request was read.
             _ => key::parse(credential.principal(), &route.connector, &body).map_err(bad_json)?,
         };
-        let begun = Instant::now();
         let proxy = self.clone();
         let fetched = self.cache.fetch(ask(asked), &identity, || {
             let outgoing = proxy.upstream.outgoing(Action::Token, head, body);
             async move { proxy.exchange(&outgoing?, credential).await }
         });
         match fetched.await {
-            Fetched::Found(found) => self.reply_found(found),
-            Fetched::Landed(role, landed) => self.reply_landed(&route, asked.subject, role, landed, begun.elapsed()),
+            Fetched::Found(found) => self.reply_found(route, found, begun),
+            Fetched::Landed(role, landed) => self.reply_landed(route, asked.subject, role, landed, begun),
         }
     }
 
     /// Any other route: no cache, but a revocation evicts.
     async fn pass(
         self: &Arc<Self>,
-        route: Route,
+        route: &Route,
         outgoing: Outgoing,
         credential: Arc<Credential>,
+        begun: Instant,
     ) -> Result<Reply, RequestError> {
-        let begun = Instant::now();
         let proxy = self.clone();
         let connector = route.connector.clone();
         let sending = self.tasks.spawn(async move {
@@ -169,7 +197,7 @@ impl Proxy {
             outcome
         });
         let answer = sending.await.unwrap_or_else(|_| Err(cache::broken_off()))?;
-        self.log(&route, None, "", answer.status, &answer.body, begun.elapsed());
+        self.log(route, None, None, "", &answer, begun);
         Ok(answer.reply())
     }
 
@@ -233,10 +261,10 @@ impl Proxy {
         }
     }
 
-    fn reply_found(&self, found: Found) -> Result<Reply, RequestError> {
+    fn reply_found(&self, route: &Route, found: Found, begun: Instant) -> Result<Reply, RequestError> {
         self.stats.hits.count();
-        match found {
-            Found::Hit { answer, headers } => Ok(answer.reply_with(HeaderMap::clone(&headers))),
+        let (answer, headers) = match found {
+            Found::Hit { answer, headers } => (answer, HeaderMap::clone(&headers)),
             Found::Held { outcome, age, left } => {
                 let answer = outcome.map_err(|mut error| {
                     error.retry_after = Some(reply::retry_after(left));
@@ -244,9 +272,14 @@ impl Proxy {
                 })?;
                 let mut headers = answer.headers_saying("hit; detail=429", Some(age));
                 headers.insert(header::RETRY_AFTER, reply::retry_after(left));
-                Ok(answer.reply_with(headers))
+                (answer, headers)
             }
-        }
+        };
+        self.events.tell_listeners(|| {
+            let request = self.told(route, answer.status, begun);
+            Event::Request(events::Request { cache: Some("hit"), ..request })
+        });
+        Ok(answer.reply_with(headers))
     }
 
     fn reply_landed(
@@ -255,7 +288,7 @@ impl Proxy {
         subject: Subject,
         role: Role,
         landed: Landed,
-        took: Duration,
+        begun: Instant,
     ) -> Result<Reply, RequestError> {
         match role {
             Role::Joined => self.stats.collapsed.count(),
@@ -272,50 +305,64 @@ impl Proxy {
             (_, Some(ttl)) => format!("{forwarded}; stored; ttl={}", ttl.as_secs()),
             (_, None) => forwarded.to_owned(),
         };
-        if role != Role::Joined {
-            self.log(route, Some(subject), &what, answer.status, &answer.body, took);
+        match role {
+            Role::Joined => self.events.tell_listeners(|| {
+                let request = self.told(route, answer.status, begun);
+                let subject = Some(subject.as_str());
+                Event::Request(events::Request { subject, cache: Some("joined"), ..request })
+            }),
+            Role::Led => self.log(route, Some(subject), Some("miss"), &what, &answer, begun),
+            Role::Forced => self.log(route, Some(subject), Some("forced"), &what, &answer, begun),
         }
         Ok(answer.reply_with(answer.headers_saying(&what, None)))
     }
 
-    /// One line for each request that went upstream, with the command that mends an error.
+    /// What is told of any request that was answered.
+    fn told(&self, route: &Route, status: StatusCode, begun: Instant) -> events::Request {
+        events::Request {
+            at: self.clock.now(),
+            action: route.action.as_str(),
+            connector: route.connector.clone(),
+            subject: None,
+            cache: None,
+            status: status.as_u16(),
+            code: None,
+            hint: None,
+            ms: begun.elapsed().as_millis() as u64,
+        }
+    }
+
+    /// One line and one event for each request that went upstream, with the command that mends an error.
     fn log(
         &self,
         route: &Route,
         subject: Option<Subject>,
+        outcome: Option<&'static str>,
         cache: &str,
-        status: StatusCode,
-        body: &[u8],
-        took: Duration,
+        answer: &Answer,
+        begun: Instant,
     ) {
-        let (action, connector, ms) = (route.action.as_str(), route.connector.as_str(), took.as_millis() as u64);
         let subject = subject.map(Subject::as_str);
-        let status_code = status.as_u16();
-        if status.is_success() {
-            info!(action, connector, subject, status = status_code, cache, ms, "{action} {connector}");
-            return;
+        let mut told = events::Request { subject, cache: outcome, ..self.told(route, answer.status, begun) };
+        let events::Request { action, status, ms, .. } = told;
+        let connector = route.connector.as_str();
+        if answer.status.is_success() {
+            info!(action, connector, subject, status, cache, ms, "{action} {connector}");
+            return self.events.tell(Event::Request(told));
         }
-        let error = UpstreamError::read(body);
+        let error = UpstreamError::read(&answer.body);
         let identity = self.identity.borrow().clone();
         let environment = identity.oidc().and_then(|token| token.claims.environment.as_deref());
-        let advice = coach::advice(status, &error, connector, environment.unwrap_or("development"));
-        let code = error.shown_code();
-        match advice {
+        told.hint = coach::advice(answer.status, &error, connector, environment.unwrap_or("development"));
+        told.code = error.shown_code().map(str::to_owned);
+        let code = told.code.as_deref();
+        match &told.hint {
             Some(hint) => {
-                warn!(
-                    action,
-                    connector,
-                    subject,
-                    status = status_code,
-                    code,
-                    cache,
-                    ms,
-                    hint,
-                    "{action} {connector}: {hint}"
-                );
+                warn!(action, connector, subject, status, code, cache, ms, hint, "{action} {connector}: {hint}");
             }
-            None => warn!(action, connector, subject, status = status_code, code, cache, ms, "{action} {connector}"),
+            None => warn!(action, connector, subject, status, code, cache, ms, "{action} {connector}"),
         }
+        self.events.tell(Event::Request(told));
     }
 }
 

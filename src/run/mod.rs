@@ -1,11 +1,10 @@
 //! `run` and `env`: an unmodified app works through the sidecar and holds no credential.
 //!
-//! [`sidecar`] joins the project's running one or starts one in this process; [`client`] registers the run with it;
+//! [`sidecar`] joins the project's running one or starts one in this process; [`client`](crate::client) registers the run with it;
 //! [`files`] writes what the variables name; [`environment`] is what the command is given; [`child`] is the command.
 //! stdout belongs to the command alone.
 
 pub mod child;
-pub mod client;
 pub mod environment;
 pub mod files;
 pub mod shell;
@@ -16,12 +15,12 @@ use std::io;
 use std::process::Command;
 
 use crate::app::StartupError;
+use crate::client::{Client, Run, Unanswered};
 use crate::clock::Clock;
 use crate::config::{Auth, Config};
 use crate::hardening::Inherited;
 use crate::identity::watch::EnvFileWatch;
 use child::{CannotStart, Signals};
-use client::{Client, Run, Unanswered};
 use environment::{Given, Interception, Lookup, Variable};
 use files::{Contents, Files};
 use sidecar::Sidecar;

@@ -12,8 +12,8 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use super::child::Signals;
-use super::client::{Client, State};
 use crate::app::{App, StartupError};
+use crate::client::{Client, State};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::instance_key::Key;

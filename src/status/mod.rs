@@ -1,9 +1,10 @@
-//! What people and tools look at: readiness, the state as JSON, metrics. Reads snapshots, changes nothing.
+//! What people and tools look at: readiness, the state as JSON, metrics, the page. Reads snapshots, changes nothing.
 //!
 //! No token, no body and no header ever appears here; connectors and names of projects do.
 
 pub mod instance;
 mod metrics;
+pub mod page;
 
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::clock::{Clock, Timestamp, spoken};
+use crate::events::Events;
 use crate::identity::{CredentialProblem, Identity, State};
 use crate::proxy::cache::Cache;
 use crate::proxy::stats::Stats;
@@ -25,6 +27,8 @@ pub struct Status {
     pub cache: Cache,
     /// Counters.
     pub stats: Arc<Stats>,
+    /// What happens.
+    pub events: Events,
     /// Upstream's origin.
     pub upstream: String,
     /// The project directory's name.

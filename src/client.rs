@@ -1,9 +1,10 @@
 //! What a command of ours asks a running sidecar, over plain loopback HTTP.
 //!
-//! The key goes to nobody who has not proven to hold it already: a state file may outlive its instance, and another
+//! [`find`] tells which of them is meant. The key goes to nobody who has not proven to hold it already: a state file may outlive its instance, and another
 //! program may have its port by now.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,15 +15,62 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 
+use crate::config::Wanted;
 use crate::instance_key::Key;
 use crate::proxy::guard::KEY_HEADER;
 use crate::server::{NONCE_HEADER, PROOF_HEADER};
-use crate::status::instance::Instance;
+use crate::status::instance::{self, Instance};
 
 /// Whoever does not answer by then is no sidecar that could serve an app.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// The largest answer, in bytes.
 const MAX_ANSWER: usize = 1024 * 1024;
+
+/// There is no sidecar of that kind.
+#[derive(Debug, thiserror::Error)]
+pub struct NoneRuns {
+    wanted: Wanted,
+    /// Those that run, for other projects.
+    others: Vec<Instance>,
+}
+
+impl std::fmt::Display for NoneRuns {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.wanted.port {
+            Some(port) => write!(f, "no sidecar of yours runs at port {port}")?,
+            None => write!(f, "no sidecar runs for {}", self.wanted.project.display())?,
+        }
+        write!(f, ": start one with `connect-sidecar` in another terminal")?;
+        for Instance { project, url, .. } in &self.others {
+            let port = url.rsplit(':').next().unwrap_or_default();
+            write!(f, "\none runs for {project}: that is --port {port}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The running sidecar that is meant: the one at the port, or else the one of the project or of the nearest directory
+/// above it. Each that is asked has to prove what it is.
+pub async fn find(wanted: &Wanted) -> Result<(Instance, Client), NoneRuns> {
+    let mut running = wanted.state_dir.as_deref().map(instance::all).unwrap_or_default();
+    running.retain(Instance::is_running);
+    let port_of = |instance: &Instance| instance.address().map(|address| address.port());
+    let is_meant = |instance: &Instance| match wanted.port {
+        Some(port) => port_of(instance) == Some(port),
+        None => wanted.project.starts_with(&instance.project),
+    };
+    // The nearest first, and of one project always the same.
+    running.sort_by_key(|instance| {
+        (std::cmp::Reverse(Path::new(&instance.project).components().count()), port_of(instance))
+    });
+    let (meant, others): (Vec<_>, Vec<_>) = running.into_iter().partition(is_meant);
+    for instance in meant {
+        if let Some(client) = Client::to(&instance).await {
+            return Ok((instance, client));
+        }
+    }
+    Err(NoneRuns { wanted: wanted.clone(), others })
+}
 
 /// A way to one instance.
 pub struct Client {
@@ -131,7 +179,13 @@ impl Client {
         Request::builder().method(method).uri(path).header(HOST, self.address.to_string())
     }
 
-    async fn ask<T: for<'a> Deserialize<'a>>(&self, method: Method, path: &str, body: &str) -> Result<T, Unanswered> {
+    /// Asks for something of ours, with the key: JSON, both ways. No body if it is empty.
+    pub async fn ask<T: for<'a> Deserialize<'a>>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &str,
+    ) -> Result<T, Unanswered> {
         let failed = |reason: String| Unanswered::Failed(self.address, reason);
         let mut request = self.request(method, path).header(KEY_HEADER, self.key.text());
         if !body.is_empty() {

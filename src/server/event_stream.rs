@@ -1,0 +1,61 @@
+//! The body of `GET /_sidecar/v1/events`: one event a line, for as long as the caller reads and the process lives.
+//!
+//! What happened before comes first and ends with an empty line; so does each quiet while, that a caller who is gone is
+//! found out.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::unfold;
+use http::StatusCode;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+
+use super::connections::Relaying;
+use crate::events::{Event, Events, Listener};
+use crate::proxy::reply::{self, Reply, ReplyBody};
+
+/// Without an event for so long, an empty line shows that the connection lives.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// All that is to come.
+struct Lines {
+    past: Option<Vec<Arc<Event>>>,
+    listener: Listener,
+    _under_way: Relaying,
+}
+
+impl Lines {
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(past) = self.past.take() {
+            let mut lines: String = past.iter().map(|event| line(event)).collect();
+            lines.push('\n');
+            return Some(lines.into());
+        }
+        match tokio::time::timeout(QUIET, self.listener.next()).await {
+            Ok(event) => event.map(|event| line(&event).into()),
+            Err(_) => Some(Bytes::from_static(b"\n")),
+        }
+    }
+}
+
+fn line(event: &Event) -> String {
+    // Plain strings and numbers can always be written.
+    let mut line = serde_json::to_string(event).unwrap_or_default();
+    line.push('\n');
+    line
+}
+
+/// The reply. `under_way` is held until nobody reads it any more.
+pub(super) fn reply(events: &Events, under_way: Relaying) -> Reply {
+    let (past, listener) = events.listen();
+    let lines = Lines { past: Some(past), listener, _under_way: under_way };
+    let frames = unfold(lines, async |mut lines| {
+        let bytes = lines.next().await?;
+        Some((Ok::<_, Infallible>(Frame::data(bytes)), lines))
+    });
+    let body = StreamBody::new(frames).map_err(|never| match never {}).boxed_unsync();
+    reply::own(StatusCode::OK, "application/x-ndjson", Bytes::new()).map(|_| ReplyBody::Right(body))
+}
