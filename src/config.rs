@@ -27,6 +27,7 @@ use crate::proxy::resolver::Names;
 use crate::proxy::upstream;
 use sources::Sources;
 pub use sources::{Environment, state_dir};
+pub use values::Refresh;
 
 /// The port unless another is asked for.
 pub const DEFAULT_PORT: u16 = 2774;
@@ -100,16 +101,6 @@ impl Auth {
             Self::AccessToken(_) => "VERCEL_TOKEN",
         }
     }
-}
-
-/// Who sees to it that the OIDC token is fresh (interface.md section 6).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Refresh {
-    /// The developer, who is warned.
-    #[default]
-    Off,
-    /// The Vercel CLI, which is run in time.
-    Cli,
 }
 
 /// Which sidecar a command means.

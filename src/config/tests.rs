@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::sources::SETTINGS;
 use super::*;
-use crate::cli::Cli;
+use crate::cli::{Cli, GlobalArgs};
 
 /// A machine with a project, a user's file, a file for `--config`, an environment and a command line.
 struct Machine {
@@ -65,7 +65,8 @@ impl Machine {
     fn try_load(&self) -> Result<Config, ConfigError> {
         let flags = std::iter::once("connect-sidecar").chain(self.flags.iter().map(String::as_str));
         let cli = Cli::try_parse_from(flags).expect("flags that exist");
-        Config::load(&cli.global, &|name| self.environment.get(name).map(Into::into), &self.path("web"))
+        let global = GlobalArgs { refresh: cli.refresh.refresh, ..cli.global };
+        Config::load(&global, &|name| self.environment.get(name).map(Into::into), &self.path("web"))
     }
 
     fn load(&self) -> Config {
@@ -184,6 +185,8 @@ fn every_flag_has_a_variable_of_its_name_that_means_the_same() {
         ("unix-socket", "run/sidecar.sock"),
         ("dangerously-listen-on-network", "192.0.2.1"),
         ("use-env-proxy", "1"),
+        ("refresh", "cli"),
+        ("wait", "30s"),
         ("log-format", "json"),
         ("log-level", "trace"),
     ];
@@ -229,6 +232,7 @@ fn what_could_redirect_a_credential_or_widen_access_is_refused_in_a_projects_fil
         ("require_key", "false"),
         ("unix_socket", "\"sidecar.sock\""),
         ("use_env_proxy", "false"),
+        ("refresh", "\"off\""),
     ];
     for (key, value) in cases {
         let toml = format!("port = 1\n{key} = {value}");
@@ -243,7 +247,7 @@ fn what_could_redirect_a_credential_or_widen_access_is_refused_in_a_projects_fil
     for setting in SETTINGS.iter().filter(|setting| setting.in_files && !setting.in_project) {
         assert!(cases.iter().any(|(key, _)| *key == setting.key), "{} has no case here", setting.key);
     }
-    for key in ["refresh", "dangerously_listen_on_network", "log_format", "project", "config"] {
+    for key in ["dangerously_listen_on_network", "log_format", "project", "config"] {
         let mistakes = Machine::new().projects_file(&format!("{key} = \"x\"")).mistakes();
         assert!(matches!(&*mistakes, [one] if one.contains(&format!("`{key}`"))), "{mistakes:?}");
     }

@@ -11,7 +11,6 @@ use http::uri::Scheme;
 use rustls::pki_types::CertificateDer;
 use tracing::Level;
 
-use super::Refresh;
 use super::sources::{Raw, Value};
 use crate::logging::Format;
 use crate::proxy::guard::AllowedHost;
@@ -26,6 +25,16 @@ type Parsed<T> = Result<T, String>;
 pub(super) enum AuthSource {
     Oidc,
     AccessToken,
+}
+
+/// Who sees to it that the OIDC token is fresh (interface.md section 6).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Refresh {
+    /// The developer, who is warned.
+    #[default]
+    Off,
+    /// The Vercel CLI, which is run in time.
+    Cli,
 }
 
 fn expected<T>(what: &str) -> Parsed<T> {
