@@ -321,14 +321,24 @@ impl Reply {
             ("cache-control", "no-store"),
             ("x-content-type-options", "nosniff"),
             ("cross-origin-resource-policy", "same-origin"),
-            (
-                "content-security-policy",
-                "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-            ),
             ("referrer-policy", "no-referrer"),
             ("x-frame-options", "DENY"),
         ] {
             assert_eq!(self.header(name), Some(value), "{name}: {self:?}");
+        }
+        let policy = self.header("content-security-policy").unwrap_or_default();
+        let (nothing, framed) = ("default-src 'none'; ", "frame-ancestors 'none'; base-uri 'none'; form-action 'none'");
+        let own = policy.strip_prefix(nothing).and_then(|rest| rest.strip_suffix(framed));
+        match self.header("content-type") {
+            // The page has a script and a style of its own, which are those that it came with.
+            Some("text/html; charset=utf-8") => {
+                let own: Vec<_> = own.unwrap_or("none").split_terminator("; ").collect();
+                let is_known =
+                    |part: &&str| part.starts_with("script-src 'sha256-") || part.starts_with("style-src 'sha256-");
+                assert!(own.len() == 3 && own[..2].iter().all(is_known) && own[2] == "connect-src 'self'", "{policy}");
+                assert!(!policy.contains("unsafe"), "{policy}");
+            }
+            _ => assert_eq!(own, Some(""), "{self:?}"),
         }
         let opens =
             |name: &str| matches!(name, "server" | "set-cookie" | "location") || name.starts_with("access-control-");
