@@ -13,6 +13,7 @@ mod connecting;
 mod demo;
 mod emulator;
 mod env_file;
+mod events;
 mod expiry;
 mod faults;
 mod gates;

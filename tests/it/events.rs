@@ -1,0 +1,121 @@
+//! `GET /_sidecar/v1/events`: what happens, as it happens, and no secret among it (interface.md section 4).
+
+use std::time::Duration;
+
+use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use nix::sys::signal::Signal;
+
+use crate::command::get;
+use crate::support::desk::Desk;
+use crate::support::http::Sent;
+use crate::support::{Scene, Stage, soon};
+
+const APP: &str = r#"{"subject":{"type":"app"}}"#;
+
+/// Listens, and has read what was before.
+async fn listen(stage: &Stage) -> (Sent, String) {
+    let mut stream = stage.request("GET", "/_sidecar/v1/events").begin().await;
+    // The last of what was before is an empty line.
+    let past = soon("what was before", stream.until("\n\n\r\n")).await;
+    (stream, past)
+}
+
+/// The next event.
+async fn next(stream: &mut Sent) -> serde_json::Value {
+    let read = soon("an event", stream.until("}\n")).await;
+    events(&read).pop().expect("an event")
+}
+
+/// The events in what was read, in their order.
+fn events(read: &str) -> Vec<serde_json::Value> {
+    read.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+#[tokio::test]
+async fn what_was_before_comes_first_and_then_each_thing_as_it_happens() {
+    let mut stage = Scene::new().start().await;
+    let token = stage.slack_token().await;
+    stage.slack_token().await;
+    let (mut stream, past) = listen(&stage).await;
+    let past = events(&past);
+    assert_eq!(past.len(), 1, "a hit that nobody heard is not kept: {past:?}");
+    assert_eq!(
+        (&past[0]["event"], &past[0]["cache"], &past[0]["status"]),
+        (&"request".into(), &"miss".into(), &200.into())
+    );
+    assert_eq!((&past[0]["connector"], &past[0]["subject"]), (&"slack/acme-slack".into(), &"app".into()));
+
+    assert_eq!(stage.slack_token().await, token);
+    let hit = next(&mut stream).await;
+    assert_eq!((&hit["cache"], &hit["status"]), (&"hit".into(), &200.into()));
+    stage.token(APP).header("cache-control", "no-cache").send().await.token();
+    assert_eq!(next(&mut stream).await["cache"], "forced");
+    stage.request("POST", "/v1/connect/token/slack%2Fnone").json("{}").send().await;
+    let error = next(&mut stream).await;
+    assert_eq!((&error["status"], &error["code"]), (&404.into(), &"not_found".into()));
+    assert!(error["hint"].as_str().is_some_and(|hint| hint.contains("vercel connect list")), "{error}");
+
+    stage.pass(DEVELOPMENT_LIFE);
+    let fresh = stage.fresh_token(Duration::from_secs(600));
+    stage.write_env(&fresh);
+    stage.uses(&fresh).await;
+    let mut told = Vec::new();
+    while told.len() < 2 || !told.contains(&"rotation".to_owned()) {
+        let event = next(&mut stream).await;
+        assert_eq!(event["project"], "acme/web");
+        told.push(event["event"].as_str().unwrap_or_default().to_owned());
+    }
+    assert!(told.contains(&"warning".to_owned()), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_request_that_the_sidecar_itself_answers_is_told_with_its_code() {
+    let stage = Scene::new().without_env_file().start().await;
+    assert_eq!(stage.token(APP).send().await.status, 503);
+    let (_, past) = listen(&stage).await;
+    let past = events(&past);
+    assert_eq!(past.last().map(|event| &event["code"]), Some(&"oidc_token_missing".into()), "{past:?}");
+    assert_eq!(past.last().map(|event| &event["hint"]), Some(&"vercel env pull".into()));
+}
+
+#[tokio::test]
+async fn nothing_secret_is_among_it() {
+    let stage = Scene::new().start().await;
+    let (mut stream, _) = listen(&stage).await;
+    let body = r#"{"subject":{"type":"user","id":"CANARYUSER"},"scopes":["CANARYSCOPE"]}"#;
+    stage.token(body).header("x-canary", "CANARYHEADER").send().await;
+    let given = stage.slack_token().await;
+    stage.slack_token().await;
+    let heard = soon("all of it", stream.until(r#""cache":"hit""#)).await;
+    assert!(!heard.contains("CANARY") && !heard.contains(&given), "{heard}");
+}
+
+#[tokio::test]
+async fn it_takes_the_key_of_a_browser_and_get_alone() {
+    let stage = Scene::new().start().await;
+    let from_page = stage.request("GET", "/_sidecar/v1/events").header("sec-fetch-site", "same-origin");
+    from_page.clone().send().await.assert_refused(401, "key_required", "a page without the key");
+    let mut stream = from_page.header("sidecar-key", &stage.key()).begin().await;
+    soon("the stream", stream.until("application/x-ndjson")).await;
+    for (method, target, status, code) in [
+        ("POST", "/_sidecar/v1/events", 405, "method_not_allowed"),
+        ("HEAD", "/_sidecar/v1/events", 405, "method_not_allowed"),
+        ("GET", "/_sidecar/v1/events?since=0", 400, "query_not_allowed"),
+    ] {
+        let reply = stage.request(method, target).send().await;
+        assert_eq!((reply.status, reply.header("sidecar-error")), (status, Some(code)), "{method} {target}");
+    }
+}
+
+#[tokio::test]
+async fn a_listener_is_no_reason_to_wait_at_the_end() {
+    let desk = Desk::new().await;
+    let serving = desk.serve(&[]).await;
+    let mut stream = get(&serving, "/_sidecar/v1/events").begin().await;
+    soon("the stream", stream.until("application/x-ndjson")).await;
+    serving.signal(Signal::SIGTERM);
+    let ended = serving.end().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("did not end within"), "{}", ended.stderr);
+    soon("the stream's end", stream.rest()).await;
+}
