@@ -38,6 +38,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ),
     // Settings are read into the options of the parts that they are for.
     ("config", "cli instance_key logging proxy::cache proxy::guard proxy::hosts proxy::resolver proxy::upstream"),
+    ("config::carried", "cli config config::sources"),
     ("config::sources", "cli config proxy::error safe_read"),
     ("config::values", "config::sources logging proxy::guard proxy::hosts tls"),
     ("server", "clock identity identity::placeholder proxy proxy::* status status::page"),
