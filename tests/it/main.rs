@@ -33,6 +33,7 @@ mod run;
 mod run_child;
 mod runs;
 mod sdk;
+mod service;
 mod soak;
 mod status;
 mod support;
