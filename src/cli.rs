@@ -189,13 +189,13 @@ pub enum CacheCommand {
 }
 
 /// What to do with the service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum ServiceCommand {
-    /// Write it for this project and start it
-    Install,
+    /// Write it for this project, with the settings given here, and start it; again, to change them
+    Install(RefreshArgs),
     /// Stop and delete it
     Uninstall,
-    /// Say whether it is there and runs
+    /// Say whether it is there and runs; exit code 1 if it does not
     Status,
 }
 

@@ -4,6 +4,7 @@
 //! A project's own `sidecar.toml` came with a repository that may be hostile: it may tune, but not redirect a credential
 //! or widen access (interface.md section 1, trust-policy.md 4.10). No value of a file is repeated in a mistake.
 
+mod carried;
 mod sources;
 mod values;
 
@@ -25,8 +26,9 @@ use crate::proxy::guard::{self, Policy};
 use crate::proxy::hosts::Hosts;
 use crate::proxy::resolver::Names;
 use crate::proxy::upstream;
+pub use carried::{Carried, carried};
 use sources::Sources;
-pub use sources::{Environment, state_dir};
+pub use sources::{Environment, config_home, state_dir};
 pub use values::Refresh;
 
 /// The port unless another is asked for.

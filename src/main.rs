@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use clap::Parser;
 use connect_sidecar::app::{App, StartupError};
-use connect_sidecar::cli::{CaCommand, CacheCommand, Cli, Command, EmulateArgs, Format, GlobalArgs, RefreshArgs};
+use connect_sidecar::cli::{
+    CaCommand, CacheCommand, Cli, Command, EmulateArgs, Format, GlobalArgs, RefreshArgs, ServiceCommand,
+};
 use connect_sidecar::client::Unanswered;
 use connect_sidecar::clock::Clock;
 use connect_sidecar::commands::{self, CommandError};
@@ -20,7 +22,8 @@ use connect_sidecar::identity::Reloader;
 use connect_sidecar::intercept::ca;
 use connect_sidecar::run::{self, RunError, shell};
 use connect_sidecar::server::unix_socket::Problem;
-use connect_sidecar::{doctor, hardening, logging, service};
+use connect_sidecar::service::{self, readiness};
+use connect_sidecar::{doctor, hardening, logging};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -128,7 +131,13 @@ fn run(cli: &Cli, limits: Inherited) -> Result<ExitCode, Failure> {
             Some(Command::Logs { follow, json }) => {
                 commands::logs::print(*follow, *json, global).await.map_err(Failure::from)
             }
-            Some(Command::Service(command)) => service::run(*command, global).await.map_err(Failure::from),
+            Some(Command::Service(ServiceCommand::Install(refresh))) => {
+                service::install(&of_refresh(refresh)).await.map_err(Failure::from)
+            }
+            Some(Command::Service(ServiceCommand::Status)) => service::status(global).await.map_err(Failure::from),
+            Some(Command::Service(ServiceCommand::Uninstall)) => {
+                service::uninstall(global).await.map_err(Failure::from)
+            }
             Some(Command::Completions { shell }) => Ok(commands::completions::print(*shell)),
             Some(Command::Ca(CaCommand::Remove)) => remove_ca(),
             Some(Command::Emulate(args)) => emulate(args, global).await,
@@ -149,8 +158,18 @@ async fn serve(args: &GlobalArgs) -> Result<ExitCode, Failure> {
     let _log = logging::start(config.logging);
     let app = App::bind(config, Clock::system()).await?;
     let stops = Stops::listen(Some(app.reloader()))?;
+    let manager = std::env::var_os("NOTIFY_SOCKET");
+    let tell_manager = |state: &str| readiness::tell(manager.as_deref(), state);
     say_ready("connect-sidecar", &format!("http://{}", app.addr()));
-    Ok(until_stopped(stops, |stop| app.serve(stop)).await)
+    tell_manager("READY=1");
+    let stopping = |stop| async {
+        let stop = async {
+            Box::pin(stop).await;
+            tell_manager("STOPPING=1");
+        };
+        app.serve(stop).await
+    };
+    Ok(until_stopped(stops, stopping).await)
 }
 
 fn remove_ca() -> Result<ExitCode, Failure> {

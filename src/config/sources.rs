@@ -204,8 +204,8 @@ impl<'a> Sources<'a> {
     }
 
     fn user_file(&mut self, project: &Path) {
-        if let Some(dir) = home_dir(self.environment, "XDG_CONFIG_HOME", ".config") {
-            let layer = self.file(&dir.join(FILE_NAME), project, false);
+        if let Some(dir) = config_home(self.environment) {
+            let layer = self.file(&dir.join("connect-sidecar").join(FILE_NAME), project, false);
             self.layers.extend(layer);
         }
     }
@@ -271,15 +271,17 @@ impl<'a> Sources<'a> {
 
 /// Where the state of running instances and the local CA are kept, if there is a place: `$XDG_STATE_HOME/connect-sidecar`.
 pub fn state_dir(environment: Environment<'_>) -> Option<PathBuf> {
-    home_dir(environment, "XDG_STATE_HOME", ".local/state")
+    Some(home_dir(environment, "XDG_STATE_HOME", ".local/state")?.join("connect-sidecar"))
+}
+
+/// Where the user's programs have their settings, if there is a place: `$XDG_CONFIG_HOME`.
+pub fn config_home(environment: Environment<'_>) -> Option<PathBuf> {
+    home_dir(environment, "XDG_CONFIG_HOME", ".config")
 }
 
 fn home_dir(environment: Environment<'_>, variable: &str, below_home: &str) -> Option<PathBuf> {
     let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
-    environment(variable)
-        .and_then(absolute)
-        .or_else(|| Some(environment("HOME").and_then(absolute)?.join(below_home)))
-        .map(|dir| dir.join("connect-sidecar"))
+    environment(variable).and_then(absolute).or_else(|| Some(environment("HOME").and_then(absolute)?.join(below_home)))
 }
 
 /// The values of a file: dotted key, place in the text, value. Tables that are no section of ours are values.
@@ -362,7 +364,7 @@ pub(super) fn flags(args: &GlobalArgs, current_dir: &Path) -> Vec<(&'static str,
     .collect()
 }
 
-fn variables(environment: Environment<'_>, current_dir: &Path) -> Vec<(&'static str, Value)> {
+pub(super) fn variables(environment: Environment<'_>, current_dir: &Path) -> Vec<(&'static str, Value)> {
     [
         ("env_file", "CONNECT_SIDECAR_ENV_FILE"),
         ("port", "CONNECT_SIDECAR_PORT"),

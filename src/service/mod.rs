@@ -1,11 +1,333 @@
-//! `service`: a sidecar that runs from login on.
+//! `service`: a sidecar for one project that runs from login on, under systemd or launchd.
+//!
+//! What is written is a file of the manager's that runs this very program with the settings that were given. It never
+//! holds a secret, takes the place of no file that is not ours, and is not left behind where the manager will not have it.
 
+mod launchd;
+mod manager;
+pub mod readiness;
+mod systemd;
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::cli::GlobalArgs;
-use crate::commands::CommandError;
+use aws_lc_rs::digest;
 
-/// Installs, removes or shows it.
-pub async fn run(_command: crate::cli::ServiceCommand, _global: &GlobalArgs) -> Result<ExitCode, CommandError> {
-    Err(CommandError::Other("not there yet".into()))
+use crate::cli::GlobalArgs;
+use crate::client;
+use crate::commands::CommandError;
+use crate::config::{self, Auth, Carried, Config, ConfigError, Mistake, Wanted};
+use launchd::Launchd;
+use manager::{MARK, Manager, Service, State};
+use systemd::Systemd;
+
+/// Besides our own, the variables that a sidecar goes by, none of which holds a secret: where its files and those of the
+/// Vercel CLI are, whom to trust. A manager starts it with few of them.
+const VARIABLES: [&str; 7] = [
+    "PATH",
+    "XDG_CONFIG_HOME",
+    "XDG_STATE_HOME",
+    "XDG_DATA_HOME",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "NODE_EXTRA_CA_CERTS",
+];
+
+/// Writes the service of the project, or what it has become, and starts it anew.
+pub async fn install(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
+    let current_dir = current_dir()?;
+    // Whether there is an access token now says nothing about later.
+    let environment = |name: &str| if name == "VERCEL_TOKEN" { Some("none".into()) } else { std::env::var_os(name) };
+    let config = Config::load(global, &environment, &current_dir)?;
+    let refused = |message: &str| {
+        let mistake = Mistake { place: "service install".into(), message: message.into() };
+        CommandError::from(ConfigError(vec![mistake]))
+    };
+    if let Auth::AccessToken(_) = config.auth {
+        return Err(refused(
+            "`auth = access-token` needs VERCEL_TOKEN, which would have to stand in a file for a service: use the OIDC \
+             token of the env file, or run `connect-sidecar` where the variable is set",
+        ));
+    }
+    let executable = std::env::current_exe().map_err(|e| CommandError::System("find this program's path", e))?;
+    let carried = config::carried(global, &environment, &current_dir)?;
+    let service = describe(&config.project, &executable, carried, &environment).map_err(|what| {
+        refused(&format!("{what} has a control character or is not UTF-8, so no service can be told of it"))
+    })?;
+    match Native::find(&config.project)? {
+        Native::Systemd(manager) => put(&manager, &service, &config).await?,
+        Native::Launchd(manager) => put(&manager, &service, &config).await?,
+    }
+    if executable.ancestors().any(|dir| dir.join("CACHEDIR.TAG").exists()) {
+        note(&format!(
+            "the service runs {}, which the next build replaces: better `cargo install` it first",
+            executable.display()
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says whether the project's service is there and runs.
+pub async fn status(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
+    let wanted = config::wanted(global, &|name| std::env::var_os(name), &current_dir()?)?;
+    match Native::find(&wanted.project)? {
+        Native::Systemd(manager) => show(&manager, &wanted).await,
+        Native::Launchd(manager) => show(&manager, &wanted).await,
+    }
+}
+
+/// Stops the project's service and deletes it; fine where there is none.
+pub async fn uninstall(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
+    let wanted = config::wanted(global, &|name| std::env::var_os(name), &current_dir()?)?;
+    match Native::find(&wanted.project)? {
+        Native::Systemd(manager) => remove(&manager, &wanted.project).await,
+        Native::Launchd(manager) => remove(&manager, &wanted.project).await,
+    }
+}
+
+/// The manager of this system.
+enum Native {
+    Systemd(Systemd),
+    Launchd(Launchd),
+}
+
+impl Native {
+    fn find(project: &Path) -> Result<Self, CommandError> {
+        let environment = |name: &str| std::env::var_os(name);
+        let program = |name| find_program(name, environment("PATH").as_ref(), project);
+        let home = || CommandError::Other("neither HOME nor XDG_CONFIG_HOME says where a service could be put".into());
+        if cfg!(target_os = "macos") {
+            let home = environment("HOME").map(PathBuf::from).filter(|home| home.is_absolute()).ok_or_else(home)?;
+            Ok(Self::Launchd(Launchd::new(program("launchctl"), &home, nix::unistd::Uid::effective().as_raw())))
+        } else {
+            let config_home = config::config_home(&environment).ok_or_else(home)?;
+            Ok(Self::Systemd(Systemd::new(program("systemctl"), &config_home)))
+        }
+    }
+}
+
+/// The project's service: this program with these settings. An error is what cannot be written down.
+fn describe(
+    project: &Path,
+    executable: &Path,
+    carried: Carried,
+    environment: config::Environment<'_>,
+) -> Result<Service, String> {
+    let text = |what: &str, text: OsString| match text.into_string() {
+        Ok(text) if !text.contains(char::is_control) => Ok(text),
+        _ => Err(what.to_owned()),
+    };
+    let shown = text("the project's path", project.into())?;
+    let mut command =
+        vec![text("this program's path", executable.into())?, "serve".into(), format!("--project={shown}")];
+    for flag in carried.flags {
+        command.push(text(flag.split('=').next().unwrap_or_default(), flag.clone().into())?);
+    }
+    let given = VARIABLES.into_iter().filter_map(|name| Some((name.to_owned(), environment(name)?)));
+    let ours = carried.variables.into_iter().map(|(name, value)| (name, value.into()));
+    let checked = given.chain(ours).map(|(name, value)| text(&name, value).map(|value| (name, value)));
+    let environment = checked.collect::<Result<_, _>>()?;
+    Ok(Service { name: name_of(project), project: shown, command, environment })
+}
+
+/// One name for each project, by which it is known again.
+fn name_of(project: &Path) -> String {
+    let hash = digest::digest(&digest::SHA256, project.as_os_str().as_bytes());
+    let hash: String = hash.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let dir = project.file_name().unwrap_or_default().to_string_lossy();
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let words: String = dir.chars().map(plain).take(40).collect();
+    let words: Vec<_> = words.split('-').filter(|word| !word.is_empty()).chain([hash.as_str()]).collect();
+    format!("connect-sidecar-{}", words.join("-"))
+}
+
+/// A program by its absolute path: in a directory of `PATH` that is absolute, and none that the project brings.
+fn find_program(name: &str, path: Option<&OsString>, project: &Path) -> Option<PathBuf> {
+    std::env::split_paths(path?)
+        .filter(|dir| dir.is_absolute() && !dir.starts_with(project))
+        .map(|dir| dir.join(name))
+        .find(|file| fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0))
+}
+
+async fn put(manager: &impl Manager, service: &Service, config: &Config) -> Result<(), CommandError> {
+    let Service { name, project, .. } = service;
+    let file = manager.file(name);
+    let before = read_own(&file)?;
+    manager.reach().await?;
+    write(&file, &manager.definition(service))?;
+    if let Err(e) = manager.load(name).await {
+        match before {
+            Some(before) => write(&file, &before)?,
+            None => fs::remove_file(&file).map_err(|e| CommandError::System("delete it again", e))?,
+        }
+        manager.forget(name).await;
+        return Err(e);
+    }
+    if let Err(e) = manager.start(name).await {
+        let state = manager.state(name).await?;
+        let why = match state.exit_code {
+            Some(2) => "its settings are wrong".to_owned(),
+            Some(3) => "its port is taken: end what has it, or give the service another with --port".to_owned(),
+            _ => e.to_string(),
+        };
+        return Err(CommandError::Other(format!(
+            "{name} is installed, but does not run: {why}\nits log: {}\nthen `connect-sidecar service install` again, or \
+             `connect-sidecar service uninstall`",
+            manager.log_command(name)
+        )));
+    }
+    let at = if config.port == 0 { String::new() } else { format!(" at http://127.0.0.1:{}", config.port) };
+    say(&[
+        format!("{name} runs{at}, now and from each login on, for {project}"),
+        format!("  file  {}", file.display()),
+        format!("  log   {}", manager.log_command(name)),
+    ]);
+    if config.upstream.use_env_proxy {
+        note(&format!(
+            "HTTPS_PROXY is not written into the service, as it may hold a password: set it by {}",
+            manager.variable_command("HTTPS_PROXY")
+        ));
+    }
+    Ok(())
+}
+
+async fn show(manager: &impl Manager, wanted: &Wanted) -> Result<ExitCode, CommandError> {
+    let name = name_of(&wanted.project);
+    let file = manager.file(&name);
+    if read_own(&file)?.is_none() {
+        say(&[format!(
+            "no service is installed for {}: `connect-sidecar service install` does that",
+            wanted.project.display()
+        )]);
+        return Ok(ExitCode::FAILURE);
+    }
+    manager.reach().await?;
+    let State { at_login, activity, is_running, pid, .. } = manager.state(&name).await?;
+    let mut lines = vec![
+        format!("{name} for {}", wanted.project.display()),
+        format!("  file      {}", file.display()),
+        format!("  at login  {}", if at_login { "starts" } else { "does not start" }),
+        format!("  now       {activity}"),
+    ];
+    // Whatever port the user may have set: it is the service's that counts, and no other sidecar of the project.
+    let at_any_port = Wanted { port: None, ..wanted.clone() };
+    let found = client::find(&at_any_port).await.ok().filter(|(instance, _)| Some(instance.pid) == pid);
+    lines.extend(found.map(|(instance, _)| format!("  address   {}", instance.url)));
+    lines.push(format!("  log       {}", manager.log_command(&name)));
+    say(&lines);
+    Ok(if is_running { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn remove(manager: &impl Manager, project: &Path) -> Result<ExitCode, CommandError> {
+    let name = name_of(project);
+    let file = manager.file(&name);
+    if read_own(&file)?.is_none() {
+        say(&[format!("no service is installed for {}", project.display())]);
+        return Ok(ExitCode::SUCCESS);
+    }
+    manager.reach().await?;
+    manager.unload(&name).await?;
+    fs::remove_file(&file).map_err(|e| CommandError::System("delete the service's file", e))?;
+    manager.forget(&name).await;
+    say(&[format!("removed {name}")]);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The file of ours, if there is one; whatever else is in its place is an error.
+fn read_own(path: &Path) -> Result<Option<String>, CommandError> {
+    let foreign = || {
+        let path = path.display();
+        CommandError::Other(format!("{path} was not written by this program: move it away first, if it is not needed"))
+    };
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Ok(meta) if !meta.is_file() => return Err(foreign()),
+        _ => {}
+    }
+    let bytes = fs::read(path).map_err(|e| CommandError::System("read the service's file", e))?;
+    let text = String::from_utf8(bytes).map_err(|_| foreign())?;
+    if text.contains(MARK) { Ok(Some(text)) } else { Err(foreign()) }
+}
+
+/// Writes it whole or not at all.
+fn write(path: &Path, text: &str) -> Result<(), CommandError> {
+    let write = || {
+        let dir = path.parent().unwrap_or(path);
+        fs::create_dir_all(dir)?;
+        let permissions = fs::Permissions::from_mode(0o644);
+        let mut file = tempfile::Builder::new().prefix(".").permissions(permissions).tempfile_in(dir)?;
+        file.write_all(text.as_bytes())?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().map_err(|e: io::Error| CommandError::System("write the service's file", e))
+}
+
+fn current_dir() -> Result<PathBuf, CommandError> {
+    std::env::current_dir().map_err(|e| CommandError::System("find the current directory", e))
+}
+
+/// A closed stdout is no reason to fail.
+fn say(lines: &[String]) {
+    let _ = writeln!(io::stdout(), "{}", lines.join("\n"));
+}
+
+fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "note: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(project: &str, flags: &[&str]) -> Result<Service, String> {
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        describe(project.as_ref(), "/bin/x".as_ref(), Carried { flags, variables: Vec::new() }, &|_| None)
+    }
+
+    #[test]
+    fn a_name_tells_the_project_and_is_its_alone() {
+        for (project, begins) in [
+            ("/home/me/Web Shop", "connect-sidecar-web-shop-"),
+            ("/home/me/%h$x\"é", "connect-sidecar-h-x-"),
+            ("/home/me/日本", "connect-sidecar-"),
+            ("/", "connect-sidecar-"),
+        ] {
+            let name = name_of(Path::new(project));
+            let hash = name.strip_prefix(begins).expect(&name);
+            assert!(hash.len() == 8 && hash.bytes().all(|b| b.is_ascii_hexdigit()), "{name}");
+        }
+        assert_ne!(name_of(Path::new("/a/web")), name_of(Path::new("/b/web")));
+        assert!(name_of(Path::new(&format!("/{}", "x".repeat(255)))).len() < 80);
+    }
+
+    #[test]
+    fn what_cannot_be_written_down_is_refused_by_its_name() {
+        use std::os::unix::ffi::OsStringExt;
+        assert_eq!(service("/a\nb", &[]).err().as_deref(), Some("the project's path"));
+        assert_eq!(service("/a", &["--config=/b\n--require-key"]).err().as_deref(), Some("--config"));
+        let bad = |name: &str| (name == "PATH").then(|| OsString::from_vec(b"/\xff".to_vec()));
+        let refused = describe("/a".as_ref(), "/bin/x".as_ref(), Carried::default(), &bad);
+        assert_eq!(refused.err().as_deref(), Some("PATH"));
+    }
+
+    #[test]
+    fn a_program_is_found_neither_beside_us_nor_in_the_project() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        for place in ["project/bin", "bin", "plain"] {
+            fs::create_dir_all(at(place)).expect("a directory");
+            fs::write(at(place).join("systemctl"), "").expect("written");
+            let mode = if place == "plain" { 0o644 } else { 0o755 };
+            fs::set_permissions(at(place).join("systemctl"), fs::Permissions::from_mode(mode)).expect("a mode");
+        }
+        let path = std::env::join_paths(["bin".into(), at("project/bin"), at("plain"), at("bin")]).expect("a path");
+        assert_eq!(find_program("systemctl", Some(&path), &at("project")), Some(at("bin/systemctl")));
+        assert_eq!(find_program("systemctl", Some(&"bin".into()), &at("project")), None);
+    }
 }

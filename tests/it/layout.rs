@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &str)] = &[
     (
         "main",
-        "app cli client clock commands commands::* config demo doctor emulate emulator hardening identity intercept::ca logging run run::* server::unix_socket service",
+        "app cli client clock commands commands::* config demo doctor emulate emulator hardening identity intercept::ca logging run run::* server::unix_socket service service::readiness",
     ),
     ("commands", "app cli client config instance_key status::instance"),
     ("commands::token", "cli client commands clock run::sidecar"),
@@ -22,7 +22,11 @@ const MAY_USE: &[(&str, &str)] = &[
     ("commands::logs", "cli client commands"),
     ("commands::completions", "cli"),
     ("doctor", "cli client clock commands config"),
-    ("service", "cli commands config"),
+    ("service", "cli client commands config"),
+    ("service::systemd", "commands service::manager"),
+    ("service::launchd", "commands service::manager"),
+    ("service::manager", "commands"),
+    ("service::readiness", ""),
     ("run", "app client clock config hardening identity identity::watch"),
     ("run::sidecar", "app client clock config instance_key private_dir run::child status::instance"),
     ("client", "config instance_key proxy::guard server status::instance"),
@@ -38,6 +42,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ),
     // Settings are read into the options of the parts that they are for.
     ("config", "cli instance_key logging proxy::cache proxy::guard proxy::hosts proxy::resolver proxy::upstream"),
+    ("config::carried", "cli config config::sources"),
     ("config::sources", "cli config proxy::error safe_read"),
     ("config::values", "config::sources logging proxy::guard proxy::hosts tls"),
     ("server", "clock identity identity::placeholder proxy proxy::* status status::page"),

@@ -34,6 +34,7 @@ mod run;
 mod run_child;
 mod runs;
 mod sdk;
+mod service;
 mod soak;
 mod status;
 mod support;

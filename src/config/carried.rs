@@ -1,0 +1,166 @@
+//! The settings of this command line and environment, for a process that is started elsewhere and later.
+//!
+//! Never a secret: no flag takes one, and of the environment only our own settings are taken.
+
+use std::path::Path;
+
+use super::sources::{self, Environment, Raw, Value};
+use super::{ConfigError, Mistake};
+use crate::cli::GlobalArgs;
+
+/// What gives `serve` the settings that were given here, and in the same order of precedence. Files it reads by itself.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Arguments, each of which is whole by itself. Their paths are absolute.
+    pub flags: Vec<String>,
+    /// Variables of ours. Their paths are absolute.
+    pub variables: Vec<(String, String)>,
+}
+
+/// The flags that take a path.
+const PATHS: [&str; 3] = ["env_file", "upstream_ca", "unix_socket"];
+
+/// What was given, but for the project: that is the caller's to name. Values are not checked here.
+pub fn carried(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Result<Carried, ConfigError> {
+    let mut mistakes = Vec::new();
+    let mut unicode = |place: &str, text: Option<String>| {
+        if text.is_none() {
+            mistakes.push(Mistake { place: place.into(), message: "it is not UTF-8, and cannot be handed on".into() });
+        }
+        text.unwrap_or_default()
+    };
+    let absolute = |path: &Path| current_dir.join(path).into_os_string().into_string().ok();
+
+    let mut carried = Carried::default();
+    if let Some(path) = &args.config {
+        carried.flags.push(format!("--config={}", unicode("--config", absolute(path))));
+    }
+    for (key, Value { raw, place, .. }) in sources::flags(args, current_dir) {
+        match raw {
+            Raw::Text(path) if PATHS.contains(&key) => {
+                carried.flags.push(format!("{place}={}", unicode(&place, absolute(path.as_ref()))));
+            }
+            Raw::Text(text) => carried.flags.push(format!("{place}={text}")),
+            Raw::List(items) => carried.flags.extend(items.iter().map(|item| format!("{place}={item}"))),
+            Raw::Integer(_) | Raw::Boolean(_) | Raw::Other => carried.flags.push(place),
+        }
+    }
+    carried.flags.extend(args.quiet.then(|| "--quiet".to_owned()));
+    carried.flags.extend((0..args.verbose).map(|_| "--verbose".to_owned()));
+
+    if let Some(path) = environment("CONNECT_SIDECAR_CONFIG") {
+        let name = "CONNECT_SIDECAR_CONFIG";
+        carried.variables.push((name.into(), unicode(name, absolute(path.as_ref()))));
+    }
+    for (key, Value { raw, place, .. }) in sources::variables(environment, current_dir) {
+        let text = match raw {
+            Raw::Text(path) if PATHS.contains(&key) => absolute(path.as_ref()),
+            Raw::Text(text) => Some(text),
+            _ => None,
+        };
+        let text = unicode(&place, text);
+        carried.variables.push((place, text));
+    }
+    if mistakes.is_empty() { Ok(carried) } else { Err(ConfigError(mistakes)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use std::ffi::OsString;
+
+    use crate::cli::Cli;
+    use crate::config::Config;
+
+    const FLAGS: [&str; 22] = [
+        "--config=my.toml",
+        "--env-file=../env",
+        "--port=0",
+        "--upstream=http://127.0.0.1:9",
+        "--upstream-ca=ca.pem",
+        "--auth=oidc",
+        "--team-id=team_a",
+        "--allowed-host=a.test",
+        "--allowed-host=b.test:1",
+        "--allowed-origin=http://a.test",
+        "--bearer-host=a.test/x=http://127.0.0.1:8",
+        "--allow-forwarded",
+        "--require-key",
+        "--unix-socket=run/s",
+        "--dangerously-listen-on-network=192.0.2.1",
+        "--use-env-proxy",
+        "--wait=3s",
+        "--log-format=json",
+        "--log-level=debug",
+        "--quiet",
+        "--verbose",
+        "--verbose",
+    ];
+
+    fn global(arguments: &[String]) -> GlobalArgs {
+        let cli = Cli::try_parse_from(["connect-sidecar".to_owned()].iter().chain(arguments)).expect("arguments");
+        GlobalArgs { refresh: cli.refresh.refresh, ..cli.global }
+    }
+
+    #[test]
+    fn every_flag_is_carried_and_means_the_same_from_anywhere() {
+        let given: Vec<_> = FLAGS.map(str::to_owned).into_iter().chain(["--refresh=cli".into()]).collect();
+        let before = global(&given);
+        let here = carried(&before, &|_| None, Path::new("/here/now")).expect("carried");
+        let there = global(&here.flags);
+        let expected = GlobalArgs {
+            config: Some("/here/now/my.toml".into()),
+            env_file: Some("/here/now/../env".into()),
+            upstream_ca: Some("/here/now/ca.pem".into()),
+            unix_socket: Some("/here/now/run/s".into()),
+            ..before
+        };
+        assert_eq!(format!("{there:?}"), format!("{expected:?}"));
+        let known = <Cli as clap::CommandFactory>::command();
+        let known = known.get_arguments().filter_map(clap::Arg::get_long).filter(|flag| *flag != "project");
+        for flag in known {
+            assert!(given.iter().any(|arg| arg[2..].split('=').next() == Some(flag)), "--{flag} is not in this test");
+        }
+    }
+
+    #[test]
+    fn every_variable_is_carried_but_for_the_project_and_a_foreign_one() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("c.toml"), "").expect("written");
+        let environment = |name: &str| -> Option<OsString> {
+            Some(match name {
+                "CONNECT_SIDECAR_CONFIG" => "c.toml".into(),
+                "CONNECT_SIDECAR_ENV_FILE" => "e".into(),
+                "CONNECT_SIDECAR_REQUIRE_KEY" => "0".into(),
+                "CONNECT_SIDECAR_ALLOWED_HOST" => "a.test,b.test".into(),
+                "CONNECT_SIDECAR_PROJECT" => ".".into(),
+                "VERCEL_TOKEN" | "HTTPS_PROXY" => "secret".into(),
+                _ => return None,
+            })
+        };
+        let carried = carried(&global(&[]), &environment, dir.path()).expect("carried");
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        let expected = [
+            ("CONNECT_SIDECAR_CONFIG", at("c.toml")),
+            ("CONNECT_SIDECAR_ENV_FILE", at("e")),
+            ("CONNECT_SIDECAR_ALLOWED_HOST", "a.test,b.test".into()),
+            ("CONNECT_SIDECAR_REQUIRE_KEY", "0".into()),
+        ];
+        assert_eq!(carried.flags, [""; 0]);
+        assert_eq!(carried.variables, expected.map(|(name, value)| (name.to_owned(), value)));
+        let elsewhere = |name: &str| {
+            carried.variables.iter().find(|(known, _)| known == name).map(|(_, value)| OsString::from(value))
+        };
+        let config = Config::load(&global(&[]), &elsewhere, Path::new("/")).expect("settings");
+        assert_eq!((config.policy.require_key, config.policy.allowed_hosts.len()), (false, 2));
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_written_down_is_refused() {
+        use std::os::unix::ffi::OsStringExt;
+        let args = GlobalArgs { config: Some(OsString::from_vec(b"/\xff".to_vec()).into()), ..GlobalArgs::default() };
+        let ConfigError(mistakes) = carried(&args, &|_| None, Path::new("/")).expect_err("refused");
+        assert_eq!(mistakes[0].place, "--config");
+    }
+}

@@ -1,0 +1,68 @@
+//! Under a real systemd, as a session of the user's: in namespaces of its own, where the system lets us make them.
+
+use std::fs;
+
+use crate::support::desk::Desk;
+use crate::support::process::{isolated, run};
+
+/// What a session needs, and no more: a place for sockets, control groups, and a system that seems to run systemd.
+const SESSION: &str = r#"
+set -u
+mkdir -p /run/systemd && mount -t tmpfs none /run/systemd && mkdir /run/systemd/system || exit 77
+umount -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup || exit 77
+mkdir -m 700 "$XDG_RUNTIME_DIR"
+/lib/systemd/systemd --user >&2 &
+ready() { systemctl --user show --property=Version >/dev/null 2>&1; }
+tries=0
+until ready; do
+    tries=$((tries + 1))
+    [ $tries -lt 100 ] && kill -0 $! 2>/dev/null || exit 77
+    sleep 0.05
+done
+property() { systemctl --user show --property="$1" --value 'connect-sidecar-*'; }
+address() { "$SIDECAR" service status | sed -n 's/^  address   //p'; }
+"#;
+
+/// What a user does with a service.
+const DAY: &str = r#"
+"$SIDECAR" service install --log-format json || exit 1
+echo "asked: $(curl -sS -o /dev/null -w '%{http_code}' "$(address)/v1/connect/token/slack%2Facme-slack" -H 'content-type: application/json' -d '{}')"
+before=$(property MainPID)
+kill -KILL "$before"
+tries=0
+until now=$(property MainPID); [ "$now" != 0 ] && [ "$now" != "$before" ] && [ -n "$(address)" ]; do
+    tries=$((tries + 1))
+    [ $tries -lt 100 ] || exit 1
+    sleep 0.05
+done
+echo "restarted: $(property NRestarts)"
+"$SIDECAR" --port "$TAKEN" service install && exit 1
+echo "taken: $(property ExecMainStatus), $(property ActiveState)"
+"$SIDECAR" service install || exit 1
+"$SIDECAR" service uninstall || exit 1
+echo "left: $(systemctl --user list-units --all --plain --no-legend 'connect-sidecar-*')"
+"#;
+
+#[tokio::test]
+async fn a_real_systemd_starts_it_again_after_a_crash_but_not_where_its_port_is_taken() {
+    let desk = Desk::new().await;
+    let odd = desk.home.path().join("100% of ${HOME} \"é\" \\x");
+    fs::rename(desk.project(), &odd).expect("renamed");
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let mut session = isolated("unshare", desk.home.path());
+    session.args(["--mount", "--propagation=private", "--cgroup", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    session.args(["sh", "-c", &format!("{SESSION}{DAY}")]).current_dir(&odd);
+    session.env("XDG_RUNTIME_DIR", desk.home.path().join("run"));
+    session.env("SIDECAR", env!("CARGO_BIN_EXE_connect-sidecar"));
+    session.env("TAKEN", taken.local_addr().expect("an address").port().to_string());
+    session.env("CONNECT_SIDECAR_PORT", "0").env("CONNECT_SIDECAR_UPSTREAM", desk.emulator.url());
+    let ended = run(session).await;
+    if ended.code == Some(77) || ended.stderr.starts_with("unshare: ") {
+        eprintln!("not run: no session of systemd can be made here: {}", ended.stderr);
+        return;
+    }
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let said: Vec<_> = ended.stdout.lines().filter(|line| line.contains(": ") && !line.contains(" for ")).collect();
+    assert_eq!(said, ["asked: 200", "restarted: 1", "taken: 3, failed", "left: "], "{ended:?}");
+    assert!(!desk.home.path().join(".config/systemd/user/default.target.wants").exists(), "{ended:?}");
+}
