@@ -272,14 +272,21 @@ fn check_target(parts: &Parts) -> Result<(), RequestError> {
 
 /// The web origin to admit, if an allowed one asks.
 fn check_browser(seen: &Seen<'_>, parts: &Parts, policy: &Policy) -> Result<Option<HeaderValue>, RequestError> {
-    let refused = || {
-        RequestError::new(
+    let path = parts.uri.path();
+    let site = seen.sec_fetch_site.only().map(HeaderValue::as_bytes);
+    let opens_window = parts.method == Method::GET && seen.navigates && seen.is_document;
+    let refused = || match site {
+        Some(b"none") if opens_window => RequestError::new(
+            Code::BrowserRequestRefused,
+            "Nothing here is for a browser but the status page. Run `connect-sidecar status --open`.",
+        )
+        .hint("connect-sidecar status --open"),
+        _ => RequestError::new(
             Code::BrowserRequestRefused,
             "Requests from web pages are refused. Ask from a server or a script, or start with --allowed-origin.",
-        )
+        ),
     };
-    let path = parts.uri.path();
-    let is_from_us = path.starts_with(OURS) && seen.sec_fetch_site.only().is_some_and(|site| site == "same-origin");
+    let is_from_us = path.starts_with(OURS) && site == Some(b"same-origin");
     if seen.origin.any() {
         // A browser names the page's origin with whatever is no GET, also to that origin. `Host` is one of ours.
         let is_own = |origin: &HeaderValue| {
@@ -295,9 +302,7 @@ fn check_browser(seen: &Seen<'_>, parts: &Parts, policy: &Policy) -> Result<Opti
         return Ok(Some(origin.clone()));
     }
     // The page itself, in a window of its own, opened by hand or anew: it holds no data. A link elsewhere does not get it.
-    let site = seen.sec_fetch_site.only().map(HeaderValue::as_bytes);
-    let opens_page = path == OURS && parts.method == Method::GET && seen.navigates && seen.is_document;
-    if opens_page && matches!(site, Some(b"none" | b"same-origin")) {
+    if path == OURS && opens_window && matches!(site, Some(b"none" | b"same-origin")) {
         return Ok(None);
     }
     // The page asks from its own origin, and proves with the key that it was opened by who may.

@@ -286,6 +286,22 @@ fn the_page_opens_in_a_window_of_its_own_and_from_no_link() {
 }
 
 #[test]
+fn who_types_the_address_of_something_else_is_told_how_to_open_the_page() {
+    let typed = [("sec-fetch-site", "none"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
+    for (path, extra, hint) in [
+        ("/", &typed[..], Some("connect-sidecar status --open")),
+        ("/_sidecar", &typed, Some("connect-sidecar status --open")),
+        ("/", &[("sec-fetch-site", "cross-site"), typed[1], typed[2]], None),
+        ("/", &typed[..1], None),
+    ] {
+        let mut parts = request(extra);
+        (parts.method, parts.uri) = (Method::GET, path.parse().expect("a path"));
+        let refusal = check(&parts, LOOPBACK, &Policy::default()).expect_err("refused");
+        assert_eq!((refusal.code, refusal.hint.as_deref()), (Code::BrowserRequestRefused, hint), "{path} {extra:?}");
+    }
+}
+
+#[test]
 fn only_a_browsers_question_before_a_request_is_a_preflight() {
     let ask = ("access-control-request-method", "POST");
     for (method, extra, expected) in [
