@@ -1,8 +1,10 @@
 //! The commands that ask a running sidecar, by the built binary: what they print, and to whom they give the key.
 
 mod completions;
+mod finding;
 mod logs;
 mod status;
+mod token;
 
 use std::path::Path;
 
