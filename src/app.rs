@@ -146,11 +146,12 @@ impl App {
             project: config.project.display().to_string(),
         };
         let instance_file = match &config.state_dir {
-            Some(dir) => InstanceFile::write(dir, addr.port(), instance),
+            _ if !config.is_announced => Ok(None),
+            Some(dir) => InstanceFile::write(dir, addr.port(), instance).map(Some),
             None => Err(io::Error::other("neither XDG_STATE_HOME nor HOME is set")),
         };
         let instance_file = match instance_file {
-            Ok(file) => Some(file),
+            Ok(file) => file,
             Err(e) if config.policy.require_key => return Err(StartupError::InstanceFile(e)),
             Err(e) => {
                 warn!("could not write the state file, other commands will not find this instance: {e}");

@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 /// Lets apps on this machine ask Vercel Connect for tokens without holding a credential.
 #[derive(Debug, Parser)]
@@ -54,7 +54,7 @@ pub enum Command {
         #[command(flatten)]
         refresh: RefreshArgs,
         /// The command and its arguments
-        #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+        #[arg(required = true, trailing_var_arg = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments)]
         command: Vec<OsString>,
     },
     /// Print the variables that `run` sets, for the project's running sidecar: `eval "$(connect-sidecar env)"`
@@ -108,14 +108,21 @@ pub enum Command {
     Emulate(EmulateArgs),
 }
 
+impl Command {
+    /// Whether it answers requests for as long as it runs.
+    pub fn serves(&self) -> bool {
+        matches!(self, Self::Serve(_) | Self::Demo { .. } | Self::Run { .. } | Self::Emulate(_))
+    }
+}
+
 /// How the emulator starts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub struct EmulateArgs {
     /// Who and what there is at the start, in TOML [default: the demo's team]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub seed: Option<PathBuf>,
     /// Keep everything in this file across restarts; once it is there, the seed is not read any more
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub state: Option<PathBuf>,
     /// Speak TLS, with a certificate of a CA made for this run
     #[arg(long)]
@@ -222,22 +229,22 @@ pub enum Format {
 #[derive(Debug, Clone, Default, Args)]
 pub struct GlobalArgs {
     /// Read this configuration file instead of the project's sidecar.toml
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
     /// The project directory [default: the current directory]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub project: Option<PathBuf>,
     /// The file that holds VERCEL_OIDC_TOKEN [default: .env.local in the project]
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub env_file: Option<String>,
     /// The port to listen on; 0 picks a free one [default: 2774]
     #[arg(long, global = true, value_name = "N")]
     pub port: Option<String>,
     /// Where Connect is [default: https://api.vercel.com]
-    #[arg(long, global = true, value_name = "URL")]
+    #[arg(long, global = true, value_name = "URL", value_hint = ValueHint::Url)]
     pub upstream: Option<String>,
     /// PEM file with root certificates to trust besides the system's
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub upstream_ca: Option<String>,
     /// Where the credential comes from: `oidc` (the env file) or `access-token` (VERCEL_TOKEN)
     #[arg(long, global = true, value_name = "SOURCE")]
@@ -262,7 +269,7 @@ pub struct GlobalArgs {
     #[arg(long, global = true)]
     pub require_key: bool,
     /// Listen on this unix socket, too; nobody else may enter its directory
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub unix_socket: Option<String>,
     /// Listen on this address of the machine, too; needs --require-key and --allowed-host
     #[arg(long, global = true, value_name = "ADDR")]

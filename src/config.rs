@@ -51,6 +51,8 @@ pub struct Config {
     pub instance_key: Option<Key>,
     /// Where that instance intercepted; no setting.
     pub interception_port: Option<u16>,
+    /// Whether other commands may find this instance; no setting.
+    pub is_announced: bool,
     /// Where to listen besides: a unix socket.
     pub unix_socket: Option<PathBuf>,
     /// Where to listen besides: an address that is not loopback. Set only with a required key and further hosts.
@@ -143,11 +145,25 @@ pub fn port_of(args: &GlobalArgs, allowed: &[&str], why: &str) -> Result<Option<
     if mistakes.is_empty() { Ok(port) } else { Err(ConfigError(mistakes)) }
 }
 
+/// The flags of a command that may start a sidecar for itself. The terminal is the command's, and so is the choice of
+/// ports: what a file says of both is meant for `serve`.
+pub fn of_a_command(args: &GlobalArgs, environment: Environment<'_>) -> GlobalArgs {
+    let is_set = |name: &str| environment(name).is_some();
+    let wants_log = args.verbose > 0 || args.log_level.is_some() || is_set("CONNECT_SIDECAR_LOG_LEVEL");
+    let wants_port = args.port.is_some() || is_set("CONNECT_SIDECAR_PORT");
+    GlobalArgs {
+        quiet: args.quiet || !wants_log,
+        port: if wants_port { args.port.clone() } else { Some("0".to_owned()) },
+        ..args.clone()
+    }
+}
+
 /// Which sidecar a command means that asks a running one. No file counts: what one says of ports is meant for `serve`,
 /// and a mistake in one must not hide the state of what runs.
 pub fn wanted(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Result<Wanted, ConfigError> {
     let mut s = Sources::without_files(args, environment, current_dir);
-    let port = s.get("port", values::port);
+    // Any free port is a port for `serve` to take, and names no instance.
+    let port = s.get("port", values::port).filter(|port| *port != 0);
     let wanted = Wanted { state_dir: state_dir(environment), project: s.project().to_owned(), port };
     match s.mistakes() {
         mistakes if mistakes.is_empty() => Ok(wanted),
@@ -216,6 +232,7 @@ impl Config {
             port: s.get("port", values::port).unwrap_or(DEFAULT_PORT),
             instance_key: None,
             interception_port: None,
+            is_announced: true,
             unix_socket: s.get("unix_socket", values::path),
             network,
             warn_before: s.get("warn_before", values::durations).unwrap_or_else(|| DEFAULT_WARN_BEFORE.to_vec()),

@@ -29,6 +29,7 @@ use crate::cli::GlobalArgs;
 use crate::config::{self, Config, ConfigError, Environment};
 use crate::emulator::oidc::DEVELOPMENT_LIFE;
 use crate::emulator::{Emulator, Options};
+use crate::terminal::{Color, Palette};
 
 /// The connector that works, as a path segment.
 const SLACK: &str = "slack%2Facme-slack";
@@ -117,7 +118,7 @@ impl Demo {
             demo: self,
             sidecar,
             client: Client::builder(TokioExecutor::new()).build_http(),
-            color: color && io::stderr().is_terminal(),
+            palette: Palette::new(color && io::stderr().is_terminal()),
             shown_log_lines: 0,
             steps: 0,
             failures: 0,
@@ -195,7 +196,7 @@ struct Tour<'a> {
     demo: &'a Demo,
     sidecar: SocketAddr,
     client: Client<HttpConnector, Full<Bytes>>,
-    color: bool,
+    palette: Palette,
     shown_log_lines: usize,
     steps: u32,
     failures: u32,
@@ -325,7 +326,7 @@ impl Tour<'_> {
     fn step(&mut self, title: &str) {
         self.steps += 1;
         let title = format!("{}. {title}", self.steps);
-        print(&format!("\n{}", self.colored("1", &title)));
+        print(&format!("\n{}", self.palette.paint(Color::Bold, &title)));
     }
 
     fn command(&self, command: &str) {
@@ -345,7 +346,8 @@ impl Tour<'_> {
     }
 
     fn check(&mut self, holds: bool, claim: &str) {
-        let mark = if holds { self.colored("32", "✓") } else { self.colored("31", "✗ not so:") };
+        let mark =
+            if holds { self.palette.paint(Color::Green, "✓") } else { self.palette.paint(Color::Red, "✗ not so:") };
         print(&format!("   {mark} {claim}"));
         self.failures += u32::from(!holds);
     }
@@ -355,15 +357,11 @@ impl Tour<'_> {
         let lines = self.demo.log.lines_until(self.shown_log_lines, text).await;
         self.shown_log_lines += lines.len();
         for line in &lines {
-            self.say(&self.colored("2", line));
+            self.say(&self.palette.paint(Color::Dim, line));
         }
         if !lines.iter().any(|line| line.contains(text)) {
             self.check(false, &format!("the log says `{text}`"));
         }
-    }
-
-    fn colored(&self, code: &str, text: &str) -> String {
-        if self.color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() }
     }
 
     async fn requests_saved(&self) -> Option<u64> {

@@ -48,4 +48,5 @@ pub mod safe_read;
 pub mod server;
 pub mod service;
 pub mod status;
+pub mod terminal;
 pub mod tls;

@@ -2,9 +2,8 @@
 //!
 //! Writing never blocks a request: lines go through a bounded buffer to a thread of their own and are dropped where
 //! nobody reads them. Other crates' events are capped, whatever level is asked for: hyper and rustls print headers and
-//! keys at theirs. Control characters of foreign text are escaped, so that no name can move a terminal's cursor.
+//! keys at theirs. Foreign text is escaped, so that no name can move a terminal's cursor.
 
-use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
 use tracing::field::Field;
@@ -19,6 +18,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer, Registry, fmt};
 
 use crate::clock::Clock;
+use crate::terminal::escaped;
 
 /// Lines that wait for a slow reader before they are dropped.
 const BUFFERED_LINES: usize = 4096;
@@ -113,24 +113,6 @@ fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Deb
             write!(writer, " {name}={}", escaped(if plain.contains(' ') { &text } else { plain }))
         }
     }
-}
-
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            c if c.is_control() || is_bidi(c) => {
-                let _ = write!(out, "{}", c.escape_unicode());
-            }
-            c => out.push(c),
-        }
-    }
-    out
-}
-
-/// Characters that reorder what stands around them.
-fn is_bidi(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use connect_sidecar::intercept::ca;
 use connect_sidecar::run::{self, RunError, shell};
 use connect_sidecar::server::unix_socket::Problem;
 use connect_sidecar::service::{self, readiness};
+use connect_sidecar::terminal::escaped;
 use connect_sidecar::{doctor, hardening, logging};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -91,7 +92,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(failure) => {
             for line in failure.to_string().lines() {
-                let _ = writeln!(io::stderr(), "error: {line}");
+                let _ = writeln!(io::stderr(), "error: {}", escaped(line));
             }
             ExitCode::from(failure.exit_code())
         }
@@ -99,8 +100,13 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli, limits: Inherited) -> Result<ExitCode, Failure> {
+    let mut runtime = match cli.command.as_ref().is_none_or(Command::serves) {
+        true => tokio::runtime::Builder::new_multi_thread(),
+        // What asks one thing is done before threads would have started.
+        false => tokio::runtime::Builder::new_current_thread(),
+    };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let runtime = runtime
         // One core in two at the most: the rest is for the apps, and waking another core costs more than it saves.
         .worker_threads((cores / 2).clamp(1, 4))
         .enable_all()
@@ -138,7 +144,7 @@ fn run(cli: &Cli, limits: Inherited) -> Result<ExitCode, Failure> {
             Some(Command::Service(ServiceCommand::Uninstall)) => {
                 service::uninstall(global).await.map_err(Failure::from)
             }
-            Some(Command::Completions { shell }) => Ok(commands::completions::print(*shell)),
+            Some(Command::Completions { shell }) => commands::completions::print(*shell).await.map_err(Failure::from),
             Some(Command::Ca(CaCommand::Remove)) => remove_ca(),
             Some(Command::Emulate(args)) => emulate(args, global).await,
         }
@@ -221,29 +227,17 @@ async fn run_command(
     command: &[OsString],
     limits: Inherited,
 ) -> Result<ExitCode, Failure> {
-    let config = load(&of_a_command(args))?;
+    let config = load(&config::of_a_command(args, &|name| std::env::var_os(name)))?;
     let _log = logging::start(config.logging);
     Ok(run::run(config, options, command, &|name| std::env::var_os(name), limits).await?.into())
 }
 
 async fn print_env(args: &GlobalArgs, format: Format, intercept: bool) -> Result<ExitCode, Failure> {
-    let config = load(&of_a_command(args))?;
+    let config = load(&config::of_a_command(args, &|name| std::env::var_os(name)))?;
     let _log = logging::start(config.logging);
     let variables = run::env(config, intercept, &|name| std::env::var_os(name)).await?;
     io::stdout().write_all(&shell::print(format, &variables)).map_err(|e| Failure::System("print the variables", e))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The terminal is the command's, and so is the choice of ports: what a file says of both is meant for `serve`.
-fn of_a_command(args: &GlobalArgs) -> GlobalArgs {
-    let is_set = |name: &str| std::env::var_os(name).is_some();
-    let wants_log = args.verbose > 0 || args.log_level.is_some() || is_set("CONNECT_SIDECAR_LOG_LEVEL");
-    let wants_port = args.port.is_some() || is_set("CONNECT_SIDECAR_PORT");
-    GlobalArgs {
-        quiet: args.quiet || !wants_log,
-        port: if wants_port { args.port.clone() } else { Some("0".to_owned()) },
-        ..args.clone()
-    }
 }
 
 async fn emulate(args: &EmulateArgs, global: &GlobalArgs) -> Result<ExitCode, Failure> {

@@ -2,11 +2,27 @@
 
 use std::process::ExitCode;
 
+use http::Method;
+use serde::Deserialize;
+
 use crate::cli::GlobalArgs;
 use crate::commands::CommandError;
+use crate::terminal::escaped;
 
-/// Forgets them.
-pub async fn clear(_connector: Option<&str>, global: &GlobalArgs) -> Result<ExitCode, CommandError> {
-    super::find(global).await?;
-    Err(CommandError::Other("not there yet".into()))
+/// Forgets them all, or those of one connector, and prints how many there were.
+pub async fn clear(connector: Option<&str>, global: &GlobalArgs) -> Result<ExitCode, CommandError> {
+    #[derive(Deserialize)]
+    struct Cleared {
+        evicted: usize,
+    }
+    let query = match connector {
+        Some(connector) => format!("?connector={}", super::segment(connector)?),
+        None => String::new(),
+    };
+    let (_, client) = super::find(global).await?;
+    let Cleared { evicted } = client.ask(Method::DELETE, &format!("/_sidecar/v1/cache{query}"), "").await?;
+    let tokens = if evicted == 1 { "token" } else { "tokens" };
+    let whose = connector.map(|connector| format!(" of {}", escaped(connector))).unwrap_or_default();
+    super::print(format!("forgot {evicted} {tokens}{whose}\n")).await?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,21 +1,31 @@
 //! The commands that ask a running sidecar: each finds it, asks it one thing and prints the answer.
 //!
-//! stdout carries data only. Where none runs, that is said plainly; nothing is started but for a token.
+//! stdout carries data only, and who closes it has seen enough: that is no failure. Where none runs, that is said
+//! plainly; nothing is started but for a token.
 
+mod browser;
 pub mod cache;
 pub mod completions;
 pub mod logs;
 pub mod refresh;
+mod report;
 pub mod status;
 pub mod token;
 
 use std::io;
+use std::os::fd::AsFd;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::io::AsyncWriteExt;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app::StartupError;
 use crate::cli::GlobalArgs;
 use crate::client::{self, Client, NoneRuns, Unanswered};
-use crate::config::{self, ConfigError};
+use crate::config::{self, ConfigError, Mistake};
+use crate::proxy::route;
 use crate::status::instance::Instance;
+use crate::terminal::escaped;
 
 /// Why a command has no answer. Exit code 2 for the configuration, else 1.
 #[derive(Debug, thiserror::Error)]
@@ -45,4 +55,65 @@ pub async fn find(args: &GlobalArgs) -> Result<(Instance, Client), CommandError>
     let current_dir = std::env::current_dir().map_err(|e| CommandError::System("find the current directory", e))?;
     let wanted = config::wanted(args, &|name| std::env::var_os(name), &current_dir)?;
     Ok(client::find(&wanted).await?)
+}
+
+/// A connector, as it stands in a path.
+fn segment(connector: &str) -> Result<String, ConfigError> {
+    route::encode(connector).ok_or_else(|| {
+        let message = format!("`{}` is none: give its uid or id, such as slack/acme-slack", escaped(connector));
+        ConfigError(vec![Mistake { place: "CONNECTOR".into(), message }])
+    })
+}
+
+/// Whether stdout is still read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    Reads,
+    Gone,
+}
+
+/// Whether anybody reads stdout, as far as can be told without writing.
+fn reader() -> Reader {
+    let stdout = io::stdout();
+    let mut polled = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+    let _ = poll(&mut polled, PollTimeout::ZERO);
+    match polled[0].revents() {
+        Some(events) if events.contains(PollFlags::POLLERR) => Reader::Gone,
+        _ => Reader::Reads,
+    }
+}
+
+/// Writes to stdout. Where that is full, only this waits.
+async fn print(text: impl AsRef<[u8]>) -> Result<Reader, CommandError> {
+    let mut stdout = tokio::io::stdout();
+    let written = async {
+        stdout.write_all(text.as_ref()).await?;
+        stdout.flush().await
+    };
+    match written.await {
+        Ok(()) => Ok(Reader::Reads),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Err(e) => Err(CommandError::System("print the answer", e)),
+    }
+}
+
+/// The signals that ask a command to end which would go on by itself. They do not end it any more once this is there.
+struct Interruptions {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interruptions {
+    fn listen() -> Result<Self, CommandError> {
+        let on = |kind| signal(kind).map_err(|e| CommandError::System("listen for signals", e));
+        Ok(Self { interrupt: on(SignalKind::interrupt())?, terminate: on(SignalKind::terminate())? })
+    }
+
+    /// Returns when one has come.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }

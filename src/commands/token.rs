@@ -1,12 +1,180 @@
 //! `token`: a provider token on stdout, and nothing else.
+//!
+//! By the running sidecar, which may have it already; by one in this process where none runs.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use crate::cli::GlobalArgs;
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, HeaderValue};
+use http::{Method, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::cli::{GlobalArgs, SubjectArg, TokenArgs};
+use crate::client::Client;
+use crate::clock::Timestamp;
 use crate::commands::CommandError;
+use crate::config::{self, Config, ConfigError, Mistake};
+use crate::logging;
+use crate::proxy::coach::{self, UpstreamError};
+use crate::run::child::Signals;
+use crate::run::sidecar::Sidecar;
 
-/// Prints it.
-pub async fn print(_args: &crate::cli::TokenArgs, global: &GlobalArgs) -> Result<ExitCode, CommandError> {
-    super::find(global).await?;
-    Err(CommandError::Other("not there yet".into()))
+/// The sidecar answers every request within 60 s.
+const PATIENCE: Duration = Duration::from_secs(65);
+
+/// Prints it, or says why there is none and what to do.
+pub async fn print(args: &TokenArgs, global: &GlobalArgs) -> Result<ExitCode, CommandError> {
+    let path = format!("/v1/connect/token/{}", super::segment(&args.connector)?);
+    let ask = Ask { connector: &args.connector, path, body: body(args)?, is_forced: args.refresh };
+    let answer = match running(global).await? {
+        Some(client) => ask.by(client).await?,
+        None => ask_without_sidecar(&ask, global).await?,
+    };
+    super::print(if args.json { answer.json() } else { answer.token + "\n" }).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The running sidecar that is meant, if one is: who says by flags which credential or which upstream is to be used, means
+/// none that runs already, and who names a port means that one.
+async fn running(global: &GlobalArgs) -> Result<Option<Client>, CommandError> {
+    let GlobalArgs { config, env_file, upstream, upstream_ca, auth, team_id, port, .. } = global;
+    let is_other =
+        config.is_some() || [env_file, upstream, upstream_ca, auth, team_id].into_iter().any(Option::is_some);
+    match super::find(global).await {
+        _ if is_other && port.is_none() => Ok(None),
+        Err(CommandError::NoneRuns(_)) if port.is_none() => Ok(None),
+        found => found.map(|(_, client)| Some(client)),
+    }
+}
+
+async fn ask_without_sidecar(ask: &Ask<'_>, global: &GlobalArgs) -> Result<Answer, CommandError> {
+    let system = |what| move |e| CommandError::System(what, e);
+    let current_dir = std::env::current_dir().map_err(system("find the current directory"))?;
+    let environment = |name: &str| std::env::var_os(name);
+    let config = Config::load(&config::of_a_command(global, &environment), &environment, &current_dir)?;
+    let _log = logging::start(config.logging);
+    let mut signals = Signals::listen().map_err(system("listen for signals"))?;
+    let sidecar = Sidecar::start_alone(config).await?;
+    let answer = tokio::select! {
+        answer = ask.by(sidecar.client()) => answer,
+        () = signals.end() => Err(CommandError::Other("interrupted before there was an answer".into())),
+    };
+    sidecar.end(&mut signals).await;
+    answer
+}
+
+/// What is asked for.
+struct Ask<'a> {
+    connector: &'a str,
+    path: String,
+    body: String,
+    is_forced: bool,
+}
+
+/// Of the answer of Connect's token route, what is printed.
+#[derive(Deserialize)]
+struct Answer {
+    token: String,
+    /// In milliseconds since the epoch.
+    #[serde(rename = "expiresAt")]
+    expires_at: Option<f64>,
+}
+
+impl Ask<'_> {
+    async fn by(&self, client: Client) -> Result<Answer, CommandError> {
+        let client = client.with_patience(PATIENCE);
+        let mut request = client.request(Method::POST, &self.path, &self.body).map_err(CommandError::Other)?;
+        if self.is_forced {
+            request.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        }
+        let reply = client.send(request).await?;
+        if !reply.status().is_success() {
+            return Err(CommandError::Other(why_not(&client, self.connector, &reply).await));
+        }
+        serde_json::from_slice(reply.body()).map_err(|_| CommandError::Other("Connect's answer holds no token".into()))
+    }
+}
+
+impl Answer {
+    fn json(self) -> String {
+        #[derive(Serialize)]
+        struct Printed {
+            version: u32,
+            token: String,
+            expires_at: Option<String>,
+        }
+        let expires_at = self.expires_at.map(|ms| Timestamp::from_millis(ms as u64).to_string());
+        let printed = Printed { version: 1, token: self.token, expires_at };
+        // Plain strings and numbers can always be written.
+        serde_json::to_string(&printed).unwrap_or_default() + "\n"
+    }
+}
+
+/// What went wrong, and the command that mends it.
+async fn why_not(client: &Client, connector: &str, reply: &Response<Bytes>) -> String {
+    let error = UpstreamError::read(reply.body());
+    if reply.headers().contains_key("sidecar-error") {
+        return error.message;
+    }
+    let environment = client.state().await.ok().and_then(|state| state.oidc.environment);
+    let environment = environment.as_deref().unwrap_or("development");
+    let advice = coach::advice(reply.status(), &error, connector, environment);
+    let advice = advice.map(|advice| format!(": {advice}")).unwrap_or_default();
+    let UpstreamError { code, message, .. } = &error;
+    format!("Connect answered {} {code} ({message}){advice}", reply.status().as_u16())
+}
+
+/// The body that `vercel connect token` would send, for the app where no subject is named: we have no session of a user.
+fn body(args: &TokenArgs) -> Result<String, ConfigError> {
+    let TokenArgs { subject, user_id, installation_id, scopes, .. } = args;
+    let subject = match (subject, user_id) {
+        (Some(SubjectArg::App), Some(_)) => {
+            let message = "names a user, and --subject app is none; leave one of them out".to_owned();
+            return Err(ConfigError(vec![Mistake { place: "--user-id".into(), message }]));
+        }
+        (Some(SubjectArg::App) | None, None) => json!({"type": "app"}),
+        (Some(SubjectArg::User), None) => json!({"type": "user"}),
+        (_, Some(id)) => json!({"type": "user", "id": id}),
+    };
+    let scopes: Vec<_> = scopes.iter().flat_map(|scope| scope.split_whitespace()).collect();
+    let mut body = json!({
+        "subject": subject,
+        "scopes": if scopes.is_empty() { vec!["*"] } else { scopes },
+    });
+    if let Some(id) = installation_id {
+        body["installationId"] = json!(id);
+    }
+    Ok(body.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
+
+    fn body_of(flags: &str) -> Result<String, String> {
+        let line = format!("connect-sidecar token slack/acme {flags}");
+        match Cli::try_parse_from(line.split(' ').filter(|word| !word.is_empty())).map(|cli| cli.command) {
+            Ok(Some(Command::Token(args))) => body(&args).map_err(|e| e.to_string()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_body_is_that_of_the_cli() {
+        for (flags, expected) in [
+            ("", r#"{"scopes":["*"],"subject":{"type":"app"}}"#),
+            ("--subject app --scopes a,b", r#"{"scopes":["a","b"],"subject":{"type":"app"}}"#),
+            ("--subject user", r#"{"scopes":["*"],"subject":{"type":"user"}}"#),
+            ("--user-id user_ada", r#"{"scopes":["*"],"subject":{"id":"user_ada","type":"user"}}"#),
+            ("--subject user --user-id u", r#"{"scopes":["*"],"subject":{"id":"u","type":"user"}}"#),
+            ("--installation-id i1", r#"{"installationId":"i1","scopes":["*"],"subject":{"type":"app"}}"#),
+        ] {
+            assert_eq!(body_of(flags).as_deref(), Ok(expected), "{flags}");
+        }
+        assert!(body_of("--subject app --user-id u").is_err_and(|e| e.contains("--user-id")));
+    }
 }

@@ -5,6 +5,7 @@
 //! judge and to name it; upstream gets the raw bytes.
 
 use http::Method;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::error::{Code, RequestError};
 
@@ -123,6 +124,22 @@ fn find(path: &str) -> Result<(Action, &str), RequestError> {
         })));
     }
     Ok((action, segment))
+}
+
+/// A connector as one raw segment, as SDKs write it (JavaScript's `encodeURIComponent`); `None` if it is no connector.
+pub fn encode(connector: &str) -> Option<String> {
+    const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+        .remove(b'-')
+        .remove(b'_')
+        .remove(b'.')
+        .remove(b'!')
+        .remove(b'~')
+        .remove(b'*')
+        .remove(b'\'')
+        .remove(b'(')
+        .remove(b')');
+    let segment = utf8_percent_encode(connector, ENCODED).to_string();
+    decode(&segment).map(|_| segment)
 }
 
 /// The connector that a raw segment stands for, if it stands for one.
@@ -346,6 +363,17 @@ mod tests {
         assert_eq!(verdict(&Method::POST, "/v1/connect/token/mcp.linear.app%2Fx%2Fy"), "ok");
         assert_eq!(verdict(&Method::POST, "/v1/connect/token/scl_01:a@b!$&'()*+,;=~"), "ok");
         assert_eq!(verdict(&Method::POST, "/v1/connect/token/caf%C3%A9"), "ok");
+    }
+
+    #[test]
+    fn a_connector_is_encoded_once_and_comes_back() {
+        assert_eq!(encode("slack/acme-slack").as_deref(), Some("slack%2Facme-slack"));
+        for connector in ["scl_slack", "mcp.linear.app/x", "a b/(c)!~*'", "é/ü", "a&b=c;d@e"] {
+            assert_eq!(encode(connector).and_then(|segment| decode(&segment)).as_deref(), Some(connector));
+        }
+        for other in ["", "/", "..", "a//b", "a/../b", "slack%2Facme", "a?b", "a\n"] {
+            assert_eq!(encode(other), None, "{other:?}");
+        }
     }
 
     #[test]

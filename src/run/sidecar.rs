@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::instance_key::Key;
 use crate::private_dir;
+use crate::proxy::guard::Policy;
 use crate::status::instance;
 
 /// Time between two looks at whether the joined instance is still there.
@@ -45,6 +46,23 @@ impl Sidecar {
             return Ok(Self { config, address: client.address(), key: client.key().clone(), serving: None });
         }
         let key = config.instance_key.get_or_insert(Key::random().map_err(StartupError::Key)?).clone();
+        let (address, serving) = start(config.clone()).await?;
+        Ok(Self { config, address, key, serving: Some(serving) })
+    }
+
+    /// Starts one for this process alone, at a port that nobody else is told: it may end at any time, so nobody is to
+    /// count on it.
+    pub async fn start_alone(config: Config) -> Result<Self, StartupError> {
+        let key = Key::random().map_err(StartupError::Key)?;
+        let config = Config {
+            port: 0,
+            unix_socket: None,
+            network: None,
+            instance_key: Some(key.clone()),
+            is_announced: false,
+            policy: Policy { require_key: true, ..config.policy },
+            ..config
+        };
         let (address, serving) = start(config.clone()).await?;
         Ok(Self { config, address, key, serving: Some(serving) })
     }

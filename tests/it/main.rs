@@ -9,6 +9,7 @@ mod cache;
 mod cli;
 mod clients;
 mod command;
+mod commands;
 mod connecting;
 mod demo;
 mod emulator;

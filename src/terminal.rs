@@ -1,0 +1,86 @@
+//! What a terminal is shown: colours where they are wanted, and foreign text so that it stays text.
+//!
+//! No text that others have written may move the cursor, begin a line or reorder what stands around it.
+
+use std::fmt::Write;
+use std::io::IsTerminal;
+
+/// Colours, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Palette {
+    is_colored: bool,
+}
+
+/// What a text stands out by, as the number that terminals know it by (ECMA-48, SGR).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Color {
+    /// A title.
+    Bold = 1,
+    /// Of less weight than what is around it.
+    Dim = 2,
+    /// Bad.
+    Red = 31,
+    /// Good.
+    Green = 32,
+    /// To be looked at.
+    Yellow = 33,
+}
+
+impl Palette {
+    /// With colours, or without.
+    pub fn new(is_colored: bool) -> Self {
+        Self { is_colored }
+    }
+
+    /// What this stream is to be written in: colours if it is a terminal that has them and `NO_COLOR` is not set
+    /// (no-color.org).
+    pub fn of(stream: &impl IsTerminal) -> Self {
+        Self::new(is_capable(stream) && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()))
+    }
+
+    /// The text in this colour.
+    pub fn paint(self, color: Color, text: &str) -> String {
+        if self.is_colored { format!("\x1b[{}m{text}\x1b[0m", color as u8) } else { text.to_owned() }
+    }
+}
+
+/// Whether the stream is a terminal that can do more than show one line after the other.
+pub fn is_capable(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("TERM").is_some_and(|term| term != "dumb")
+}
+
+/// The text with its control characters, and those that reorder what stands around them, written out.
+pub fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            c if c.is_control() || is_bidi(c) => {
+                let _ = write!(out, "{}", c.escape_unicode());
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Characters that reorder what stands around them.
+fn is_bidi(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_text_stays_text_on_its_line() {
+        assert_eq!(escaped("slack/acme é"), "slack/acme é");
+        assert_eq!(escaped("a\x1b[2J\r\n\u{9b}\u{202e}"), r"a\u{1b}[2J\u{d}\u{a}\u{9b}\u{202e}");
+    }
+
+    #[test]
+    fn colours_are_there_only_where_they_are_wanted() {
+        assert_eq!(Palette::new(true).paint(Color::Red, "x"), "\x1b[31mx\x1b[0m");
+        assert_eq!(Palette::new(false).paint(Color::Red, "x"), "x");
+    }
+}

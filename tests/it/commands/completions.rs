@@ -1,0 +1,87 @@
+//! `completions`: each script does its work in the shell that it is for.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use crate::support::desk::Desk;
+use crate::support::process::{isolated, run};
+use crate::support::terminal::Terminal;
+
+/// What is typed, and what is to come of it.
+const COMPLETED: [(&str, &str, &str); 8] = [
+    ("connect-sidecar", "st", "status"),
+    ("connect-sidecar", "com", "completions"),
+    ("connect-sidecar status", "--sh", "--short"),
+    ("connect-sidecar token", "--inst", "--installation-id"),
+    ("connect-sidecar serve --auth", "acc", "access-token"),
+    ("connect-sidecar serve --refresh", "cl", "cli"),
+    ("connect-sidecar token --subject", "us", "user"),
+    ("connect-sidecar status --log-level", "tr", "trace"),
+];
+
+/// Prints what this shell completes `WORDS` and then `LAST` to, by its `SCRIPT`: one a line.
+const BY_BASH: &str = r#"source "$SCRIPT"; COMP_WORDS=($WORDS "$LAST"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+    _connect__sidecar connect-sidecar "$LAST" "${COMP_WORDS[COMP_CWORD - 1]}"; printf '%s\n' "${COMPREPLY[@]}""#;
+const BY_FISH: &str = r#"source "$SCRIPT"; complete -C"$WORDS $LAST" | string replace -r '\t.*' ''"#;
+
+/// The shell's script in a file, if the shell is there.
+async fn script(desk: &Desk, shell: &str) -> Option<PathBuf> {
+    let found = std::process::Command::new(shell).args(["-c", ":"]).stderr(Stdio::null()).status();
+    if !found.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED, for want of {shell}");
+        return None;
+    }
+    let script = run(desk.sidecar(&["completions", shell])).await;
+    assert_eq!((script.code, script.stderr.as_str()), (Some(0), ""));
+    let file = desk.home.path().join(shell);
+    std::fs::write(&file, &script.stdout).expect("written");
+    Some(file)
+}
+
+#[tokio::test]
+async fn bash_and_fish_complete_commands_flags_and_their_values() {
+    let desk = Desk::new().await;
+    for (shell, program) in [("bash", BY_BASH), ("fish", BY_FISH)] {
+        let Some(file) = script(&desk, shell).await else { continue };
+        for (words, last, expected) in COMPLETED {
+            let mut command = isolated(shell, desk.home.path());
+            command.args(["-c", program]).env("SCRIPT", &file).env("WORDS", words).env("LAST", last);
+            let completed = run(command).await;
+            assert_eq!(
+                (completed.stdout.trim_end(), completed.stderr.as_str()),
+                (expected, ""),
+                "{shell}: {words} {last}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn zsh_completes_commands_flags_and_their_values() {
+    let desk = Desk::new().await;
+    let Some(file) = script(&desk, "zsh").await else { return };
+    let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
+    terminal.enter("exec env TERM=dumb zsh -f -i").await;
+    terminal.enter(&format!("PS1=; autoload -Uz compinit; compinit -u; source {}; echo re''ady", file.display())).await;
+    terminal.sees("ready\r").await;
+    for (words, last, expected) in COMPLETED {
+        // Tab, then the line becomes one that prints it.
+        terminal.press(&format!("{words} {last}\t\x01print -r -- '<\x05>'\n")).await;
+        terminal.sees(&format!("\n<{words} {expected}")).await;
+    }
+    terminal.close().await;
+}
+
+#[tokio::test]
+async fn a_script_is_there_for_every_shell_and_nobody_has_to_read_all_of_it() {
+    let desk = Desk::new().await;
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = run(desk.sidecar(&["completions", shell])).await;
+        assert_eq!((script.code, script.stderr.as_str()), (Some(0), ""), "{shell}");
+        assert!(script.stdout.contains("access-token"), "{shell}");
+        let mut half = desk.sidecar(&["completions", shell]).spawn().expect("a process");
+        drop(half.stdout.take());
+        let output = half.wait_with_output().await.expect("a status");
+        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()), "{shell}");
+    }
+}

@@ -1,0 +1,119 @@
+//! `logs` and `cache clear`.
+
+use std::time::Duration;
+
+use connect_sidecar::emulator::fault::Fault;
+use nix::sys::signal::Signal;
+
+use crate::support::desk::Desk;
+use crate::support::http::{APP, KeptAlive};
+use crate::support::process::{Running, run};
+use crate::support::{SLACK_UID, Scene, let_timers_pass, soon};
+
+#[tokio::test]
+async fn what_happened_is_printed_as_lines_or_as_it_is() {
+    let stage = Scene::new().start().await;
+    stage.token(APP).send().await.token();
+    stage.emulator.inject(Fault::status(404, "not_found"));
+    stage.token(r#"{"scopes":["x"]}"#).send().await;
+    let text = run(stage.command(&["logs"])).await;
+    assert_eq!((text.code, text.stderr.as_str()), (Some(0), ""));
+    let at = stage.clock.now().to_string();
+    let [first, second] = text.stdout.lines().collect::<Vec<_>>()[..] else { panic!("{}", text.stdout) };
+    let begins = format!("{at}  INFO token {SLACK_UID} subject=app status=200 cache=miss ms=");
+    assert!(first.starts_with(&begins), "{first}");
+    assert!(second.starts_with(&format!("{at}  WARN token {SLACK_UID}: run `vercel connect list`")), "{second}");
+    let json = run(stage.command(&["logs", "--json"])).await;
+    assert_eq!(json.stdout.lines().count(), 2);
+    for line in json.stdout.lines() {
+        let event: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(event["event"], "request");
+    }
+}
+
+#[tokio::test]
+async fn who_follows_hears_hits_until_the_sidecar_ends() {
+    let desk = Desk::new().await;
+    let serving = desk.serve(&[]).await;
+    run(desk.sidecar(&["token", SLACK_UID])).await;
+    let mut logs = Running::start(desk.sidecar(&["logs", "-f"]));
+    assert!(logs.line().await.contains("cache=miss"));
+    run(desk.sidecar(&["token", SLACK_UID])).await;
+    assert!(logs.line().await.contains("cache=hit"));
+    serving.stop().await;
+    let ended = logs.end().await;
+    assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (Some(0), "", ""));
+}
+
+#[tokio::test]
+async fn a_signal_ends_it_with_0() {
+    let desk = Desk::new().await;
+    let _serving = desk.serve(&[]).await;
+    run(desk.sidecar(&["token", SLACK_UID])).await;
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut logs = Running::start(desk.sidecar(&["logs", "--follow"]));
+        logs.line().await;
+        logs.signal(signal);
+        assert_eq!(logs.end().await.code, Some(0));
+    }
+}
+
+#[tokio::test]
+async fn a_signal_ends_it_also_while_its_reader_is_full() {
+    let stage = Scene::new().start().await;
+    let mut logs = stage.command(&["logs", "-f"]).spawn().expect("a process");
+    let (token, mut app) = (stage.token(APP), KeptAlive::to(stage.addr).await);
+    let followed = async {
+        while !stage.server.proxy().events.is_heard() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("somebody who listens", followed).await;
+    // More than a pipe takes.
+    for _ in 0..1500 {
+        assert_eq!(app.send(&token).await.status, 200);
+    }
+    let pid = i32::try_from(logs.id().expect("it runs")).expect("a process id");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM).expect("sent");
+    assert_eq!(soon("its end", logs.wait()).await.expect("a status").code(), Some(0));
+}
+
+#[tokio::test]
+async fn it_ends_with_0_when_nobody_reads_any_more() {
+    let stage = Scene::new().start().await;
+    stage.token(APP).send().await.token();
+    for quiet in [false, true] {
+        let mut logs = stage.command(&["logs", "-f"]).spawn().expect("a process");
+        let mut shown = [0];
+        let mut stdout = logs.stdout.take().expect("stdout");
+        soon("a line", tokio::io::AsyncReadExt::read_exact(&mut stdout, &mut shown)).await.expect("a line");
+        drop(stdout);
+        if quiet {
+            let_timers_pass(Duration::from_secs(11)).await;
+        } else {
+            stage.token(APP).header("cache-control", "no-cache").send().await.token();
+        }
+        let output = soon("its end", logs.wait_with_output()).await.expect("a status");
+        assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""), "{quiet}");
+    }
+}
+
+#[tokio::test]
+async fn a_cleared_cache_says_what_was_forgotten() {
+    let desk = Desk::new().await;
+    let _serving = desk.serve(&[]).await;
+    for scopes in ["a", "b", "c"] {
+        run(desk.sidecar(&["token", SLACK_UID, "--scopes", scopes])).await;
+    }
+    run(desk.sidecar(&["token", "github/acme-github"])).await;
+    for (arguments, code, said) in [
+        (&["cache", "clear", "none/such"][..], 0, "forgot 0 tokens of none/such\n"),
+        (&["cache", "clear", SLACK_UID], 0, "forgot 3 tokens of slack/acme-slack\n"),
+        (&["cache", "clear"], 0, "forgot 1 token\n"),
+        (&["cache", "clear"], 0, "forgot 0 tokens\n"),
+        (&["cache", "clear", "a//b"], 2, ""),
+    ] {
+        let ended = run(desk.sidecar(arguments)).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(code), said), "{arguments:?}: {}", ended.stderr);
+    }
+}

@@ -1,0 +1,189 @@
+//! `status`: text, one line, JSON, again and again, and the page.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::process::Command;
+
+use crate::support::desk::Desk;
+use crate::support::http::APP;
+use crate::support::process::{Running, Serving, assert_no_slice_of, run};
+use crate::support::terminal::Terminal;
+use crate::support::{Scene, fingerprint, instance_key};
+
+#[tokio::test]
+async fn the_state_is_text_for_people_json_for_tools_and_a_line_for_a_prompt() {
+    let stage = Scene::new().start().await;
+    stage.token(APP).send().await.token();
+    stage.token(APP).send().await.token();
+    let text = run(stage.command(&["status"])).await;
+    assert_eq!((text.code, text.stderr.as_str()), (Some(0), ""));
+    let token = fs::read_to_string(stage.env_path()).expect("a file").split('"').nth(3).expect("a token").to_owned();
+    for part in [
+        "web  valid, 12 h left\n",
+        "project web, team acme, environment development\n",
+        &format!(".env.local, fingerprint {}, until 20", fingerprint(&token)),
+        &format!("sidecar   http://{}, ", stage.addr),
+        ", 1 request, no error\n",
+        "1 token; hits 1, misses 1, joined 0: 1 request saved\n",
+        "slack/acme-slack  app      1 h   1\n",
+    ] {
+        assert!(text.stdout.contains(part), "{part}: {}", text.stdout);
+    }
+    assert!(!text.stdout.contains('\x1b'), "no colours in a pipe");
+    let json = run(stage.command(&["status", "--json"])).await;
+    let body = stage.request("GET", "/_sidecar/v1/status").send().await.text();
+    assert_eq!((json.code, json.stdout), (Some(0), body + "\n"));
+    let short = run(stage.command(&["status", "--short"])).await;
+    assert_eq!((short.code, short.stdout.as_str(), short.stderr.as_str()), (Some(0), "web 12 h\n", ""));
+
+    stage.pass(Duration::from_secs(12 * 3600 - 600));
+    let short = run(stage.command(&["status", "--short"])).await;
+    assert_eq!((short.code, short.stdout.as_str()), (Some(0), "web 10 min, run vercel env pull\n"));
+    stage.pass(Duration::from_secs(900));
+    let short = run(stage.command(&["status", "--short"])).await;
+    assert_eq!((short.code, short.stdout.as_str()), (Some(0), "web expired, run vercel env pull\n"));
+    let text = run(stage.command(&["status"])).await;
+    let warning = "\nwarning: The OIDC token expired 5 min ago.\n         run `vercel env pull`\n";
+    assert!(text.stdout.ends_with(warning), "{}", text.stdout);
+    assert_no_slice_of([token.as_str(), &stage.key()], &[text.stdout, text.stderr, json.stderr, short.stderr].concat());
+}
+
+#[tokio::test]
+async fn only_two_ways_to_show_it_at_once_are_a_mistake() {
+    let desk = Desk::new().await;
+    let ended = run(desk.sidecar(&["status", "--json", "--short"])).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{ended:?}");
+}
+
+#[tokio::test]
+async fn colours_are_for_terminals_and_for_who_wants_them() {
+    let desk = Desk::new().await;
+    let _serving = desk.serve(&[]).await;
+    let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
+    let command = format!("{} status", env!("CARGO_BIN_EXE_connect-sidecar"));
+    for (variables, begins) in [
+        ("TERM=xterm", "\x1b[1mweb\x1b[0m  \x1b[32mvalid"),
+        ("TERM=xterm NO_COLOR=1", "web  valid"),
+        ("TERM=dumb", "web  valid"),
+    ] {
+        terminal.enter(&format!("{variables} {command}; echo shown")).await;
+        let shown = terminal.sees("shown\r\n").await;
+        assert!(shown.trim_start().starts_with(begins), "{variables}: {shown:?}");
+    }
+    terminal.close().await;
+}
+
+#[tokio::test]
+async fn a_watch_prints_what_changes_goes_on_over_a_restart_and_ends_with_0() {
+    let desk = Desk::new().await;
+    let mut watch = Running::start(desk.sidecar(&["status", "--watch"]));
+    assert!(watch.line().await.starts_with("no sidecar runs for "));
+    let until = async |watch: &mut Running, text: &str| while !watch.line().await.contains(text) {};
+    let serving = desk.serve(&[]).await;
+    until(&mut watch, &format!("process {}", serving.pid())).await;
+    serving.stop().await;
+    until(&mut watch, "no sidecar runs for ").await;
+    let serving = desk.serve(&[]).await;
+    until(&mut watch, &format!("process {}", serving.pid())).await;
+    watch.signal(Signal::SIGINT);
+    let ended = watch.end().await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+}
+
+#[tokio::test]
+async fn a_watch_ends_when_nobody_reads_it_and_at_once_where_the_flags_are_wrong() {
+    let desk = Desk::new().await;
+    let mut watch = desk.sidecar(&["status", "--watch"]).spawn().expect("a process");
+    drop(watch.stdout.take());
+    let status = crate::support::soon("its end", watch.wait()).await.expect("a status");
+    assert_eq!(status.code(), Some(0));
+    let ended = run(desk.sidecar(&["status", "--watch", "--port", "x"])).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_watch_has_a_screen_of_its_own_and_gives_the_terminal_back() {
+    let desk = Desk::new().await;
+    let serving = desk.serve(&[]).await;
+    let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
+    let command = format!("TERM=xterm {} status --watch", env!("CARGO_BIN_EXE_connect-sidecar"));
+    terminal.enter(&format!("stty rows 5 cols 80; {command}")).await;
+    terminal.sees("\x1b[?1049h\x1b[?25l").await;
+    terminal.sees("valid").await;
+    let screen = terminal.sees("\x1b[J").await;
+    assert_eq!(screen.matches("\r\n").count(), 4, "as many lines as fit: {screen:?}");
+    serving.stop().await;
+    terminal.sees("no sidecar runs for").await;
+    terminal.press("\x03").await;
+    terminal.sees("\x1b[?25h\x1b[?1049l").await;
+    assert_eq!(terminal.code().await, 0);
+    terminal.close().await;
+}
+
+/// A program that opens what it is given, and writes that down.
+fn opener(dir: &Path, name: &str) -> std::path::PathBuf {
+    let opened = dir.join(format!("{name}.opened"));
+    let script = format!("#!/bin/sh\nprintf '%s\\n' \"$@\" > '{0}.part' && mv '{0}.part' '{0}'\n", opened.display());
+    fs::write(dir.join(name), script).expect("a program");
+    fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o755)).expect("a mode");
+    opened
+}
+
+fn with_openers(mut command: Command, dir: &Path) -> Command {
+    let path = format!("{}:/usr/bin:/bin", dir.display());
+    command.env("PATH", path);
+    command
+}
+
+fn page_of(desk: &Desk, serving: &Serving) -> (String, String) {
+    let key = instance_key(&desk.home.path().join(".local/state"), serving.addr);
+    let page = format!("http://{}/_sidecar/", serving.addr);
+    let opened = format!("{page}#key={key}");
+    (page, opened)
+}
+
+#[tokio::test]
+async fn the_page_is_opened_with_the_key_which_is_not_printed() {
+    let desk = Desk::new().await;
+    let serving = desk.serve(&[]).await;
+    let (page, url) = page_of(&desk, &serving);
+    let bin = tempfile::tempdir().expect("a directory");
+    let names = ["xdg-open", "first", "second"];
+    let [by_desktop, by_first, by_second] = names.map(|name| opener(bin.path(), name));
+    for (browser, opened, arguments) in [
+        (None, &by_desktop, url.clone()),
+        (Some("first"), &by_first, url.clone()),
+        (Some("not-there:second --new %s last"), &by_second, format!("--new\n{url}\nlast")),
+        (Some("false"), &by_desktop, url.clone()),
+        (Some(""), &by_desktop, url.clone()),
+    ] {
+        let _ = fs::remove_file(opened);
+        let mut command = with_openers(desk.sidecar(&["status", "--open"]), bin.path());
+        if let Some(browser) = browser {
+            command.env("BROWSER", browser);
+        }
+        let ended = run(command).await;
+        assert_eq!((ended.code, ended.stdout), (Some(0), format!("opened {page}\n")), "{browser:?}: {}", ended.stderr);
+        assert_eq!(fs::read_to_string(opened).expect("opened"), arguments + "\n", "{browser:?}");
+    }
+}
+
+#[tokio::test]
+async fn where_nothing_opens_it_the_url_is_printed_without_the_key() {
+    let desk = Desk::new().await;
+    let serving = desk.serve(&[]).await;
+    let (page, url) = page_of(&desk, &serving);
+    let mut command = desk.sidecar(&["status", "--open"]);
+    command.env("PATH", "/nowhere").env("BROWSER", "neither");
+    let ended = run(command).await;
+    assert_eq!((ended.code, ended.stdout), (Some(1), format!("{page}\n")));
+    let key = url.split_once("#key=").expect("a key").1;
+    assert_no_slice_of([key], &ended.stderr);
+    for part in ["neither: it is not there; xdg-open: it is not there", "#key=", &serving.addr.port().to_string()] {
+        assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
+    }
+}

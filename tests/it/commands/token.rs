@@ -1,0 +1,153 @@
+//! `token`: through the running sidecar or without one, and nothing but the token on stdout.
+
+use std::fs;
+
+use connect_sidecar::emulator::fault::{Fault, Trouble};
+use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use serde_json::Value;
+
+use crate::support::desk::Desk;
+use crate::support::process::{Ended, assert_no_slice_of, run};
+use crate::support::{SLACK, SLACK_UID, env_file, write_private};
+
+#[track_caller]
+fn token(ended: &Ended) -> &str {
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+    let token = ended.stdout.strip_suffix('\n').expect("a line feed");
+    assert!(token.starts_with("xox") && !token.contains(char::is_whitespace), "{ended:?}");
+    token
+}
+
+/// What reached Connect of token requests.
+fn asked(desk: &Desk) -> Vec<(String, Value)> {
+    let received = desk.emulator.received();
+    let tokens = received.iter().filter(|request| request.target.contains("/token/"));
+    tokens.map(|request| (request.target.clone(), serde_json::from_slice(&request.body).expect("JSON"))).collect()
+}
+
+#[tokio::test]
+async fn a_token_comes_from_the_running_sidecars_cache_which_apps_share() {
+    let desk = Desk::new().await;
+    let serving = desk.serve(&[]).await;
+    // As the SDK asks.
+    let body = r#"{"subject":{"type":"app"},"scopes":["*"]}"#;
+    let of_app = crate::support::http::Request::new(serving.addr, "POST", SLACK).json(body).send().await.token();
+    assert_eq!(token(&run(desk.sidecar(&["token", SLACK_UID])).await), of_app);
+    assert_eq!(asked(&desk).len(), 1);
+    let fresh = run(desk.sidecar(&["token", SLACK_UID, "--refresh"])).await;
+    assert_ne!(token(&fresh), of_app);
+    assert_eq!(token(&run(desk.sidecar(&["token", SLACK_UID])).await), token(&fresh));
+    assert_eq!(asked(&desk).len(), 2);
+
+    let json = run(desk.sidecar(&["token", SLACK_UID, "--json"])).await;
+    let parsed: Value = serde_json::from_str(&json.stdout).expect("JSON");
+    let expires_at = parsed["expires_at"].as_str().expect("a time");
+    assert!(humantime::parse_rfc3339(expires_at).is_ok(), "{expires_at}");
+    let expected = format!("{{\"version\":1,\"token\":\"{}\",\"expires_at\":\"{expires_at}\"}}\n", token(&fresh));
+    assert_eq!(json.stdout, expected);
+}
+
+#[tokio::test]
+async fn flags_are_asked_for_as_the_vercel_cli_does() {
+    let desk = Desk::new().await;
+    let _serving = desk.serve(&[]).await;
+    for (connector, flags, path, body) in [
+        (SLACK_UID, &[][..], SLACK, r#"{"scopes":["*"],"subject":{"type":"app"}}"#),
+        ("a%b", &[], "", ""),
+        (
+            "scl_slack",
+            &["--subject", "user", "--user-id", "user_ada", "--scopes", "chat:write,im:write"],
+            "/v1/connect/token/scl_slack",
+            r#"{"scopes":["chat:write","im:write"],"subject":{"id":"user_ada","type":"user"}}"#,
+        ),
+        (
+            "mcp.linear.app/x y",
+            &["--installation-id", "inst_1"],
+            "/v1/connect/token/mcp.linear.app%2Fx%20y",
+            r#"{"installationId":"inst_1","scopes":["*"],"subject":{"type":"app"}}"#,
+        ),
+    ] {
+        let ended = run(desk.sidecar(&[&["token", connector], flags].concat())).await;
+        if path.is_empty() {
+            assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{ended:?}");
+            assert!(ended.stderr.starts_with("error: CONNECTOR: "), "{}", ended.stderr);
+            continue;
+        }
+        let (last_path, last_body) = asked(&desk).pop().expect("a request");
+        assert_eq!((last_path.as_str(), last_body), (path, serde_json::from_str(body).expect("JSON")));
+    }
+    let ended = run(desk.sidecar(&["token", SLACK_UID, "--subject", "app", "--user-id", "u"])).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{ended:?}");
+}
+
+#[tokio::test]
+async fn without_a_sidecar_one_in_this_process_does_it_and_leaves_nothing() {
+    let desk = Desk::new().await;
+    let first = run(desk.sidecar(&["token", SLACK_UID])).await;
+    let second = run(desk.sidecar(&["token", SLACK_UID, "-q"])).await;
+    assert_ne!(token(&first), token(&second), "nothing is kept");
+    assert!(!desk.home.path().join(".local/state").exists());
+    assert_eq!(run(desk.sidecar(&["status"])).await.code, Some(1));
+    let mut in_port = desk.sidecar(&["token", SLACK_UID]);
+    in_port.env("CONNECT_SIDECAR_PORT", "9");
+    token(&run(in_port).await);
+    let ended = run(desk.sidecar(&["token", SLACK_UID, "--port", "9"])).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""));
+    assert!(ended.stderr.contains("no sidecar of yours runs at port 9"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn who_names_another_credential_gets_a_token_by_that() {
+    let desk = Desk::new().await;
+    let serving = desk.serve(&[]).await;
+    let other = desk.emulator.oidc_token(DEVELOPMENT_LIFE / 2);
+    write_private(&desk.project().join("other.env"), &env_file(&other));
+    token(&run(desk.sidecar(&["token", SLACK_UID, "--env-file", "other.env"])).await);
+    let bearer = || desk.emulator.received().last().expect("a request").headers["authorization"].clone();
+    assert_eq!(bearer(), format!("Bearer {other}"));
+    let port = serving.addr.port().to_string();
+    token(&run(desk.sidecar(&["token", SLACK_UID, "--env-file", "other.env", "--port", &port])).await);
+    assert_eq!(bearer(), format!("Bearer {}", desk.token), "a port is one sidecar's");
+}
+
+#[tokio::test]
+async fn an_error_comes_with_the_command_that_mends_it() {
+    let desk = Desk::new().await;
+    let message = r#"{"error":{"code":"forbidden","message":"The Connector is not linked to this project.\u001b[2J"}}"#;
+    let not_linked = Fault::answer(403, "application/json", message);
+    for runs in [false, true] {
+        let _serving = if runs { Some(desk.serve(&[]).await) } else { None };
+        for (fault, expected) in [
+            (
+                not_linked.clone(),
+                "error: Connect answered 403 forbidden (The Connector is not linked to this project.\\u{1b}[2J): \
+                 run `vercel connect attach slack/acme-slack`\n",
+            ),
+            (Fault::status(404, "not_found"), "run `vercel connect list`"),
+            (Fault::status(403, "forbidden"), "run `vercel connect attach slack/acme-slack --environment development`"),
+            (Fault::status(422, "client_installation_required"), "run `vercel connect open slack/acme-slack`"),
+            (Fault::status(422, "user_authorization_required"), "run `vercel connect token slack/acme-slack`"),
+            (Fault::once(Trouble::Reset), "error: "),
+        ] {
+            desk.emulator.inject(fault.on("/token/"));
+            let ended = run(desk.sidecar(&["token", SLACK_UID, "--scopes", "x"])).await;
+            assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{runs}: {ended:?}");
+            assert!(ended.stderr.contains(expected), "{runs}, {expected}: {}", ended.stderr);
+            assert_no_slice_of([desk.token.as_str()], &ended.stderr);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_credential_that_is_no_good_is_named_with_its_command() {
+    let desk = Desk::new().await;
+    let _ = fs::remove_file(desk.project().join(".env.local"));
+    for runs in [false, true] {
+        let _serving = if runs { Some(desk.serve(&[]).await) } else { None };
+        let ended = run(desk.sidecar(&["token", SLACK_UID])).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{runs}: {ended:?}");
+        let last = ended.stderr.lines().last().expect("a line");
+        assert!(last.starts_with("error: ") && last.contains("vercel env pull"), "{runs}: {}", ended.stderr);
+    }
+    assert_eq!(asked(&desk), []);
+}
