@@ -38,7 +38,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("demo", "cli clock config emulator emulator::*"),
     (
         "app",
-        "clock config events identity identity::* instance_key intercept proxy proxy::* server server::* status status::*",
+        "clock config events identity identity::* instance_key intercept port_owner proxy proxy::* server server::* status status::*",
     ),
     // Settings are read into the options of the parts that they are for.
     ("config", "cli instance_key logging proxy::cache proxy::guard proxy::hosts proxy::resolver proxy::upstream"),
@@ -104,6 +104,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("intercept::leaf", "clock intercept::ca tls"),
     ("intercept::target", "proxy::error proxy::hosts proxy::resolver"),
     ("intercept::tunnel", "intercept::target proxy::dialer proxy::error proxy::resolver"),
+    ("port_owner", "status::instance"),
     ("private_dir", ""),
     ("safe_read", ""),
     ("tls", ""),
