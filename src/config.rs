@@ -147,7 +147,8 @@ pub fn port_of(args: &GlobalArgs, allowed: &[&str], why: &str) -> Result<Option<
 /// and a mistake in one must not hide the state of what runs.
 pub fn wanted(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Result<Wanted, ConfigError> {
     let mut s = Sources::without_files(args, environment, current_dir);
-    let port = s.get("port", values::port);
+    // 0 is any.
+    let port = s.get("port", values::port).filter(|port| *port != 0);
     let wanted = Wanted { state_dir: state_dir(environment), project: s.project().to_owned(), port };
     match s.mistakes() {
         mistakes if mistakes.is_empty() => Ok(wanted),
@@ -174,6 +175,15 @@ impl std::error::Error for ConfigError {}
 impl Config {
     /// Reads and checks all sources. `current_dir` is what relative flags refer to.
     pub fn load(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Result<Self, ConfigError> {
+        match Self::examine(args, environment, current_dir) {
+            (config, mistakes) if mistakes.is_empty() => Ok(config),
+            (_, mistakes) => Err(ConfigError(mistakes)),
+        }
+    }
+
+    /// The same with all mistakes, for whoever only looks: what is set by mistake is as if it were not set, and an access
+    /// token that is missing is empty.
+    pub fn examine(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> (Self, Vec<Mistake>) {
         let mut s = Sources::read(args, environment, current_dir);
 
         let origin = s.get("upstream", values::upstream);
@@ -205,11 +215,11 @@ impl Config {
         let level = s.get("log_level", values::level);
         let env_file = s.get("env_file", values::path);
         let auth = match s.get("auth", values::auth) {
-            Some(values::AuthSource::AccessToken) => s.access_token().map(Auth::AccessToken),
+            Some(values::AuthSource::AccessToken) => Auth::AccessToken(s.access_token().unwrap_or_default()),
             Some(values::AuthSource::Oidc) | None => {
                 let env_file = env_file.unwrap_or_else(|| s.project().join(DEFAULT_ENV_FILE));
                 let shown = env_file.strip_prefix(s.project()).unwrap_or(&env_file).display().to_string();
-                Some(Auth::Oidc { env_file, shown })
+                Auth::Oidc { env_file, shown }
             }
         };
         let config = Self {
@@ -238,15 +248,9 @@ impl Config {
             upstream,
             hosts,
             policy,
-            auth: match auth {
-                Some(auth) => auth,
-                None => return Err(ConfigError(s.mistakes())),
-            },
+            auth,
         };
-        match s.mistakes() {
-            mistakes if mistakes.is_empty() => Ok(config),
-            mistakes => Err(ConfigError(mistakes)),
-        }
+        (config, s.mistakes())
     }
 }
 
