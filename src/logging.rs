@@ -115,7 +115,8 @@ fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Deb
     }
 }
 
-fn escaped(text: &str) -> String {
+/// Foreign text that can move no terminal's cursor.
+pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
