@@ -11,6 +11,7 @@ mod clients;
 mod command;
 mod connecting;
 mod demo;
+mod doctor;
 mod emulator;
 mod env_file;
 mod events;
