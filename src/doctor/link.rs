@@ -138,9 +138,8 @@ pub(super) fn judge(link: &Link, claims: Option<&Claims>) -> Finding {
                     let title =
                         format!("{place} links to {linked} of {owner_id}, the token is of {}", claims.project_name());
                     let detail = "Requests act for the token's project now, and for the linked one after the next \
-                                  `vercel env pull`.";
-                    Finding::new(Severity::Warning, "linked_elsewhere", title, detail)
-                        .fix("vercel env pull, or vercel link where the link is what is wrong")
+                                  `vercel env pull`. Where the link is what is wrong: `vercel link`.";
+                    Finding::new(Severity::Warning, "linked_elsewhere", title, detail).fix("vercel env pull")
                 }
                 _ => Finding::ok("link", format!("linked to {linked}")),
             }

@@ -84,7 +84,7 @@ const CASES: &[Case] = &[
         "token_elsewhere",
         Some("connect-sidecar --env-file .env.development.local"),
     ),
-    (|desk| link(desk, "prj_other", "team_acme"), "warning", "linked_elsewhere", None),
+    (|desk| link(desk, "prj_other", "team_acme"), "warning", "linked_elsewhere", PULL),
     (
         |desk| fs::remove_dir_all(desk.project().join(".vercel")).expect("gone"),
         "note",
