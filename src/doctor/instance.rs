@@ -52,10 +52,10 @@ impl Place {
 }
 
 /// Looks for it. Takes no port.
-pub(super) async fn gather(wanted: Option<Wanted>, config: &Config) -> Place {
-    if let Some(wanted) = &wanted
-        && let Ok((instance, client)) = client::find(wanted).await
-    {
+pub(super) async fn gather(config: &Config) -> Place {
+    // By the project alone: at a port that the user names, another project's may be what is in the way.
+    let wanted = Wanted { state_dir: config.state_dir.clone(), project: config.project.clone(), port: None };
+    if let Ok((instance, client)) = client::find(&wanted).await {
         return Place::Runs(instance.url, ask(&client).await);
     }
     if config.port == 0 {

@@ -42,7 +42,7 @@ use self::vercel::Login;
 use crate::cli::GlobalArgs;
 use crate::clock::Clock;
 use crate::commands::CommandError;
-use crate::config::{self, Auth, Config, Environment, Mistake, Refresh};
+use crate::config::{Auth, Config, Environment, Mistake, Refresh};
 
 /// Whatever is not known by then stays unknown.
 const LIMIT: Duration = Duration::from_secs(8);
@@ -57,7 +57,8 @@ pub async fn examine(json: bool, global: &GlobalArgs) -> Result<ExitCode, Comman
     let mut stdout = io::stdout();
     let color = stdout.is_terminal() && environment("NO_COLOR").is_none_or(|value| value.is_empty());
     let said = if json { report.json() } else { report.text(color) };
-    stdout.write_all(said.as_bytes()).map_err(|e| CommandError::System("print the findings", e))?;
+    // Who does not listen is told by the exit code.
+    let _ = stdout.write_all(said.as_bytes());
     Ok(if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -78,7 +79,6 @@ async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir
         Auth::AccessToken(_) => None,
     };
     let clock = Clock::system();
-    let wanted = config::wanted(global, environment, current_dir).ok();
     let surroundings = Surroundings {
         proxy: ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].into_iter().find_map(text),
         extra_certificates: text("NODE_EXTRA_CA_CERTS"),
@@ -104,7 +104,7 @@ async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir
             let dir = source.as_ref().and_then(|(file, _)| file.parent()).unwrap_or(&project).to_owned();
             move || watching::gather(&dir)
         })),
-        within(instance::gather(wanted, &config)),
+        within(instance::gather(&config)),
         within(vercel::find(&path, &project)),
         within(network::ask(config.upstream.clone(), clock.clone(), UPSTREAM_LIMIT)),
     );

@@ -37,12 +37,6 @@ async fn another_projects_sidecar_is_known_as_such() {
     fs::create_dir(&api).expect("a directory");
     let serving = desk.serve(&["--project", "../api"]).await;
     let checkup = check_up(&desk, at_port(&desk, serving.addr.port())).await;
-    // The user named the port, so that one is meant.
-    checkup.found("ok", "instance");
-    fs::write(desk.project().join("sidecar.toml"), format!("port = {}\n", serving.addr.port())).expect("a file");
-    let mut command = doctor(&desk);
-    command.env_remove("CONNECT_SIDECAR_PORT");
-    let checkup = check_up(&desk, command).await;
     let title = checkup.found("problem", "port_taken")["title"].as_str().expect("text");
     let api = api.canonicalize().expect("a directory");
     assert!(title.contains("another connect-sidecar") && title.contains(&api.display().to_string()), "{title}");
