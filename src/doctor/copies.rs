@@ -72,27 +72,34 @@ pub(super) fn judge<'a>(
     }
 
     let shell = copies.iter().find(|file| file.path.is_none()).copied();
-    let mut takers = Vec::new();
+    let mut takers: Vec<(&EnvFile, Vec<&str>)> = Vec::new();
     let (mut is_stale, mut is_framework) = (false, false);
     for reader in &READERS {
         let order = if node_env == Some("test") && reader.name == "Next.js" { NEXT_IN_TESTS } else { reader.order };
         let named = |name: &&str| copies.iter().copied().find(|file| file.path.is_some() && file.shown == *name);
         let Some(taken) = shell.or_else(|| order.iter().find_map(named)) else { continue };
-        takers.push(format!("{} takes that of {}", reader.name, taken.shown));
+        match takers.iter_mut().find(|(file, _)| std::ptr::eq(*file, taken)) {
+            Some((_, names)) => names.push(reader.name),
+            None => takers.push((taken, vec![reader.name])),
+        }
         if !taken.is_source && !taken.token().is_some_and(|token| token.is_valid_at(now)) {
             is_stale = true;
             is_framework |= reader.is_framework;
         }
     }
+    let took = takers.iter().map(|(file, names)| {
+        let verb = if names.len() == 1 { "takes" } else { "take" };
+        format!("{} {verb} that of {}", names.join(" and "), file.shown)
+    });
+    let mut who: Vec<_> = took.collect();
     if shell.is_some() {
-        takers = vec!["Next.js, Vite, dotenv, `node --env-file` and the SDK take that of the shell".into()];
+        who.push("and so do `node --env-file` and the SDK".into());
     } else {
-        takers.push("`node --env-file` takes that of the file it is given".into());
-        takers.push("the SDK what either has loaded".into());
+        who.push("`node --env-file` takes that of the file it is given".into());
+        who.push("the SDK what either has loaded".into());
     }
     let each: Vec<_> = copies.iter().map(|file| format!("{}: {}", file.shown, described(file, now))).collect();
-    let detail =
-        format!("{}. {}; the sidecar takes that of {}. {pull}", each.join("; "), takers.join(", "), source.shown);
+    let detail = format!("{}. {}; the sidecar takes that of {}. {pull}", each.join("; "), who.join(", "), source.shown);
     let (severity, code) = match (is_stale, is_framework) {
         (true, true) => (Severity::Problem, "stale_copy_wins"),
         (true, false) => (Severity::Warning, "stale_copy_wins"),
@@ -192,6 +199,8 @@ mod tests {
             assert!(finding.detail.contains(said), "{said}: {}", finding.detail);
         }
         assert!(!finding.detail.contains("dotenv takes"), "there is no .env: {}", finding.detail);
+        let finding = &judged(&[(SOURCE, &good), (".env.development.local", &stale)], None)[0];
+        assert!(finding.detail.contains("Next.js and Vite take that of .env.development.local"), "{}", finding.detail);
         let finding = &judged(&[(SHELL, &stale), (SOURCE, &good), (".env", &stale)], None)[0];
         let fix = finding.fix.as_deref().expect("a fix");
         assert!(fix.starts_with("unset VERCEL_OIDC_TOKEN && sed ") && fix.ends_with(" .env"), "{fix}");
