@@ -22,6 +22,7 @@ use crate::identity::watch::EnvFileWatch;
 use crate::identity::{Credential, Identity, Reloader, State, expiry};
 use crate::instance_key::Key;
 use crate::intercept::Interception;
+use crate::port_owner::{self, Owner};
 use crate::proxy::Proxy;
 use crate::proxy::cache::Cache;
 use crate::proxy::relay::Relay;
@@ -32,7 +33,7 @@ use crate::server::listener::{self, Listener};
 use crate::server::runs::{self, Asked};
 use crate::server::unix_socket::{self, UnixSocket};
 use crate::status::Status;
-use crate::status::instance::{self, Instance, InstanceFile};
+use crate::status::instance::{Instance, InstanceFile};
 
 /// What is under way at the end may take this long (interface.md section 1).
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -45,7 +46,7 @@ pub enum StartupError {
         /// The address.
         address: SocketAddr,
         /// Who it is, where that can be found out.
-        owner: Option<String>,
+        owner: Option<Owner>,
     },
     /// Any other failure to listen.
     Listen(SocketAddr, io::Error),
@@ -319,24 +320,8 @@ async fn follow(mut identity: watch::Receiver<Arc<Identity>>, proxy: Arc<Proxy>)
 }
 
 fn explain_bind(address: SocketAddr, error: io::Error, state_dir: Option<&Path>) -> StartupError {
-    if error.kind() != io::ErrorKind::AddrInUse {
-        return StartupError::Listen(address, error);
+    match error.kind() {
+        io::ErrorKind::AddrInUse => StartupError::PortTaken { address, owner: port_owner::find(address, state_dir) },
+        _ => StartupError::Listen(address, error),
     }
-    let holds_it = |l: &listeners::Listener| {
-        let held = l.socket;
-        held.port() == address.port()
-            && (held.ip() == address.ip() || held.ip().is_unspecified() || address.ip().is_unspecified())
-            && l.state == listeners::SocketState::Listen
-    };
-    let process = listeners::get_all().ok().and_then(|all| all.into_iter().find(holds_it)).map(|l| l.process);
-    let instance = state_dir.and_then(|dir| instance::of_port(dir, address.port()));
-    let owner = match (process, instance) {
-        // Who holds it cannot be seen of a sidecar, which is closed to others: then its own file tells.
-        (process, Some(instance)) if process.as_ref().map_or(instance.is_running(), |p| p.pid == instance.pid) => {
-            Some(format!("another connect-sidecar (process {}) for {}", instance.pid, instance.project))
-        }
-        (Some(process), _) => Some(format!("{} (process {})", process.name, process.pid)),
-        (None, _) => None,
-    };
-    StartupError::PortTaken { address, owner }
 }

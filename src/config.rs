@@ -190,6 +190,15 @@ impl std::error::Error for ConfigError {}
 impl Config {
     /// Reads and checks all sources. `current_dir` is what relative flags refer to.
     pub fn load(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Result<Self, ConfigError> {
+        match Self::examine(args, environment, current_dir) {
+            (config, mistakes) if mistakes.is_empty() => Ok(config),
+            (_, mistakes) => Err(ConfigError(mistakes)),
+        }
+    }
+
+    /// The same with all mistakes, for whoever only looks: what is set by mistake is as if it were not set, and an access
+    /// token that is missing is empty.
+    pub fn examine(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> (Self, Vec<Mistake>) {
         let mut s = Sources::read(args, environment, current_dir);
 
         let origin = s.get("upstream", values::upstream);
@@ -221,11 +230,11 @@ impl Config {
         let level = s.get("log_level", values::level);
         let env_file = s.get("env_file", values::path);
         let auth = match s.get("auth", values::auth) {
-            Some(values::AuthSource::AccessToken) => s.access_token().map(Auth::AccessToken),
+            Some(values::AuthSource::AccessToken) => Auth::AccessToken(s.access_token().unwrap_or_default()),
             Some(values::AuthSource::Oidc) | None => {
                 let env_file = env_file.unwrap_or_else(|| s.project().join(DEFAULT_ENV_FILE));
                 let shown = env_file.strip_prefix(s.project()).unwrap_or(&env_file).display().to_string();
-                Some(Auth::Oidc { env_file, shown })
+                Auth::Oidc { env_file, shown }
             }
         };
         let config = Self {
@@ -255,15 +264,9 @@ impl Config {
             upstream,
             hosts,
             policy,
-            auth: match auth {
-                Some(auth) => auth,
-                None => return Err(ConfigError(s.mistakes())),
-            },
+            auth,
         };
-        match s.mistakes() {
-            mistakes if mistakes.is_empty() => Ok(config),
-            mistakes => Err(ConfigError(mistakes)),
-        }
+        (config, s.mistakes())
     }
 }
 

@@ -41,6 +41,7 @@ pub mod identity;
 pub mod instance_key;
 pub mod intercept;
 pub mod logging;
+pub mod port_owner;
 pub mod private_dir;
 pub mod proxy;
 pub mod run;

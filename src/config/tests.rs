@@ -679,3 +679,10 @@ fn quiet_and_verbose_outdo_the_level_that_is_set() {
     assert_eq!(level(&["-v"]), tracing::Level::DEBUG);
     assert_eq!(level(&["-vv"]), tracing::Level::TRACE);
 }
+
+#[test]
+fn port_0_is_any_and_names_no_running_sidecar() {
+    let args = |port: &str| GlobalArgs { port: Some(port.into()), ..GlobalArgs::default() };
+    let port = |port: &str| wanted(&args(port), &|_| None, &Machine::new().path("web")).expect("no mistake").port;
+    assert_eq!((port("0"), port("2774")), (None, Some(2774)));
+}

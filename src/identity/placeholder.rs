@@ -76,14 +76,18 @@ pub fn make(claims: Option<&Claims>, ends: Timestamp) -> String {
 /// Whether an `Authorization` carries a placeholder, any that was ever made.
 pub fn is_bearer(authorization: &HeaderValue) -> bool {
     let Some((scheme, token)) = authorization.as_bytes().split_at_checked("Bearer ".len()) else { return false };
+    scheme.eq_ignore_ascii_case(b"Bearer ") && is_placeholder(token)
+}
+
+/// Whether a token is a placeholder, any that was ever made.
+pub fn is_placeholder(token: &[u8]) -> bool {
     let payload = token
         .strip_prefix(HEADER.as_bytes())
         .and_then(|rest| rest.strip_prefix(b"."))
         .and_then(|rest| rest.strip_suffix(MARK.as_bytes()))
         .and_then(|rest| rest.strip_suffix(b"."));
     let is_base64url = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-    scheme.eq_ignore_ascii_case(b"Bearer ")
-        && payload.is_some_and(|payload| !payload.is_empty() && payload.iter().all(is_base64url))
+    payload.is_some_and(|payload| !payload.is_empty() && payload.iter().all(is_base64url))
 }
 
 #[cfg(test)]

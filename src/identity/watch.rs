@@ -204,7 +204,8 @@ impl EnvFileWatch {
     }
 }
 
-fn scan(content: &safe_read::Content) -> Observed {
+/// What there is in a file.
+pub fn scan(content: &safe_read::Content) -> Observed {
     match env_file::find_token(&content.bytes) {
         Finding::Absent => Observed::Missing,
         Finding::Refused(refusal) => Observed::Invalid(refusal.to_string()),

@@ -182,6 +182,17 @@ impl Ca {
     }
 }
 
+/// Whether there is a CA; refused as [`Ca::ready`] would refuse it. Makes nothing.
+pub fn is_there(state_dir: &Path, project: &Path) -> Result<bool, Unfit> {
+    let dir = state_dir.join(DIRECTORY);
+    if dir.symlink_metadata().is_err() {
+        return Ok(false);
+    }
+    refuse_published(state_dir, project)?;
+    private_dir::check(&dir).map_err(Unfit)?;
+    Ok(read(&dir.join(FILE))?.is_some())
+}
+
 const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
 /// Deletes the CA and all that belongs to it; where it was, if there was one.

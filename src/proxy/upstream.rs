@@ -169,10 +169,23 @@ impl Upstream {
         bearer: HeaderValue,
         _place: Place<'_>,
     ) -> Result<Answer, RequestError> {
-        let begun = Instant::now();
-        let too_slow = |_| RequestError::new(Code::UpstreamTimeout, format!("{} did not answer in time.", self.name()));
         let mut request = outgoing.request();
         request.headers_mut().insert(header::AUTHORIZATION, bearer);
+        self.exchange(outgoing.action, request).await
+    }
+
+    /// Asks, without a credential, for what needs one: that there is a proper answer tells all that can be told of the way
+    /// there, and `Clock` learns the time. What the answer says does not matter.
+    pub async fn probe(&self) -> Result<Answer, RequestError> {
+        let mut request = Request::new(RequestBody::Left(Full::default()));
+        *request.uri_mut() = Uri::from_static("/v1/connect/connectors/connect-sidecar-doctor");
+        *request.headers_mut() = self.own_headers.clone();
+        self.exchange(Action::Metadata, request).await
+    }
+
+    async fn exchange(&self, action: Action, request: Request<RequestBody>) -> Result<Answer, RequestError> {
+        let begun = Instant::now();
+        let too_slow = |_| RequestError::new(Code::UpstreamTimeout, format!("{} did not answer in time.", self.name()));
         let sending = tokio::time::timeout_at(begun + HEAD_TIMEOUT, self.pool.send(request));
         let answering = sending.await.map_err(too_slow)?.map_err(|failure| self.pool.explain(failure))?;
         let (status, headers) = (answering.response.status(), answering.response.headers().clone());
@@ -192,7 +205,7 @@ impl Upstream {
                 if too_long { "an answer of over 1 MiB" } else { "an answer that breaks off" },
             )
         })?;
-        match flaw(outgoing.action, status, &body) {
+        match flaw(action, status, &body) {
             Some(flaw) => Err(self.invalid(status, &headers, flaw)),
             None => Ok(Answer::new(status, &headers, &body)),
         }

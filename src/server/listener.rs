@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 
 use crate::server::unix_socket::UnixSocket;
 
@@ -86,25 +86,31 @@ fn is_no_ipv6(error: &io::Error) -> bool {
 
 /// Binds one address. Never with SO_REUSEPORT: two processes must not share the port.
 pub fn listen(address: SocketAddr) -> Result<TcpListener, (SocketAddr, io::Error)> {
-    let listen = || {
-        let socket = match address {
-            SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
-        };
-        let options = SockRef::from(&socket);
-        if address.is_ipv6() {
-            // Nobody comes in by an address of the other family, in which their own could not be told.
-            options.set_only_v6(true)?;
-        }
-        // What is accepted inherits it: nothing that we send leaves this machine, whoever claims to be on it.
-        match address {
-            SocketAddr::V4(v4) if v4.ip().is_loopback() => options.set_ttl_v4(1)?,
-            SocketAddr::V6(v6) if v6.ip().is_loopback() => options.set_unicast_hops_v6(1)?,
-            _ => {}
-        }
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(1024)
+    bound(address).and_then(|socket| socket.listen(1024)).map_err(|error| (address, error))
+}
+
+/// Whether one could listen there now. Nobody else is kept from it meanwhile: nothing is listened to.
+pub fn try_listen(address: SocketAddr) -> io::Result<()> {
+    bound(address).map(drop)
+}
+
+fn bound(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    listen().map_err(|error| (address, error))
+    let options = SockRef::from(&socket);
+    if address.is_ipv6() {
+        // Nobody comes in by an address of the other family, in which their own could not be told.
+        options.set_only_v6(true)?;
+    }
+    // What is accepted inherits it: nothing that we send leaves this machine, whoever claims to be on it.
+    match address {
+        SocketAddr::V4(v4) if v4.ip().is_loopback() => options.set_ttl_v4(1)?,
+        SocketAddr::V6(v6) if v6.ip().is_loopback() => options.set_unicast_hops_v6(1)?,
+        _ => {}
+    }
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }

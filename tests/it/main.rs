@@ -12,6 +12,7 @@ mod command;
 mod commands;
 mod connecting;
 mod demo;
+mod doctor;
 mod emulator;
 mod env_file;
 mod events;

@@ -1,0 +1,247 @@
+//! The way to Connect: name, connection, TLS, proxy, portal, answer, clock; what is wrong is told apart.
+//!
+//! Goes the way that a request goes, without a credential. A proxy's address is shown without the password that may stand
+//! in it.
+
+use std::time::Duration;
+
+use http::Uri;
+use hyper_util::client::legacy::connect::dns::Name;
+
+use super::finding::{Finding, Severity, quoted};
+use crate::clock::{Clock, spoken};
+use crate::proxy::error::{Code, RequestError};
+use crate::proxy::reply::Answer;
+use crate::proxy::upstream::{Options, Upstream};
+
+/// What of our environment has to do with the way there.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Surroundings {
+    /// The proxy for HTTPS, as its variable has it.
+    pub(super) proxy: Option<String>,
+    /// `NODE_EXTRA_CA_CERTS`.
+    pub(super) extra_certificates: Option<String>,
+    /// This is the environment of a `run` or of what `env` prints, whose proxy is the sidecar.
+    pub(super) is_of_a_run: bool,
+}
+
+/// What came of asking.
+pub(super) struct Asked {
+    name: String,
+    uses_env_proxy: bool,
+    answer: Result<Answer, RequestError>,
+    /// Why the name has no address, if that is so.
+    unresolved: Option<String>,
+}
+
+/// Asks, for at most `limit`. `clock` learns upstream's time.
+pub(super) async fn ask(options: Options, clock: Clock, limit: Duration) -> Asked {
+    let (name, uses_env_proxy, names) = (options.name(), options.use_env_proxy, options.names.clone());
+    let host = options.origin.host().and_then(|host| host.parse::<Name>().ok());
+    let upstream = Upstream::new(options, clock);
+    let resolve = async {
+        let addresses = tokio::time::timeout(limit, names.addresses(host?)).await;
+        match addresses {
+            Err(_) => Some("no answer".into()),
+            Ok(Err(e)) => Some(e.to_string()),
+            Ok(Ok(addresses)) => addresses.is_empty().then(|| "it has none".into()),
+        }
+    };
+    let probe = async {
+        let too_slow = |_| RequestError::new(Code::UpstreamTimeout, format!("{name} did not answer in time."));
+        tokio::time::timeout(limit, upstream.probe()).await.unwrap_or_else(|e| Err(too_slow(e)))
+    };
+    let (answer, unresolved) = tokio::join!(probe, resolve);
+    Asked { name, uses_env_proxy, answer, unresolved }
+}
+
+/// Judges what came of it.
+pub(super) fn judge(asked: &Asked, surroundings: &Surroundings, offset_ms: i64) -> Vec<Finding> {
+    let Surroundings { proxy, extra_certificates, is_of_a_run } = surroundings;
+    let name = &asked.name;
+    let problem = |code, title: String, detail: &str| Finding::new(Severity::Problem, code, title, detail);
+    // What a run is given, no sidecar is to be told to use.
+    let users_own = |variable: &'_ Option<String>| variable.clone().filter(|_| !is_of_a_run);
+    let finding = match &asked.answer {
+        _ if asked.uses_env_proxy && proxy.is_some() && *is_of_a_run => {
+            let title = "the proxy of this shell is a sidecar, which would be asked to reach Connect through itself";
+            problem("proxy_is_a_sidecar", title.into(), "HTTPS_PROXY was set by `connect-sidecar run` or `env`.")
+                .fix("unset HTTPS_PROXY https_proxy, or leave out --use-env-proxy")
+        }
+        Ok(answer) if answer.status.is_server_error() => {
+            let title = format!("{name} answers with status {}", answer.status.as_u16());
+            problem("upstream_failing", title, "Connect itself has trouble: only cached tokens are served.")
+                .fix("look at https://www.vercel-status.com and try again")
+        }
+        Ok(_) => Finding::ok("network", format!("{name} answers")),
+        Err(error) => {
+            let (proxy, certificates) = (users_own(proxy), users_own(extra_certificates));
+            unanswered(asked, error, proxy.as_deref(), certificates.as_deref())
+        }
+    };
+    let mut findings = vec![finding];
+    if offset_ms != 0 {
+        let off = spoken(Duration::from_millis(offset_ms.unsigned_abs()));
+        let how = if offset_ms > 0 { "behind" } else { "ahead of" };
+        let title = format!("this machine's clock is {off} {how} that of {name}");
+        let detail = "The sidecar allows for it; an SDK that judges the token itself does not.";
+        let fix = match cfg!(target_os = "macos") {
+            true => "sudo sntp -sS time.apple.com",
+            false => "sudo timedatectl set-ntp true",
+        };
+        findings.push(Finding::new(Severity::Warning, "clock_skew", title, detail).fix(fix));
+    }
+    findings
+}
+
+fn unanswered(asked: &Asked, error: &RequestError, proxy: Option<&str>, certificates: Option<&str>) -> Finding {
+    let name = &asked.name;
+    let problem = |code, title: String, detail: &str| Finding::new(Severity::Problem, code, title, detail);
+    let message = error.message.trim_end_matches('.').to_owned();
+    let fails = "Every request that is not cached fails with this.";
+    match error.code {
+        Code::UpstreamUnreachable if asked.uses_env_proxy => {
+            let proxy = proxy.and_then(shown).unwrap_or_else(|| "no proxy".into());
+            let detail = format!("--use-env-proxy is set, and HTTPS_PROXY names {proxy}.");
+            problem("upstream_unreachable", message, &detail).fix("check HTTPS_PROXY and NO_PROXY")
+        }
+        Code::UpstreamUnreachable if proxy.and_then(shown).is_some() => {
+            let proxy = proxy.and_then(shown).unwrap_or_default();
+            let detail = format!("HTTPS_PROXY names {proxy}, which the sidecar does not use unless told to.");
+            problem("proxy_not_used", message, &detail).fix("connect-sidecar --use-env-proxy")
+        }
+        Code::UpstreamUnreachable => match &asked.unresolved {
+            Some(reason) => {
+                let title = format!("the name of {name} has no address: {reason}");
+                problem("dns_failed", title, "This machine is offline, or its resolver does not know the name.")
+                    .fix("check the network, VPN and resolver; behind a proxy: connect-sidecar --use-env-proxy")
+            }
+            None => problem("upstream_unreachable", message, fails)
+                .fix(error.hint.clone().unwrap_or_else(|| "check the network".into())),
+        },
+        Code::UpstreamTls => {
+            let detail = "Whoever answers has not proven to be Connect: a proxy of your company, or somebody else.";
+            let finding = problem("upstream_tls", message, detail);
+            match (&error.hint, certificates) {
+                // What Node.js is told to trust is the company's, most likely.
+                (Some(_), Some(file)) => finding.fix(format!("connect-sidecar --upstream-ca {}", quoted(file))),
+                (Some(hint), None) => finding.fix(hint.clone()),
+                (None, _) => finding.fix("check the network, and this machine's clock with `date`"),
+            }
+        }
+        Code::UpstreamRedirect | Code::UpstreamInvalidResponse => match error.upstream_status {
+            Some(status) if status.is_server_error() => {
+                problem("upstream_failing", message, "Connect itself, or a proxy before it, has trouble.")
+                    .fix("look at https://www.vercel-status.com and try again")
+            }
+            None if error.code == Code::UpstreamInvalidResponse => {
+                problem("upstream_broken_off", message, fails).fix("try again; check the VPN or proxy in between")
+            }
+            _ => {
+                let detail = "That is no answer of Connect's: a portal of this network that wants you to sign in, most \
+                              likely.";
+                problem("captive_portal", message, detail).fix("open http://example.com in a browser and sign in")
+            }
+        },
+        Code::UpstreamTimeout => problem("upstream_timeout", message, fails).fix("try again; check the VPN or proxy"),
+        code => {
+            let finding = problem(code.as_str(), message, fails);
+            error.hint.clone().map_or(finding.clone(), |hint| finding.fix(hint))
+        }
+    }
+}
+
+/// A proxy without its password.
+fn shown(proxy: &str) -> Option<String> {
+    let with_scheme = if proxy.contains("://") { proxy.to_owned() } else { format!("http://{proxy}") };
+    let uri = with_scheme.parse::<Uri>().ok()?;
+    let port = uri.port_u16().map_or(String::new(), |port| format!(":{port}"));
+    Some(format!("{}{port}", uri.host()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{HeaderMap, StatusCode};
+
+    fn judged(asked: &Asked, surroundings: &Surroundings) -> (String, String) {
+        let finding = judge(asked, surroundings, 0).remove(0);
+        (finding.code.into_owned(), finding.fix.unwrap_or_default() + " | " + &finding.detail)
+    }
+
+    fn asked(answer: Result<Answer, RequestError>) -> Asked {
+        Asked { name: "https://api.vercel.com".into(), uses_env_proxy: false, answer, unresolved: None }
+    }
+
+    fn failed(code: Code, status: Option<u16>, hint: Option<&str>) -> Asked {
+        let mut error = RequestError::new(code, "It failed.");
+        error.upstream_status = status.map(|status| StatusCode::from_u16(status).expect("a status"));
+        error.hint = hint.map(str::to_owned);
+        asked(Err(error))
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_network_is_told_apart() {
+        let surroundings = Surroundings::default();
+        for (asked, code) in [
+            (failed(Code::UpstreamUnreachable, None, None), "upstream_unreachable"),
+            (failed(Code::UpstreamTls, None, None), "upstream_tls"),
+            (failed(Code::UpstreamRedirect, None, None), "captive_portal"),
+            (failed(Code::UpstreamInvalidResponse, Some(200), None), "captive_portal"),
+            (failed(Code::UpstreamInvalidResponse, Some(502), None), "upstream_failing"),
+            (failed(Code::UpstreamInvalidResponse, None, None), "upstream_broken_off"),
+            (failed(Code::UpstreamTimeout, None, None), "upstream_timeout"),
+            (failed(Code::LoopDetected, None, None), "loop_detected"),
+        ] {
+            assert_eq!(judged(&asked, &surroundings).0, code);
+        }
+        for (status, code) in [(200, "network"), (401, "network"), (403, "network"), (503, "upstream_failing")] {
+            let status = StatusCode::from_u16(status).expect("a status");
+            assert_eq!(judged(&asked(Ok(Answer::new(status, &HeaderMap::new(), b"{}"))), &surroundings).0, code);
+        }
+        let unresolved = Some("unknown".to_owned());
+        let nowhere = Asked { unresolved, ..failed(Code::UpstreamUnreachable, None, None) };
+        assert_eq!(judged(&nowhere, &surroundings).0, "dns_failed");
+    }
+
+    #[test]
+    fn a_proxy_is_named_without_its_password() {
+        let unreachable = || failed(Code::UpstreamUnreachable, None, None);
+        let proxy = Some("http://user:hunter2@proxy.corp:3128".to_owned());
+        let behind = Surroundings { proxy, ..Surroundings::default() };
+        let (code, said) = judged(&unreachable(), &behind);
+        assert_eq!(code, "proxy_not_used");
+        assert!(said.contains("proxy.corp:3128") && !said.contains("hunter2"), "{said}");
+        let through = Asked { uses_env_proxy: true, ..unreachable() };
+        let (code, said) = judged(&through, &behind);
+        assert_eq!(code, "upstream_unreachable");
+        assert!(said.contains("proxy.corp:3128") && !said.contains("hunter2"), "{said}");
+        let of_a_run = Surroundings { is_of_a_run: true, ..behind };
+        assert_eq!(judged(&through, &of_a_run).0, "proxy_is_a_sidecar");
+        assert_eq!(judged(&unreachable(), &of_a_run).0, "upstream_unreachable");
+        assert_eq!(judged(&unreachable(), &Surroundings::default()).0, "upstream_unreachable");
+    }
+
+    #[test]
+    fn a_company_s_certificate_that_node_knows_is_the_one_to_pass() {
+        let surroundings =
+            Surroundings { extra_certificates: Some("/etc/corp ca.pem".into()), ..Surroundings::default() };
+        let unknown_issuer = failed(Code::UpstreamTls, None, Some("--upstream-ca FILE"));
+        assert!(
+            judged(&unknown_issuer, &surroundings).1.starts_with("connect-sidecar --upstream-ca '/etc/corp ca.pem'")
+        );
+        assert!(judged(&unknown_issuer, &Surroundings::default()).1.starts_with("--upstream-ca FILE"));
+        assert!(judged(&failed(Code::UpstreamTls, None, None), &surroundings).1.contains("`date`"), "another flaw");
+    }
+
+    #[test]
+    fn a_clock_that_differs_is_told_which_way() {
+        let answered = || asked(Ok(Answer::new(StatusCode::FORBIDDEN, &HeaderMap::new(), b"{}")));
+        for (offset, said) in [(90_000, "1 min behind"), (-90_000, "1 min ahead of")] {
+            let finding = judge(&answered(), &Surroundings::default(), offset).remove(1);
+            assert_eq!(finding.code, "clock_skew");
+            assert!(finding.title.contains(said), "{}", finding.title);
+        }
+        assert_eq!(judge(&answered(), &Surroundings::default(), 0).len(), 1);
+    }
+}

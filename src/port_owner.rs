@@ -1,0 +1,51 @@
+//! Who holds a port: another sidecar, by its own file, or whichever process the system shows.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use crate::status::instance::{self, Instance};
+
+/// Whoever listens there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// Another of ours.
+    Sidecar(Instance),
+    /// Any other process.
+    Process {
+        /// Its number.
+        pid: u32,
+        /// What it calls itself.
+        name: String,
+    },
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sidecar(Instance { pid, project, .. }) => {
+                write!(f, "another connect-sidecar (process {pid}) for {project}")
+            }
+            Self::Process { pid, name } => write!(f, "{name} (process {pid})"),
+        }
+    }
+}
+
+/// Who listens at an address, where that can be found out: others' processes are not shown to everybody.
+pub fn find(address: SocketAddr, state_dir: Option<&Path>) -> Option<Owner> {
+    let holds_it = |l: &listeners::Listener| {
+        let held = l.socket;
+        held.port() == address.port()
+            && (held.ip() == address.ip() || held.ip().is_unspecified() || address.ip().is_unspecified())
+            && l.state == listeners::SocketState::Listen
+    };
+    let process = listeners::get_all().ok().and_then(|all| all.into_iter().find(holds_it)).map(|l| l.process);
+    let instance = state_dir.and_then(|dir| instance::of_port(dir, address.port()));
+    match (process, instance) {
+        // Who holds it cannot be seen of a sidecar, which is closed to others: then its own file tells.
+        (process, Some(instance)) if process.as_ref().map_or(instance.is_running(), |p| p.pid == instance.pid) => {
+            Some(Owner::Sidecar(instance))
+        }
+        (process, _) => process.map(|process| Owner::Process { pid: process.pid, name: process.name }),
+    }
+}

@@ -1,0 +1,133 @@
+//! The Vercel CLI, the real one and others, and its login.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use connect_sidecar::clock::Clock;
+use tokio::process::Command;
+
+use super::{check_up, doctor, healthy};
+use crate::support::desk::Desk;
+use crate::support::npm;
+
+fn with_cli_in(desk: &Desk, bin: &Path) -> Command {
+    let mut command = doctor(desk);
+    command.env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH").expect("a path")));
+    command
+}
+
+/// An executable at a path, which nobody else could have put there.
+fn put(path: &Path, script: &str) {
+    let dir = path.parent().expect("a parent");
+    fs::create_dir_all(dir).expect("a directory");
+    fs::write(path, script).expect("a file");
+    for path in [dir, path] {
+        fs::set_permissions(path, Permissions::from_mode(0o755)).expect("a mode");
+    }
+}
+
+/// A package of this release, as npm installs it globally; the directory of its command.
+fn release(desk: &Desk, version: &str) -> PathBuf {
+    let package = desk.home.path().join("lib/node_modules/vercel");
+    put(&package.join("dist/vc.js"), "#!/bin/sh\nexit 1\n");
+    fs::write(package.join("package.json"), format!(r#"{{"name":"vercel","version":"{version}"}}"#)).expect("a file");
+    let bin = desk.home.path().join("bin");
+    put(&bin.join("other"), "");
+    let _ = symlink(package.join("dist/vc.js"), bin.join("vercel"));
+    bin
+}
+
+#[tokio::test]
+async fn the_real_cli_is_known_by_its_package_and_by_asking_it() {
+    let Some(cli) = npm::vercel_cli().await else { return };
+    let desk = healthy().await;
+    let cli = cli.canonicalize().expect("a file");
+    let bin = desk.home.path().join("bin");
+    put(&bin.join("other"), "");
+    symlink(&cli, bin.join("vercel")).expect("a link");
+    let packaged = check_up(&desk, with_cli_in(&desk, &bin)).await;
+    assert_eq!(packaged.found("ok", "cli")["title"], "the Vercel CLI is version 64.0.2");
+    // A script is of no package, as pnpm's and volta's are.
+    let bin = desk.home.path().join("shims");
+    put(&bin.join("vercel"), &format!("#!/bin/sh\nexec {} \"$@\"\n", cli.display()));
+    let asked = check_up(&desk, with_cli_in(&desk, &bin)).await;
+    assert_eq!(asked.found("ok", "cli")["title"], "the Vercel CLI is version 64.0.2");
+}
+
+#[tokio::test]
+async fn a_release_with_faults_is_told_and_a_missing_one_is_a_note() {
+    let desk = healthy().await;
+    for (version, found) in [
+        ("53.2.0", [("note", "cli_too_old"), ("warning", "cli_pull_deletes_keys")].as_slice()),
+        ("53.5.0", &[("note", "cli_too_old"), ("warning", "cli_pull_deletes_keys")]),
+        ("55.0.0", &[("warning", "cli_pull_deletes_keys")]),
+        ("56.0.0", &[("ok", "cli")]),
+    ] {
+        let bin = release(&desk, version);
+        let checkup = check_up(&desk, with_cli_in(&desk, &bin)).await;
+        for (severity, code) in found {
+            checkup.found(severity, code);
+        }
+    }
+    let mut without = doctor(&desk);
+    without.env("PATH", "/nowhere");
+    let checkup = check_up(&desk, without).await;
+    checkup.found("note", "cli_missing");
+    assert!(checkup.bad().is_empty(), "{checkup:#?}");
+    let mut needed = doctor(&desk);
+    needed.env("PATH", "/nowhere").env("CONNECT_SIDECAR_REFRESH", "cli");
+    check_up(&desk, needed).await.found("warning", "cli_missing");
+}
+
+#[tokio::test]
+async fn one_that_others_could_have_put_there_is_read_and_not_run() {
+    let desk = healthy().await;
+    let bin = release(&desk, "64.0.2");
+    fs::set_permissions(&bin, Permissions::from_mode(0o777)).expect("a mode");
+    let checkup = check_up(&desk, with_cli_in(&desk, &bin)).await;
+    checkup.found("note", "cli_refused");
+    checkup.found("ok", "cli");
+    let shims = desk.home.path().join("shims");
+    let ran = tempfile::NamedTempFile::new().expect("a file");
+    let has_run = || !fs::read_to_string(ran.path()).expect("a file").is_empty();
+    put(&shims.join("vercel"), &format!("#!/bin/sh\necho 64.0.2 | tee {}\n", ran.path().display()));
+    fs::set_permissions(&shims, Permissions::from_mode(0o777)).expect("a mode");
+    check_up(&desk, with_cli_in(&desk, &shims)).await.found("note", "cli_version_unknown");
+    assert!(!has_run());
+    fs::set_permissions(&shims, Permissions::from_mode(0o755)).expect("a mode");
+    check_up(&desk, with_cli_in(&desk, &shims)).await.found("ok", "cli");
+    assert!(has_run());
+}
+
+#[tokio::test]
+async fn one_that_babbles_is_of_unknown_version() {
+    let desk = healthy().await;
+    let bin = desk.home.path().join("bin");
+    put(&bin.join("vercel"), "#!/bin/sh\necho hello\n");
+    check_up(&desk, with_cli_in(&desk, &bin)).await.found("note", "cli_version_unknown");
+}
+
+#[tokio::test]
+async fn a_login_is_told_before_it_ends_and_never_shown() {
+    let desk = healthy().await;
+    let bin = release(&desk, "64.0.2");
+    let dir = desk.home.path().join(".local/share/com.vercel.cli");
+    fs::create_dir_all(&dir).expect("a directory");
+    let now = Clock::system().local().as_seconds();
+    for (ends, renewable, severity, fix) in [
+        (now + 8 * 3600, false, "ok", None),
+        (now + 600, false, "note", Some("vercel login")),
+        (now - 600, false, "note", Some("vercel login")),
+        (now - 600, true, "note", Some("vercel whoami")),
+    ] {
+        let mut login = serde_json::json!({"token": "vca_canary_of_a_login", "expiresAt": ends});
+        if renewable {
+            login["refreshToken"] = "vcr_canary_of_a_login".into();
+        }
+        fs::write(dir.join("auth.json"), login.to_string()).expect("a file");
+        let checkup = check_up(&desk, with_cli_in(&desk, &bin)).await;
+        assert_eq!(checkup.found(severity, "cli_login")["fix"].as_str(), fix);
+        assert!(!format!("{checkup:?}").contains("canary"), "{checkup:#?}");
+    }
+}

@@ -1,0 +1,239 @@
+//! What is wrong with the token, its copies, the link, and who may read what.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::time::Duration;
+
+use connect_sidecar::emulator::oidc::{DEVELOPMENT_LIFE, Subject};
+use connect_sidecar::emulator::world::World;
+
+use super::{check_up, doctor, git, healthy, link};
+use crate::support::desk::Desk;
+use crate::support::{env_file, write_private};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A change of a desk where all was well, and what is found then: severity, code, fix.
+type Case = (fn(&Desk), &'static str, &'static str, Option<&'static str>);
+
+fn put(desk: &Desk, name: &str, content: &str) {
+    write_private(&desk.project().join(name), content);
+}
+
+fn chmod(desk: &Desk, name: &str, mode: u32) {
+    fs::set_permissions(desk.project().join(name), Permissions::from_mode(mode)).expect("a mode");
+}
+
+/// A token of the demo's project that ended a minute ago.
+fn stale(desk: &Desk) -> String {
+    let file = desk.emulator.env_file(DEVELOPMENT_LIFE + Duration::from_secs(60), Duration::ZERO);
+    file.lines().find(|line| line.starts_with("VERCEL_OIDC_TOKEN")).expect("a line").to_owned() + "\n"
+}
+
+const PULL: Option<&str> = Some("vercel env pull");
+
+const CASES: &[Case] = &[
+    (
+        |desk| fs::remove_file(desk.project().join(".env.local")).expect("removed"),
+        "problem",
+        "oidc_token_missing",
+        Some("vercel link && vercel env pull"),
+    ),
+    (|desk| put(desk, ".env.local", "VERCEL_OIDC_TOKEN=nonsense\n"), "problem", "oidc_token_invalid", PULL),
+    (|desk| put(desk, ".env.local", &stale(desk)), "problem", "oidc_token_expired", PULL),
+    (
+        |desk| put(desk, ".env.local", &env_file(&desk.emulator.oidc_token(HOUR))),
+        "problem",
+        "oidc_token_expiring",
+        PULL,
+    ),
+    (
+        |desk| {
+            let mut subject = Subject::development(&World::demo());
+            subject.environment = "production".into();
+            put(desk, ".env.local", &env_file(&desk.emulator.oidc_token_for(&subject, 2 * HOUR)));
+        },
+        "warning",
+        "not_development",
+        Some("vercel env pull --environment=development"),
+    ),
+    (
+        |desk| put(desk, ".env.local", &format!("{0}\n{0}\n", env_file(&desk.token))),
+        "warning",
+        "duplicate_assignments",
+        Some("vercel link --yes"),
+    ),
+    (
+        |desk| put(desk, ".env.development.local", &stale(desk)),
+        "problem",
+        "stale_copy_wins",
+        Some("sed -i -E '/^[[:space:]]*(export[[:space:]]+)?VERCEL_OIDC_TOKEN[[:space:]]*=/d' .env.development.local"),
+    ),
+    (
+        |desk| put(desk, ".env", &env_file(&desk.emulator.oidc_token(HOUR))),
+        "warning",
+        "copies_differ",
+        Some("sed -i -E '/^[[:space:]]*(export[[:space:]]+)?VERCEL_OIDC_TOKEN[[:space:]]*=/d' .env"),
+    ),
+    (
+        |desk| {
+            fs::remove_file(desk.project().join(".env.local")).expect("removed");
+            put(desk, ".env.development.local", &env_file(&desk.token));
+        },
+        "note",
+        "token_elsewhere",
+        Some("connect-sidecar --env-file .env.development.local"),
+    ),
+    (|desk| link(desk, "prj_other", "team_acme"), "warning", "linked_elsewhere", PULL),
+    (
+        |desk| fs::remove_dir_all(desk.project().join(".vercel")).expect("gone"),
+        "note",
+        "not_linked",
+        Some("vercel link"),
+    ),
+    (
+        |desk| {
+            fs::remove_dir_all(desk.project().join(".vercel")).expect("gone");
+            fs::create_dir(desk.home.path().join(".git")).expect("a directory");
+            fs::create_dir(desk.home.path().join(".vercel")).expect("a directory");
+        },
+        "note",
+        "not_linked",
+        Some("vercel link"),
+    ),
+    (|desk| chmod(desk, ".env.local", 0o644), "warning", "env_file_readable_by_others", Some("chmod 600 .env.local")),
+    (|desk| chmod(desk, ".env.local", 0o666), "problem", "oidc_token_invalid", Some("chmod 600 .env.local")),
+    (
+        |desk| fs::write(desk.project().join(".gitignore"), "").expect("written"),
+        "warning",
+        "env_file_not_ignored",
+        Some("echo .env.local >> .gitignore"),
+    ),
+    (
+        |desk| git(desk, &["add", "--force", ".env.local"]),
+        "warning",
+        "env_file_tracked",
+        Some("git rm --cached .env.local && echo .env.local >> .gitignore"),
+    ),
+    (
+        |desk| {
+            let elsewhere = desk.home.path().join("shared.env");
+            fs::rename(desk.project().join(".env.local"), &elsewhere).expect("moved");
+            symlink(&elsewhere, desk.project().join(".env.local")).expect("a link");
+        },
+        "note",
+        "env_file_link",
+        None,
+    ),
+    (
+        |desk| {
+            let state = desk.home.path().join(".local/state/connect-sidecar");
+            fs::create_dir_all(&state).expect("a directory");
+            fs::set_permissions(&state, Permissions::from_mode(0o755)).expect("a mode");
+        },
+        "warning",
+        "state_directory",
+        None,
+    ),
+    (
+        |desk| {
+            let ca = desk.home.path().join(".local/state/connect-sidecar/ca");
+            fs::create_dir_all(&ca).expect("a directory");
+            fs::set_permissions(&ca, Permissions::from_mode(0o777)).expect("a mode");
+        },
+        "warning",
+        "local_ca",
+        Some("connect-sidecar ca remove"),
+    ),
+];
+
+#[tokio::test]
+async fn each_fault_of_the_files_is_found_with_what_mends_it() {
+    for (number, (spoil, severity, code, fix)) in CASES.iter().enumerate() {
+        let desk = healthy().await;
+        spoil(&desk);
+        let checkup = check_up(&desk, doctor(&desk)).await;
+        let found = checkup.found(severity, code);
+        if let Some(fix) = fix {
+            assert_eq!(found["fix"], *fix, "case {number}: {found:#?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_token_in_the_shell_wins_over_every_file() {
+    let desk = healthy().await;
+    let with = |name: &str, value: &str| {
+        let mut command = doctor(&desk);
+        command.env(name, value);
+        command
+    };
+    let old = stale(&desk);
+    let old = old.trim().trim_start_matches("VERCEL_OIDC_TOKEN=").trim_matches('"');
+    let checkup = check_up(&desk, with("VERCEL_OIDC_TOKEN", old)).await;
+    assert_eq!(checkup.found("problem", "stale_copy_wins")["fix"], "unset VERCEL_OIDC_TOKEN");
+    let checkup = check_up(&desk, with("VERCEL_OIDC_TOKEN", &desk.token)).await;
+    assert_eq!(checkup.found("note", "token_copied")["fix"], "unset VERCEL_OIDC_TOKEN");
+    let checkup = check_up(&desk, with("NODE_ENV", "test")).await;
+    assert_eq!(checkup.found("warning", "node_env_test")["fix"], "unset NODE_ENV");
+}
+
+#[tokio::test]
+async fn the_stand_in_of_a_run_is_no_copy() {
+    let desk = healthy().await;
+    let program = doctor(&desk).as_std().get_program().to_str().expect("a path").to_owned();
+    let mut inside = desk.sidecar(&["run", "--", &program, "doctor", "--json"]);
+    inside.process_group(0);
+    let ended = crate::support::process::run(inside).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    for code in ["stale_copy_wins", "copies_differ", "token_copied", "proxy_not_used"] {
+        assert!(!ended.stdout.contains(code), "{code}: {}", ended.stdout);
+    }
+    assert!(ended.stdout.contains(r#""code":"instance""#), "{}", ended.stdout);
+}
+
+#[tokio::test]
+async fn what_removes_a_copy_removes_it_and_nothing_else() {
+    let desk = healthy().await;
+    let before = "A=1\n# VERCEL_OIDC_TOKEN=x\nMY_VERCEL_OIDC_TOKEN=y\n";
+    put(&desk, ".env.development.local", &format!("{before} export VERCEL_OIDC_TOKEN = nonsense\nB=2\n"));
+    let checkup = check_up(&desk, doctor(&desk)).await;
+    let fix = checkup.found("problem", "stale_copy_wins")["fix"].as_str().expect("a command").to_owned();
+    let status = std::process::Command::new("sh").args(["-c", &fix]).current_dir(desk.project()).status();
+    assert!(status.expect("a shell").success());
+    let left = fs::read_to_string(desk.project().join(".env.development.local")).expect("a file");
+    assert_eq!(left, format!("{before}B=2\n"));
+    assert!(check_up(&desk, doctor(&desk)).await.bad().is_empty());
+}
+
+#[tokio::test]
+async fn nothing_that_a_repository_or_a_project_brings_along_is_run() {
+    let desk = healthy().await;
+    let ran = desk.home.path().join("ran");
+    let bin = desk.project().join("node_modules/.bin");
+    fs::create_dir_all(&bin).expect("a directory");
+    for name in ["git", "vercel", "hook"] {
+        fs::write(bin.join(name), format!("#!/bin/sh\necho {name} >> {}\n", ran.display())).expect("a file");
+        fs::set_permissions(bin.join(name), Permissions::from_mode(0o755)).expect("a mode");
+    }
+    let hook = bin.join("hook").display().to_string();
+    git(&desk, &["config", "core.fsmonitor", &hook]);
+    git(&desk, &["config", "core.hooksPath", &bin.display().to_string()]);
+    git(&desk, &["config", "core.pager", &hook]);
+    git(&desk, &["config", "core.sshCommand", &hook]);
+    git(&desk, &["config", "alias.ls-files", &format!("!{hook}")]);
+    // That the hook would be run is what makes this worth a test.
+    git(&desk, &["ls-files"]);
+    assert!(ran.exists(), "git runs what core.fsmonitor names");
+    fs::remove_file(&ran).expect("removed");
+
+    let mut command = doctor(&desk);
+    let path = std::env::var("PATH").expect("a path");
+    command.env("PATH", format!("node_modules/.bin:{}:{path}", bin.display()));
+    let checkup = check_up(&desk, command).await;
+    assert!(!ran.exists(), "{:?}", fs::read_to_string(&ran));
+    assert_eq!(checkup.bad(), [""; 0], "git has answered: {checkup:#?}");
+    fs::write(desk.project().join(".gitignore"), "").expect("written");
+    check_up(&desk, doctor(&desk)).await.found("warning", "env_file_not_ignored");
+    assert!(!ran.exists(), "{:?}", fs::read_to_string(&ran));
+}

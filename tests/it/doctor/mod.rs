@@ -1,0 +1,199 @@
+//! `doctor` through the built binary: each fault is made for real and found by its code, and nothing is changed by it.
+
+mod cli;
+mod files;
+mod network;
+mod running;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use connect_sidecar::emulator::oidc::Subject;
+use connect_sidecar::emulator::world::World;
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::support::desk::Desk;
+use crate::support::process::{Ended, assert_no_slice_of, run};
+use crate::support::terminal::Terminal;
+use crate::support::{env_file, write_private};
+
+/// What a run of `doctor --json` has found.
+#[derive(Debug)]
+struct Checkup {
+    code: Option<i32>,
+    ok: bool,
+    findings: Vec<Value>,
+}
+
+impl Checkup {
+    /// The finding of this code, which has this severity.
+    #[track_caller]
+    fn found(&self, severity: &str, code: &str) -> &Value {
+        let found = self.findings.iter().find(|finding| finding["code"] == code);
+        let found = found.unwrap_or_else(|| panic!("no {code} in {self:#?}"));
+        assert_eq!(found["severity"], severity, "{found:#?}");
+        assert_eq!((self.ok, self.code), if self.has_problems() { (false, Some(1)) } else { (true, Some(0)) });
+        found
+    }
+
+    fn has_problems(&self) -> bool {
+        self.findings.iter().any(|finding| finding["severity"] == "problem")
+    }
+
+    /// The codes of all that is no mere remark.
+    fn bad(&self) -> Vec<&str> {
+        let is_bad = |f: &&Value| f["severity"] == "problem" || f["severity"] == "warning";
+        self.findings.iter().filter(is_bad).map(|f| f["code"].as_str().expect("a code")).collect()
+    }
+}
+
+fn doctor(desk: &Desk) -> Command {
+    desk.sidecar(&["doctor", "--json"])
+}
+
+/// Runs it, and sees to it that it has told no token, sent none and left all as it was.
+async fn check_up(desk: &Desk, command: Command) -> Checkup {
+    let before = snapshot(desk.home.path());
+    let asked_before = desk.emulator.received().len();
+    let ended = run(command).await;
+    assert_eq!(before, snapshot(desk.home.path()), "something was changed");
+    assert_no_slice_of(tokens(desk).iter().map(String::as_str), &format!("{}{}", ended.stdout, ended.stderr));
+    for request in &desk.emulator.received()[asked_before..] {
+        assert!(!request.headers.contains_key("authorization"), "{request:?}");
+    }
+    let Ended { code, stdout, stderr } = ended;
+    let json: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout}{stderr}"));
+    assert_eq!((&json["version"], stderr.as_str()), (&1.into(), ""));
+    let findings = json["findings"].as_array().expect("a list").clone();
+    Checkup { code, ok: json["ok"].as_bool().expect("a boolean"), findings }
+}
+
+/// All tokens in env files of the project, without what all of them begin with.
+fn tokens(desk: &Desk) -> Vec<String> {
+    let entries = fs::read_dir(desk.project()).expect("a project").map(|entry| entry.expect("an entry").path());
+    let texts = entries.filter(|path| path.is_file()).filter_map(|path| fs::read_to_string(path).ok());
+    let mut tokens = vec![desk.token.clone()];
+    for text in texts {
+        let values = text.lines().filter_map(|line| line.strip_prefix("VERCEL_OIDC_TOKEN="));
+        tokens.extend(values.map(|value| value.trim_matches('"').to_owned()).filter(|value| value.len() > 100));
+    }
+    tokens
+}
+
+/// Everything below a directory: mode, time of change, content.
+fn snapshot(dir: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
+    let mut all = BTreeMap::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            let meta = fs::symlink_metadata(&path).expect("there");
+            let content = if meta.is_file() { fs::read(&path).expect("a file") } else { Vec::new() };
+            if meta.is_dir() {
+                dirs.push(path.clone());
+            }
+            all.insert(path, (meta.mode(), meta.mtime(), meta.mtime_nsec(), content));
+        }
+    }
+    all
+}
+
+/// Links the project to this one.
+fn link(desk: &Desk, project_id: &str, org_id: &str) {
+    fs::create_dir_all(desk.project().join(".vercel")).expect("a directory");
+    let json = serde_json::json!({"projectId": project_id, "orgId": org_id, "projectName": "web"});
+    fs::write(desk.project().join(".vercel/project.json"), json.to_string()).expect("a file");
+}
+
+/// Runs git in the project, as its developer would.
+fn git(desk: &Desk, arguments: &[&str]) {
+    let mut command = std::process::Command::new("git");
+    command.env_clear().env("PATH", std::env::var_os("PATH").expect("a path")).env("HOME", desk.home.path());
+    let output = command.args(arguments).current_dir(desk.project()).output().expect("git");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A desk where all is well: linked to the token's project, and a repository that ignores the env file.
+async fn healthy() -> Desk {
+    let desk = Desk::new().await;
+    let subject = Subject::development(&World::demo());
+    link(&desk, &subject.project_id, &subject.owner_id);
+    git(&desk, &["init", "--quiet"]);
+    fs::write(desk.project().join(".gitignore"), ".env*\n.vercel\n").expect("a file");
+    desk
+}
+
+#[tokio::test]
+async fn a_healthy_set_up_has_neither_problem_nor_warning_with_and_without_a_sidecar() {
+    let desk = healthy().await;
+    let checkup = check_up(&desk, doctor(&desk)).await;
+    assert_eq!(checkup.bad(), [""; 0], "{checkup:#?}");
+    assert_eq!(checkup.found("note", "not_running")["fix"], "connect-sidecar");
+    let serving = desk.serve(&[]).await;
+    let checkup = check_up(&desk, doctor(&desk)).await;
+    assert_eq!(checkup.bad(), [""; 0], "{checkup:#?}");
+    let said = checkup.found("ok", "instance")["title"].as_str().expect("text");
+    assert!(said.contains(&serving.addr.to_string()), "{said}");
+    for code in ["configuration", "credential", "network", "link", "watching"] {
+        checkup.found("ok", code);
+    }
+}
+
+#[tokio::test]
+async fn its_text_is_short_escaped_and_in_color_on_a_terminal_alone() {
+    let desk = healthy().await;
+    let ended = run(desk.sidecar(&["doctor"])).await;
+    assert!(ended.stdout.ends_with("0 problems, 0 warnings, 2 notes\n") && !ended.stdout.contains('\x1b'), "{ended:?}");
+    assert!(ended.stdout.lines().all(|line| line.chars().count() <= 100), "{}", ended.stdout);
+    let mut subject = Subject::development(&World::demo());
+    subject.project = "web\x1b[2J\u{202e}".into();
+    let token = desk.emulator.oidc_token_for(&subject, std::time::Duration::from_secs(60));
+    write_private(&desk.project().join(".env.local"), &env_file(&token));
+    let ended = run(desk.sidecar(&["doctor"])).await;
+    assert!(ended.stdout.contains(r"web\u{1b}[2J\u{202e}") && !ended.stdout.contains('\x1b'), "{}", ended.stdout);
+
+    let command = desk.sidecar(&[]);
+    let program = command.as_std().get_program().to_str().expect("a path").to_owned();
+    let mut terminal = Terminal::like(&command).await;
+    terminal.enter(&format!("{program} doctor; echo end-$((1+1))")).await;
+    assert!(terminal.sees("end-2").await.contains("\x1b[1;31mproblem"));
+    terminal.enter(&format!("NO_COLOR=1 {program} doctor; echo end-$((1+2))")).await;
+    assert!(!terminal.sees("end-3").await.contains("\x1b["));
+    terminal.close().await;
+}
+
+#[tokio::test]
+async fn every_mistake_of_the_configuration_is_a_problem_and_the_rest_is_checked_all_the_same() {
+    let desk = healthy().await;
+    fs::write(desk.project().join("sidecar.toml"), "prot = 1\nupstream = \"https://evil.example\"\n").expect("a file");
+    let mut command = doctor(&desk);
+    command.env("CONNECT_SIDECAR_LOG_LEVEL", "loud");
+    let checkup = check_up(&desk, command).await;
+    assert_eq!(checkup.bad(), ["configuration"; 3], "{checkup:#?}");
+    let titles: Vec<_> = checkup.findings[..3].iter().map(|f| f["title"].as_str().expect("text")).collect();
+    for place in ["sidecar.toml:1: unknown key `prot`", "sidecar.toml:2: `upstream`", "CONNECT_SIDECAR_LOG_LEVEL:"] {
+        assert!(titles.iter().any(|title| title.contains(place)), "{place} in {titles:?}");
+    }
+    checkup.found("ok", "network");
+    checkup.found("ok", "credential");
+
+    let nowhere = check_up(&desk, desk.sidecar(&["doctor", "--json", "--project", "/nowhere"])).await;
+    assert_eq!(nowhere.bad(), ["configuration"]);
+    assert_eq!(run(desk.sidecar(&["doctor", "--nonsense"])).await.code, Some(2));
+}
+
+#[tokio::test]
+async fn an_access_token_is_looked_for_where_it_is_to_be() {
+    let desk = healthy().await;
+    let missing = check_up(&desk, desk.sidecar(&["doctor", "--json", "--auth", "access-token"])).await;
+    let title = missing.found("problem", "configuration")["title"].as_str().expect("text");
+    assert!(title.contains("VERCEL_TOKEN"), "{title}");
+    let mut command = desk.sidecar(&["doctor", "--json", "--auth", "access-token"]);
+    command.env("VERCEL_TOKEN", "vca_canary_of_an_access_token");
+    let set = check_up(&desk, command).await;
+    set.found("ok", "credential");
+    assert!(set.bad().is_empty() && !format!("{set:?}").contains("canary"), "{set:#?}");
+}

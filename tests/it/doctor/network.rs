@@ -1,0 +1,110 @@
+//! What is wrong with the way to Connect, told apart.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use connect_sidecar::clock::Clock;
+use connect_sidecar::emulator::fault::{Fault, Trouble};
+use connect_sidecar::emulator::{Emulator, Options};
+use tokio::net::TcpListener;
+use tokio::process::Command;
+
+use super::{Checkup, check_up, doctor, healthy};
+use crate::support::desk::Desk;
+
+async fn check_up_at(desk: &Desk, upstream: &str, change: impl FnOnce(&mut Command)) -> Checkup {
+    let mut command = doctor(desk);
+    command.env("CONNECT_SIDECAR_UPSTREAM", upstream);
+    change(&mut command);
+    check_up(desk, command).await
+}
+
+#[tokio::test]
+async fn a_name_without_address_is_no_closed_port_and_a_proxy_may_be_what_is_missing() {
+    let desk = healthy().await;
+    let offline = check_up_at(&desk, "https://connect.invalid", |_| {}).await;
+    offline.found("problem", "dns_failed");
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+    let closed = format!("http://{closed}");
+    check_up_at(&desk, &closed, |_| {}).await.found("problem", "upstream_unreachable");
+    let proxied = |command: &mut Command| {
+        command.env("HTTPS_PROXY", "http://me:canary-of-a-proxy@127.0.0.1:9");
+    };
+    let proxy = check_up_at(&desk, "https://connect.invalid", proxied).await;
+    assert_eq!(proxy.found("problem", "proxy_not_used")["fix"], "connect-sidecar --use-env-proxy");
+    let through = check_up_at(&desk, "https://connect.invalid", |command| {
+        proxied(command);
+        command.env("CONNECT_SIDECAR_USE_ENV_PROXY", "true");
+    });
+    let through = through.await;
+    through.found("problem", "upstream_unreachable");
+    assert!(!format!("{proxy:?}{through:?}").contains("canary"), "{through:#?}");
+    let itself = check_up_at(&desk, "https://connect.invalid", |command| {
+        proxied(command);
+        command.env("CONNECT_SIDECAR_USE_ENV_PROXY", "true").env("CONNECT_SIDECAR_URL", "http://127.0.0.1:2774");
+    });
+    itself.await.found("problem", "proxy_is_a_sidecar");
+}
+
+#[tokio::test]
+async fn a_certificate_of_an_unknown_authority_is_named_with_the_one_to_pass() {
+    let desk = healthy().await;
+    let tls = Emulator::start(Options { tls: true, ..Options::default() }).await.expect("an emulator");
+    let url = tls.url();
+    let unknown = check_up_at(&desk, &url, |_| {}).await;
+    let fix = unknown.found("problem", "upstream_tls")["fix"].as_str().expect("a fix");
+    assert!(fix.contains("--upstream-ca FILE"), "{fix}");
+    let ca = desk.home.path().join("corp.pem");
+    fs::write(&ca, tls.ca_pem().expect("a CA")).expect("a file");
+    let known_to_node = check_up_at(&desk, &url, |command| {
+        command.env("NODE_EXTRA_CA_CERTS", &ca);
+    });
+    let fix = format!("connect-sidecar --upstream-ca {}", ca.display());
+    assert_eq!(known_to_node.await.found("problem", "upstream_tls")["fix"], fix);
+    let passed = check_up_at(&desk, &url, |command| {
+        command.env("CONNECT_SIDECAR_UPSTREAM_CA", &ca);
+    });
+    passed.await.found("ok", "network");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_none_of_connects_is_told_from_connects_own_trouble() {
+    let html = "<html>Welcome to the hotel</html>";
+    for (fault, code) in [
+        (Fault::always(Trouble::Reset), "upstream_broken_off"),
+        (Fault::answer(200, "text/html", html), "captive_portal"),
+        (Fault::redirect("http://portal.example/login"), "captive_portal"),
+        (Fault::answer(502, "text/html", html), "upstream_failing"),
+        (Fault::status(503, "unavailable"), "upstream_failing"),
+    ] {
+        let desk = healthy().await;
+        desk.emulator.inject(fault);
+        check_up(&desk, doctor(&desk)).await.found("problem", code);
+    }
+}
+
+#[tokio::test]
+async fn it_ends_within_ten_seconds_also_where_nobody_answers() {
+    let desk = healthy().await;
+    desk.emulator.inject(Fault::always(Trouble::Hang));
+    let begun = std::time::Instant::now();
+    check_up(&desk, doctor(&desk)).await.found("problem", "upstream_timeout");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_clock_that_is_off_is_told_and_allowed_for() {
+    let desk = healthy().await;
+    let ahead = |by: Duration| Options {
+        now: Arc::new(move || UNIX_EPOCH + Duration::from_millis(Clock::system().local().plus(by).as_millis())),
+        ..Options::default()
+    };
+    let a_little = Emulator::start(ahead(Duration::from_secs(20))).await.expect("an emulator");
+    assert!(check_up_at(&desk, &a_little.url(), |_| {}).await.bad().is_empty());
+    let much = Emulator::start(ahead(Duration::from_secs(13 * 3600))).await.expect("an emulator");
+    let checkup = check_up_at(&desk, &much.url(), |_| {}).await;
+    let title = checkup.found("warning", "clock_skew")["title"].as_str().expect("text");
+    assert!(title.contains("12 h 59 min behind") || title.contains("13 h behind"), "{title}");
+    checkup.found("problem", "oidc_token_expired");
+}

@@ -1,0 +1,74 @@
+//! The sidecar that runs, and who has its port.
+
+use std::fs;
+use std::time::Duration;
+
+use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use tokio::net::TcpListener;
+use tokio::process::Command;
+
+use super::{check_up, doctor, healthy};
+use crate::support::desk::Desk;
+use crate::support::write_private;
+
+fn at_port(desk: &Desk, port: u16) -> Command {
+    let mut command = doctor(desk);
+    command.env("CONNECT_SIDECAR_PORT", port.to_string());
+    command
+}
+
+#[tokio::test]
+async fn a_port_that_somebody_has_is_named_with_its_owner() {
+    let desk = healthy().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let checkup = check_up(&desk, at_port(&desk, port)).await;
+    let title = checkup.found("problem", "port_taken")["title"].as_str().expect("text");
+    assert!(title.contains(&format!("(process {})", std::process::id())), "{title}");
+    // To look at a port is not to take it, nor to keep anybody from it.
+    drop(listener);
+    check_up(&desk, at_port(&desk, port)).await.found("note", "not_running");
+}
+
+#[tokio::test]
+async fn another_projects_sidecar_is_known_as_such() {
+    let desk = healthy().await;
+    let api = desk.home.path().join("api");
+    fs::create_dir(&api).expect("a directory");
+    let serving = desk.serve(&["--project", "../api"]).await;
+    let checkup = check_up(&desk, at_port(&desk, serving.addr.port())).await;
+    let title = checkup.found("problem", "port_taken")["title"].as_str().expect("text");
+    let api = api.canonicalize().expect("a directory");
+    assert!(title.contains("another connect-sidecar") && title.contains(&api.display().to_string()), "{title}");
+}
+
+#[tokio::test]
+async fn a_token_that_ended_in_the_file_is_no_problem_while_the_sidecar_has_a_good_one() {
+    let desk = healthy().await;
+    let serving = desk.serve(&[]).await;
+    // An older token than the one in use does not replace it.
+    let old = desk.emulator.env_file(DEVELOPMENT_LIFE + Duration::from_secs(60), Duration::ZERO);
+    write_private(&desk.project().join(".env.local"), &old);
+    let checkup = check_up(&desk, doctor(&desk)).await;
+    checkup.found("warning", "oidc_token_expired");
+    checkup.found("note", "other_token");
+    drop(serving.stop().await);
+    check_up(&desk, doctor(&desk)).await.found("problem", "oidc_token_expired");
+}
+
+#[tokio::test]
+async fn what_the_sidecar_warns_of_is_told_once() {
+    let desk = healthy().await;
+    let file = desk.project().join(".env.local");
+    let content = fs::read_to_string(&file).expect("a file");
+    write_private(&file, &format!("{content}{content}"));
+    let _serving = desk.serve(&[]).await;
+    let checkup = check_up(&desk, doctor(&desk)).await;
+    assert_eq!(checkup.bad(), ["duplicate_assignments"], "{checkup:#?}");
+    // One that only the sidecar tells of: this looks at another file.
+    write_private(&desk.project().join(".env.other"), &content);
+    let mut command = doctor(&desk);
+    command.env("CONNECT_SIDECAR_ENV_FILE", ".env.other");
+    let checkup = check_up(&desk, command).await;
+    assert_eq!(checkup.found("warning", "duplicate_assignments")["detail"], "The sidecar that runs says so.");
+}
