@@ -187,6 +187,8 @@ impl App {
             credential_source,
             stats,
             events,
+            wait: config.wait,
+            stopping: CancellationToken::new(),
             tasks: tasks.clone(),
         };
         let mut policy = config.policy;
@@ -258,11 +260,11 @@ impl App {
         let ask_clock = async move || upstream.ask_clock().await;
         spawn(Box::pin(expiry::run(self.identity.clone(), self.clock, self.warn_before, events.clone(), ask_clock)));
         spawn(Box::pin(follow(self.identity, proxy.clone())));
+        let stopping = proxy.stopping.clone();
         spawn(Box::pin(async move { proxy.upstream.prepare().await }));
 
         spawn(Box::pin(self.server.clone().look_after_connections()));
 
-        let stopping = CancellationToken::new();
         let connections = TaskTracker::new();
         spawn(Box::pin(self.interception.run(self.asked, stopping.clone(), connections.clone())));
         for listener in self.listeners {

@@ -38,4 +38,5 @@ mod status;
 mod support;
 mod time;
 mod vercel_cli;
+mod waiting;
 mod wire;
