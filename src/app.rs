@@ -16,8 +16,9 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::clock::Clock;
-use crate::config::{Auth, Config};
+use crate::config::{Auth, Config, Refresh};
 use crate::events::{self, Event, Events};
+use crate::identity::refresh::{self, Asker, Refresher};
 use crate::identity::watch::EnvFileWatch;
 use crate::identity::{Credential, Identity, Reloader, State, expiry};
 use crate::instance_key::Key;
@@ -89,6 +90,7 @@ pub struct App {
     /// Keeps an identity without a watch alive.
     fixed_identity: Option<watch::Sender<Arc<Identity>>>,
     watch: Option<EnvFileWatch>,
+    refresher: Option<Refresher>,
     reloader: Reloader,
     warn_before: Vec<Duration>,
     clock: Clock,
@@ -138,6 +140,24 @@ impl App {
             (None, None) => watch::Sender::new(Arc::new(Identity::first(State::Missing))).subscribe(),
         };
 
+        let events = Events::default();
+        let by_the_clock = config.refresh == Refresh::Cli;
+        let (refresher, refresh_asker, refresh) = match &watch {
+            Some(watch) => {
+                let options = refresh::Options {
+                    by_the_clock,
+                    project: config.project.clone(),
+                    state_dir: config.state_dir.clone(),
+                    surroundings: config.surroundings,
+                };
+                let (clock, events) = (clock.clone(), events.clone());
+                let (refresher, asker, refresh) =
+                    Refresher::new(options, watch.subscribe(), watch.offers(), clock, events);
+                (Some(refresher), asker, refresh)
+            }
+            None => (None, Asker::default(), watch::Sender::new(refresh::Snapshot::first(false)).subscribe()),
+        };
+
         let key = config.instance_key.map_or_else(Key::random, Ok).map_err(StartupError::Key)?;
         let instance = Instance {
             pid: std::process::id(),
@@ -160,13 +180,13 @@ impl App {
 
         let tasks = TaskTracker::new();
         let stats = Arc::new(Stats::default());
-        let events = Events::default();
         let cache = Cache::new(config.cache, clock.clone(), tasks.clone());
         let names = config.upstream.names.clone();
         let upstream = Arc::new(Upstream::new(config.upstream, clock.clone()));
         let status = Status {
             clock: clock.clone(),
             identity: identity.clone(),
+            refresh,
             cache: cache.clone(),
             stats: stats.clone(),
             events: events.clone(),
@@ -197,7 +217,7 @@ impl App {
             warn!("--allowed-host lets in whoever can send that Host: consider --require-key");
         }
         let (asking, asked) = runs::Interception::channel();
-        let server = Arc::new(Server::new(Arc::new(proxy), policy, status, asking));
+        let server = Arc::new(Server::new(Arc::new(proxy), policy, status, refresh_asker, asking));
         let interception = Interception {
             server: server.clone(),
             key,
@@ -217,6 +237,7 @@ impl App {
             identity,
             fixed_identity,
             watch,
+            refresher,
             reloader,
             warn_before: config.warn_before,
             clock,
@@ -255,6 +276,9 @@ impl App {
         let proxy = self.server.proxy().clone();
         if let Some(watch) = self.watch {
             spawn(Box::pin(watch.run()));
+        }
+        if let Some(refresher) = self.refresher {
+            spawn(Box::pin(refresher.run()));
         }
         let (upstream, events) = (proxy.upstream.clone(), proxy.events.clone());
         let ask_clock = async move || upstream.ask_clock().await;

@@ -150,7 +150,7 @@ impl Client {
         let this = Self::new(instance.address()?, Key::new(instance.key.clone()));
         let nonce = Key::random().ok()?;
         let request = this.request(Method::GET, "/healthz").header(NONCE_HEADER, nonce.text());
-        let reply = this.exchange(request.body(Full::default()).ok()?).await.ok()?;
+        let reply = this.exchange(request.body(Full::default()).ok()?, TIMEOUT).await.ok()?;
         let proof = reply.headers().get(PROOF_HEADER)?;
         this.key.is_proven_by(this.address.port(), nonce.text().as_bytes(), proof.as_bytes()).then_some(this)
     }
@@ -186,13 +186,24 @@ impl Client {
         path: &str,
         body: &str,
     ) -> Result<T, Unanswered> {
+        self.ask_patiently(method, path, body, TIMEOUT).await
+    }
+
+    /// The same of what may take up to `limit`.
+    pub async fn ask_patiently<T: for<'a> Deserialize<'a>>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &str,
+        limit: Duration,
+    ) -> Result<T, Unanswered> {
         let failed = |reason: String| Unanswered::Failed(self.address, reason);
         let mut request = self.request(method, path).header(KEY_HEADER, self.key.text());
         if !body.is_empty() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         let request = request.body(Full::from(body.to_owned())).map_err(|e| failed(e.to_string()))?;
-        let reply = self.exchange(request).await.map_err(failed)?;
+        let reply = self.exchange(request, limit).await.map_err(failed)?;
         if reply.status().is_success() {
             return serde_json::from_slice(reply.body()).map_err(|e| failed(format!("{path}: {e}")));
         }
@@ -216,7 +227,7 @@ impl Client {
         }
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, String> {
+    async fn exchange(&self, request: Request<Full<Bytes>>, limit: Duration) -> Result<Response<Bytes>, String> {
         let exchange = async {
             let stream = TcpStream::connect(self.address).await.map_err(|e| e.to_string())?;
             let (mut sender, connection) =
@@ -233,6 +244,6 @@ impl Client {
                 _ = connection => answer.await,
             }
         };
-        tokio::time::timeout(TIMEOUT, exchange).await.unwrap_or_else(|_| Err("it takes too long".into()))
+        tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| Err("it takes too long".into()))
     }
 }

@@ -28,6 +28,7 @@ mod preload;
 mod providers;
 mod python;
 mod readme;
+mod refresh;
 mod relay;
 mod run;
 mod run_child;
