@@ -1,6 +1,7 @@
 //! When the CLI is run by the clock, and when no more.
 
 use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use connect_sidecar::events::Event;
 use serde_json::Value;
 
 use super::{FakeCli, HOUR, MINUTE, by_the_clock, when_asked};
@@ -33,6 +34,8 @@ async fn a_token_is_renewed_a_quarter_of_an_hour_ahead_and_the_env_file_is_left_
     stage.write_env(&other);
     stage.uses(&other).await;
     assert_eq!(cli.runs(), 1);
+    let (told, _) = stage.server.proxy().events.listen();
+    assert_eq!(told.iter().filter(|event| matches!(***event, Event::Rotation(_))).count(), 2);
 }
 
 #[tokio::test]
@@ -87,6 +90,9 @@ async fn after_three_failures_it_is_given_up_aloud_until_the_token_changes_or_a_
     assert_eq!(status["refresh"]["state"], "gave_up");
     let warned = status["warnings"].as_array().expect("a list").iter().any(|w| w["code"] == "refresh_gave_up");
     assert!(warned, "{status:#}");
+    let (told, _) = stage.server.proxy().events.listen();
+    let is_told = |event: &Event| matches!(event, Event::Warning(warning) if warning.code == "refresh_gave_up");
+    assert_eq!(told.iter().filter(|event| is_told(event)).count(), 1);
     stage.pass(3 * HOUR);
     stage.caught_up().await;
     assert_eq!(cli.runs(), 3);
@@ -125,6 +131,12 @@ async fn what_is_linked_counts_only_where_a_person_asks() {
     stage.pass(HOUR / 2);
     stage.caught_up().await;
     assert_eq!(cli.runs(), 0);
+    let other = stage.token_of(|subject| (subject.project, subject.project_id) = ("shop".into(), "prj_shop".into()));
+    cli.prints_token(&other);
+    let reply = stage.refresh().send().await;
+    assert!(reply.text().contains("it is that of acme/shop"), "{}", reply.text());
+    stage.pass(MINUTE);
+    cli.prints_token(&fresh);
     let reply = stage.refresh().send().await;
     assert_eq!(reply.status, 200, "{}", reply.text());
     assert_eq!(reply.json()["project"], "acme/web");
