@@ -244,9 +244,12 @@ impl Refresher {
     async fn attempt(&mut self, cause: Cause) -> Option<Result<Refreshed, Failure>> {
         self.snapshot.send_modify(|snapshot| snapshot.activity = Activity::Running);
         let outcome = self.refresh(cause).await.transpose()?;
-        if let Err(failure) = &outcome
-            && !matches!(failure, Failure::TooSoon(_))
-        {
+        if let Err(Failure::TooSoon(_)) = outcome {
+            // Nothing was tried.
+            self.tell(None);
+            return Some(outcome);
+        }
+        if let Err(failure) = &outcome {
             let mut jitter = [0];
             let _ = getrandom::fill(&mut jitter);
             self.schedule.failed(self.clock.now(), jitter[0]);

@@ -4,8 +4,9 @@
 //! private directory for each project, locked for as long as the CLI runs. In it each sidecar leaves the time of its last
 //! attempt, known again by the directory that it serves, and nothing else: tokens are kept in memory only.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -63,14 +64,15 @@ impl Turn {
 
     /// Remembers that an attempt begins.
     pub fn begin(&self, now: Timestamp) -> io::Result<()> {
-        fs::write(&self.last, now.as_millis().to_string())
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&self.last)?;
+        file.write_all(now.as_millis().to_string().as_bytes())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::Permissions;
+    use std::fs::{self, Permissions};
     use std::os::unix::fs::PermissionsExt;
 
     #[tokio::test(start_paused = true)]

@@ -24,7 +24,7 @@ async fn whoever_asks_is_told_what_it_is_good_for_or_why_not() {
     let reply = stage.refresh().send().await;
     reply.assert_refused(429, "local_rate_limit", "once a minute");
     assert_eq!(reply.header("retry-after"), Some("40"));
-    assert_eq!(cli.runs(), 1);
+    assert_eq!((cli.runs(), &stage.status().await["refresh"]["last_error"]), (1, &serde_json::Value::Null));
     stage.pass(MINUTE);
     stage.refresh().send().await.assert_refused(502, "refresh_failed", "the same token again");
     assert_eq!(stage.status().await["refresh"]["last_error"].as_str().map(|e| e.contains("no fresher")), Some(true));
