@@ -16,8 +16,9 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::clock::Clock;
-use crate::config::{Auth, Config};
+use crate::config::{Auth, Config, Refresh};
 use crate::events::{self, Event, Events};
+use crate::identity::refresh::{self, Asker, Refresher};
 use crate::identity::watch::EnvFileWatch;
 use crate::identity::{Credential, Identity, Reloader, State, expiry};
 use crate::instance_key::Key;
@@ -90,6 +91,7 @@ pub struct App {
     /// Keeps an identity without a watch alive.
     fixed_identity: Option<watch::Sender<Arc<Identity>>>,
     watch: Option<EnvFileWatch>,
+    refresher: Option<Refresher>,
     reloader: Reloader,
     warn_before: Vec<Duration>,
     clock: Clock,
@@ -139,6 +141,24 @@ impl App {
             (None, None) => watch::Sender::new(Arc::new(Identity::first(State::Missing))).subscribe(),
         };
 
+        let events = Events::default();
+        let by_the_clock = config.refresh == Refresh::Cli;
+        let (refresher, refresh_asker, refresh) = match &watch {
+            Some(watch) => {
+                let options = refresh::Options {
+                    by_the_clock,
+                    project: config.project.clone(),
+                    state_dir: config.state_dir.clone(),
+                    surroundings: config.surroundings,
+                };
+                let (clock, events) = (clock.clone(), events.clone());
+                let (refresher, asker, refresh) =
+                    Refresher::new(options, watch.subscribe(), watch.offers(), clock, events);
+                (Some(refresher), asker, refresh)
+            }
+            None => (None, Asker::default(), watch::Sender::new(refresh::Snapshot::first(false)).subscribe()),
+        };
+
         let key = config.instance_key.map_or_else(Key::random, Ok).map_err(StartupError::Key)?;
         let instance = Instance {
             pid: std::process::id(),
@@ -162,13 +182,13 @@ impl App {
 
         let tasks = TaskTracker::new();
         let stats = Arc::new(Stats::default());
-        let events = Events::default();
         let cache = Cache::new(config.cache, clock.clone(), tasks.clone());
         let names = config.upstream.names.clone();
         let upstream = Arc::new(Upstream::new(config.upstream, clock.clone()));
         let status = Status {
             clock: clock.clone(),
             identity: identity.clone(),
+            refresh,
             cache: cache.clone(),
             stats: stats.clone(),
             events: events.clone(),
@@ -189,6 +209,8 @@ impl App {
             credential_source,
             stats,
             events,
+            wait: config.wait,
+            stopping: CancellationToken::new(),
             tasks: tasks.clone(),
         };
         let mut policy = config.policy;
@@ -197,7 +219,7 @@ impl App {
             warn!("--allowed-host lets in whoever can send that Host: consider --require-key");
         }
         let (asking, asked) = runs::Interception::channel();
-        let server = Arc::new(Server::new(Arc::new(proxy), policy, status, asking));
+        let server = Arc::new(Server::new(Arc::new(proxy), policy, status, refresh_asker, asking));
         let interception = Interception {
             server: server.clone(),
             key,
@@ -217,6 +239,7 @@ impl App {
             identity,
             fixed_identity,
             watch,
+            refresher,
             reloader,
             warn_before: config.warn_before,
             clock,
@@ -256,15 +279,18 @@ impl App {
         if let Some(watch) = self.watch {
             spawn(Box::pin(watch.run()));
         }
+        if let Some(refresher) = self.refresher {
+            spawn(Box::pin(refresher.run()));
+        }
         let (upstream, events) = (proxy.upstream.clone(), proxy.events.clone());
         let ask_clock = async move || upstream.ask_clock().await;
         spawn(Box::pin(expiry::run(self.identity.clone(), self.clock, self.warn_before, events.clone(), ask_clock)));
         spawn(Box::pin(follow(self.identity, proxy.clone())));
+        let stopping = proxy.stopping.clone();
         spawn(Box::pin(async move { proxy.upstream.prepare().await }));
 
         spawn(Box::pin(self.server.clone().look_after_connections()));
 
-        let stopping = CancellationToken::new();
         let connections = TaskTracker::new();
         spawn(Box::pin(self.interception.run(self.asked, stopping.clone(), connections.clone())));
         for listener in self.listeners {

@@ -19,6 +19,7 @@ use http::Uri;
 use secrecy::SecretString;
 
 use crate::cli::GlobalArgs;
+use crate::identity::refresh::vercel_cli::Surroundings;
 use crate::instance_key::Key;
 use crate::logging;
 use crate::proxy::cache::Limits;
@@ -75,6 +76,8 @@ pub struct Config {
     pub policy: Policy,
     /// Who sees to it that the OIDC token is fresh.
     pub refresh: Refresh,
+    /// What the Vercel CLI is given of our environment.
+    pub surroundings: Surroundings,
     /// How long a request that meets no good credential waits for one.
     pub wait: Duration,
     /// Where the state of running instances is kept, if there is a place.
@@ -257,6 +260,7 @@ impl Config {
                 color: s.variable("NO_COLOR").is_none_or(|v| v.is_empty()),
             },
             refresh: s.get("refresh", values::refresh).unwrap_or_default(),
+            surroundings: Surroundings::of(environment, upstream.use_env_proxy),
             wait: s.get("wait", values::wait).unwrap_or_default(),
             state_dir: state_dir(environment),
             project: s.project().to_owned(),

@@ -22,8 +22,9 @@
 //! # One change of `.env.local`
 //!
 //! [`identity::watch`] is nudged by the directory or its poll, reads the file ([`safe_read`]), finds the one line
-//! ([`identity::env_file`]), and takes the token or not ([`identity::succession`]). What it publishes is what the next
-//! request uses, what [`identity::expiry`] warns about, and what the cache keeps to.
+//! ([`identity::env_file`]), and takes the token or not ([`identity::succession`]); so it does with one that
+//! [`identity::refresh`] got from the Vercel CLI. What it publishes is what the next request uses, what
+//! [`identity::expiry`] warns about, and what the cache keeps to.
 
 pub mod app;
 pub mod cli;

@@ -19,6 +19,17 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// The directory, made (0700) if need be, known to be ours alone, and locked against our other processes until the lock
 /// is dropped. An error is the reason for people.
 pub async fn lock(dir: &Path) -> Result<Flock<File>, String> {
+    for _ in 0..LOCK_ATTEMPTS {
+        if let Some(lock) = try_lock(dir)? {
+            return Ok(lock);
+        }
+        tokio::time::sleep(LOCK_PAUSE).await;
+    }
+    Err(format!("another program holds a lock on {}", dir.display()))
+}
+
+/// The same without waiting: `None` while somebody else has it locked.
+pub fn try_lock(dir: &Path) -> Result<Option<Flock<File>>, String> {
     let shown = dir.display();
     DirBuilder::new()
         .recursive(true)
@@ -26,16 +37,12 @@ pub async fn lock(dir: &Path) -> Result<Flock<File>, String> {
         .create(dir)
         .map_err(|e| format!("could not make the directory {shown}: {e}"))?;
     check(dir)?;
-    let mut opened = File::open(dir).map_err(|e| format!("could not open {shown}: {e}"))?;
-    for _ in 0..LOCK_ATTEMPTS {
-        match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((still_open, Errno::EWOULDBLOCK)) => opened = still_open,
-            Err((_, e)) => return Err(format!("could not lock {shown}: {e}")),
-        }
-        tokio::time::sleep(LOCK_PAUSE).await;
+    let opened = File::open(dir).map_err(|e| format!("could not open {shown}: {e}"))?;
+    match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, e)) => Err(format!("could not lock {shown}: {e}")),
     }
-    Err(format!("another program holds a lock on {shown}"))
 }
 
 /// Refuses a directory that is not ours alone. An error is the reason for people.

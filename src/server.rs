@@ -10,6 +10,7 @@ mod head;
 mod intercepted;
 pub mod listener;
 pub mod peer;
+mod refresh;
 mod refusals;
 pub mod runs;
 mod stream;
@@ -44,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use crate::identity::refresh::Asker;
 use crate::proxy::Proxy;
 use crate::proxy::body;
 use crate::proxy::error::{Code, RequestError, excerpt};
@@ -68,6 +70,7 @@ pub struct Server {
     proxy: Arc<Proxy>,
     policy: Policy,
     status: Status,
+    refresh: Asker,
     interception: Interception,
     connections: Arc<Connections>,
     refusals: Refusals,
@@ -75,13 +78,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server for requests to Connect (`proxy`), for what people look at (`status`) and for runs (`interception`),
-    /// under this policy.
-    pub fn new(proxy: Arc<Proxy>, policy: Policy, status: Status, interception: Interception) -> Self {
+    /// A server for requests to Connect (`proxy`), for what people look at (`status`) and ask for (`refresh`), and for
+    /// runs (`interception`), under this policy.
+    pub fn new(proxy: Arc<Proxy>, policy: Policy, status: Status, refresh: Asker, interception: Interception) -> Self {
         Self {
             proxy,
             policy,
             status,
+            refresh,
             interception,
             connections: Arc::new(Connections::new()),
             refusals: Refusals::default(),
@@ -364,6 +368,15 @@ impl Server {
                     Some(connector) => self.proxy.cache.evict(&connector),
                 };
                 Ok(reply::own(StatusCode::OK, JSON, format!(r#"{{"evicted":{evicted}}}"#)))
+            }
+            "/_sidecar/v1/refresh" => {
+                if head.method != Method::POST {
+                    return Err(RequestError::method_not_allowed("POST"));
+                }
+                guard::require_key(&head.headers, &self.policy)?;
+                no_query(head)?;
+                let refreshed = refresh::ask(&self.refresh, &self.proxy.clock).await?;
+                Ok(reply::own(StatusCode::OK, JSON, refreshed))
             }
             "/_sidecar/v1/runs" => {
                 if head.method != Method::POST {

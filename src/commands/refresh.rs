@@ -1,12 +1,31 @@
 //! `refresh`: a fresh OIDC token now.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
+
+use http::Method;
+use serde::Deserialize;
 
 use crate::cli::GlobalArgs;
+use crate::clock::spoken;
 use crate::commands::CommandError;
 
-/// Has the running sidecar get one.
+/// The Vercel CLI may take a minute, and a request may, too.
+const LIMIT: Duration = Duration::from_secs(65);
+
+/// Has the running sidecar get one, and says how long it is good for.
 pub async fn refresh(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
-    super::find(global).await?;
-    Err(CommandError::Other("not there yet".into()))
+    #[derive(Deserialize)]
+    struct Refreshed {
+        project: String,
+        expires_in_seconds: u64,
+    }
+    let (_, client) = super::find(global).await?;
+    let client = client.with_patience(LIMIT);
+    let Refreshed { project, expires_in_seconds } = client.ask(Method::POST, "/_sidecar/v1/refresh", "").await?;
+    let left = spoken(Duration::from_secs(expires_in_seconds));
+    // A closed stdout is no reason to fail.
+    let _ = writeln!(io::stdout(), "refreshed: {project}, expires in {left}");
+    Ok(ExitCode::SUCCESS)
 }

@@ -6,6 +6,7 @@
 pub mod env_file;
 pub mod expiry;
 pub mod placeholder;
+pub mod refresh;
 pub mod succession;
 pub mod watch;
 

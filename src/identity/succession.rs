@@ -3,6 +3,9 @@
 //! A half-written, empty or missing file is normal (`vercel env pull` truncates, then writes), so nothing bad is
 //! believed before it has lasted [`GRACE`]. Never lets an expired or older token of the same principal replace a valid
 //! one, and never keeps a token against one of another principal.
+//!
+//! A token may be offered besides. It is in use for as long as the file says no more against it than it did then: an older
+//! token in the file does not replace it, another principal's does, and so does a token that goes missing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,11 +65,24 @@ pub struct Succession {
     missing_since: Option<Instant>,
     settling: Option<(String, Instant)>,
     ignored: Option<String>,
+    /// Which token the file held last.
+    in_file: Option<String>,
+    /// The token in use was offered while the file held none, and so says nothing against it by holding none.
+    stands_alone: bool,
 }
 
 impl Default for Succession {
     fn default() -> Self {
-        Self { state: State::Missing, last: None, bad_since: None, missing_since: None, settling: None, ignored: None }
+        Self {
+            state: State::Missing,
+            last: None,
+            bad_since: None,
+            missing_since: None,
+            settling: None,
+            ignored: None,
+            in_file: None,
+            stands_alone: false,
+        }
     }
 }
 
@@ -87,8 +103,11 @@ impl Succession {
             Observed::Token { token, open_ended, .. } => {
                 self.bad_since = None;
                 self.missing_since = None;
+                self.stands_alone = false;
+                self.in_file = Some(token.fingerprint().to_owned());
                 self.observe_token(token, open_ended, at, now)
             }
+            Observed::Missing | Observed::Invalid(_) if self.stands_alone => None,
             Observed::Missing => {
                 let bad = *self.bad_since.get_or_insert(at);
                 let missing = *self.missing_since.get_or_insert(at);
@@ -129,8 +148,9 @@ impl Succession {
                 return None;
             }
             let same_principal = current.principal == token.principal;
-            let is_better = token.is_valid_at(now) && !token.is_older_than(current);
-            if same_principal && current.is_valid_at(now) && !is_better {
+            let (is_valid, is_older) = (token.is_valid_at(now), token.is_older_than(current));
+            let is_worse = if current.is_valid_at(now) { !is_valid || is_older } else { !is_valid && is_older };
+            if same_principal && is_worse {
                 self.settling = None;
                 let news = self.ignored.as_deref() != Some(token.fingerprint());
                 self.ignored = Some(token.fingerprint().to_owned());
@@ -150,17 +170,46 @@ impl Succession {
                 }
             }
         }
+        Some(self.take(token))
+    }
+
+    /// Judges a token that came by other means than the file. An error is the reason for people.
+    pub fn offer(&mut self, token: OidcToken, now: Timestamp) -> Result<News, String> {
+        let (current, principal) = match &self.state {
+            State::Loaded(credential) => (credential.oidc(), Some(credential.principal())),
+            State::Invalid { last, .. } => (None, last.as_ref()),
+            State::Missing => (None, None),
+        };
+        if principal.is_some_and(|principal| *principal != token.principal) {
+            let mine = self.last.as_ref().map_or(String::new(), |(_, claims)| claims.description());
+            return Err(format!("it is that of {}, not of {mine}", token.claims.description()));
+        }
+        if !token.is_valid_at(now) {
+            return Err("it is expired or not valid yet".into());
+        }
+        if current.is_some_and(|current| !current.is_older_than(&token)) {
+            return Err("it is no fresher than the one in use".into());
+        }
+        if current.is_none() {
+            (self.stands_alone, self.bad_since, self.missing_since) = (true, None, None);
+        }
+        // That the file goes on holding it is nothing new.
+        self.ignored.clone_from(&self.in_file);
+        Ok(self.take(token))
+    }
+
+    fn take(&mut self, token: OidcToken) -> News {
         self.settling = None;
         let news = match self.last.take() {
             Some((principal, before)) if principal != token.principal => {
                 News::PrincipalChanged(before.description(), token.claims.description())
             }
-            Some(_) if current.is_some() => News::Refreshed,
+            Some(_) if matches!(self.state, State::Loaded(_)) => News::Refreshed,
             _ => News::Loaded,
         };
         self.last = Some((token.principal.clone(), token.claims.clone()));
         self.state = State::Loaded(Arc::new(Credential::Oidc(token)));
-        Some(news)
+        news
     }
 }
 
@@ -185,6 +234,10 @@ mod tests {
         fn at(&mut self, seconds: u64, observed: Observed) -> Option<News> {
             let now = Timestamp::from_seconds(seconds as f64);
             self.succession.observe(observed, self.began + Duration::from_secs(seconds), now)
+        }
+
+        fn offer(&mut self, seconds: u64, token: OidcToken) -> Result<News, String> {
+            self.succession.offer(token, Timestamp::from_seconds(seconds as f64))
         }
 
         fn in_use(&self) -> Option<u64> {
@@ -277,6 +330,58 @@ mod tests {
         story.at(201, Observed::Missing);
         story.at(300, Observed::Missing);
         assert_eq!(story.at(301, whole(token("web", 0, HOUR))), changed("shop", "web"), "also over a gap");
+    }
+
+    #[test]
+    fn an_offered_token_is_in_use_whatever_older_one_the_file_goes_on_holding() {
+        let mut story = Story::new();
+        story.at(0, whole(token("web", 0, HOUR)));
+        assert_eq!(story.offer(3000, token("web", 3000, 2 * HOUR)), Ok(News::Refreshed));
+        assert_eq!(story.at(3001, whole(token("web", 0, HOUR))), None, "known");
+        assert_eq!(story.at(3002, whole(token("web", 1, HOUR))), Some(News::OlderIgnored));
+        assert_eq!(story.offer(7000, token("web", 7000, 3 * HOUR)), Ok(News::Refreshed));
+        assert_eq!(story.at(7001, whole(token("web", 1, HOUR))), None);
+        assert_eq!(story.at(4 * HOUR, whole(token("web", 1, HOUR))), None, "both have ended");
+        assert_eq!(story.in_use(), Some(3 * HOUR));
+        assert!(matches!(story.at(4 * HOUR, whole(token("shop", 0, HOUR))), Some(News::PrincipalChanged(..))));
+    }
+
+    #[test]
+    fn an_offered_token_goes_with_the_one_in_the_file_but_not_for_want_of_one_that_never_was() {
+        let mut story = Story::new();
+        story.at(0, whole(token("web", 0, HOUR)));
+        assert_eq!(story.offer(1, token("web", 1, 2 * HOUR)), Ok(News::Refreshed));
+        story.at(2, Observed::Missing);
+        assert_eq!(story.at(12, Observed::Missing), Some(News::Lost));
+        assert_eq!(story.offer(13, token("web", 13, 2 * HOUR)), Ok(News::Loaded));
+        for seconds in [14, 1000] {
+            assert_eq!(story.at(seconds, Observed::Missing), None);
+            assert_eq!(story.at(seconds, Observed::Invalid("torn".into())), None);
+        }
+        assert!(!story.succession.is_undecided());
+        story.at(1001, whole(token("web", 0, HOUR)));
+        story.at(1002, Observed::Missing);
+        assert_eq!(story.at(1012, Observed::Missing), Some(News::Lost), "now it was there");
+    }
+
+    #[test]
+    fn an_offered_token_is_of_the_same_principal_and_fresher_or_refused() {
+        let mut story = Story::new();
+        story.at(100, whole(token("web", 100, HOUR)));
+        for (offered, reason) in [
+            (token("shop", 200, 2 * HOUR), "that of acme/shop (development, user_1), not of acme/web"),
+            (token("web", 99, 2 * HOUR), "no fresher"),
+            (token("web", 100, HOUR), "no fresher"),
+            (token("web", 150, 200), "expired"),
+        ] {
+            let refusal = story.offer(200, offered).expect_err(reason);
+            assert!(refusal.contains(reason), "{refusal}");
+        }
+        assert_eq!(story.in_use(), Some(HOUR));
+        story.at(201, Observed::Invalid("torn".into()));
+        story.at(211, Observed::Invalid("torn".into()));
+        assert!(story.offer(212, token("shop", 212, HOUR)).is_err(), "whose cached tokens are still served");
+        assert_eq!(story.offer(212, token("web", 212, HOUR)), Ok(News::Loaded));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! Events of the *parent directory* (a rename over the file ends a watch on the file itself) are nudges to read the
 //! whole file again, and so is a slow poll, for file systems without events and for links whose target changes. What is
-//! read is judged by [`succession`](super::succession). Must never serve half a token, never block the runtime on a
-//! file system, and never log what is in the file.
+//! read is judged by [`succession`](super::succession), and so is a token that is offered besides. Must never serve half a
+//! token, never block the runtime on a file system, and never log what is in the file.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -45,13 +45,31 @@ pub struct EnvFileWatch {
     notes: FileNotes,
     publisher: watch::Sender<Arc<Identity>>,
     reloads: mpsc::Receiver<oneshot::Sender<()>>,
+    offers: (Offers, mpsc::Receiver<Offer>),
     events: Events,
+}
+
+/// A token, and where to say what became of it.
+type Offer = (OidcToken, oneshot::Sender<Result<(), String>>);
+
+/// Where a token is offered that came by other means than the file.
+#[derive(Clone, Debug)]
+pub struct Offers(mpsc::Sender<Offer>);
+
+impl Offers {
+    /// Returns once it was judged and, if it was taken, published. An error is the reason for people.
+    pub async fn offer(&self, token: OidcToken) -> Result<(), String> {
+        let (judged, judgement) = oneshot::channel();
+        let _ = self.0.send((token, judged)).await;
+        judgement.await.unwrap_or_else(|_| Err("the sidecar is about to end".into()))
+    }
 }
 
 impl EnvFileWatch {
     /// Subscribes to the file's directory and looks at the file once. `shown` is what people call it.
     pub async fn start(path: PathBuf, shown: String, clock: Clock) -> (Self, Reloader) {
         let (reloader, reloads) = Reloader::channel();
+        let (offers, offered) = mpsc::channel(1);
         let mut this = Self {
             events: Events::new(&path),
             path,
@@ -61,6 +79,7 @@ impl EnvFileWatch {
             notes: FileNotes::default(),
             publisher: watch::Sender::new(Arc::new(Identity::first(super::State::Missing))),
             reloads,
+            offers: (Offers(offers), offered),
         };
         this.events.subscribe();
         this.look().await;
@@ -75,6 +94,11 @@ impl EnvFileWatch {
         self.publisher.subscribe()
     }
 
+    /// Where to offer it a token.
+    pub fn offers(&self) -> Offers {
+        self.offers.0.clone()
+    }
+
     /// Looks at the file for as long as it is polled.
     pub async fn run(mut self) {
         loop {
@@ -86,6 +110,10 @@ impl EnvFileWatch {
                 () = self.events.burst() => {}
                 () = tokio::time::sleep(poll) => polled = true,
                 reload = self.reloads.recv() => asked = reload,
+                Some((token, judged)) = self.offers.1.recv() => {
+                    let _ = judged.send(self.judge(token));
+                    continue;
+                }
             }
             self.events.subscribe();
             let changed = self.look().await;
@@ -106,18 +134,30 @@ impl EnvFileWatch {
             _ => self.notes,
         };
         let news = self.succession.observe(observed, Instant::now(), self.clock.now());
-        let state = self.succession.state().clone();
         let changed = news.as_ref().is_some_and(|news| *news != News::OlderIgnored);
         if changed || notes != self.notes {
-            self.publisher.send_modify(|identity| {
-                *identity = Arc::new(Identity { generation: identity.generation + 1, state, notes });
-            });
+            self.publish(notes);
         }
         self.say_notes(notes);
         if let Some(news) = news {
-            self.say(news);
+            self.say(news, &self.shown);
         }
         changed
+    }
+
+    /// Takes an offered token or not.
+    fn judge(&mut self, token: OidcToken) -> Result<(), String> {
+        let news = self.succession.offer(token, self.clock.now())?;
+        self.publish(self.notes);
+        self.say(news, "the Vercel CLI");
+        Ok(())
+    }
+
+    fn publish(&self, notes: FileNotes) {
+        let state = self.succession.state().clone();
+        self.publisher.send_modify(|identity| {
+            *identity = Arc::new(Identity { generation: identity.generation + 1, state, notes });
+        });
     }
 
     /// Reads and scans the file; `None` if the file system does not answer.
@@ -141,7 +181,7 @@ impl EnvFileWatch {
         None
     }
 
-    fn say(&self, news: News) {
+    fn say(&self, news: News, source: &str) {
         let identity = self.publisher.borrow().clone();
         let Some(token) = identity.oidc() else {
             match news {
@@ -160,10 +200,13 @@ impl EnvFileWatch {
         };
         let fingerprint = token.fingerprint();
         match news {
-            News::Loaded => info!(project, fingerprint, "token of {project} loaded from {}, {life}", self.shown),
-            News::Refreshed => info!(project, fingerprint, "token refreshed, {life}"),
+            News::Loaded => info!(project, fingerprint, "token of {project} loaded from {source}, {life}"),
+            News::Refreshed => info!(project, fingerprint, source, "token refreshed, {life}"),
             News::PrincipalChanged(before, after) => {
-                warn!(project, fingerprint, "the token is now that of {after}, it was that of {before}; {life}");
+                warn!(
+                    project,
+                    fingerprint, source, "the token is now that of {after}, it was that of {before}; {life}"
+                );
             }
             News::OlderIgnored => {
                 info!(project, "{} holds an older token than the one in use, which stays", self.shown);

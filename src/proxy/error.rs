@@ -89,6 +89,8 @@ codes! {
     UpstreamRedirect = 502 "upstream_redirect",
     /// Upstream's reply is none, cut, too large or not JSON.
     UpstreamInvalidResponse = 502 "upstream_invalid_response",
+    /// There is no fresh OIDC token to be had.
+    RefreshFailed = 502 "refresh_failed",
     /// There is no OIDC token.
     OidcTokenMissing = 503 "oidc_token_missing",
     /// The OIDC token has expired.

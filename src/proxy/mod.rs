@@ -24,6 +24,7 @@ pub mod upstream;
 use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -32,6 +33,7 @@ use http::request::Parts;
 use hyper::body::Body;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
@@ -73,6 +75,10 @@ pub struct Proxy {
     pub stats: Arc<Stats>,
     /// Told of each request.
     pub events: Events,
+    /// How long a request that meets no good credential waits for one.
+    pub wait: Duration,
+    /// Ends that waiting.
+    pub stopping: CancellationToken,
     /// Where requests to upstream run: a caller that goes away cancels none.
     pub tasks: TaskTracker,
 }
@@ -232,13 +238,33 @@ impl Proxy {
         outcome
     }
 
-    /// A credential that may be sent now. Where the clock may be to blame, upstream is asked for the time first.
+    /// A credential that may be sent now. Where the clock may be to blame, upstream is asked for the time first; where it
+    /// is only that a fresh one has not come yet, that is waited for, if so wanted.
     async fn credential(&self) -> Result<Arc<Credential>, RequestError> {
         if self.identity.borrow().looks_out_of_time(self.clock.now()) {
             self.upstream.ask_clock().await;
         }
         let identity = self.identity.borrow().clone();
-        identity.credential(self.clock.now()).cloned().map_err(|problem| self.no_credential(&problem))
+        match identity.credential(self.clock.now()) {
+            Err(CredentialProblem::Missing | CredentialProblem::Expired(_)) if !self.wait.is_zero() => {
+                self.credential_to_come().await
+            }
+            credential => credential.cloned(),
+        }
+        .map_err(|problem| self.no_credential(&problem))
+    }
+
+    /// The credential that comes while there is time to wait for one, and else why there is none.
+    async fn credential_to_come(&self) -> Result<Arc<Credential>, CredentialProblem> {
+        let mut identity = self.identity.clone();
+        let is_decided = |identity: &Arc<Identity>| {
+            let credential = identity.credential(self.clock.now());
+            !matches!(credential, Err(CredentialProblem::Missing | CredentialProblem::Expired(_)))
+        };
+        let coming = tokio::time::timeout(self.wait, identity.wait_for(is_decided));
+        let _ = self.stopping.run_until_cancelled(coming).await;
+        let identity = self.identity.borrow().clone();
+        identity.credential(self.clock.now()).cloned()
     }
 
     /// The reply for a request that needs a credential when there is none.

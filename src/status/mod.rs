@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::clock::{Clock, Timestamp, spoken};
 use crate::events::Events;
+use crate::identity::refresh::{self, Activity};
 use crate::identity::{CredentialProblem, Identity, State};
 use crate::proxy::cache::Cache;
 use crate::proxy::stats::Stats;
@@ -23,6 +24,8 @@ pub struct Status {
     pub clock: Clock,
     /// Who we are.
     pub identity: watch::Receiver<Arc<Identity>>,
+    /// How the refreshing of the OIDC token stands.
+    pub refresh: watch::Receiver<refresh::Snapshot>,
     /// What is stored.
     pub cache: Cache,
     /// Counters.
@@ -49,6 +52,7 @@ struct Snapshot {
     uptime_seconds: u64,
     project: String,
     oidc: Oidc,
+    refresh: Refresh,
     cache: CacheState,
     upstream: UpstreamState,
     tokens: Vec<Token>,
@@ -78,6 +82,14 @@ enum OidcState {
     Expired,
     Missing,
     Invalid,
+}
+
+#[derive(Serialize)]
+struct Refresh {
+    mode: &'static str,
+    state: &'static str,
+    last_error: Option<String>,
+    next_at: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -131,6 +143,7 @@ impl Status {
             uptime_seconds: self.clock.local().since(self.started_at).as_secs(),
             project: self.project.clone(),
             oidc: self.oidc(&identity, now),
+            refresh: self.refresh(),
             cache: CacheState {
                 entries: tokens.len(),
                 hits: counts.hits,
@@ -200,6 +213,21 @@ impl Status {
         }
     }
 
+    fn refresh(&self) -> Refresh {
+        let snapshot = self.refresh.borrow().clone();
+        Refresh {
+            mode: if snapshot.by_the_clock { "cli" } else { "off" },
+            state: match snapshot.activity {
+                Activity::Idle => "idle",
+                Activity::Running => "running",
+                Activity::Waiting => "waiting",
+                Activity::GaveUp => "gave_up",
+            },
+            last_error: snapshot.last_error,
+            next_at: snapshot.next_at.map(|at| at.to_string()),
+        }
+    }
+
     fn warnings(&self, identity: &Identity, now: Timestamp) -> Vec<Warning> {
         let source = &self.credential_source;
         let mut warnings = Vec::new();
@@ -221,6 +249,10 @@ impl Status {
                     warn("oidc_token_expiring", pull, format!("The OIDC token expires in {}.", spoken(left)));
                 }
             }
+        }
+        if self.refresh.borrow().activity == Activity::GaveUp {
+            let message = "The Vercel CLI has given no fresh OIDC token, and is not asked any more.".to_owned();
+            warn("refresh_gave_up", Some("connect-sidecar refresh"), message);
         }
         let environment = identity.oidc().map(|token| token.claims.environment.as_deref().unwrap_or("unknown"));
         if let Some(environment) = environment.filter(|environment| *environment != "development") {

@@ -153,6 +153,7 @@ async fn status_tells_what_happened() {
                 "owner": "acme", "project": "web", "environment": "development",
                 "fingerprint": fingerprint(token),
             },
+            "refresh": {"mode": "off", "state": "idle", "last_error": null, "next_at": null},
             "cache": {"entries": 3, "hits": 3, "misses": 6, "collapsed": 2, "requests_saved": 5},
             "upstream": {"url": stage.emulator.url(), "requests": 8, "errors": 2},
             "tokens": [

@@ -10,7 +10,7 @@ use super::contract::{
 pub const UNAUTHORIZED: &str = r#"{"error":{"code":"unauthorized","message":"m"}}"#;
 
 /// A START whose token lives this many seconds from now.
-async fn with_life(seconds: i64) -> Start {
+pub async fn with_life(seconds: i64) -> Start {
     let token = jwt(|claims| claims["exp"] = (now_ms() / 1000).saturating_add_signed(seconds).into());
     let mut to_be = Start::new().await.env_file(format!("VERCEL_OIDC_TOKEN=\"{token}\"\n"));
     to_be.j0 = token;

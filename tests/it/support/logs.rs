@@ -41,8 +41,14 @@ impl Logs {
 
     /// Returns once a line contains the text.
     pub async fn wait_for(&self, text: &str) {
+        self.wait_for_count(text, 1).await;
+    }
+
+    /// Returns once so many lines contain the text.
+    pub async fn wait_for_count(&self, text: &str, count: usize) {
         let mut lines = self.lines.subscribe();
-        soon(text, lines.wait_for(|lines| lines.iter().any(|line| line.contains(text)))).await.expect("a log");
+        let are_there = |lines: &Vec<String>| lines.iter().filter(|line| line.contains(text)).count() >= count;
+        soon(text, lines.wait_for(are_there)).await.expect("a log");
     }
 }
 

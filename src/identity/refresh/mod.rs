@@ -1,0 +1,356 @@
+//! Gets a fresh OIDC token in time, by the Vercel CLI: as a person asks, and by the clock if that was asked for
+//! (interface.md section 6).
+//!
+//! Never because of an app's request. The token is offered to the owner of the identity, who judges it, and is kept in
+//! memory only; the env file is not written. What the clock leads to rests on the token in use alone; which project is
+//! linked in `.vercel/` counts only where a person asks, since that file may have come with a repository.
+
+pub mod executable;
+pub mod schedule;
+pub mod turns;
+pub mod vercel_cli;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, warn};
+
+use super::watch::Offers;
+use super::{Claims, Identity, OidcToken};
+use crate::clock::{Clock, Timestamp, spoken};
+use crate::events::{self, Event, Events};
+use crate::safe_read;
+use executable::Executable;
+use schedule::Schedule;
+use turns::Turn;
+use vercel_cli::{Surroundings, Target};
+
+/// The longest time between two looks at the clock.
+const LOOK_EVERY: Duration = Duration::from_secs(15);
+/// A person may ask this often.
+const APART_IF_ASKED: Duration = Duration::from_secs(60);
+/// As many may wait for one refresh.
+const WAITING: usize = 64;
+
+/// How to refresh.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Whether the clock says when; else only people do.
+    pub by_the_clock: bool,
+    /// The project's directory, all links followed.
+    pub project: PathBuf,
+    /// Where sidecars keep their state, if there is a place.
+    pub state_dir: Option<PathBuf>,
+    /// What the CLI is given of our environment.
+    pub surroundings: Surroundings,
+}
+
+/// A fresh token is in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refreshed {
+    /// The project, for people.
+    pub project: String,
+    /// When it ends.
+    pub expires_at: Timestamp,
+}
+
+/// Why there is no fresh token. Without a secret, for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// Nothing says of which project one is wanted.
+    #[error("there is no OIDC token that says which project it is for, and {0}")]
+    NoProject(&'static str),
+    /// There was an attempt less than a minute ago; how long to wait.
+    #[error("the last attempt was less than a minute ago, the next may be made in {}", spoken(*.0))]
+    TooSoon(Duration),
+    /// It cannot be tried here, for this reason.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The CLI did not give a token, for this reason.
+    #[error("{0}")]
+    Cli(String),
+    /// The CLI's token was not taken, for this reason.
+    #[error("the token that the Vercel CLI printed is not used: {0}")]
+    Refused(String),
+}
+
+impl Failure {
+    /// The command that may mend it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::NoProject(_) => Some("vercel link"),
+            Self::Cli(_) => Some("vercel login"),
+            Self::Refused(_) => Some("vercel env pull"),
+            Self::TooSoon(_) | Self::Unavailable(_) => None,
+        }
+    }
+}
+
+/// What is done now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// Nothing is due.
+    Idle,
+    /// A refresh is under way.
+    Running,
+    /// A refresh is due, and waits for its time after another.
+    Waiting,
+    /// Nothing more is tried until the token changes or a person asks.
+    GaveUp,
+}
+
+/// How it stands, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Whether the clock says when.
+    pub by_the_clock: bool,
+    /// What is done now.
+    pub activity: Activity,
+    /// Why the last attempt failed, if it did.
+    pub last_error: Option<String>,
+    /// When the clock says that the next is due.
+    pub next_at: Option<Timestamp>,
+}
+
+impl Snapshot {
+    /// Nothing has happened yet.
+    pub fn first(by_the_clock: bool) -> Self {
+        Self { by_the_clock, activity: Activity::Idle, last_error: None, next_at: None }
+    }
+}
+
+type Reply = oneshot::Sender<Result<Refreshed, Failure>>;
+
+/// Asks for a refresh. Without an identity that could be refreshed (an access token) it says so.
+#[derive(Clone, Default, Debug)]
+pub struct Asker(Option<mpsc::Sender<Reply>>);
+
+impl Asker {
+    /// Has a fresh token got now, or waits for the one that is under way. Takes as long as the CLI, and others before it.
+    pub async fn ask(&self) -> Result<Refreshed, Failure> {
+        let unavailable = |reason: &str| Failure::Unavailable(reason.to_owned());
+        let asks = self.0.as_ref().ok_or_else(|| unavailable("VERCEL_TOKEN is sent, which cannot be refreshed"))?;
+        let (reply, answer) = oneshot::channel();
+        let _ = asks.send(reply).await;
+        answer.await.unwrap_or_else(|_| Err(unavailable("the sidecar is about to end")))
+    }
+}
+
+/// Refreshes for as long as it is polled.
+pub struct Refresher {
+    options: Options,
+    identity: watch::Receiver<Arc<Identity>>,
+    offers: Offers,
+    clock: Clock,
+    events: Events,
+    asks: mpsc::Receiver<Reply>,
+    snapshot: watch::Sender<Snapshot>,
+    schedule: Schedule,
+}
+
+/// Who wants a refresh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Clock,
+    Person,
+}
+
+impl Refresher {
+    /// A refresher of what `offers` leads to and `identity` tells of; how to ask it, and how it stands.
+    pub fn new(
+        options: Options,
+        identity: watch::Receiver<Arc<Identity>>,
+        offers: Offers,
+        clock: Clock,
+        events: Events,
+    ) -> (Self, Asker, watch::Receiver<Snapshot>) {
+        let (asker, asks) = mpsc::channel(WAITING);
+        let snapshot = watch::Sender::new(Snapshot::first(options.by_the_clock));
+        let standing = snapshot.subscribe();
+        let schedule = Schedule::default();
+        (Self { options, identity, offers, clock, events, asks, snapshot, schedule }, Asker(Some(asker)), standing)
+    }
+
+    /// Looks at the clock, and does what is due or asked for.
+    pub async fn run(mut self) {
+        if self.options.by_the_clock
+            && let Err(reason) = self.find_cli().await
+        {
+            let message = format!("the OIDC token cannot be refreshed: {reason}");
+            self.alert("refresh_unavailable", "npm install --global vercel", &message);
+            self.snapshot.send_modify(|snapshot| snapshot.last_error = Some(reason));
+        }
+        let mut ticker = self.clock.ticker();
+        loop {
+            self.identity.mark_unchanged();
+            if self.due().is_some_and(|due| due <= self.clock.now()) {
+                let outcome = self.attempt(Cause::Clock).await;
+                // Who asked meanwhile is given what came of it.
+                while let Some(outcome) = &outcome
+                    && let Ok(reply) = self.asks.try_recv()
+                {
+                    let _ = reply.send(outcome.clone());
+                }
+            }
+            self.tell(None);
+            tokio::select! {
+                changed = self.identity.changed() => if changed.is_err() { return },
+                Some(reply) = self.asks.recv() => {
+                    self.schedule.start_over();
+                    if let Some(outcome) = self.attempt(Cause::Person).await {
+                        let _ = reply.send(outcome.clone());
+                        while let Ok(reply) = self.asks.try_recv() {
+                            let _ = reply.send(outcome.clone());
+                        }
+                    }
+                }
+                () = ticker.tick(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    /// When the clock says that the token in use is to be renewed.
+    fn due(&mut self) -> Option<Timestamp> {
+        let identity = self.identity.borrow().clone();
+        let token = identity.oidc();
+        self.schedule.follow(token.map(OidcToken::fingerprint));
+        let token = token.filter(|_| self.options.by_the_clock)?;
+        self.schedule.due(token.expires_at, self.clock.now())
+    }
+
+    /// Tells how it stands, and what came of an attempt.
+    fn tell(&mut self, outcome: Option<&Result<Refreshed, Failure>>) {
+        let next_at = self.due();
+        let now = self.clock.now();
+        let identity = self.identity.borrow().clone();
+        let is_late = identity.oidc().is_some_and(|token| token.expires_at.minus(schedule::AHEAD) <= now);
+        let activity = match next_at {
+            _ if self.options.by_the_clock && self.schedule.has_given_up() => Activity::GaveUp,
+            Some(next_at) if is_late && next_at > now => Activity::Waiting,
+            _ => Activity::Idle,
+        };
+        self.snapshot.send_modify(|snapshot| {
+            (snapshot.activity, snapshot.next_at) = (activity, next_at);
+            if let Some(outcome) = outcome {
+                snapshot.last_error = outcome.as_ref().err().map(ToString::to_string);
+            }
+        });
+    }
+
+    /// Tries to get a fresh token; `None` if the clock has no need of one any more.
+    async fn attempt(&mut self, cause: Cause) -> Option<Result<Refreshed, Failure>> {
+        self.snapshot.send_modify(|snapshot| snapshot.activity = Activity::Running);
+        let outcome = self.refresh(cause).await.transpose()?;
+        if let Err(Failure::TooSoon(_)) = outcome {
+            // Nothing was tried.
+            self.tell(None);
+            return Some(outcome);
+        }
+        if let Err(failure) = &outcome {
+            let mut jitter = [0];
+            let _ = getrandom::fill(&mut jitter);
+            self.schedule.failed(self.clock.now(), jitter[0]);
+            warn!(code = "refresh_failed", hint = failure.hint(), "could not refresh the OIDC token: {failure}");
+            if cause == Cause::Clock && self.schedule.has_given_up() {
+                let advice = failure.hint().map_or(String::new(), |hint| format!("run `{hint}`, then "));
+                let said = format!(
+                    "gave up refreshing the OIDC token after {} failures in a row, {advice}run `connect-sidecar refresh`; \
+                     the last: {failure}",
+                    schedule::MOST_FAILURES
+                );
+                self.alert("refresh_gave_up", "connect-sidecar refresh", &said);
+            }
+        }
+        self.tell(Some(&outcome));
+        Some(outcome)
+    }
+
+    async fn refresh(&mut self, cause: Cause) -> Result<Option<Refreshed>, Failure> {
+        let target = self.target(cause).await?;
+        let cli = self.find_cli().await.map_err(Failure::Unavailable)?;
+        let state_dir = self.options.state_dir.as_deref();
+        let state_dir =
+            state_dir.ok_or_else(|| Failure::Unavailable("neither XDG_STATE_HOME nor HOME is set".into()))?;
+        let turn = Turn::take(state_dir, &target.project_id, &self.options.project).await;
+        let turn = turn.map_err(Failure::Unavailable)?;
+        let now = self.clock.now();
+        let last = turn.last(now);
+        match cause {
+            Cause::Clock => {
+                if let Some(last) = last {
+                    self.schedule.keep_apart(last);
+                }
+                // The token may have been renewed by other means while others had their turns.
+                if self.due().is_none_or(|due| due > now) {
+                    return Ok(None);
+                }
+            }
+            Cause::Person => {
+                let left = last.map(|last| last.plus(APART_IF_ASKED).since(now)).unwrap_or_default();
+                if !left.is_zero() {
+                    return Err(Failure::TooSoon(left));
+                }
+            }
+        }
+        let not_noted = |e| format!("could not note the attempt in {}: {e}", turn.directory().display());
+        turn.begin(now).map_err(|e| Failure::Unavailable(not_noted(e)))?;
+        let printed = vercel_cli::project_token(&cli, &target, &self.options.surroundings, turn.directory()).await;
+        let refused = |reason: String| Failure::Refused(reason);
+        let token = OidcToken::decode(printed.map_err(Failure::Cli)?).map_err(|reason| refused(reason.to_string()))?;
+        if target_of(&token.claims).as_ref() != Some(&target) {
+            return Err(refused(format!("it is that of {}", token.claims.description())));
+        }
+        let refreshed = Refreshed { project: token.claims.project_name(), expires_at: token.expires_at };
+        self.offers.offer(token).await.map_err(refused)?;
+        Ok(Some(refreshed))
+    }
+
+    /// Whose token to get.
+    async fn target(&self, cause: Cause) -> Result<Target, Failure> {
+        let identity = self.identity.borrow().clone();
+        match (identity.oidc().and_then(|token| target_of(&token.claims)), cause) {
+            (Some(target), _) => Ok(target),
+            (None, Cause::Clock) => Err(Failure::NoProject("only a person may have another read")),
+            (None, Cause::Person) => {
+                let project = self.options.project.clone();
+                let linked = tokio::task::spawn_blocking(move || linked(&project)).await;
+                linked.ok().flatten().ok_or(Failure::NoProject("no project is linked in .vercel/project.json"))
+            }
+        }
+    }
+
+    async fn find_cli(&self) -> Result<Executable, String> {
+        let (path, project) = (self.options.surroundings.path.clone(), self.options.project.clone());
+        let finding = tokio::task::spawn_blocking(move || executable::find(&path, &project));
+        finding.await.unwrap_or_else(|e| Err(e.to_string()))
+    }
+
+    /// Says what makes that there will be no fresh token.
+    fn alert(&self, code: &'static str, hint: &'static str, message: &str) {
+        error!(code, hint, "{message}");
+        let identity = self.identity.borrow().clone();
+        let project = identity.oidc().map(|token| token.claims.project_name()).unwrap_or_default();
+        let at = self.clock.now();
+        self.events.tell(Event::Warning(events::Warning { at, code, message: message.to_owned(), hint, project }));
+    }
+}
+
+fn target_of(claims: &Claims) -> Option<Target> {
+    Target::new(claims.project_id.as_deref()?, claims.owner_id.as_deref()?)
+}
+
+/// The project that a directory is linked to.
+fn linked(project: &Path) -> Option<Target> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Link {
+        project_id: String,
+        org_id: String,
+    }
+    let bytes = safe_read::read(&project.join(".vercel/project.json")).ok()?.bytes;
+    let link: Link = serde_json::from_slice(&bytes).ok()?;
+    Target::new(&link.project_id, &link.org_id)
+}

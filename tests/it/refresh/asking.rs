@@ -1,0 +1,91 @@
+//! `connect-sidecar refresh` and `POST /_sidecar/v1/refresh`.
+
+use super::{FakeCli, HOUR, MINUTE, SECOND, when_asked};
+use crate::support::desk::Desk;
+use crate::support::process::{Serving, run};
+use crate::support::{Scene, env_file, soon, write_private};
+
+#[tokio::test]
+async fn whoever_asks_is_told_what_it_is_good_for_or_why_not() {
+    let cli = FakeCli::printing();
+    let mut stage = when_asked(&cli).await;
+    stage.pass(MINUTE);
+    let fresh = stage.fresh_token(HOUR * 12);
+    cli.prints_token(&fresh);
+    stage.request("POST", "/_sidecar/v1/refresh").send().await.assert_refused(401, "key_required", "no key");
+    stage.request("GET", "/_sidecar/v1/refresh").send().await.assert_refused(405, "method_not_allowed", "GET");
+    let reply = stage.refresh().send().await;
+    let answer = reply.json();
+    assert_eq!((&answer["project"], &answer["expires_in_seconds"]), (&"acme/web".into(), &43200.into()));
+    assert!(!reply.text().contains(&fresh[..16]), "never the token");
+    stage.uses(&fresh).await;
+
+    stage.pass(20 * SECOND);
+    let reply = stage.refresh().send().await;
+    reply.assert_refused(429, "local_rate_limit", "once a minute");
+    assert_eq!(reply.header("retry-after"), Some("40"));
+    assert_eq!((cli.runs(), &stage.status().await["refresh"]["last_error"]), (1, &serde_json::Value::Null));
+    stage.pass(MINUTE);
+    stage.refresh().send().await.assert_refused(502, "refresh_failed", "the same token again");
+    assert_eq!(stage.status().await["refresh"]["last_error"].as_str().map(|e| e.contains("no fresher")), Some(true));
+}
+
+#[tokio::test]
+async fn all_that_ask_at_once_share_one_run() {
+    let cli = FakeCli::new("echo began >DIR/pipe; read go <DIR/go; cat DIR/answer");
+    let pipe = cli.pipe();
+    let go = cli.dir().join("go");
+    nix::unistd::mkfifo(&go, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let stage = when_asked(&cli).await;
+    stage.pass(MINUTE);
+    cli.prints_token(&stage.fresh_token(HOUR));
+    let first = stage.refresh().begin().await;
+    soon("the CLI", pipe.line).await.expect("it began");
+    assert_eq!(stage.status().await["refresh"]["state"], "running");
+    let mut others = Vec::new();
+    for _ in 0..10 {
+        others.push(stage.refresh().begin().await);
+    }
+    stage.caught_up().await;
+    std::thread::spawn(move || std::fs::write(go, "go\n"));
+    assert_eq!(first.reply().await.status, 200);
+    for other in others {
+        assert_eq!(other.reply().await.status, 200);
+    }
+    assert_eq!(cli.runs(), 1);
+}
+
+#[tokio::test]
+async fn an_access_token_is_not_refreshed() {
+    let cli = FakeCli::printing();
+    let scene = Scene::new().toml("auth = \"access-token\"\nrefresh = \"cli\"").env("VERCEL_TOKEN", "vca_demo_session");
+    let stage = scene.env("PATH", &cli.path()).start().await;
+    let reply = stage.refresh().send().await;
+    assert!(reply.status == 502 && reply.text().contains("VERCEL_TOKEN"), "{}", reply.text());
+    assert_eq!(stage.status().await["refresh"]["mode"], "off");
+}
+
+#[tokio::test]
+async fn the_command_asks_the_running_sidecar() {
+    let cli = FakeCli::printing();
+    let desk = Desk::new().await;
+    // Told by the state file alone which port it is.
+    let refresh = || {
+        let mut command = desk.sidecar(&["refresh"]);
+        command.env_remove("CONNECT_SIDECAR_PORT");
+        run(command)
+    };
+    let ended = refresh().await;
+    assert!(ended.code == Some(1) && ended.stderr.contains("no sidecar runs for"), "{ended:?}");
+    write_private(&desk.project().join(".env.local"), &env_file(&desk.emulator.oidc_token(HOUR)));
+    cli.prints_token(&desk.token);
+    let mut serving = desk.sidecar(&[]);
+    serving.env("PATH", cli.path());
+    let _serving = Serving::start(serving).await;
+    let ended = refresh().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stdout.starts_with("refreshed: acme/web, expires in 11 h 59 min"), "{ended:?}");
+    let ended = refresh().await;
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("less than a minute ago"), "{ended:?}");
+}

@@ -1,0 +1,60 @@
+//! The real Vercel CLI, signed in at the emulator by the files of its own login.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use tempfile::TempDir;
+
+use super::{HOUR, MINUTE};
+use crate::support::npm;
+use crate::support::{Scene, Stage};
+
+/// A sidecar that finds the CLI, and the directory of its login.
+async fn stage(settings: &str) -> Option<(Stage, TempDir)> {
+    let cli = npm::vercel_cli().await?;
+    let home = tempfile::tempdir().expect("a directory");
+    let login = home.path().join("data/com.vercel.cli");
+    fs::create_dir_all(&login).expect("a directory");
+    fs::create_dir(home.path().join("bin")).expect("a directory");
+    // As `npm install --global` puts it on PATH.
+    symlink(cli.canonicalize().expect("the CLI"), home.path().join("bin/vercel")).expect("a link");
+    let path = format!("{}:{}", home.path().join("bin").display(), std::env::var("PATH").expect("a PATH"));
+    let scene = Scene::new().toml(settings).env("PATH", &path).env("HOME", home.path().to_str().expect("text"));
+    let stage = scene.env("XDG_DATA_HOME", home.path().join("data").to_str().expect("text")).start().await;
+    let api = serde_json::json!({"api": stage.emulator.url()});
+    fs::write(login.join("config.json"), api.to_string()).expect("written");
+    Some((stage, home))
+}
+
+fn sign_in(home: &TempDir) {
+    let login = home.path().join("data/com.vercel.cli/auth.json");
+    fs::write(login, r#"{"token":"vca_demo_session"}"#).expect("written");
+}
+
+#[tokio::test]
+async fn it_renews_the_token_in_time_with_its_own_login() {
+    let Some((stage, home)) = stage("refresh = \"cli\"").await else { return };
+    sign_in(&home);
+    stage.pass(DEVELOPMENT_LIFE - 10 * MINUTE);
+    stage.logs.wait_for("token refreshed, expires in 12 h").await;
+    assert_eq!(stage.emulator.count("/projects/prj_web/token"), 1);
+    let asked = stage.emulator.received().into_iter().find(|r| r.target.starts_with("/projects/")).expect("asked");
+    assert_eq!(asked.headers["authorization"], "Bearer vca_demo_session");
+    stage.pass(HOUR);
+    assert_eq!(stage.token("{}").send().await.status, 200, "the token in the file has ended");
+}
+
+#[tokio::test]
+async fn its_own_words_say_that_there_is_no_login() {
+    let Some((stage, home)) = stage("").await else { return };
+    let reply = stage.refresh().send().await;
+    reply.assert_refused(502, "refresh_failed", "no login");
+    assert!(reply.text().contains("No existing credentials found"), "{}", reply.text());
+    assert_eq!(reply.json()["error"]["hint"], "vercel login");
+    sign_in(&home);
+    stage.pass(MINUTE);
+    let reply = stage.refresh().send().await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(reply.json()["expires_in_seconds"], DEVELOPMENT_LIFE.as_secs());
+}

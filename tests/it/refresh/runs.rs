@@ -1,0 +1,152 @@
+//! One run of the CLI: what of its doings is taken, how it is ended, and that it is the only one.
+
+use std::fs;
+
+use super::{FakeCli, HOUR, MINUTE, SECOND, by_the_clock, when_asked};
+use crate::support::desk::Desk;
+use crate::support::http::Request;
+use crate::support::process::Serving;
+use crate::support::{Scene, env_file, fingerprint, let_timers_pass, soon, write_private};
+
+#[tokio::test]
+async fn what_is_no_fresh_token_of_the_same_principal_is_refused_aloud() {
+    let cli = FakeCli::printing();
+    let stage = when_asked(&cli).await;
+    let older = stage.fresh_token(HOUR);
+    let in_use = stage.status().await["oidc"]["fingerprint"].clone();
+    stage.pass(MINUTE);
+    let of_another_project = stage.token_of(|s| (s.project, s.project_id) = ("shop".into(), "prj_shop".into()));
+    let of_another_user = stage.token_of(|s| s.user_id = Some("user_bob".into()));
+    let of_another_environment = stage.token_of(|s| s.environment = "production".into());
+    let print = |text: &str| (text.to_owned(), "cat DIR/answer");
+    let token = |token: &str| print(&serde_json::json!({ "token": token }).to_string());
+    for ((answer, script), reason) in [
+        (print("Vercel CLI 64.0.2\n"), "is not used: it does not have three base64url parts"),
+        (print(""), "printed something else than a token"),
+        (print("{\"error\":1}"), "printed something else than a token"),
+        (print(&"x".repeat(1 << 20)), "printed more than 64 KiB"),
+        (token(&of_another_project), "is not used: it is that of acme/shop (development, user_ada)"),
+        (token(&of_another_user), "is not used: it is that of acme/web (development, user_bob), not of acme/web"),
+        (token(&of_another_environment), "is not used: it is that of acme/web (production, user_ada)"),
+        (token(&older), "is not used: it is no fresher than the one in use"),
+        ((String::new(), "exit 3"), "ended with code 3 and said nothing"),
+        ((String::new(), "kill -9 $$"), "ended with signal 9"),
+        ((String::new(), "head -c 1000000 /dev/zero >&2; echo Error: late >&2; exit 1"), "ended with code 1"),
+    ] {
+        cli.prints(&answer);
+        cli.plays(script);
+        let reply = stage.refresh().send().await;
+        reply.assert_refused(502, "refresh_failed", reason);
+        assert!(reply.text().contains(reason), "not {reason:?}: {}", reply.text());
+        stage.logs.wait_for(reason).await;
+        assert_eq!(stage.status().await["oidc"]["fingerprint"], in_use, "{reason}");
+        stage.pass(MINUTE);
+    }
+}
+
+#[tokio::test]
+async fn a_cli_that_hangs_is_ended_after_a_minute_with_all_that_it_started() {
+    let cli = FakeCli::new("exec 3>DIR/pipe; echo began >&3; sleep 1000 & sleep 1000");
+    let pipe = cli.pipe();
+    let stage = when_asked(&cli).await;
+    let asked = stage.refresh().begin().await;
+    soon("the CLI", pipe.line).await.expect("it began");
+    let_timers_pass(50 * SECOND).await;
+    let reply = asked.reply().await;
+    assert!(reply.status == 502 && reply.text().contains("goes on"), "{}", reply.text());
+    let_timers_pass(11 * SECOND).await;
+    stage.logs.wait_for("the Vercel CLI took longer than 60 s").await;
+    soon("all of them to end", pipe.closed).await.expect("closed");
+}
+
+#[tokio::test]
+async fn what_the_cli_leaves_running_is_not_waited_for_and_ended() {
+    let cli = FakeCli::new("cat DIR/answer; exec 3>DIR/pipe; echo began >&3; sleep 1000 & exit 0");
+    let pipe = cli.pipe();
+    let mut stage = when_asked(&cli).await;
+    stage.pass(MINUTE);
+    let fresh = stage.fresh_token(HOUR);
+    cli.prints_token(&fresh);
+    assert_eq!(stage.refresh().send().await.status, 200);
+    stage.uses(&fresh).await;
+    soon("what it left to end", pipe.closed).await.expect("closed");
+}
+
+#[tokio::test]
+async fn a_cli_ends_with_the_sidecar() {
+    let cli = FakeCli::new("exec 3>DIR/pipe; echo began >&3; sleep 1000 & sleep 1000");
+    let pipe = cli.pipe();
+    let desk = Desk::new().await;
+    write_private(&desk.project().join(".env.local"), &env_file(&desk.emulator.oidc_token(MINUTE)));
+    let mut command = desk.sidecar(&["--refresh", "cli"]);
+    command.env("PATH", cli.path());
+    let serving = Serving::start(command).await;
+    soon("the CLI", pipe.line).await.expect("it began");
+    assert_eq!(serving.stop().await.code, Some(0));
+    soon("all of them to end", pipe.closed).await.expect("closed");
+}
+
+#[tokio::test]
+async fn a_project_without_a_safe_cli_is_told_at_the_start() {
+    let cli = FakeCli::printing();
+    let stage = by_the_clock(&cli).await;
+    stage.caught_up().await;
+    assert_eq!(stage.logs.count("cannot be refreshed"), 0);
+    let stage = Scene::new().toml("refresh = \"cli\"").env("PATH", "/nowhere").start().await;
+    stage.logs.wait_for("the OIDC token cannot be refreshed: the Vercel CLI is not on PATH").await;
+    stage.caught_up().await;
+    let status = stage.status().await;
+    assert!(status["refresh"]["last_error"].as_str().is_some_and(|e| e.contains("not on PATH")), "{status:#}");
+}
+
+/// Each keeps its token in memory, so each needs a run of its own.
+#[tokio::test]
+async fn of_five_sidecars_of_a_project_never_two_run_the_cli_at_once() {
+    let cli = FakeCli::new("mkdir DIR/busy || echo overlap >>DIR/overlaps; sleep 0.1; cat DIR/answer; rmdir DIR/busy");
+    let desk = Desk::new().await;
+    cli.prints_token(&desk.token);
+    let mut serving = Vec::new();
+    for n in 0..5 {
+        let project = desk.project().with_file_name(format!("web{n}"));
+        fs::create_dir(&project).expect("a project");
+        write_private(&project.join(".env.local"), &env_file(&desk.emulator.oidc_token(MINUTE)));
+        let mut command = desk.sidecar(&["--refresh", "cli"]);
+        command.current_dir(project).env("PATH", cli.path());
+        serving.push(Serving::start(command).await);
+    }
+    for serving in &mut serving {
+        serving.wait_for_log("token refreshed, expires in 11 h 59 min").await;
+    }
+    assert_eq!(cli.runs(), 5);
+    assert!(!cli.dir().join("overlaps").exists(), "two ran at once");
+    for serving in serving {
+        let status = Request::new(serving.addr, "GET", "/_sidecar/v1/status").send().await.json();
+        assert_eq!(status["oidc"]["fingerprint"], fingerprint(&desk.token));
+    }
+}
+
+#[tokio::test]
+async fn attempts_keep_apart_also_over_a_restart() {
+    let cli = FakeCli::new("exit 1");
+    let desk = Desk::new().await;
+    write_private(&desk.project().join(".env.local"), &env_file(&desk.emulator.oidc_token(MINUTE)));
+    let start = async || {
+        let mut command = desk.sidecar(&["--refresh", "cli"]);
+        command.env("PATH", cli.path());
+        Serving::start(command).await
+    };
+    let mut serving = start().await;
+    serving.wait_for_log("could not refresh the OIDC token").await;
+    serving.stop().await;
+    let serving = start().await;
+    let waits = async {
+        loop {
+            let asked = Request::new(serving.addr, "GET", "/_sidecar/v1/status");
+            if asked.send().await.json()["refresh"]["state"] == "waiting" {
+                return;
+            }
+        }
+    };
+    soon("it to wait", waits).await;
+    assert_eq!(cli.runs(), 1);
+}

@@ -1,0 +1,74 @@
+//! `--wait`: a request that meets an expired or missing OIDC token is held until a fresh one has come, or the time is up.
+
+use std::time::Duration;
+
+use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+
+use crate::support::desk::Desk;
+use crate::support::http::Request;
+use crate::support::{SLACK, Scene, env_file, is_over, let_timers_pass, soon, write_private};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test]
+async fn a_held_request_goes_on_with_the_fresh_token_and_equal_ones_as_one() {
+    let mut stage = Scene::new().toml("wait = \"30s\"").start().await;
+    stage.pass(DEVELOPMENT_LIFE + HOUR);
+    let held: Vec<_> = (0..20).map(|_| tokio::spawn(stage.token("{}").send())).collect();
+    for task in &held {
+        assert!(!is_over(task, &stage).await);
+    }
+    assert_eq!(stage.emulator.count(SLACK), 0);
+    let fresh = stage.fresh_token(HOUR);
+    stage.write_env(&fresh);
+    stage.uses(&fresh).await;
+    for task in held {
+        assert_eq!(soon("a reply", task).await.expect("no panic").status, 200);
+    }
+    assert_eq!(stage.emulator.count(SLACK), 1);
+}
+
+#[tokio::test]
+async fn a_held_request_is_told_what_is_wrong_when_its_time_is_up() {
+    let expired = Scene::new().toml("wait = \"10s\"").start().await;
+    expired.pass(DEVELOPMENT_LIFE + HOUR);
+    let missing = Scene::new().toml("wait = \"10s\"").without_env_file().start().await;
+    for (stage, code) in [(expired, "oidc_token_expired"), (missing, "oidc_token_missing")] {
+        let held = tokio::spawn(stage.token("{}").send());
+        assert!(!is_over(&held, &stage).await, "{code}");
+        let_timers_pass(9 * SECOND).await;
+        assert!(!is_over(&held, &stage).await, "{code}");
+        let_timers_pass(2 * SECOND).await;
+        soon("a reply", held).await.expect("no panic").assert_refused(503, code, "the time is up");
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_was_missing_is_waited_for_and_a_hit_or_an_invalid_token_is_not() {
+    let mut stage = Scene::new().toml("wait = \"30s\"").without_env_file().start().await;
+    let held = tokio::spawn(stage.token("{}").send());
+    assert!(!is_over(&held, &stage).await);
+    let fresh = stage.fresh_token(HOUR / 60);
+    write_private(&stage.env_path(), &env_file(&fresh));
+    stage.uses(&fresh).await;
+    assert_eq!(soon("a reply", held).await.expect("no panic").status, 200);
+
+    stage.pass(HOUR / 60 * 2);
+    assert_eq!(stage.token("{}").send().await.header("cache-status").map(|s| s.contains("hit")), Some(true));
+    let stage = Scene::new().toml("wait = \"30s\"").env_file("VERCEL_OIDC_TOKEN=a.b.c\n").start().await;
+    stage.token("{}").send().await.assert_refused(503, "oidc_token_invalid", "an invalid token");
+}
+
+#[tokio::test]
+async fn the_sidecars_end_is_the_end_of_waiting() {
+    let desk = Desk::new().await;
+    write_private(&desk.project().join(".env.local"), &env_file(&desk.emulator.oidc_token(Duration::ZERO)));
+    let serving = desk.serve(&["--wait", "40s"]).await;
+    let held = Request::new(serving.addr, "POST", SLACK).json("{}").begin().await;
+    // Connections are read in their order.
+    assert_eq!(Request::new(serving.addr, "GET", "/healthz").send().await.status, 200);
+    let (ended, reply) = tokio::join!(serving.stop(), held.reply());
+    reply.assert_refused(503, "oidc_token_expired", "at once");
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+}
