@@ -13,6 +13,7 @@ mod framing;
 mod host;
 mod interception;
 mod leakage;
+mod page;
 mod path;
 mod ports;
 mod shutdown;
@@ -42,10 +43,7 @@ const IDS: [&str; 13] = [
 ];
 
 /// Ids without a row, and why.
-const WITHOUT_A_ROW: &[(&str, &str)] = &[
-    ("tW01 tW02 tW03 tW06", "there is no status page yet; who may read the state is in `gates`"),
-    ("tA01 tA03 tA05", "the token is not refreshed by the sidecar yet"),
-];
+const WITHOUT_A_ROW: &[(&str, &str)] = &[("tA01 tA03 tA05", "the token is not refreshed by the sidecar yet")];
 
 /// Rows that run at once, where none of them waits.
 const AT_ONCE: usize = 4;
@@ -65,6 +63,7 @@ fn all_rows() -> Vec<Row> {
         config::rows,
         shutdown::rows,
         interception::rows,
+        page::rows,
     ];
     groups.iter().flat_map(|rows| rows()).collect()
 }
