@@ -35,6 +35,7 @@ use crate::server::runs::{self, Asked};
 use crate::server::unix_socket::{self, UnixSocket};
 use crate::status::Status;
 use crate::status::instance::{Instance, InstanceFile};
+use crate::status::usage;
 
 /// What is under way at the end may take this long (interface.md section 1).
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -96,6 +97,7 @@ pub struct App {
     warn_before: Vec<Duration>,
     clock: Clock,
     tasks: TaskTracker,
+    usage: usage::Keeper,
     instance_file: Option<InstanceFile>,
 }
 
@@ -183,6 +185,8 @@ impl App {
         let tasks = TaskTracker::new();
         let stats = Arc::new(Stats::default());
         let cache = Cache::new(config.cache, clock.clone(), tasks.clone());
+        let (usage, usage_keeper) =
+            usage::begin(config.state_dir.clone(), stats.clone(), clock.clone(), identity.clone());
         let names = config.upstream.names.clone();
         let upstream = Arc::new(Upstream::new(config.upstream, clock.clone()));
         let status = Status {
@@ -191,6 +195,7 @@ impl App {
             refresh,
             cache: cache.clone(),
             stats: stats.clone(),
+            usage,
             events: events.clone(),
             upstream: upstream.name().to_owned(),
             project: config.project.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -244,6 +249,7 @@ impl App {
             warn_before: config.warn_before,
             clock,
             tasks,
+            usage: usage_keeper,
             instance_file,
         })
     }
@@ -288,6 +294,8 @@ impl App {
         spawn(Box::pin(follow(self.identity, proxy.clone())));
         let stopping = proxy.stopping.clone();
         spawn(Box::pin(async move { proxy.upstream.prepare().await }));
+        // Ends by itself: what was counted last is still to be saved.
+        background.spawn(self.usage.run(ended.clone()));
 
         spawn(Box::pin(self.server.clone().look_after_connections()));
 

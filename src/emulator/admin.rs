@@ -1,6 +1,8 @@
 //! Routes that Connect does not have: the emulator's own, below `/_emulator/`. They need no credential, so that a page in a
 //! browser must not reach them: it could get itself a token.
 
+use std::time::Duration;
+
 use aws_lc_rs::digest::{SHA256, digest};
 use http::header::{HOST, ORIGIN};
 use http::uri::Authority;
@@ -67,14 +69,15 @@ fn is_local(headers: &HeaderMap) -> bool {
     is_loopback && site && !headers.contains_key(ORIGIN)
 }
 
-/// `GET /_emulator/env.local?life=4m&project=web&user=user_ada`: an env file with a fresh token, as `vercel env pull` would
-/// write it; of the first project and member, and of the usual life, where nothing else is asked for.
+/// `GET /_emulator/env.local?life=12h&age=8h&project=web&user=user_ada`: an env file with a token, as `vercel env pull` would
+/// write it; of the first project and member, of the usual life and fresh, where nothing else is asked for.
 fn env_file_as_asked(shared: &Shared, asked: &Asked) -> Given {
-    let life = match asked.query("life").map(humantime::parse_duration) {
-        None => shared.state.read(|kept| kept.world.team.oidc_token_life),
-        Some(Ok(life)) => life,
-        Some(Err(_)) => return text(StatusCode::BAD_REQUEST, "`life` is a duration, as 4m or 12h"),
+    let duration = |name| asked.query(name).map(humantime::parse_duration).transpose();
+    let issued_at = |age: Option<Duration>| shared.now().checked_sub(age.unwrap_or_default());
+    let (Ok(life), Some(issued_at)) = (duration("life"), duration("age").ok().and_then(issued_at)) else {
+        return text(StatusCode::BAD_REQUEST, "`life` and `age` are durations, as 4m or 12h");
     };
+    let life = life.unwrap_or_else(|| shared.state.read(|kept| kept.world.team.oidc_token_life));
     let subject = shared.state.read(|kept| {
         let world = &kept.world;
         let project = match asked.query("project") {
@@ -89,7 +92,7 @@ fn env_file_as_asked(shared: &Shared, asked: &Asked) -> Given {
     });
     match subject {
         Some(subject) => {
-            let file = env_file(&shared.issuer.issue(&subject, shared.now(), life));
+            let file = env_file(&shared.issuer.issue(&subject, issued_at, life));
             Given::of(StatusCode::OK, "text/plain; charset=utf-8", file)
         }
         None => text(StatusCode::NOT_FOUND, "no such project or user"),

@@ -209,6 +209,11 @@ impl OidcToken {
         self.secret.expose_secret() == other.secret.expose_secret()
     }
 
+    /// How long it lives in all, if it says when it was issued.
+    pub fn lifetime(&self) -> Option<Duration> {
+        Some(self.expires_at.since(self.issued_at?))
+    }
+
     /// The text, for whoever has asked in so many words to be given it.
     pub fn expose(&self) -> &str {
         self.secret.expose_secret()

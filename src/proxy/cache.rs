@@ -137,6 +137,8 @@ pub struct StoredToken {
     pub connector: String,
     /// The kind of subject.
     pub subject: Subject,
+    /// When it came.
+    pub stored_at: Timestamp,
     /// Upstream's `expiresAt`.
     pub expires_at: Timestamp,
     /// How often it was served from the cache.
@@ -410,6 +412,7 @@ impl Cache {
         live.map(|(_, entry)| StoredToken {
             connector: entry.names.shown().to_owned(),
             subject: entry.subject,
+            stored_at: entry.stored_at,
             expires_at: entry.expires_at,
             hits: entry.hits,
         })

@@ -228,12 +228,13 @@ impl Proxy {
         let place = self.upstream.admit(outgoing.action()).await?;
         self.stats.upstream_requests.count();
         let outcome = self.upstream.send(outgoing, bearer, place).await;
-        let failed = match &outcome {
-            Ok(answer) => answer.status.is_server_error(),
-            Err(error) => error.status.is_server_error(),
-        };
-        if failed {
+        let status = outcome.as_ref().map_or_else(|error| error.status, |answer| answer.status);
+        if status.is_server_error() {
             self.stats.upstream_errors.count();
+            self.stats.upstream_failed_at_ms.raise_to(self.clock.now().as_millis());
+        }
+        if status.is_success() && outgoing.action() == Action::Token {
+            self.stats.granted.count();
         }
         outcome
     }

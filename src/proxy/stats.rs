@@ -32,6 +32,10 @@ counters! {
     upstream_requests,
     /// Upstream's 5xx and failed connections.
     upstream_errors,
+    /// When the last of these was, in milliseconds since the epoch; 0 without one.
+    upstream_failed_at_ms,
+    /// Token requests that Connect answered with a token: what it bills.
+    granted,
     /// Requests refused by the sidecar itself.
     refused,
     /// Connections let in although it could not be found out whose they are.
@@ -55,6 +59,11 @@ impl Counter {
     /// One more.
     pub fn count(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// At least so many.
+    pub fn raise_to(&self, number: u64) {
+        self.0.fetch_max(number, Ordering::Relaxed);
     }
 
     /// How many so far.

@@ -86,7 +86,11 @@ pub fn of_port(dir: &Path, port: u16) -> Option<Instance> {
 /// All instances that left a file, also those that did not end well.
 pub fn all(dir: &Path) -> Vec<Instance> {
     let paths = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    paths.filter(|path| path.extension().is_some_and(|end| end == "json")).filter_map(|path| read(&path)).collect()
+    let is_of_port = |path: &PathBuf| {
+        let port = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json"));
+        port.is_some_and(|port| port.parse::<u16>().is_ok())
+    };
+    paths.filter(is_of_port).filter_map(|path| read(&path)).collect()
 }
 
 fn read(path: &Path) -> Option<Instance> {

@@ -5,6 +5,7 @@
 pub mod instance;
 mod metrics;
 pub mod page;
+pub mod usage;
 
 use std::sync::Arc;
 
@@ -14,9 +15,10 @@ use tokio::sync::watch;
 use crate::clock::{Clock, Timestamp, spoken};
 use crate::events::Events;
 use crate::identity::refresh::{self, Activity};
-use crate::identity::{CredentialProblem, Identity, State};
+use crate::identity::{CredentialProblem, Identity, OidcToken, State};
 use crate::proxy::cache::Cache;
 use crate::proxy::stats::Stats;
+use usage::{Report, Usage};
 
 /// Sees everything, owns nothing.
 pub struct Status {
@@ -30,6 +32,8 @@ pub struct Status {
     pub cache: Cache,
     /// Counters.
     pub stats: Arc<Stats>,
+    /// The month so far.
+    pub usage: Usage,
     /// What happens.
     pub events: Events,
     /// Upstream's origin.
@@ -49,12 +53,15 @@ pub struct Status {
 struct Snapshot {
     version: &'static str,
     pid: u32,
+    /// The time by which all the others are meant: this machine's, corrected by upstream's.
+    now: String,
     uptime_seconds: u64,
     project: String,
     oidc: Oidc,
     refresh: Refresh,
     cache: CacheState,
     upstream: UpstreamState,
+    usage: Report,
     tokens: Vec<Token>,
     warnings: Vec<Warning>,
 }
@@ -67,6 +74,8 @@ struct Oidc {
     source: String,
     expires_at: Option<String>,
     expires_in_seconds: Option<u64>,
+    /// From its `iat` to its `exp`: what the time left is a part of.
+    lifetime_seconds: Option<u64>,
     owner: Option<String>,
     project: Option<String>,
     environment: Option<String>,
@@ -106,12 +115,16 @@ struct UpstreamState {
     url: String,
     requests: u64,
     errors: u64,
+    /// When the last of the errors was.
+    last_error_at: Option<String>,
 }
 
 #[derive(Serialize)]
 struct Token {
     connector: String,
     subject: &'static str,
+    /// When it came from Connect.
+    stored_at: String,
     expires_at: String,
     hits: u64,
 }
@@ -140,6 +153,7 @@ impl Status {
         let snapshot = Snapshot {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
+            now: now.to_string(),
             uptime_seconds: self.clock.local().since(self.started_at).as_secs(),
             project: self.project.clone(),
             oidc: self.oidc(&identity, now),
@@ -155,12 +169,18 @@ impl Status {
                 url: self.upstream.clone(),
                 requests: counts.upstream_requests,
                 errors: counts.upstream_errors,
+                last_error_at: match counts.upstream_failed_at_ms {
+                    0 => None,
+                    ms => Some(Timestamp::from_millis(ms).to_string()),
+                },
             },
+            usage: self.usage.report(),
             tokens: tokens
                 .into_iter()
                 .map(|token| Token {
                     connector: token.connector,
                     subject: token.subject.as_str(),
+                    stored_at: token.stored_at.to_string(),
                     expires_at: token.expires_at.to_string(),
                     hits: token.hits,
                 })
@@ -203,6 +223,7 @@ impl Status {
             source: self.credential_source.clone(),
             expires_at: token.map(|t| t.expires_at.to_string()),
             expires_in_seconds: token.map(|t| t.expires_at.since(now).as_secs()),
+            lifetime_seconds: token.and_then(OidcToken::lifetime).map(|life| life.as_secs()),
             owner: claim(|c| &c.owner),
             project: claim(|c| &c.project),
             environment: claim(|c| &c.environment),

@@ -122,7 +122,10 @@ async fn a_signal_lets_requests_finish_and_waits_for_no_idle_connection() {
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     }
     let state = desk.home.path().join(".local/state/connect-sidecar");
-    assert_eq!(fs::read_dir(state).expect("a directory").count(), 0, "the instance's file goes with it");
+    let left: Vec<_> = fs::read_dir(&state).expect("a directory").flatten().map(|file| file.file_name()).collect();
+    assert_eq!(left, ["usage.json"], "the instance's file goes with it");
+    let usage = fs::read_to_string(state.join("usage.json")).expect("a file");
+    assert!(usage.contains(r#"{"requests":2,"saved":0}"#), "what both have counted: {usage}");
 }
 
 #[tokio::test]

@@ -71,6 +71,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("server::unix_socket", "private_dir"),
     ("status", "clock events identity identity::refresh proxy::cache proxy::stats"),
     ("status::page", "proxy::reply"),
+    ("status::usage", "clock identity private_dir proxy::stats safe_read"),
     ("status::instance", "safe_read"),
     ("status::metrics", "clock proxy::stats"),
     ("proxy", "clock events identity"),

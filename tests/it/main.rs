@@ -26,6 +26,7 @@ mod layout;
 mod limits;
 mod listening;
 mod next;
+mod page;
 mod policy;
 mod preload;
 mod providers;

@@ -139,27 +139,31 @@ async fn status_tells_what_happened() {
     let mut status = reply.json();
     let order = |token: &Value| token["subject"].to_string();
     status["tokens"].as_array_mut().expect("a list").sort_by_key(order);
-    let expires_at = "2030-03-17T18:46:40Z";
+    let (stored_at, expires_at) = ("2030-03-17T17:46:40Z", "2030-03-17T18:46:40Z");
     assert_eq!(
         status,
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
+            "now": "2030-03-17T17:46:52Z",
             "uptime_seconds": 12,
             "project": "web",
             "oidc": {
                 "state": "valid", "source": ".env.local",
                 "expires_at": "2030-03-18T05:46:40Z", "expires_in_seconds": 12 * 3600 - 13,
+                "lifetime_seconds": 12 * 3600,
                 "owner": "acme", "project": "web", "environment": "development",
                 "fingerprint": fingerprint(token),
             },
             "refresh": {"mode": "off", "state": "idle", "last_error": null, "next_at": null},
             "cache": {"entries": 3, "hits": 3, "misses": 6, "collapsed": 2, "requests_saved": 5},
-            "upstream": {"url": stage.emulator.url(), "requests": 8, "errors": 2},
+            "upstream": {"url": stage.emulator.url(), "requests": 8, "errors": 2,
+                         "last_error_at": stored_at},
+            "usage": {"month": "2030-03", "requests": 4, "saved": 5, "saved_usd": 0.015, "allowance": 500},
             "tokens": [
-                {"connector": SLACK_UID, "subject": "app", "expires_at": expires_at, "hits": 2},
-                {"connector": SLACK_UID, "subject": "default", "expires_at": expires_at, "hits": 0},
-                {"connector": SLACK_UID, "subject": "user", "expires_at": expires_at, "hits": 0},
+                {"connector": SLACK_UID, "subject": "app", "stored_at": stored_at, "expires_at": expires_at, "hits": 2},
+                {"connector": SLACK_UID, "subject": "default", "stored_at": stored_at, "expires_at": expires_at, "hits": 0},
+                {"connector": SLACK_UID, "subject": "user", "stored_at": stored_at, "expires_at": expires_at, "hits": 0},
             ],
             "warnings": [],
         })
@@ -174,12 +178,15 @@ async fn status_of_a_fresh_start_has_the_same_shape() {
     assert_eq!(
         status["oidc"],
         json!({
-            "state": "missing", "source": ".env.local", "expires_at": null, "expires_in_seconds": null,
+            "state": "missing", "source": ".env.local", "expires_at": null, "expires_in_seconds": null, "lifetime_seconds": null,
             "owner": null, "project": null, "environment": null, "fingerprint": null,
         })
     );
     assert_eq!(status["cache"], json!({"entries": 0, "hits": 0, "misses": 0, "collapsed": 0, "requests_saved": 0}));
-    assert_eq!(status["upstream"], json!({"url": stage.emulator.url(), "requests": 0, "errors": 0}));
+    assert_eq!(
+        status["upstream"],
+        json!({"url": stage.emulator.url(), "requests": 0, "errors": 0, "last_error_at": null})
+    );
     assert_eq!((&status["tokens"], &status["uptime_seconds"]), (&json!([]), &json!(0)));
 }
 

@@ -618,6 +618,7 @@ async fn status_shows_live_tokens_by_uid_with_their_hits() {
     let expected = StoredToken {
         connector: "slack/acme".into(),
         subject: Subject::App,
+        stored_at: Timestamp::from_millis(NOW_MS),
         expires_at: Timestamp::from_millis(NOW_MS + 3_600_000),
         hits: 1,
     };

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use connect_sidecar::clock::Clock;
 use connect_sidecar::emulator::errors;
 use connect_sidecar::emulator::oidc::{DEVELOPMENT_LIFE, Subject};
 
@@ -274,11 +275,13 @@ async fn an_env_file_is_for_whom_it_is_asked() {
         let token = reply.text().split('"').nth(1).unwrap_or_default().to_owned();
         let payload = jsonwebtoken::dangerous::insecure_decode::<serde_json::Value>(&token).expect("a token").claims;
         let life = payload["exp"].as_u64().expect("a time") - payload["iat"].as_u64().expect("a time");
-        (payload["project"].clone(), payload["user_id"].clone(), life)
+        let age = Clock::system().local().as_seconds() - payload["iat"].as_u64().expect("a time");
+        (payload["project"].clone(), payload["user_id"].clone(), life, age / 60)
     };
-    assert_eq!(claims("").await, ("web".into(), "user_ada".into(), 12 * 3600));
-    assert_eq!(claims("?life=4m&project=worker&user=user_dev").await, ("worker".into(), "user_dev".into(), 240));
-    for (query, status) in [("?life=4", 400), ("?project=none", 404), ("?user=none", 404)] {
+    assert_eq!(claims("").await, ("web".into(), "user_ada".into(), 12 * 3600, 0));
+    let asked = "?life=4m&age=3m&project=worker&user=user_dev";
+    assert_eq!(claims(asked).await, ("worker".into(), "user_dev".into(), 240, 3));
+    for (query, status) in [("?life=4", 400), ("?age=x", 400), ("?project=none", 404), ("?user=none", 404)] {
         assert_eq!(admin(&emulator, "GET", &format!("env.local{query}"), "").await.status, status, "{query}");
     }
 }

@@ -221,10 +221,11 @@ impl Scene {
         let (addr, identity, reloader) = (app.addr(), app.identity(), app.reloader());
         let server = app.server().clone();
         let (stop, stopped) = oneshot::channel::<()>();
-        tokio::spawn(app.serve(async move {
+        let ended = tokio::spawn(app.serve(async move {
             let _ = stopped.await;
         }));
-        Stage { emulator, emulator_clock, clock, logs, project, addr, identity, reloader, server, _stop: stop, dir }
+        let stop = Some(stop);
+        Stage { emulator, emulator_clock, clock, logs, project, addr, identity, reloader, server, stop, ended, dir }
     }
 }
 
@@ -243,7 +244,8 @@ pub struct Stage {
     /// What answers the sidecar's requests.
     pub server: Arc<Server>,
     /// The sidecar serves for as long as this lives.
-    _stop: oneshot::Sender<()>,
+    stop: Option<oneshot::Sender<()>>,
+    ended: JoinHandle<bool>,
     dir: TempDir,
 }
 
@@ -293,6 +295,12 @@ impl Stage {
     /// The instance's key.
     pub fn key(&self) -> String {
         instance_key(&self.dir.path().join("state"), self.addr)
+    }
+
+    /// Ends the sidecar.
+    pub async fn stop(&mut self) {
+        self.stop = None;
+        soon("the sidecar's end", &mut self.ended).await.expect("no panic");
     }
 
     /// Moves both clocks.

@@ -82,6 +82,11 @@ pub async fn browser() -> Option<PathBuf> {
     Some(installed("playwright-core-1.65.1", install).await?.join("node_modules"))
 }
 
+/// The script of axe-core, which looks for what shuts people out of a page.
+pub async fn axe() -> Option<PathBuf> {
+    Some(packages("axe-core-4.14.1", &[("axe-core", "4.14.1")]).await?.join("node_modules/axe-core/axe.min.js"))
+}
+
 /// The `node_modules` with `jose` in it.
 pub async fn jose() -> Option<PathBuf> {
     Some(packages("jose-6.2.18", &[("jose", "6.2.18")]).await?.join("node_modules"))
