@@ -18,8 +18,10 @@ use tracing::{info, warn};
 use crate::clock::Clock;
 use crate::config::{Auth, Config};
 use crate::events::{self, Event, Events};
+use crate::identity::expiry::{self, Steps};
+use crate::identity::warned::Warned;
 use crate::identity::watch::EnvFileWatch;
-use crate::identity::{Credential, Identity, Reloader, State, expiry};
+use crate::identity::{Credential, Identity, Reloader, State};
 use crate::instance_key::Key;
 use crate::intercept::Interception;
 use crate::proxy::Proxy;
@@ -90,7 +92,8 @@ pub struct App {
     fixed_identity: Option<watch::Sender<Arc<Identity>>>,
     watch: Option<EnvFileWatch>,
     reloader: Reloader,
-    warn_before: Vec<Duration>,
+    steps: Arc<Steps>,
+    warned: Warned,
     clock: Clock,
     tasks: TaskTracker,
     instance_file: Option<InstanceFile>,
@@ -163,6 +166,8 @@ impl App {
         let events = Events::default();
         let cache = Cache::new(config.cache, clock.clone(), tasks.clone());
         let names = config.upstream.names.clone();
+        let steps = Arc::new(Steps::new(config.warn_before));
+        let warned = Warned::kept_in(config.state_dir.as_deref());
         let upstream = Arc::new(Upstream::new(config.upstream, clock.clone()));
         let status = Status {
             clock: clock.clone(),
@@ -173,7 +178,7 @@ impl App {
             upstream: upstream.name().to_owned(),
             project: config.project.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             credential_source: credential_source.clone(),
-            expiring_below: config.warn_before.iter().copied().max().unwrap_or_default(),
+            steps: steps.clone(),
             started_at: clock.local(),
         };
         let proxy = Proxy {
@@ -216,7 +221,8 @@ impl App {
             fixed_identity,
             watch,
             reloader,
-            warn_before: config.warn_before,
+            steps,
+            warned,
             clock,
             tasks,
             instance_file,
@@ -256,7 +262,8 @@ impl App {
         }
         let (upstream, events) = (proxy.upstream.clone(), proxy.events.clone());
         let ask_clock = async move || upstream.ask_clock().await;
-        spawn(Box::pin(expiry::run(self.identity.clone(), self.clock, self.warn_before, events.clone(), ask_clock)));
+        let identity = self.identity.clone();
+        spawn(Box::pin(expiry::run(identity, self.clock, self.steps, self.warned, events.clone(), ask_clock)));
         spawn(Box::pin(follow(self.identity, proxy.clone())));
         spawn(Box::pin(async move { proxy.upstream.prepare().await }));
 

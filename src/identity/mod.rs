@@ -7,6 +7,8 @@ pub mod env_file;
 pub mod expiry;
 pub mod placeholder;
 pub mod succession;
+pub mod warned;
+pub mod warning;
 pub mod watch;
 
 use std::fmt;
