@@ -188,6 +188,7 @@ impl App {
             identity: identity.clone(),
             reloader: reloader.clone(),
             clock: clock.clone(),
+            about_to_end: steps.longest(),
             allowed_connectors: config.allowed_connectors,
             credential_source,
             stats,

@@ -426,6 +426,12 @@ impl Identity {
         }
     }
 
+    /// Seconds that are left at `now` of the OIDC token, if that is no more than `at_most`.
+    pub fn seconds_left(&self, at_most: Duration, now: Timestamp) -> Option<u64> {
+        let left = self.oidc()?.expires_at.since(now);
+        (left <= at_most).then_some(left.as_secs())
+    }
+
     /// Whether the machine's clock may be what makes the token look unusable: expired, or not valid yet.
     pub fn looks_out_of_time(&self, now: Timestamp) -> bool {
         self.oidc().is_some_and(|token| !token.is_valid_at(now))
