@@ -167,6 +167,8 @@ impl Status {
             counts: self.stats.counts(),
             entries: self.cache.tokens().len(),
             connections,
+            listeners: self.events.listeners(),
+            warnings: self.steps.counts().collect(),
             uptime: self.clock.local().since(self.started_at),
             is_ready: identity.credential(now).is_ok(),
             expires_at: identity.oidc().map(|token| token.expires_at),
