@@ -35,6 +35,8 @@ use crate::server::runs::{self, Asked};
 use crate::server::unix_socket::{self, UnixSocket};
 use crate::status::Status;
 use crate::status::instance::{self, Instance, InstanceFile};
+#[cfg(feature = "desktop")]
+use crate::status::notices::Notices;
 
 /// What is under way at the end may take this long (interface.md section 1).
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -97,6 +99,8 @@ pub struct App {
     clock: Clock,
     tasks: TaskTracker,
     instance_file: Option<InstanceFile>,
+    #[cfg(feature = "desktop")]
+    notices: Option<Notices>,
 }
 
 impl App {
@@ -167,6 +171,8 @@ impl App {
         let cache = Cache::new(config.cache, clock.clone(), tasks.clone());
         let names = config.upstream.names.clone();
         let steps = Arc::new(Steps::new(config.warn_before));
+        #[cfg(feature = "desktop")]
+        let notices = config.desktop_notices.then(|| Notices::of(&events, steps.longest()));
         let warned = Warned::kept_in(config.state_dir.as_deref());
         let upstream = Arc::new(Upstream::new(config.upstream, clock.clone()));
         let status = Status {
@@ -227,6 +233,8 @@ impl App {
             clock,
             tasks,
             instance_file,
+            #[cfg(feature = "desktop")]
+            notices,
         })
     }
 
@@ -263,6 +271,10 @@ impl App {
         }
         let (upstream, events) = (proxy.upstream.clone(), proxy.events.clone());
         let ask_clock = async move || upstream.ask_clock().await;
+        #[cfg(feature = "desktop")]
+        if let Some(notices) = self.notices {
+            spawn(Box::pin(notices.run()));
+        }
         let identity = self.identity.clone();
         spawn(Box::pin(expiry::run(identity, self.clock, self.steps, self.warned, events.clone(), ask_clock)));
         spawn(Box::pin(follow(self.identity, proxy.clone())));

@@ -4,6 +4,8 @@
 
 pub mod instance;
 mod metrics;
+#[cfg(feature = "desktop")]
+pub mod notices;
 pub mod page;
 
 use std::sync::Arc;

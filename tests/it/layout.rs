@@ -54,6 +54,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("status::page", "proxy::reply"),
     ("status::instance", "private_dir safe_read"),
     ("status::metrics", "clock proxy::stats"),
+    ("status::notices", "clock events identity::warning"),
     ("proxy", "clock events identity"),
     ("events", "clock"),
     (
