@@ -23,6 +23,28 @@ use crate::clock::Clock;
 /// Lines that wait for a slow reader before they are dropped.
 const BUFFERED_LINES: usize = 4096;
 
+/// What may stand in a JSON line, with its meaning. The first three stand in each; the names stay.
+pub const FIELDS: &[(&str, &str)] = &[
+    ("timestamp", "when, RFC 3339 in UTC"),
+    ("level", "ERROR, WARN, INFO, DEBUG or TRACE"),
+    ("message", "what, for people"),
+    ("code", "the kind of an error or a warning: as in `error.code` of a reply, or in the state's `warnings`"),
+    ("hint", "the command that mends it"),
+    ("project", "the OIDC token's project, as team/name"),
+    ("fingerprint", "the first 8 hex digits of the OIDC token's SHA-256"),
+    ("action", "what an app asked Connect for: token, authorize, install, connector or revoke"),
+    ("connector", "of which connector, as the app wrote it"),
+    ("subject", "on whose behalf: app, user and so on"),
+    ("cache", "what the cache did, as in `Cache-Status`"),
+    ("status", "the status of the reply"),
+    ("ms", "how long the app waited, in milliseconds"),
+    ("method", "the method of a request that was refused or passed on"),
+    ("path", "the path of a request that was refused"),
+    ("host", "the host to which a request of a run was passed on"),
+    ("offset_ms", "upstream's clock minus this machine's, in milliseconds"),
+    ("hidden", "refusals that were too many to show"),
+];
+
 /// How to log.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
