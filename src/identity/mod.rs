@@ -427,9 +427,9 @@ impl Identity {
     }
 
     /// Seconds that are left at `now` of the OIDC token, if that is no more than `at_most`.
-    pub fn seconds_left(&self, at_most: Duration, now: Timestamp) -> Option<u64> {
+    pub fn seconds_left(&self, at_most: Duration, now: Timestamp) -> Option<u32> {
         let left = self.oidc()?.expires_at.since(now);
-        (left <= at_most).then_some(left.as_secs())
+        (left <= at_most).then(|| u32::try_from(left.as_secs()).unwrap_or(u32::MAX))
     }
 
     /// Whether the machine's clock may be what makes the token look unusable: expired, or not valid yet.

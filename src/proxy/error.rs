@@ -123,7 +123,7 @@ pub struct RequestError {
     /// `Retry-After`: upstream's, or our own in whole seconds.
     pub retry_after: Option<HeaderValue>,
     /// Seconds that the OIDC token has left, once that is worth a warning.
-    pub oidc_expires_in: Option<u64>,
+    pub oidc_expires_in: Option<u32>,
     /// The connection cannot be used again: the rest of the request was not read.
     pub close: bool,
 }
