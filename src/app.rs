@@ -18,9 +18,11 @@ use tracing::{info, warn};
 use crate::clock::Clock;
 use crate::config::{Auth, Config, Refresh};
 use crate::events::{self, Event, Events};
+use crate::identity::expiry::{self, Steps};
 use crate::identity::refresh::{self, Asker, Refresher};
+use crate::identity::warned::Warned;
 use crate::identity::watch::EnvFileWatch;
-use crate::identity::{Credential, Identity, Reloader, State, expiry};
+use crate::identity::{Credential, Identity, Reloader, State};
 use crate::instance_key::Key;
 use crate::intercept::Interception;
 use crate::port_owner::{self, Owner};
@@ -35,6 +37,8 @@ use crate::server::runs::{self, Asked};
 use crate::server::unix_socket::{self, UnixSocket};
 use crate::status::Status;
 use crate::status::instance::{Instance, InstanceFile};
+#[cfg(feature = "desktop")]
+use crate::status::notices::Notices;
 use crate::status::usage;
 
 /// What is under way at the end may take this long (interface.md section 1).
@@ -94,11 +98,14 @@ pub struct App {
     watch: Option<EnvFileWatch>,
     refresher: Option<Refresher>,
     reloader: Reloader,
-    warn_before: Vec<Duration>,
+    steps: Arc<Steps>,
+    warned: Warned,
     clock: Clock,
     tasks: TaskTracker,
     usage: usage::Keeper,
     instance_file: Option<InstanceFile>,
+    #[cfg(feature = "desktop")]
+    notices: Option<Notices>,
 }
 
 impl App {
@@ -188,6 +195,10 @@ impl App {
         let (usage, usage_keeper) =
             usage::begin(config.state_dir.clone(), stats.clone(), clock.clone(), identity.clone());
         let names = config.upstream.names.clone();
+        let steps = Arc::new(Steps::new(config.warn_before));
+        #[cfg(feature = "desktop")]
+        let notices = config.desktop_notices.then(|| Notices::of(&events, steps.longest()));
+        let warned = Warned::kept_in(config.state_dir.as_deref());
         let upstream = Arc::new(Upstream::new(config.upstream, clock.clone()));
         let status = Status {
             clock: clock.clone(),
@@ -200,7 +211,7 @@ impl App {
             upstream: upstream.name().to_owned(),
             project: config.project.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             credential_source: credential_source.clone(),
-            expiring_below: config.warn_before.iter().copied().max().unwrap_or_default(),
+            steps: steps.clone(),
             started_at: clock.local(),
         };
         let proxy = Proxy {
@@ -210,6 +221,7 @@ impl App {
             identity: identity.clone(),
             reloader: reloader.clone(),
             clock: clock.clone(),
+            about_to_end: steps.longest(),
             allowed_connectors: config.allowed_connectors,
             credential_source,
             stats,
@@ -246,11 +258,14 @@ impl App {
             watch,
             refresher,
             reloader,
-            warn_before: config.warn_before,
+            steps,
+            warned,
             clock,
             tasks,
             usage: usage_keeper,
             instance_file,
+            #[cfg(feature = "desktop")]
+            notices,
         })
     }
 
@@ -290,7 +305,12 @@ impl App {
         }
         let (upstream, events) = (proxy.upstream.clone(), proxy.events.clone());
         let ask_clock = async move || upstream.ask_clock().await;
-        spawn(Box::pin(expiry::run(self.identity.clone(), self.clock, self.warn_before, events.clone(), ask_clock)));
+        #[cfg(feature = "desktop")]
+        if let Some(notices) = self.notices {
+            spawn(Box::pin(notices.run()));
+        }
+        let identity = self.identity.clone();
+        spawn(Box::pin(expiry::run(identity, self.clock, self.steps, self.warned, events.clone(), ask_clock)));
         spawn(Box::pin(follow(self.identity, proxy.clone())));
         let stopping = proxy.stopping.clone();
         spawn(Box::pin(async move { proxy.upstream.prepare().await }));

@@ -283,6 +283,9 @@ pub struct GlobalArgs {
     /// Hold a request that meets an expired or missing OIDC token this long, at most 40s, for a fresh one [default: 0s]
     #[arg(long, global = true, value_name = "DURATION")]
     pub wait: Option<String>,
+    /// Show warnings as desktop notices, too, where there is a desktop: `true` or `false` [default: true]
+    #[arg(long, global = true, value_name = "BOOL")]
+    pub desktop_notices: Option<String>,
     /// How to log: `text` or `json`
     #[arg(long, global = true, value_name = "FORMAT")]
     pub log_format: Option<String>,

@@ -82,6 +82,8 @@ pub struct Config {
     pub wait: Duration,
     /// Where the state of running instances is kept, if there is a place.
     pub state_dir: Option<PathBuf>,
+    /// Whether warnings are shown as desktop notices, too: where there is a desktop and nobody said no.
+    pub desktop_notices: bool,
     /// How to log.
     pub logging: logging::Options,
 }
@@ -257,11 +259,13 @@ impl Config {
                     (false, _) => tracing::Level::TRACE,
                 },
                 format: s.get("log_format", values::log_format).unwrap_or_default(),
-                color: s.variable("NO_COLOR").is_none_or(|v| v.is_empty()),
+                color: s.variable("NO_COLOR").is_none_or(|v| v.is_empty())
+                    && s.variable("TERM").is_none_or(|terminal| terminal != "dumb"),
             },
             refresh: s.get("refresh", values::refresh).unwrap_or_default(),
             surroundings: Surroundings::of(environment, upstream.use_env_proxy),
             wait: s.get("wait", values::wait).unwrap_or_default(),
+            desktop_notices: s.get("desktop_notices", values::boolean).unwrap_or(true) && has_desktop(&s),
             state_dir: state_dir(environment),
             project: s.project().to_owned(),
             cache,
@@ -272,6 +276,11 @@ impl Config {
         };
         (config, s.mistakes())
     }
+}
+
+/// Whether there is a desktop that could show something. Without the address of its bus, none is looked for.
+fn has_desktop(s: &Sources<'_>) -> bool {
+    cfg!(target_os = "macos") || s.variable("DBUS_SESSION_BUS_ADDRESS").is_some_and(|address| !address.is_empty())
 }
 
 /// The network may only ask with the key, and under a name that is expected: a page that rebinds its own name to the

@@ -96,6 +96,8 @@ impl Demo {
             &args,
             &|name| match name {
                 "XDG_CONFIG_HOME" => Some(own_files.clone().into()),
+                // What it warns of is no trouble of the user's.
+                "CONNECT_SIDECAR_DESKTOP_NOTICES" => Some("false".into()),
                 "CONNECT_SIDECAR_PORT" | "CONNECT_SIDECAR_LOG_FORMAT" | "NO_COLOR" | "XDG_STATE_HOME" | "HOME" => {
                     environment(name)
                 }

@@ -120,7 +120,7 @@ impl Default for Events {
 impl Events {
     /// Whether anybody listens now.
     pub fn is_heard(&self) -> bool {
-        self.0.listeners.load(Ordering::Relaxed) > 0
+        self.listeners() > 0
     }
 
     /// Tells those who listen, and those who come later.
@@ -146,8 +146,18 @@ impl Events {
     pub fn listen(&self) -> (Vec<Arc<Event>>, Listener) {
         let recent = self.recent();
         self.0.listeners.fetch_add(1, Ordering::Relaxed);
-        let listener = Listener { receiver: self.0.sender.subscribe(), events: self.clone() };
+        let listener = Listener { receiver: self.0.sender.subscribe(), hears_hits: true, events: self.clone() };
         (recent.iter().cloned().collect(), listener)
+    }
+
+    /// Listens from now on to what is kept, and is nobody for whom hits are told.
+    pub fn listen_to_kept(&self) -> Listener {
+        Listener { receiver: self.0.sender.subscribe(), hears_hits: false, events: self.clone() }
+    }
+
+    /// How many listen to everything now.
+    pub fn listeners(&self) -> usize {
+        self.0.listeners.load(Ordering::Relaxed)
     }
 
     /// Ends all listening, so that nobody waits for events of a process that is about to end.
@@ -164,6 +174,8 @@ impl Events {
 #[derive(Debug)]
 pub struct Listener {
     receiver: broadcast::Receiver<Arc<Event>>,
+    /// Counted among those for whom a hit is worth telling.
+    hears_hits: bool,
     events: Events,
 }
 
@@ -183,7 +195,9 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.events.0.listeners.fetch_sub(1, Ordering::Relaxed);
+        if self.hears_hits {
+            self.events.0.listeners.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -228,6 +242,17 @@ mod tests {
         assert_eq!(slow.next().await.as_deref(), Some(&rotation(last - BUFFERED as u64 + 1)));
         let (recent, _) = events.listen();
         assert_eq!((recent.len(), (*recent[0]).clone()), (RECENT, rotation(last - RECENT as u64 + 1)));
+    }
+
+    #[tokio::test]
+    async fn who_listens_to_what_is_kept_makes_no_hit_worth_telling() {
+        let events = Events::default();
+        let mut listener = events.listen_to_kept();
+        events.tell_listeners(|| panic!("nobody listens to hits"));
+        events.tell(rotation(1));
+        assert_eq!(listener.next().await.as_deref(), Some(&rotation(1)));
+        drop(listener);
+        assert_eq!(events.listeners(), 0);
     }
 
     #[test]

@@ -8,11 +8,11 @@ use std::io::{self, IsTerminal, Write};
 
 use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
-use tracing::{Level, Subscriber};
+use tracing::{Event, Level, Subscriber};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
-use tracing_subscriber::fmt::time::FormatTime;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer, Registry, fmt};
@@ -22,6 +22,28 @@ use crate::terminal::escaped;
 
 /// Lines that wait for a slow reader before they are dropped.
 const BUFFERED_LINES: usize = 4096;
+
+/// What may stand in a JSON line, with its meaning. The first three stand in each; the names stay.
+pub const FIELDS: &[(&str, &str)] = &[
+    ("timestamp", "when, RFC 3339 in UTC"),
+    ("level", "ERROR, WARN, INFO, DEBUG or TRACE"),
+    ("message", "what, for people"),
+    ("code", "the kind of an error or a warning: as in `error.code` of a reply, or in the state's `warnings`"),
+    ("hint", "the command that mends it"),
+    ("project", "the OIDC token's project, as team/name"),
+    ("fingerprint", "the first 8 hex digits of the OIDC token's SHA-256"),
+    ("action", "what an app asked Connect for: token, authorize, install, connector or revoke"),
+    ("connector", "of which connector, as the app wrote it"),
+    ("subject", "on whose behalf: app, user and so on"),
+    ("cache", "what the cache did, as in `Cache-Status`"),
+    ("status", "the status of the reply"),
+    ("ms", "how long the app waited, in milliseconds"),
+    ("method", "the method of a request that was refused or passed on"),
+    ("path", "the path of a request that was refused"),
+    ("host", "the host to which a request of a run was passed on"),
+    ("offset_ms", "upstream's clock minus this machine's, in milliseconds"),
+    ("hidden", "refusals that were too many to show"),
+];
 
 /// How to log.
 #[derive(Debug, Clone, Copy)]
@@ -81,8 +103,8 @@ where
     match options.format {
         Format::Text => base
             .fmt_fields(debug_fn(write_field))
-            .with_timer(ToTheSecond(Clock::system()))
             .with_ansi(options.color)
+            .event_format(TextLine(Clock::system()))
             .with_filter(filter)
             .boxed(),
         Format::Json => {
@@ -91,12 +113,30 @@ where
     }
 }
 
-/// The machine's time, as exact as people need it.
-struct ToTheSecond(Clock);
+/// A line for people: when, to the second by the machine's time, how bad, and what. On a terminal, what one should see is
+/// coloured as a whole.
+struct TextLine(Clock);
 
-impl FormatTime for ToTheSecond {
-    fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {
-        write!(writer, "{}", self.0.local())
+impl<S, F> FormatEvent<S, F> for TextLine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    F: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, F>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        let level = *event.metadata().level();
+        let (color, plain) = match level {
+            Level::ERROR if writer.has_ansi_escapes() => ("\x1b[31m", "\x1b[0m"),
+            Level::WARN if writer.has_ansi_escapes() => ("\x1b[33m", "\x1b[0m"),
+            _ => ("", ""),
+        };
+        write!(writer, "{color}{} {level:>5} ", self.0.local())?;
+        context.format_fields(writer.by_ref(), event)?;
+        writeln!(writer, "{plain}")
     }
 }
 

@@ -3,8 +3,9 @@
 //!
 //! Nothing is ever made private here that was not: a directory that others may enter is refused, with what to do.
 
-use std::fs::{self, DirBuilder, File};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -61,11 +62,19 @@ pub fn check(dir: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// Puts a file (0600) into such a directory, whole or not at all. What was there before is replaced.
+pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut file = tempfile::Builder::new().prefix(".").permissions(Permissions::from_mode(0o600)).tempfile_in(dir)?;
+    file.write_all(bytes)?;
+    file.persist(path)?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::Permissions;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
     use tempfile::TempDir;
 
     fn private() -> TempDir {

@@ -53,6 +53,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting("use_env_proxy", false, true),
     setting("refresh", false, true),
     setting("wait", true, true),
+    setting("desktop_notices", true, true),
     setting("dangerously_listen_on_network", false, false),
     setting("log_format", false, false),
 ];
@@ -356,6 +357,7 @@ pub(super) fn flags(args: &GlobalArgs, current_dir: &Path) -> Vec<(&'static str,
         ("use_env_proxy", "--use-env-proxy", yes(args.use_env_proxy)),
         ("refresh", "--refresh", text(&args.refresh)),
         ("wait", "--wait", text(&args.wait)),
+        ("desktop_notices", "--desktop-notices", text(&args.desktop_notices)),
         ("log_format", "--log-format", text(&args.log_format)),
         ("log_level", "--log-level", text(&args.log_level)),
     ]
@@ -382,6 +384,7 @@ pub(super) fn variables(environment: Environment<'_>, current_dir: &Path) -> Vec
         ("use_env_proxy", "CONNECT_SIDECAR_USE_ENV_PROXY"),
         ("refresh", "CONNECT_SIDECAR_REFRESH"),
         ("wait", "CONNECT_SIDECAR_WAIT"),
+        ("desktop_notices", "CONNECT_SIDECAR_DESKTOP_NOTICES"),
         ("log_format", "CONNECT_SIDECAR_LOG_FORMAT"),
         ("log_level", "CONNECT_SIDECAR_LOG_LEVEL"),
     ]

@@ -113,6 +113,30 @@ fn without_any_setting_the_defaults_of_the_interface_hold() {
 }
 
 #[test]
+fn notices_are_shown_where_there_is_a_desktop_and_nobody_said_no() {
+    let desktop = || Machine::new().variable("DBUS_SESSION_BUS_ADDRESS", "unix:path=/bus");
+    for (machine, shown) in [
+        (desktop(), true),
+        (Machine::new(), cfg!(target_os = "macos")),
+        (Machine::new().variable("DBUS_SESSION_BUS_ADDRESS", ""), cfg!(target_os = "macos")),
+        (desktop().projects_file("desktop_notices = false"), false),
+        (desktop().variable("CONNECT_SIDECAR_DESKTOP_NOTICES", "false"), false),
+        (desktop().flags(&["--desktop-notices=true"]).projects_file("desktop_notices = false"), true),
+    ] {
+        assert_eq!(machine.load().desktop_notices, shown, "{:?} {:?}", machine.flags, machine.environment);
+    }
+}
+
+#[test]
+fn no_color_is_used_where_it_is_not_wanted_or_not_known() {
+    for (name, value, color) in
+        [("NO_COLOR", "1", false), ("NO_COLOR", "", true), ("TERM", "dumb", false), ("TERM", "xterm", true)]
+    {
+        assert_eq!(Machine::new().variable(name, value).load().logging.color, color, "{name}={value}");
+    }
+}
+
+#[test]
 fn the_sidecar_toml_of_this_repository_names_every_key_of_a_project_with_its_default() {
     let text = include_str!("../../sidecar.toml");
     let machine = Machine::new();
@@ -187,12 +211,13 @@ fn every_flag_has_a_variable_of_its_name_that_means_the_same() {
         ("use-env-proxy", "1"),
         ("refresh", "cli"),
         ("wait", "30s"),
+        ("desktop-notices", "false"),
         ("log-format", "json"),
         ("log-level", "trace"),
     ];
     let machine = |flag: &str| {
         let machine = Machine::new().file("web/ca.pem", &certificate).file("web/other.toml", "port = 1");
-        let machine = machine.variable("VERCEL_TOKEN", "t");
+        let machine = machine.variable("VERCEL_TOKEN", "t").variable("DBUS_SESSION_BUS_ADDRESS", "unix:path=/bus");
         match flag {
             "dangerously-listen-on-network" => machine.flags(&["--require-key", "--allowed-host", "dev.test"]),
             _ => machine,

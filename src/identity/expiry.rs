@@ -2,79 +2,69 @@
 //!
 //! Compares the wall clock at each look, so a laptop that slept is told the right thing on waking; never counts down.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tracing::{error, warn};
 
-use super::Identity;
-use crate::clock::{Clock, Timestamp, spoken};
+use super::warned::Warned;
+use super::warning::{PULL, Warning};
+use super::{Identity, OidcToken};
+use crate::clock::{Clock, Timestamp};
 use crate::events::{self, Event, Events};
 
 /// The longest time between two looks at the clock (interface.md section 5).
 const LOOK_EVERY: Duration = Duration::from_secs(15);
 
-/// Tokens whose warnings are remembered.
-const REMEMBERED_TOKENS: usize = 32;
+/// The steps at which a token's end is warned of, and how often each was.
+#[derive(Debug)]
+pub struct Steps(Vec<Step>);
 
-/// What is to be said of a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Warning {
-    /// This much of its life is left.
-    Expiring(Duration),
-    /// It ended this long ago.
-    Expired(Duration),
+/// So long before the end; the end itself is the step of zero.
+#[derive(Debug)]
+struct Step {
+    before: Duration,
+    said: AtomicU64,
 }
 
-/// Remembers what was said.
-pub struct Warner {
-    /// Largest first.
-    steps: Vec<Duration>,
-    /// Fingerprints, and how many steps each has passed.
-    said: VecDeque<(String, usize)>,
+impl Steps {
+    /// Steps this long before the end, in any order, and the end.
+    pub fn new(mut before: Vec<Duration>) -> Self {
+        before.push(Duration::ZERO);
+        before.sort_unstable_by(|a, b| b.cmp(a));
+        before.dedup();
+        Self(before.into_iter().map(|before| Step { before, said: AtomicU64::new(0) }).collect())
+    }
+
+    /// A token with no more life than this is about to end.
+    pub fn longest(&self) -> Duration {
+        self.0.first().map(|step| step.before).unwrap_or_default()
+    }
+
+    /// How often each was said by this process, the longest step first.
+    pub fn counts(&self) -> impl Iterator<Item = (Duration, u64)> {
+        self.0.iter().map(|step| (step.before, step.said.load(Ordering::Relaxed)))
+    }
+
+    /// The step that a token with so much life left is in.
+    fn at(&self, left: Duration) -> Option<&Step> {
+        self.0.iter().rev().find(|step| left <= step.before)
+    }
+
+    /// How long until the next step; `None` if none is left.
+    fn until_next(&self, left: Duration) -> Option<Duration> {
+        self.0.iter().find(|step| step.before < left).map(|step| left - step.before)
+    }
 }
 
-impl Warner {
-    /// Warns this long before the end, in any order.
-    pub fn new(mut steps: Vec<Duration>) -> Self {
-        steps.sort_unstable_by(|a, b| b.cmp(a));
-        steps.dedup();
-        Self { steps, said: VecDeque::new() }
-    }
-
-    /// What to say at `now` of the token `fingerprint` that ends at `expires_at`: at most one warning, for the step it
-    /// is in, never again for that step or an earlier one.
-    pub fn look(&mut self, fingerprint: &str, expires_at: Timestamp, now: Timestamp) -> Option<Warning> {
-        let left = expires_at.since(now);
-        let passed = match left {
-            Duration::ZERO => self.steps.len() + 1,
-            left => self.steps.iter().take_while(|step| left <= **step).count(),
-        };
-        let said = match self.said.iter_mut().find(|(known, _)| known == fingerprint) {
-            Some((_, said)) => said,
-            None => {
-                self.said.truncate(REMEMBERED_TOKENS - 1);
-                self.said.push_front((fingerprint.to_owned(), 0));
-                &mut self.said[0].1
-            }
-        };
-        if passed <= *said {
-            return None;
-        }
-        *said = passed;
-        Some(match left {
-            Duration::ZERO => Warning::Expired(now.since(expires_at)),
-            left => Warning::Expiring(left),
-        })
-    }
-
-    /// How long until the next step of a token that ends at `expires_at`; `None` if none is left.
-    fn until_next_step(&self, expires_at: Timestamp, now: Timestamp) -> Option<Duration> {
-        let left = expires_at.since(now);
-        let steps = self.steps.iter().copied().chain([Duration::ZERO]);
-        steps.filter(|step| *step < left).map(|step| left - step).min()
+/// What is to be said at `now` of a token whose end is near or has been.
+pub fn warning(token: &OidcToken, now: Timestamp) -> Warning {
+    let project = token.claims.project_name();
+    match token.expires_at.since(now) {
+        Duration::ZERO => Warning::expired(&project, now.since(token.expires_at)),
+        left => Warning::expiring(&project, left),
     }
 }
 
@@ -83,13 +73,13 @@ impl Warner {
 pub async fn run<F>(
     mut identity: watch::Receiver<Arc<Identity>>,
     clock: Clock,
-    steps: Vec<Duration>,
+    steps: Arc<Steps>,
+    mut warned: Warned,
     events: Events,
     ask_clock: F,
 ) where
     F: AsyncFn(),
 {
-    let mut warner = Warner::new(steps);
     let mut ticker = clock.ticker();
     let mut asked_for = String::new();
     loop {
@@ -101,10 +91,14 @@ pub async fn run<F>(
                 ask_clock().await;
             }
             let now = clock.now();
-            if let Some(warning) = warner.look(token.fingerprint(), token.expires_at, now) {
-                events.tell(Event::Warning(say(warning, token.claims.project_name(), now)));
+            let left = token.expires_at.since(now);
+            if let Some(step) = steps.at(left)
+                && warned.is_news(token.fingerprint(), step.before).await
+            {
+                step.said.fetch_add(1, Ordering::Relaxed);
+                events.tell(Event::Warning(say(token, now)));
             }
-            pause = warner.until_next_step(token.expires_at, now).map_or(LOOK_EVERY, |next| next.min(LOOK_EVERY));
+            pause = steps.until_next(left).map_or(LOOK_EVERY, |next| next.min(LOOK_EVERY));
         }
         tokio::select! {
             changed = identity.changed() => if changed.is_err() { return },
@@ -114,21 +108,16 @@ pub async fn run<F>(
 }
 
 /// Says it in the log, and what is to be told of it.
-fn say(warning: Warning, project: String, at: Timestamp) -> events::Warning {
-    let hint = "vercel env pull";
-    let (code, message) = match warning {
-        Warning::Expiring(left) => {
-            let message = format!("the OIDC token of {project} expires in {}, run `{hint}`", spoken(left));
-            warn!(code = "oidc_token_expiring", project, hint, "{message}");
-            ("oidc_token_expiring", message)
-        }
-        Warning::Expired(ago) => {
-            let message = format!("the OIDC token of {project} expired {} ago, run `{hint}`", spoken(ago));
-            error!(code = "oidc_token_expired", project, hint, "{message}");
-            ("oidc_token_expired", message)
-        }
-    };
-    events::Warning { at, code, message, hint, project }
+fn say(token: &OidcToken, at: Timestamp) -> events::Warning {
+    let project = token.claims.project_name();
+    let warning = warning(token, at);
+    let code = warning.code;
+    if token.expires_at <= at {
+        error!(code, project, hint = PULL, "{}", warning.line());
+    } else {
+        warn!(code, project, hint = PULL, "{}", warning.line());
+    }
+    events::Warning { at, code, message: warning.sentence(), hint: PULL, project }
 }
 
 #[cfg(test)]
@@ -137,67 +126,55 @@ mod tests {
 
     const MIN: u64 = 60;
 
-    fn warner() -> Warner {
-        Warner::new([5, 60, 15].map(|m| Duration::from_secs(m * MIN)).to_vec())
-    }
-
-    /// What is said of a token with `left` seconds of life (negative: dead for so long).
-    fn look(warner: &mut Warner, token: &str, left: i64) -> Option<Warning> {
-        let now = 1_000_000_u64;
-        let end = Timestamp::from_seconds(now.saturating_add_signed(left) as f64);
-        warner.look(token, end, Timestamp::from_seconds(now as f64))
-    }
-
-    fn expiring(seconds: u64) -> Option<Warning> {
-        Some(Warning::Expiring(Duration::from_secs(seconds)))
+    fn steps() -> Steps {
+        Steps::new([5, 60, 15].map(|m| Duration::from_secs(m * MIN)).to_vec())
     }
 
     #[test]
-    fn warns_once_at_each_step_and_once_at_the_end() {
-        let mut warner = warner();
-        for (left, said) in [
-            (3601, None),
-            (3600, expiring(3600)),
-            (3599, None),
-            (900, expiring(900)),
-            (600, None),
-            (300, expiring(300)),
-            (1, None),
-            (0, Some(Warning::Expired(Duration::ZERO))),
-            (-60, None),
+    fn a_token_is_in_the_last_step_that_it_has_come_to() {
+        let steps = steps();
+        assert_eq!(steps.longest(), Duration::from_secs(60 * MIN));
+        for (left, step, next) in [
+            (3700, None, Some(100)),
+            (3601, None, Some(1)),
+            (3600, Some(3600), Some(2700)),
+            (901, Some(3600), Some(1)),
+            (900, Some(900), Some(600)),
+            (300, Some(300), Some(300)),
+            (1, Some(300), Some(1)),
+            (0, Some(0), None),
         ] {
-            assert_eq!(look(&mut warner, "a", left), said, "{left} s left");
+            let left = Duration::from_secs(left);
+            assert_eq!(steps.at(left).map(|step| step.before.as_secs()), step, "{left:?} left");
+            assert_eq!(steps.until_next(left).map(|next| next.as_secs()), next, "{left:?} left");
         }
+        assert_eq!(Steps::new(Vec::new()).longest(), Duration::ZERO);
     }
 
-    #[test]
-    fn says_only_the_step_it_is_in_after_a_sleep_or_a_late_start() {
-        let mut warner = warner();
-        assert_eq!(look(&mut warner, "a", 20_000), None);
-        assert_eq!(look(&mut warner, "a", 200), expiring(200));
-        assert_eq!(look(&mut warner, "b", -13 * 3600), Some(Warning::Expired(Duration::from_secs(13 * 3600))));
+    /// What is said of tokens with `left` seconds of life, one after another.
+    async fn said(tokens: &[(&str, u64)]) -> Vec<bool> {
+        let (steps, mut warned) = (steps(), Warned::in_memory());
+        let mut said = Vec::new();
+        for (token, left) in tokens {
+            said.push(match steps.at(Duration::from_secs(*left)) {
+                Some(step) => warned.is_news(token, step.before).await,
+                None => false,
+            });
+        }
+        said
     }
 
-    #[test]
-    fn a_clock_that_jumps_back_repeats_nothing_and_a_new_token_begins_anew() {
-        let mut warner = warner();
-        assert_eq!(look(&mut warner, "a", 100), expiring(100));
-        assert_eq!(look(&mut warner, "a", 86_400), None);
-        assert_eq!(look(&mut warner, "a", 3000), None);
-        assert_eq!(look(&mut warner, "b", 3000), expiring(3000));
-        assert_eq!(look(&mut warner, "a", 100), None, "also after another token was there");
+    #[tokio::test]
+    async fn each_step_is_said_once_and_only_the_one_it_is_in() {
+        let lives = [3601, 3600, 3599, 900, 600, 300, 1, 0, 0].map(|left| ("a", left));
+        assert_eq!(said(&lives).await, [false, true, false, true, false, true, false, true, false]);
+        assert_eq!(said(&[("a", 20_000), ("a", 200), ("a", 100)]).await, [false, true, false], "after a sleep");
+        assert_eq!(said(&[("a", 0)]).await, [true], "after the end");
     }
 
-    #[test]
-    fn knows_when_the_next_step_is_due() {
-        let warner = warner();
-        let next = |left: u64| {
-            let seconds = |s: u64| Timestamp::from_seconds(s as f64);
-            warner.until_next_step(seconds(100 + left), seconds(100)).map(|d| d.as_secs())
-        };
-        assert_eq!(next(3700), Some(100));
-        assert_eq!(next(3600), Some(2700));
-        assert_eq!(next(10), Some(10));
-        assert_eq!(next(0), None);
+    #[tokio::test]
+    async fn a_clock_that_jumps_back_repeats_nothing_and_a_new_token_begins_anew() {
+        let lives = [("a", 100), ("a", 86_400), ("a", 3000), ("b", 3000), ("a", 100)];
+        assert_eq!(said(&lives).await, [true, false, false, true, false]);
     }
 }

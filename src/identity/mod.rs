@@ -8,6 +8,8 @@ pub mod expiry;
 pub mod placeholder;
 pub mod refresh;
 pub mod succession;
+pub mod warned;
+pub mod warning;
 pub mod watch;
 
 use std::fmt;
@@ -428,6 +430,12 @@ impl Identity {
             State::Loaded(credential) => credential.oidc(),
             _ => None,
         }
+    }
+
+    /// Seconds that are left at `now` of the OIDC token, if that is no more than `at_most`.
+    pub fn seconds_left(&self, at_most: Duration, now: Timestamp) -> Option<u32> {
+        let left = self.oidc()?.expires_at.since(now);
+        (left <= at_most).then(|| u32::try_from(left.as_secs()).unwrap_or(u32::MAX))
     }
 
     /// Whether the machine's clock may be what makes the token look unusable: expired, or not valid yet.

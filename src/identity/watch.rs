@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::env_file::{self, Finding};
 use super::succession::{News, Observed, Succession};
+use super::warning::{PULL, Warning};
 use super::{FileNotes, Identity, OidcToken, Reloader};
 use crate::clock::{Clock, spoken};
 use crate::safe_read::{self, Problem};
@@ -185,10 +186,8 @@ impl EnvFileWatch {
         let identity = self.publisher.borrow().clone();
         let Some(token) = identity.oidc() else {
             match news {
-                News::Unusable(reason) => {
-                    warn!(hint = "vercel env pull", "cannot use the token in {}: {reason}", self.shown);
-                }
-                _ => warn!(hint = "vercel env pull", "the token is gone from {}, run `vercel env pull`", self.shown),
+                News::Unusable(reason) => say(&Warning::invalid(&self.shown, &reason)),
+                _ => warn!(code = Warning::MISSING, hint = PULL, "the token is gone from {}, run `{PULL}`", self.shown),
             }
             return;
         };
@@ -214,22 +213,17 @@ impl EnvFileWatch {
             }
             News::Lost | News::Unusable(_) => return,
         }
-        match token.claims.environment.as_deref() {
-            Some("development") => {}
-            other => warn!(
-                project,
-                "this token is of environment {}, not development: requests act there",
-                other.unwrap_or("unknown")
-            ),
+        if let Some(warning) = Warning::of_environment(token.claims.environment.as_deref()) {
+            say(&warning);
         }
     }
 
     fn say_notes(&mut self, notes: FileNotes) {
         if notes.readable_by_others && !self.notes.readable_by_others {
-            warn!(hint = "chmod 600", "other users can read {}, run `chmod 600 {}`", self.shown, self.shown);
+            say(&Warning::readable_by_others(&self.shown));
         }
         if notes.duplicate_assignments && !self.notes.duplicate_assignments {
-            warn!("{} assigns {} more than once, the last one is used", self.shown, env_file::KEY);
+            say(&Warning::duplicate_assignments(&self.shown));
         }
         self.notes = notes;
     }
@@ -238,13 +232,18 @@ impl EnvFileWatch {
         match self.succession.state() {
             super::State::Invalid { .. } => {}
             _ => warn!(
-                hint = "vercel env pull",
-                "no {} in {} yet, run `vercel link` and `vercel env pull`",
+                code = Warning::MISSING,
+                hint = PULL,
+                "no {} in {} yet, run `vercel link` and `{PULL}`",
                 env_file::KEY,
                 self.shown
             ),
         }
     }
+}
+
+fn say(warning: &Warning) {
+    warn!(code = warning.code, hint = warning.hint, "{}", warning.line());
 }
 
 /// What there is in a file.

@@ -75,6 +75,8 @@ pub enum Found {
         answer: Arc<Answer>,
         /// Its headers, which say how old it is and how long it will be served.
         headers: Arc<HeaderMap>,
+        /// When it was judged.
+        at: Timestamp,
     },
     /// Upstream's 429, held.
     Held {
@@ -534,7 +536,7 @@ impl Inner {
                     entry.give(client);
                     entry.hits += 1;
                     let headers = entry.headers.at(&entry.answer, ttl, now.since(entry.stored_at));
-                    return Ok(Found::Hit { answer: entry.answer.clone(), headers });
+                    return Ok(Found::Hit { answer: entry.answer.clone(), headers, at: now });
                 }
             }
         }

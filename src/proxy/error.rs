@@ -124,6 +124,8 @@ pub struct RequestError {
     pub allow: Option<&'static str>,
     /// `Retry-After`: upstream's, or our own in whole seconds.
     pub retry_after: Option<HeaderValue>,
+    /// Seconds that the OIDC token has left, once that is worth a warning.
+    pub oidc_expires_in: Option<u32>,
     /// The connection cannot be used again: the rest of the request was not read.
     pub close: bool,
 }
@@ -139,6 +141,7 @@ impl RequestError {
             hint: None,
             allow: None,
             retry_after: None,
+            oidc_expires_in: None,
             close: false,
         }
     }

@@ -45,7 +45,7 @@ use coach::UpstreamError;
 use error::{Code, RequestError};
 use key::{BadJson, Subject};
 use relay::Relay;
-use reply::{Answer, Reply};
+use reply::{Answer, OIDC_EXPIRES_IN, Reply};
 use route::{Action, Route};
 use stats::Stats;
 use upstream::{Outgoing, Upstream};
@@ -67,6 +67,8 @@ pub struct Proxy {
     pub reloader: Reloader,
     /// The time.
     pub clock: Clock,
+    /// An OIDC token with no more life than this is about to end, which each reply says.
+    pub about_to_end: Duration,
     /// If set, all other connectors are refused.
     pub allowed_connectors: Option<BTreeSet<String>>,
     /// What people call the source of the credential.
@@ -92,8 +94,9 @@ impl Proxy {
     {
         let begun = Instant::now();
         let route = route::parse(&head.method, head.uri.path(), head.uri.query())?;
-        let outcome = self.answer(&route, head, body, begun).await;
-        if let Err(error) = &outcome {
+        let mut outcome = self.answer(&route, head, body, begun).await;
+        if let Err(error) = &mut outcome {
+            error.oidc_expires_in = self.identity.borrow().seconds_left(self.about_to_end, self.clock.now());
             let code = Some(error.code.as_str().to_owned());
             let hint = error.hint.as_deref().map(str::to_owned);
             let request = self.told(&route, error.status, begun);
@@ -145,13 +148,13 @@ impl Proxy {
         if let Some(principal) = identity.principal() {
             let path = head.uri.path();
             let asked = match self.cache.find_spelled(&identity, path, &body, forced, client) {
-                Spelled::Found(found) => return self.reply_found(route, found, begun),
+                Spelled::Found(found) => return self.reply_found(route, &identity, found, begun),
                 Spelled::Known(asked) => asked,
                 Spelled::Unknown => {
                     let asked = key::parse(principal, &route.connector, &body).map_err(bad_json)?;
                     self.cache.remember(&identity, path, &body, asked);
                     if let Some(found) = self.cache.find(&ask(asked)) {
-                        return self.reply_found(route, found, begun);
+                        return self.reply_found(route, &identity, found, begun);
                     }
                     asked
                 }
@@ -175,7 +178,7 @@ impl Proxy {
             async move { proxy.exchange(&outgoing?, credential).await }
         });
         match fetched.await {
-            Fetched::Found(found) => self.reply_found(route, found, begun),
+            Fetched::Found(found) => self.reply_found(route, &identity, found, begun),
             Fetched::Landed(role, landed) => self.reply_landed(route, asked.subject, role, landed, begun),
         }
     }
@@ -204,7 +207,7 @@ impl Proxy {
         });
         let answer = sending.await.unwrap_or_else(|_| Err(cache::broken_off()))?;
         self.log(route, None, None, "", &answer, begun);
-        Ok(answer.reply())
+        Ok(self.warning_of_the_end(answer.reply()))
     }
 
     /// Sends, and once more if upstream rejects the credential and another one has come meanwhile.
@@ -288,10 +291,25 @@ impl Proxy {
         }
     }
 
-    fn reply_found(&self, route: &Route, found: Found, begun: Instant) -> Result<Reply, RequestError> {
+    /// A reply that says how long the OIDC token has left, if that is not long.
+    fn warning_of_the_end(&self, mut reply: Reply) -> Reply {
+        if let Some(left) = self.identity.borrow().seconds_left(self.about_to_end, self.clock.now()) {
+            reply.headers_mut().insert(OIDC_EXPIRES_IN, left.into());
+        }
+        reply
+    }
+
+    fn reply_found(
+        &self,
+        route: &Route,
+        identity: &Identity,
+        found: Found,
+        begun: Instant,
+    ) -> Result<Reply, RequestError> {
         self.stats.hits.count();
-        let (answer, headers) = match found {
-            Found::Hit { answer, headers } => (answer, HeaderMap::clone(&headers)),
+        let (answer, mut headers, now) = match found {
+            // Not another look at the clock: it would cost more than all that is done for the header.
+            Found::Hit { answer, headers, at } => (answer, HeaderMap::clone(&headers), at),
             Found::Held { outcome, age, left } => {
                 let answer = outcome.map_err(|mut error| {
                     error.retry_after = Some(reply::retry_after(left));
@@ -299,9 +317,12 @@ impl Proxy {
                 })?;
                 let mut headers = answer.headers_saying("hit; detail=429", Some(age));
                 headers.insert(header::RETRY_AFTER, reply::retry_after(left));
-                (answer, headers)
+                (answer, headers, self.clock.now())
             }
         };
+        if let Some(left) = identity.seconds_left(self.about_to_end, now) {
+            headers.insert(OIDC_EXPIRES_IN, left.into());
+        }
         self.events.tell_listeners(|| {
             let request = self.told(route, answer.status, begun);
             Event::Request(events::Request { cache: Some("hit"), ..request })
@@ -341,7 +362,7 @@ impl Proxy {
             Role::Led => self.log(route, Some(subject), Some("miss"), &what, &answer, begun),
             Role::Forced => self.log(route, Some(subject), Some("forced"), &what, &answer, begun),
         }
-        Ok(answer.reply_with(answer.headers_saying(&what, None)))
+        Ok(self.warning_of_the_end(answer.reply_with(answer.headers_saying(&what, None))))
     }
 
     /// What is told of any request that was answered.

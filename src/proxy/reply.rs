@@ -25,6 +25,9 @@ pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// Says that an error is ours, and which.
 pub const SIDECAR_ERROR: HeaderName = HeaderName::from_static("sidecar-error");
 
+/// Says how many seconds the OIDC token has left, once that is worth a warning.
+pub const OIDC_EXPIRES_IN: HeaderName = HeaderName::from_static("sidecar-oidc-expires-in");
+
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// What is passed on of upstream's headers, besides the content type.
@@ -176,6 +179,9 @@ pub fn error(error: &RequestError) -> Reply {
     }
     if let Some(retry_after) = &error.retry_after {
         headers.insert(header::RETRY_AFTER, retry_after.clone());
+    }
+    if let Some(left) = error.oidc_expires_in {
+        headers.insert(OIDC_EXPIRES_IN, left.into());
     }
     if error.close {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -265,7 +265,8 @@ impl Upstream {
             Correction::Began { offset_ms } => {
                 let off = spoken(Duration::from_millis(offset_ms.unsigned_abs()));
                 let how = if offset_ms > 0 { "behind" } else { "ahead of" };
-                warn!(offset_ms, "this machine's clock is {off} {how} {}'s, which is used instead", self.name());
+                let code = "clock_skew";
+                warn!(code, offset_ms, "this machine's clock is {off} {how} {}'s, which is used instead", self.name());
             }
             Correction::Ended => info!("this machine's clock agrees with {}'s again", self.name()),
         }

@@ -4,7 +4,7 @@
 //! still ours. The key is nowhere else.
 
 use std::fs::{self, DirBuilder};
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::safe_read;
+use crate::{private_dir, safe_read};
 
 /// What the file holds (interface.md section 4).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,10 +62,7 @@ impl InstanceFile {
             _ => check_private(dir)?,
         }
         let path = dir.join(format!("{port}.json"));
-        let mut file =
-            tempfile::Builder::new().prefix(".").permissions(fs::Permissions::from_mode(0o600)).tempfile_in(dir)?;
-        file.write_all(&serde_json::to_vec(&instance)?)?;
-        file.persist(&path)?;
+        private_dir::write(&path, &serde_json::to_vec(&instance)?)?;
         Ok(Self { path, instance })
     }
 }

@@ -1,4 +1,4 @@
-//! Prometheus text. Label values come from a fixed list, never from a request.
+//! Prometheus text. Label values come from a fixed list or from the settings, never from a request.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -11,6 +11,8 @@ pub(super) struct Readings {
     pub(super) counts: Counts,
     pub(super) entries: usize,
     pub(super) connections: usize,
+    pub(super) listeners: usize,
+    pub(super) warnings: Vec<(Duration, u64)>,
     pub(super) uptime: Duration,
     pub(super) is_ready: bool,
     pub(super) expires_at: Option<Timestamp>,
@@ -19,7 +21,8 @@ pub(super) struct Readings {
 
 /// Renders the text exposition format, version 0.0.4.
 pub(super) fn render(readings: &Readings) -> String {
-    let Readings { counts, entries, connections, uptime, is_ready, expires_at, clock_offset_ms } = readings;
+    let Readings { counts, entries, connections, listeners, warnings, uptime, is_ready, expires_at, clock_offset_ms } =
+        readings;
     let mut out = String::new();
     let mut metric = |name: &str, kind: &str, help: &str, samples: &[(&str, f64)]| {
         let _ = writeln!(out, "# HELP connect_sidecar_{name} {help}\n# TYPE connect_sidecar_{name} {kind}");
@@ -58,6 +61,7 @@ pub(super) fn render(readings: &Readings) -> String {
         &[("", counts.refused as f64)],
     );
     metric("connections", "gauge", "Open connections of apps.", &[("", *connections as f64)]);
+    metric("event_listeners", "gauge", "Who follows the events now.", &[("", *listeners as f64)]);
     metric(
         "unknown_peers_total",
         "counter",
@@ -70,6 +74,9 @@ pub(super) fn render(readings: &Readings) -> String {
         let seconds = expires_at.as_seconds() as f64;
         metric("oidc_expires_at_seconds", "gauge", "When the OIDC token ends, in Unix time.", &[("", seconds)]);
     }
+    let labels: Vec<_> = warnings.iter().map(|(step, said)| (label(*step), *said as f64)).collect();
+    let samples: Vec<_> = labels.iter().map(|(label, said)| (label.as_str(), *said)).collect();
+    metric("warnings_total", "counter", "Warnings of the OIDC token's end that were said here.", &samples);
     let offset = *clock_offset_ms as f64 / 1000.0;
     metric(
         "clock_offset_seconds",
@@ -78,4 +85,26 @@ pub(super) fn render(readings: &Readings) -> String {
         &[("", offset)],
     );
     out
+}
+
+/// A step before the end as people write it, in minutes where it is whole minutes.
+fn label(step: Duration) -> String {
+    let seconds = step.as_secs_f64();
+    match seconds % 60.0 {
+        _ if step.is_zero() => r#"{step="expired"}"#.to_owned(),
+        0.0 => format!(r#"{{step="{}m"}}"#, seconds / 60.0),
+        _ => format!(r#"{{step="{seconds}s"}}"#),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_named_as_people_write_it() {
+        for (ms, named) in [(3_600_000, "60m"), (90_000, "90s"), (1500, "1.5s"), (0, "expired")] {
+            assert_eq!(label(Duration::from_millis(ms)), format!("{{step=\"{named}\"}}"));
+        }
+    }
 }

@@ -4,6 +4,8 @@
 
 pub mod instance;
 mod metrics;
+#[cfg(feature = "desktop")]
+pub mod notices;
 pub mod page;
 pub mod usage;
 
@@ -12,9 +14,11 @@ use std::sync::Arc;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::clock::{Clock, Timestamp, spoken};
+use crate::clock::{Clock, Timestamp};
 use crate::events::Events;
+use crate::identity::expiry::{self, Steps};
 use crate::identity::refresh::{self, Activity};
+use crate::identity::warning::Warning;
 use crate::identity::{CredentialProblem, Identity, OidcToken, State};
 use crate::proxy::cache::Cache;
 use crate::proxy::stats::Stats;
@@ -42,8 +46,8 @@ pub struct Status {
     pub project: String,
     /// What people call the source of the credential.
     pub credential_source: String,
-    /// A token with less life than this is `expiring`: the largest step of `warn_before`.
-    pub expiring_below: std::time::Duration,
+    /// When a token's end is warned of; from the longest step on it is `expiring`.
+    pub steps: Arc<Steps>,
     /// When this process began to serve.
     pub started_at: Timestamp,
 }
@@ -63,7 +67,7 @@ struct Snapshot {
     upstream: UpstreamState,
     usage: Report,
     tokens: Vec<Token>,
-    warnings: Vec<Warning>,
+    warnings: Vec<Listed>,
 }
 
 #[derive(Serialize)]
@@ -131,11 +135,11 @@ struct Token {
 
 /// Something to act on now.
 #[derive(Serialize)]
-struct Warning {
+struct Listed {
     code: &'static str,
     message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    hint: Option<&'static str>,
+    hint: Option<String>,
 }
 
 impl Status {
@@ -198,6 +202,8 @@ impl Status {
             counts: self.stats.counts(),
             entries: self.cache.tokens().len(),
             connections,
+            listeners: self.events.listeners(),
+            warnings: self.steps.counts().collect(),
             uptime: self.clock.local().since(self.started_at),
             is_ready: identity.credential(now).is_ok(),
             expires_at: identity.oidc().map(|token| token.expires_at),
@@ -208,7 +214,7 @@ impl Status {
     fn oidc(&self, identity: &Identity, now: Timestamp) -> Oidc {
         let (state, reason) = match identity.credential(now) {
             Ok(credential) => match credential.oidc() {
-                Some(token) if token.expires_at.since(now) <= self.expiring_below => (OidcState::Expiring, None),
+                Some(token) if token.expires_at.since(now) <= self.steps.longest() => (OidcState::Expiring, None),
                 _ => (OidcState::Valid, None),
             },
             Err(CredentialProblem::Missing) => (OidcState::Missing, None),
@@ -249,54 +255,34 @@ impl Status {
         }
     }
 
-    fn warnings(&self, identity: &Identity, now: Timestamp) -> Vec<Warning> {
+    /// What to act on now, in the words of the log.
+    fn warnings(&self, identity: &Identity, now: Timestamp) -> Vec<Listed> {
         let source = &self.credential_source;
+        let token = identity.oidc();
         let mut warnings = Vec::new();
-        let mut warn = |code, hint, message| warnings.push(Warning { code, message, hint });
-        let pull = Some("vercel env pull");
         match identity.credential(now) {
-            Err(CredentialProblem::Missing) => {
-                warn("oidc_token_missing", pull, format!("There is no OIDC token in {source}."));
-            }
-            Err(CredentialProblem::Expired(ago)) => {
-                warn("oidc_token_expired", pull, format!("The OIDC token expired {} ago.", spoken(ago)));
-            }
-            Err(CredentialProblem::Invalid(reason)) => {
-                warn("oidc_token_invalid", pull, format!("The OIDC token in {source} cannot be used: {reason}."));
-            }
-            Ok(credential) => {
-                let left = credential.oidc().map(|token| token.expires_at.since(now));
-                if let Some(left) = left.filter(|left| *left <= self.expiring_below) {
-                    warn("oidc_token_expiring", pull, format!("The OIDC token expires in {}.", spoken(left)));
-                }
+            Err(CredentialProblem::Missing) => warnings.push(Warning::missing(source)),
+            Err(CredentialProblem::Invalid(reason)) => warnings.push(Warning::invalid(source, &reason)),
+            Ok(_) | Err(CredentialProblem::Expired(_)) => {
+                let about_to_end = token.filter(|token| token.expires_at.since(now) <= self.steps.longest());
+                warnings.extend(about_to_end.map(|token| expiry::warning(token, now)));
             }
         }
         if self.refresh.borrow().activity == Activity::GaveUp {
-            let message = "The Vercel CLI has given no fresh OIDC token, and is not asked any more.".to_owned();
-            warn("refresh_gave_up", Some("connect-sidecar refresh"), message);
+            warnings.push(Warning::refresh_gave_up());
         }
-        let environment = identity.oidc().map(|token| token.claims.environment.as_deref().unwrap_or("unknown"));
-        if let Some(environment) = environment.filter(|environment| *environment != "development") {
-            warn("not_development", None, format!("The OIDC token is of environment {environment}."));
-        }
+        warnings.extend(token.and_then(|t| Warning::of_environment(t.claims.environment.as_deref())));
         if identity.notes.readable_by_others {
-            warn(
-                "env_file_readable_by_others",
-                Some("chmod 600 .env.local"),
-                format!("Other users can read {source}."),
-            );
+            warnings.push(Warning::readable_by_others(source));
         }
         if identity.notes.duplicate_assignments {
-            warn(
-                "duplicate_assignments",
-                None,
-                format!("{source} assigns the token more than once; the last one is used."),
-            );
+            warnings.push(Warning::duplicate_assignments(source));
         }
         if self.clock.offset_ms() != 0 {
-            let off = spoken(std::time::Duration::from_millis(self.clock.offset_ms().unsigned_abs()));
-            warn("clock_skew", None, format!("This machine's clock differs from upstream's by {off}."));
+            let by = std::time::Duration::from_millis(self.clock.offset_ms().unsigned_abs());
+            warnings.push(Warning::clock_skew(by));
         }
-        warnings
+        let listed = |warning: Warning| Listed { code: warning.code, message: warning.sentence(), hint: warning.hint };
+        warnings.into_iter().map(listed).collect()
     }
 }

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use connect_sidecar::logging::FIELDS;
+
 /// Each module with the others that it may use, from the top down. A module without a line has that of its parent;
 /// `a::*` is all that is below `a`.
 const MAY_USE: &[(&str, &str)] = &[
@@ -69,11 +71,12 @@ const MAY_USE: &[(&str, &str)] = &[
     ("server::refusals", ""),
     ("server::stream", "server::connections"),
     ("server::unix_socket", "private_dir"),
-    ("status", "clock events identity identity::refresh proxy::cache proxy::stats"),
+    ("status", "clock events identity identity::refresh proxy::cache proxy::stats identity::expiry identity::warning"),
     ("status::page", "proxy::reply"),
     ("status::usage", "clock identity private_dir proxy::stats safe_read"),
-    ("status::instance", "safe_read"),
+    ("status::instance", "safe_read private_dir"),
     ("status::metrics", "clock proxy::stats"),
+    ("status::notices", "clock events identity::warning"),
     ("proxy", "clock events identity"),
     ("events", "clock"),
     (
@@ -99,10 +102,12 @@ const MAY_USE: &[(&str, &str)] = &[
     ("proxy::coach", ""),
     ("proxy::error", ""),
     ("proxy::stats", ""),
-    ("identity::watch", "clock identity identity::env_file identity::succession safe_read"),
+    ("identity::watch", "clock identity identity::env_file identity::succession identity::warning safe_read"),
+    ("identity::warned", "private_dir safe_read"),
+    ("identity::warning", "clock identity::env_file"),
     ("identity::placeholder", "clock identity"),
     ("identity::succession", "clock identity"),
-    ("identity::expiry", "clock events identity"),
+    ("identity::expiry", "clock events identity identity::warned identity::warning"),
     ("identity::refresh", "clock events identity identity::watch safe_read"),
     ("identity::refresh::executable", ""),
     ("identity::refresh::schedule", "clock"),
@@ -247,6 +252,48 @@ fn no_file_is_a_drawer() {
         let drawer = module.split("::").find(|part| DRAWERS.contains(part));
         assert_eq!(drawer, None, "{module}: find the noun that it belongs to");
     }
+}
+
+/// The fields that a module's log lines have, but for the message.
+fn logged_fields(source: &str) -> BTreeSet<String> {
+    let code = source.split("\n#[cfg(test)]\n").next().unwrap_or_default();
+    let mut fields = BTreeSet::new();
+    for level in ["error!(", "warn!(", "info!(", "debug!(", "trace!("] {
+        for (at, _) in code.match_indices(level) {
+            let mut rest = code[at + level.len()..].trim_start();
+            while !rest.starts_with('"') {
+                let name = rest.trim_start_matches(['%', '?']);
+                let end = name.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(name.len());
+                fields.insert(name[..end].to_owned());
+                rest = after_comma(rest);
+            }
+        }
+    }
+    fields
+}
+
+/// What comes after the first argument.
+fn after_comma(arguments: &str) -> &str {
+    let (mut depth, mut quoted) = (0, false);
+    for (at, c) in arguments.char_indices() {
+        match c {
+            '"' => quoted = !quoted,
+            '(' | '[' | '{' if !quoted => depth += 1,
+            ')' | ']' | '}' if !quoted => depth -= 1,
+            ',' if !quoted && depth == 0 => return arguments[at + 1..].trim_start(),
+            _ => {}
+        }
+    }
+    panic!("no message: {arguments}");
+}
+
+#[test]
+fn every_field_of_a_log_line_stands_in_the_table_and_the_table_names_no_other() {
+    let logged: BTreeSet<_> = sources().values().flat_map(|source| logged_fields(source)).collect();
+    let named: BTreeSet<_> = FIELDS.iter().skip(3).map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(logged, named);
+    let source = "warn!(\n code = f(\"a, b\"), %method,\n hint, \"{x}, y\");\n#[cfg(test)]\nmod t { info!(z, \"\"); }";
+    assert_eq!(Vec::from_iter(logged_fields(source)), ["code", "hint", "method"]);
 }
 
 #[test]

@@ -269,7 +269,12 @@ async fn metrics_are_prometheus_text_and_agree_with_status() {
     is("ready", &json!(1));
     is("oidc_expires_at_seconds", &json!(1_900_000_012 + 13 * 3600));
     is("clock_offset_seconds", &json!(0));
-    assert_eq!(metrics.len(), 16, "{metrics:?}");
+    // No step of the token's end was reached, and nobody follows the events.
+    for step in ["60m", "15m", "5m", "expired"] {
+        is(&format!("warnings_total{{step=\"{step}\"}}"), &json!(0));
+    }
+    is("event_listeners", &json!(0));
+    assert_eq!(metrics.len(), 21, "{metrics:?}");
 }
 
 #[tokio::test]

@@ -1,8 +1,6 @@
 //! Clocks that jump and machines that sleep: what is kept, what is over, what is said (trust-policy.md R13). The sidecar
 //! goes by the wall clock; its timers stand still during a sleep.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -13,6 +11,7 @@ use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
 use connect_sidecar::emulator::{Emulator, Options};
 
 use crate::support::http::Request;
+use crate::support::moved_clock::MovedClock;
 use crate::support::process::{self, Serving};
 use crate::support::{SLACK, Scene, Stage, env_file, write_private};
 
@@ -101,39 +100,6 @@ async fn after_13_hours_of_sleep_nothing_old_is_served_and_a_fresh_token_is_take
     assert_eq!(stage.token(limited).send().await.status, 200, "the 429 is over, too");
     assert_eq!(said_of_the_token(&stage), 1, "{:?}", stage.logs.lines());
     assert_eq!(stage.logs.count("token refreshed, expires in 12 h"), 1);
-}
-
-/// The wall clock of one process, moved by libfaketime; its timers go on as they are.
-struct MovedClock {
-    library: String,
-    file: PathBuf,
-}
-
-impl MovedClock {
-    /// Where the library is, the wrapper of that name tells.
-    fn new(dir: &Path) -> Self {
-        let wrapped = Command::new("faketime").args(["-f", "+0", "printenv", "LD_PRELOAD"]).output();
-        let library = wrapped.expect("this test wants `faketime` (Debian and Ubuntu: apt-get install faketime)").stdout;
-        let clock =
-            Self { library: String::from_utf8(library).expect("a path").trim().to_owned(), file: dir.join("clock") };
-        clock.is_ahead("+0");
-        clock
-    }
-
-    fn of(&self, command: &mut tokio::process::Command) {
-        command
-            .env("LD_PRELOAD", &self.library)
-            .env("FAKETIME_TIMESTAMP_FILE", &self.file)
-            .env("FAKETIME_NO_CACHE", "1")
-            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-    }
-
-    fn is_ahead(&self, by: &str) {
-        // At once: half a file would be another time.
-        let new = self.file.with_extension("new");
-        std::fs::write(&new, by).expect("written");
-        std::fs::rename(&new, &self.file).expect("renamed");
-    }
 }
 
 #[cfg(target_os = "linux")]

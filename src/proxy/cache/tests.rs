@@ -130,7 +130,7 @@ fn told(fetched: Fetched) -> (String, String) {
         json["token"].as_str().unwrap_or("none").to_owned()
     };
     match fetched {
-        Fetched::Found(Found::Hit { answer, headers }) => {
+        Fetched::Found(Found::Hit { answer, headers, .. }) => {
             let status = headers["cache-status"].to_str().expect("text");
             (status.trim_start_matches("connect-sidecar; ").to_owned(), text(&answer))
         }

@@ -2,6 +2,9 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
 
 use connect_sidecar::clock::Clock;
 use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
@@ -19,17 +22,39 @@ pub struct Desk {
     pub emulator: Emulator,
     /// The token in the project's env file.
     pub token: String,
+    /// By how many seconds upstream's clock is ahead.
+    ahead: Arc<AtomicU64>,
 }
 
 impl Desk {
     pub async fn new() -> Self {
         let home = tempfile::tempdir().expect("a directory");
-        let options = Options { reuse_tokens: false, ..Options::default() };
+        let ahead = Arc::new(AtomicU64::new(0));
+        let (seconds, machine) = (ahead.clone(), Clock::system());
+        let now = Arc::new(move || {
+            let ahead = Duration::from_secs(seconds.load(Ordering::Relaxed));
+            UNIX_EPOCH + Duration::from_millis(machine.local().plus(ahead).as_millis())
+        });
+        let options = Options { reuse_tokens: false, now, ..Options::default() };
         let emulator = Emulator::start(options).await.expect("an emulator");
         let token = emulator.oidc_token(DEVELOPMENT_LIFE);
         fs::create_dir(home.path().join("web")).expect("a project");
         write_private(&home.path().join("web/.env.local"), &env_file(&token));
-        Self { home, emulator, token }
+        Self { home, emulator, token, ahead }
+    }
+
+    /// Moves upstream's clock.
+    pub fn pass(&self, time: Duration) {
+        self.ahead.fetch_add(time.as_secs(), Ordering::Relaxed);
+    }
+
+    /// Puts a token into the env file that lives this long and was issued a second after the one before, more or less:
+    /// of two of one second, that with the longer life counts as the newer.
+    pub fn pull(&self, life: Duration) -> String {
+        self.pass(Duration::from_secs(1));
+        let token = self.emulator.oidc_token(life);
+        write_private(&self.project().join(".env.local"), &env_file(&token));
+        token
     }
 
     pub fn project(&self) -> PathBuf {

@@ -1,10 +1,13 @@
 //! What the tests share: a project with an env file, an emulator, a sidecar, a clock that stands still, a log to read.
 
 pub mod desk;
+#[cfg(all(target_os = "linux", feature = "desktop"))]
+pub mod desktop;
 pub mod gateway;
 pub mod http;
 pub mod installed;
 pub mod logs;
+pub mod moved_clock;
 pub mod network;
 pub mod npm;
 pub mod process;

@@ -15,6 +15,11 @@ pub async fn schemathesis() -> Option<PathBuf> {
     python("schemathesis", "4.32.5").await
 }
 
+/// A `python3` that has the official reader of Prometheus' text.
+pub async fn prometheus_client() -> Option<PathBuf> {
+    python("prometheus-client", "0.26.0").await
+}
+
 /// A `python3` that has a package.
 async fn python(package: &str, version: &str) -> Option<PathBuf> {
     let requirement = format!("{package}=={version}");

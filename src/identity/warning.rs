@@ -1,0 +1,113 @@
+//! What is wrong with the credential, in words: the log, the state, events and notices all say this.
+//!
+//! Pure. Nothing of a token ever stands in a warning, but what people call its project and its source.
+
+use std::time::Duration;
+
+use super::env_file;
+use crate::clock::spoken;
+
+/// Brings a fresh token into the env file.
+pub const PULL: &str = "vercel env pull";
+
+/// Something to act on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// Names its kind for programs.
+    pub code: &'static str,
+    what: String,
+    /// The command that mends it, if one does.
+    pub hint: Option<String>,
+}
+
+impl Warning {
+    /// The code of a missing token.
+    pub const MISSING: &'static str = "oidc_token_missing";
+    /// The code of a token that has ended.
+    pub const EXPIRED: &'static str = "oidc_token_expired";
+
+    fn new(code: &'static str, what: String, hint: Option<&str>) -> Self {
+        Self { code, what, hint: hint.map(str::to_owned) }
+    }
+
+    /// The token of a project ends after this time.
+    pub fn expiring(project: &str, left: Duration) -> Self {
+        let what = format!("the OIDC token of {project} expires in {}", spoken(left));
+        Self::new("oidc_token_expiring", what, Some(PULL))
+    }
+
+    /// The token of a project ended this long ago.
+    pub fn expired(project: &str, ago: Duration) -> Self {
+        let what = format!("the OIDC token of {project} expired {} ago", spoken(ago));
+        Self::new(Self::EXPIRED, what, Some(PULL))
+    }
+
+    /// There is no token in a source.
+    pub fn missing(source: &str) -> Self {
+        Self::new(Self::MISSING, format!("there is no OIDC token in {source}"), Some(PULL))
+    }
+
+    /// What a source holds is no token that could be sent.
+    pub fn invalid(source: &str, reason: &str) -> Self {
+        Self::new("oidc_token_invalid", format!("cannot use the token in {source}: {reason}"), Some(PULL))
+    }
+
+    /// No fresh token comes by itself any more.
+    pub fn refresh_gave_up() -> Self {
+        let what = "the Vercel CLI has given no fresh OIDC token, and is not asked any more".to_owned();
+        Self::new("refresh_gave_up", what, Some("connect-sidecar refresh"))
+    }
+
+    /// The token acts elsewhere than where one develops; `None` if it is one of development.
+    pub fn of_environment(environment: Option<&str>) -> Option<Self> {
+        let environment = environment.unwrap_or("unknown");
+        let what = format!("this token is of environment {environment}, not development: requests act there");
+        (environment != "development").then(|| Self::new("not_development", what, None))
+    }
+
+    /// Other users of the machine can read the file.
+    pub fn readable_by_others(file: &str) -> Self {
+        let what = format!("other users can read {file}");
+        Self::new("env_file_readable_by_others", what, Some(&format!("chmod 600 {file}")))
+    }
+
+    /// The file says twice what the token is.
+    pub fn duplicate_assignments(file: &str) -> Self {
+        let what = format!("{file} assigns {} more than once, the last one is used", env_file::KEY);
+        Self::new("duplicate_assignments", what, None)
+    }
+
+    /// The machine's clock is not upstream's.
+    pub fn clock_skew(by: Duration) -> Self {
+        Self::new("clock_skew", format!("this machine's clock differs from upstream's by {}", spoken(by)), None)
+    }
+
+    /// For the log, with the command.
+    pub fn line(&self) -> String {
+        match &self.hint {
+            Some(hint) => format!("{}, run `{hint}`", self.what),
+            None => self.what.clone(),
+        }
+    }
+
+    /// For people, without the command, which stands beside it.
+    pub fn sentence(&self) -> String {
+        let mut rest = self.what.chars();
+        let first = rest.next().map(|first| first.to_ascii_uppercase());
+        first.into_iter().chain(rest).chain(['.']).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_and_the_state_say_the_same_each_in_its_way() {
+        let warning = Warning::expiring("acme/web", Duration::from_secs(900));
+        assert_eq!(warning.line(), "the OIDC token of acme/web expires in 15 min, run `vercel env pull`");
+        assert_eq!(warning.sentence(), "The OIDC token of acme/web expires in 15 min.");
+        let warning = Warning::duplicate_assignments(".env.local");
+        assert_eq!(warning.line() + ".", warning.sentence());
+    }
+}

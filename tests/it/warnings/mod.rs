@@ -1,0 +1,53 @@
+//! Warnings that reach people: in the log, on a terminal, on the desktop, in events, the state, metrics and replies. Each
+//! once for a token and a step, wherever and however often the project's sidecars run (interface.md section 5).
+
+mod header;
+#[cfg(all(target_os = "linux", feature = "desktop"))]
+mod notices;
+mod restarts;
+mod terminal;
+
+use std::time::Duration;
+
+use crate::support::{Scene, soon};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A life of so many whole minutes, whoever looks at it and when.
+fn about(minutes: u32) -> Duration {
+    MINUTE * minutes + MINUTE / 2
+}
+
+/// How a line about a token's end begins.
+const OF_THE_TOKEN: &str = "the OIDC token of acme/web ";
+
+#[tokio::test]
+async fn all_places_say_the_same_of_a_step() {
+    let stage = Scene::new().token_life(61 * MINUTE).start().await;
+    let mut events = stage.request("GET", "/_sidecar/v1/events").header("sidecar-key", &stage.key()).begin().await;
+    events.until("\n\n").await;
+    for (minutes, step, code, what) in [
+        (1, "60m", "oidc_token_expiring", "expires in 1 h"),
+        (45, "15m", "oidc_token_expiring", "expires in 15 min"),
+        (10, "5m", "oidc_token_expiring", "expires in 5 min"),
+        (5, "expired", "oidc_token_expired", "expired 0 s ago"),
+    ] {
+        stage.pass(minutes * MINUTE);
+        stage.logs.wait_for(&format!("{OF_THE_TOKEN}{what}, run `vercel env pull` code=\"{code}\"")).await;
+        let line = events.until("\"project\":\"acme/web\"}\n").await;
+        let event = line.lines().last().expect("a line");
+        let event: serde_json::Value =
+            serde_json::from_str(&event[event.find('{').expect("an object")..]).expect("an event");
+        let listed = &stage.status().await["warnings"];
+        assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
+        let sentence = format!("The OIDC token of acme/web {what}.");
+        for warning in [&event, &listed[0]] {
+            assert_eq!((&warning["code"], &warning["message"]), (&code.into(), &sentence.clone().into()), "{warning}");
+            assert_eq!(warning["hint"], "vercel env pull");
+        }
+        assert_eq!(event["event"], "warning");
+        let metrics = soon("metrics", stage.request("GET", "/metrics").send()).await.text();
+        assert!(metrics.contains(&format!("connect_sidecar_warnings_total{{step=\"{step}\"}} 1\n")), "{metrics}");
+    }
+    assert_eq!(stage.logs.count(OF_THE_TOKEN), 4);
+}

@@ -1,0 +1,154 @@
+//! Warnings as desktop notices, on a session bus of its own.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::net::UnixListener;
+
+use super::{MINUTE, OF_THE_TOKEN, about};
+use crate::support::desk::Desk;
+use crate::support::desktop::{Desktop, Notice};
+use crate::support::http::Request;
+use crate::support::moved_clock::MovedClock;
+use crate::support::process::Serving;
+use crate::support::{instance_key, write_private};
+
+#[tokio::test]
+async fn a_warning_is_a_notice_that_the_next_replaces_and_a_fresh_token_takes_back() {
+    let (desk, desktop) = (Desk::new().await, Desktop::new().await);
+    desk.pull(about(9));
+    let mut command = desk.sidecar(&[]);
+    desktop.of(&mut command);
+    let mut sidecar = Serving::start(command).await;
+    let notice = |id, replaces, title: &str, body: &str, urgency| Notice {
+        id,
+        replaces,
+        title: format!("The OIDC token of acme/web {title}"),
+        body: body.into(),
+        urgency,
+    };
+    let first = desktop.shows(|notice| notice.urgency == 1).await;
+    let id = first.id;
+    assert_eq!(first, notice(id, 0, "expires in 9 min", "Run: vercel env pull", 1));
+    // Fresher, and no better: its own warning counts.
+    desk.pull(Duration::from_secs(3));
+    let over = desktop.shows(|notice| notice.urgency == 2).await;
+    assert_eq!(over, notice(id, id, "expired 0 s ago", "Run: vercel env pull", 2));
+    desk.pull(about(12 * 60 - 1));
+    let fresh = desktop.shows(|notice| notice.title.contains("refreshed")).await;
+    assert_eq!(fresh, notice(id, id, "was refreshed", "It expires in 11 h 59 min.", 1));
+
+    // Nobody was warned: a fresh token is no news.
+    desk.pull(about(11 * 60 - 1));
+    sidecar.wait_for_next_log("token refreshed, expires in 10 h 59 min").await;
+    desk.pull(about(3));
+    let last = desktop.shows(|notice| notice.title.contains("expires in 3 min")).await;
+    assert_eq!(last.id, id);
+    let titles: Vec<_> = desktop.shown().into_iter().map(|notice| notice.title).collect();
+    assert_eq!(titles.len(), 5, "one for each: {titles:?}");
+    assert_eq!(sidecar.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn after_13_hours_of_sleep_there_is_one_warning_one_notice_and_one_event_within_15_s() {
+    let (desk, desktop) = (Desk::new().await, Desktop::new().await);
+    let clock = MovedClock::new(desk.home.path());
+    let mut command = desk.sidecar(&[]);
+    desktop.of(&mut command);
+    clock.of(&mut command);
+    let mut sidecar = Serving::start(command).await;
+    let key = instance_key(&desk.home.path().join(".local/state"), sidecar.addr);
+    let events = Request::new(sidecar.addr, "GET", "/_sidecar/v1/events").header("sidecar-key", &key);
+    let mut events = events.begin().await;
+    events.until("\n\n").await;
+
+    desk.pass(13 * 60 * MINUTE);
+    clock.is_ahead("+13h");
+    let woken = Instant::now();
+    sidecar.wait_for_log("the OIDC token of acme/web expired 1 h ago, run `vercel env pull`").await;
+    desktop.shows(|notice| notice.title == "The OIDC token of acme/web expired 1 h ago" && notice.urgency == 2).await;
+    let mut told = events.until("oidc_token_expired").await;
+    assert!(woken.elapsed() <= Duration::from_secs(16), "{:?}", woken.elapsed());
+
+    desk.pull(about(12 * 60));
+    desktop.shows(|notice| notice.title.ends_with("was refreshed")).await;
+    let log = sidecar.stop().await.stderr;
+    told += &events.rest().await;
+    assert_eq!((log.matches(OF_THE_TOKEN).count(), desktop.shown().len()), (1, 2), "{log}");
+    assert_eq!((told.matches("\"warning\"").count(), told.matches("\"rotation\"").count()), (1, 1), "{told}");
+}
+
+#[tokio::test]
+async fn who_does_not_want_notices_gets_none() {
+    for (arguments, variable, file) in
+        [(&["--desktop-notices=false"][..], "", ""), (&[], "false", ""), (&[], "", "desktop_notices = false")]
+    {
+        let (desk, desktop) = (Desk::new().await, Desktop::new().await);
+        write_private(&desk.project().join("sidecar.toml"), file);
+        desk.pull(about(9));
+        let mut command = desk.sidecar(arguments);
+        if !variable.is_empty() {
+            command.env("CONNECT_SIDECAR_DESKTOP_NOTICES", variable);
+        }
+        desktop.of(&mut command);
+        let mut sidecar = Serving::start(command).await;
+        sidecar.wait_for_log(OF_THE_TOKEN).await;
+        assert_eq!(sidecar.stop().await.code, Some(0));
+        assert_eq!(desktop.shown(), []);
+    }
+}
+
+#[tokio::test]
+async fn without_the_address_of_a_bus_none_is_looked_for() {
+    let desk = Desk::new().await;
+    desk.pull(about(9));
+    // Where one is found by whoever looks.
+    let bus = UnixListener::bind(desk.home.path().join("bus")).expect("a socket");
+    let mut command = desk.sidecar(&["-vv"]);
+    command.env("XDG_RUNTIME_DIR", desk.home.path());
+    let mut sidecar = Serving::start(command).await;
+    sidecar.wait_for_log(OF_THE_TOKEN).await;
+    desk.pull(about(1));
+    sidecar.wait_for_next_log(OF_THE_TOKEN).await;
+    let ended = sidecar.stop().await;
+    assert!(!ended.stderr.contains("notice"), "{}", ended.stderr);
+    let bus = bus.into_std().expect("a socket");
+    assert!(bus.accept().is_err(), "nobody came");
+}
+
+#[tokio::test]
+async fn a_desktop_that_is_no_good_delays_nothing_and_is_no_trouble() {
+    let home = tempfile::tempdir().expect("a directory");
+    let silent = home.path().join("silent");
+    let _silent = UnixListener::bind(&silent).expect("a socket");
+    for address in [format!("unix:path={}", silent.display()), "unix:path=/nowhere".into(), "nonsense".into()] {
+        let desk = Desk::new().await;
+        desk.pull(about(9));
+        let mut command = desk.sidecar(&[]);
+        command.env("DBUS_SESSION_BUS_ADDRESS", &address);
+        let mut sidecar = Serving::start(command).await;
+        sidecar.wait_for_log(OF_THE_TOKEN).await;
+        desk.pull(about(1));
+        sidecar.wait_for_next_log(OF_THE_TOKEN).await;
+        let healthy = Request::new(sidecar.addr, "GET", "/healthz").send().await;
+        assert_eq!(healthy.status, 200, "{address}");
+        let ended = sidecar.stop().await;
+        assert_eq!(ended.code, Some(0), "{address}");
+        assert!(!ended.stderr.contains("notice") && !ended.stderr.contains("bus"), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test]
+async fn the_sidecar_of_a_run_gives_notices_too() {
+    let (desk, desktop) = (Desk::new().await, Desktop::new().await);
+    desk.pull(about(9));
+    let mut command = desk.sidecar(&["run", "--", "sleep", "60"]);
+    desktop.of(&mut command);
+    let mut run = command.spawn().expect("a process");
+    let notice = desktop.shows(|_| true).await;
+    assert_eq!(notice.title, "The OIDC token of acme/web expires in 9 min");
+    let pid = i32::try_from(run.id().expect("it runs")).expect("a process id");
+    kill(Pid::from_raw(pid), Signal::SIGTERM).expect("sent");
+    crate::support::soon("its end", run.wait()).await.expect("a status");
+}

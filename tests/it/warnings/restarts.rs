@@ -1,0 +1,79 @@
+//! What was said before a restart, and by other sidecars of the project, is not said again.
+
+use std::fs;
+
+use connect_sidecar::status::instance;
+
+use super::{OF_THE_TOKEN, about};
+use crate::support::desk::Desk;
+use crate::support::process::Serving;
+use crate::support::{fingerprint, write_private};
+
+#[tokio::test]
+async fn a_restart_inside_a_step_repeats_no_warning_and_tells_the_time_left() {
+    let desk = Desk::new().await;
+    let token = desk.pull(about(9));
+    let mut first = desk.serve(&[]).await;
+    first.wait_for_log("the OIDC token of acme/web expires in 9 min, run `vercel env pull`").await;
+    let state_dir = desk.home.path().join(".local/state/connect-sidecar");
+    let kept = fs::read_to_string(state_dir.join("warned.json")).expect("what was said");
+    assert_eq!(kept, format!(r#"{{"said":[{{"fingerprint":"{}","step_ms":900000}}]}}"#, fingerprint(&token)));
+    assert_eq!(instance::all(&state_dir).len(), 1, "it is no instance");
+    first.stop().await;
+
+    let mut second = desk.serve(&[]).await;
+    second.wait_for_log("token of acme/web loaded from .env.local, expires in 9 min").await;
+    // By the time that another token is warned of, the first was looked at.
+    desk.pull(about(3));
+    second.wait_for_log("the OIDC token of acme/web expires in 3 min").await;
+    let log = second.stop().await.stderr;
+    assert_eq!(log.matches(OF_THE_TOKEN).count(), 1, "{log}");
+}
+
+#[tokio::test]
+async fn several_sidecars_of_a_project_warn_once_together() {
+    let desk = Desk::new().await;
+    desk.pull(about(9));
+    let mut sidecars = vec![desk.serve(&[]).await, desk.serve(&[]).await, desk.serve(&[]).await];
+    for minutes in [7, 3, 12 * 60] {
+        desk.pull(about(minutes));
+        for sidecar in &mut sidecars {
+            sidecar.wait_for_next_log("token refreshed").await;
+        }
+    }
+    let mut log = String::new();
+    for sidecar in sidecars {
+        log += &sidecar.stop().await.stderr;
+    }
+    for left in ["expires in 9 min, run", "expires in 7 min, run", "expires in 3 min, run"] {
+        assert_eq!(log.matches(left).count(), 1, "{left}: {log}");
+    }
+}
+
+#[tokio::test]
+async fn a_step_that_was_not_said_yet_is_said_after_a_restart() {
+    let desk = Desk::new().await;
+    desk.pull(about(9));
+    let mut first = desk.serve(&[]).await;
+    first.wait_for_log(OF_THE_TOKEN).await;
+    first.stop().await;
+    // Now it is in a later step.
+    write_private(&desk.project().join("sidecar.toml"), "warn_before = [\"15m\", \"12m\"]");
+    let mut second = desk.serve(&[]).await;
+    second.wait_for_log("the OIDC token of acme/web expires in 9 min, run").await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_place_to_keep_it_a_warning_is_said_all_the_same() {
+    let desk = Desk::new().await;
+    desk.pull(about(9));
+    fs::write(desk.home.path().join("no-directory"), "").expect("a file");
+    for _ in 0..2 {
+        let mut command = desk.sidecar(&[]);
+        command.env("XDG_STATE_HOME", desk.home.path().join("no-directory"));
+        let mut sidecar = Serving::start(command).await;
+        sidecar.wait_for_log("the OIDC token of acme/web expires in 9 min, run `vercel env pull`").await;
+        sidecar.stop().await;
+    }
+}
