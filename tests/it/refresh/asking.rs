@@ -78,7 +78,7 @@ async fn the_command_asks_the_running_sidecar() {
     let ended = refresh().await;
     assert!(ended.code == Some(1) && ended.stderr.contains("no sidecar runs for"), "{ended:?}");
     write_private(&desk.project().join(".env.local"), &env_file(&desk.emulator.oidc_token(HOUR)));
-    cli.prints_token(&desk.token);
+    cli.prints_token(&desk.emulator.oidc_token(HOUR * 12));
     let mut serving = desk.sidecar(&[]);
     serving.env("PATH", cli.path());
     let _serving = Serving::start(serving).await;

@@ -104,12 +104,14 @@ async fn a_project_without_a_safe_cli_is_told_at_the_start() {
 async fn of_five_sidecars_of_a_project_never_two_run_the_cli_at_once() {
     let cli = FakeCli::new("mkdir DIR/busy || echo overlap >>DIR/overlaps; sleep 0.1; cat DIR/answer; rmdir DIR/busy");
     let desk = Desk::new().await;
-    cli.prints_token(&desk.token);
+    let old = desk.emulator.oidc_token(MINUTE);
+    let fresh = desk.emulator.oidc_token(HOUR * 12);
+    cli.prints_token(&fresh);
     let mut serving = Vec::new();
     for n in 0..5 {
         let project = desk.project().with_file_name(format!("web{n}"));
         fs::create_dir(&project).expect("a project");
-        write_private(&project.join(".env.local"), &env_file(&desk.emulator.oidc_token(MINUTE)));
+        write_private(&project.join(".env.local"), &env_file(&old));
         let mut command = desk.sidecar(&["--refresh", "cli"]);
         command.current_dir(project).env("PATH", cli.path());
         serving.push(Serving::start(command).await);
@@ -121,7 +123,7 @@ async fn of_five_sidecars_of_a_project_never_two_run_the_cli_at_once() {
     assert!(!cli.dir().join("overlaps").exists(), "two ran at once");
     for serving in serving {
         let status = Request::new(serving.addr, "GET", "/_sidecar/v1/status").send().await.json();
-        assert_eq!(status["oidc"]["fingerprint"], fingerprint(&desk.token));
+        assert_eq!(status["oidc"]["fingerprint"], fingerprint(&fresh));
     }
 }
 
