@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use connect_sidecar::emulator::fault::Fault;
 use nix::sys::signal::Signal;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::support::desk::Desk;
 use crate::support::http::{APP, KeptAlive};
@@ -80,15 +81,16 @@ async fn a_signal_ends_it_also_while_its_reader_is_full() {
 
 #[tokio::test]
 async fn it_ends_with_0_when_nobody_reads_any_more() {
-    let stage = Scene::new().start().await;
-    stage.token(APP).send().await.token();
     for quiet in [false, true] {
+        let stage = Scene::new().start().await;
+        stage.token(APP).send().await.token();
         let mut logs = stage.command(&["logs", "-f"]).spawn().expect("a process");
-        let mut shown = [0];
-        let mut stdout = logs.stdout.take().expect("stdout");
-        soon("a line", tokio::io::AsyncReadExt::read_exact(&mut stdout, &mut shown)).await.expect("a line");
+        let mut stdout = BufReader::new(logs.stdout.take().expect("stdout"));
+        let all_there_is = &mut String::new();
+        soon("a line", stdout.read_line(all_there_is)).await.expect("a line");
         drop(stdout);
         if quiet {
+            stage.caught_up().await;
             let_timers_pass(Duration::from_secs(11)).await;
         } else {
             stage.token(APP).header("cache-control", "no-cache").send().await.token();
