@@ -83,12 +83,12 @@ async fn a_command_gets_a_token_with_no_credential_and_leaves_nothing_behind() {
     let plain = format!("{} --no-progress-meter", ASK.replace("$1", &format!("$CONNECT_SIDECAR_URL{SLACK}")));
     let ended = run(through(&desk, &["--no-intercept"], &plain, &[])).await;
     assert!(!token_in(&ended).is_empty());
-    assert_eq!(names_in(&state_dir(&desk)), [""; 0]);
+    assert_eq!(names_in(&state_dir(&desk)), ["usage.json"], "what the month has cost");
 
     let connect = format!("https://api.vercel.com{SLACK}");
     let ended = run(through(&desk, &[], ASK, &[&connect])).await;
     assert!(!token_in(&ended).is_empty(), "intercepted");
-    assert_eq!(names_in(&state_dir(&desk)), ["ca"], "the CA is this machine's");
+    assert_eq!(names_in(&state_dir(&desk)), ["ca", "usage.json"], "the CA is this machine's");
     assert_eq!(desk.emulator.count(SLACK), 2);
 }
 
@@ -232,7 +232,7 @@ async fn of_several_commands_one_takes_over_and_the_others_join_it() {
     assert_eq!(key_at(&desk, &url), key);
     assert_ne!(ask(&url).send().await.token(), token, "its cache is its own");
     end(other).await;
-    assert_eq!(names_in(&state_dir(&desk)), [""; 0]);
+    assert_eq!(names_in(&state_dir(&desk)), ["usage.json"], "what the month has cost");
 }
 
 #[tokio::test]

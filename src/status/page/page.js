@@ -105,9 +105,11 @@ function keep(parent, items, keyOf, create) {
 class KeyRefused extends Error {}
 
 async function ask(method, path, options) {
-  const headers = { "Sidecar-Key": key };
+  const asker = key;
+  const headers = { "Sidecar-Key": asker };
   if (method === "POST") headers["Content-Type"] = "application/json";
   const reply = await fetch(`v1/${path}`, { method, headers, cache: "no-store", credentials: "omit", ...options });
+  if (asker !== key) throw new Error("the key is another by now");
   if (reply.status === 401) throw new KeyRefused();
   return reply;
 }
