@@ -37,6 +37,7 @@ pub mod doctor;
 pub mod emulate;
 pub mod emulator;
 pub mod events;
+pub mod executable;
 pub mod hardening;
 pub mod identity;
 pub mod instance_key;

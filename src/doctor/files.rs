@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::env_files::EnvFile;
 use super::finding::{Finding, Severity, quoted};
 use super::program;
+use crate::executable;
 use crate::intercept::ca;
 use crate::private_dir;
 
@@ -42,8 +43,8 @@ impl Git {
         config_home: Option<OsString>,
         project: &Path,
     ) -> Option<Self> {
-        let found = program::find("git", path, project).filter(|found| found.refused.is_none())?;
-        let path = program::trusted(path, project);
+        let program = executable::find("git", path, project)?.judged.ok()?;
+        let path = executable::trusted(path, project);
         let given = [("HOME", home), ("XDG_CONFIG_HOME", config_home), ("PATH", Some(path))];
         let mut variables: Vec<_> = given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
         for (name, value) in [
@@ -55,7 +56,7 @@ impl Git {
         ] {
             variables.push((name, value.into()));
         }
-        Some(Self { program: found.file, variables })
+        Some(Self { program, variables })
     }
 
     /// What it makes of a file.

@@ -9,8 +9,9 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::finding::{Finding, Severity};
-use super::program::{self, Found};
+use super::program;
 use crate::clock::{Timestamp, spoken};
+use crate::executable::{self, Found};
 use crate::safe_read;
 
 /// It has this long to say its version.
@@ -55,11 +56,11 @@ pub(super) enum Login {
 
 /// Finds the CLI on a `PATH`. It is asked only where its package does not tell.
 pub(super) async fn find(path: &OsStr, project: &Path) -> Option<Cli> {
-    let program = program::find("vercel", path, project)?;
+    let program = executable::find("vercel", path, project)?;
     let file = program.file.clone();
     let mut version = tokio::task::spawn_blocking(move || packaged_version(&file)).await.ok().flatten();
-    if version.is_none() && program.refused.is_none() {
-        version = asked_version(&program.file, program::trusted(path, project)).await;
+    if version.is_none() && program.judged.is_ok() {
+        version = asked_version(&program.file, executable::trusted(path, project)).await;
     }
     Some(Cli { program, version })
 }
@@ -142,7 +143,7 @@ pub(super) fn judge(cli: Option<&Cli>, login: &Login, is_needed: bool, now: Time
         return vec![Finding::new(relied_on, "cli_missing", "there is no Vercel CLI on PATH", detail).fix(UPDATE)];
     };
     let mut findings = Vec::new();
-    if let Some(reason) = &program.refused {
+    if let Err(reason) = &program.judged {
         let title = format!("the Vercel CLI at {} is not run: {reason}", program.file.display());
         let detail = "By hand it may be used, --refresh cli does not use it.";
         findings.push(Finding::new(relied_on, "cli_refused", title, detail).fix(UPDATE));
@@ -208,7 +209,8 @@ mod tests {
     use std::fs;
 
     fn cli(version: Option<Version>, refused: Option<&str>) -> Cli {
-        Cli { program: Found { file: "/bin/vercel".into(), refused: refused.map(str::to_owned) }, version }
+        let judged = refused.map_or(Ok("/bin/vercel".into()), |reason| Err(reason.to_owned()));
+        Cli { program: Found { file: "/bin/vercel".into(), judged }, version }
     }
 
     fn of_login(login: &Login, is_needed: bool) -> Vec<Finding> {

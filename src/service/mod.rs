@@ -22,6 +22,7 @@ use crate::cli::GlobalArgs;
 use crate::client;
 use crate::commands::CommandError;
 use crate::config::{self, Auth, Carried, Config, ConfigError, Mistake, Wanted};
+use crate::executable;
 use launchd::Launchd;
 use manager::{MARK, Manager, Service, State};
 use systemd::Systemd;
@@ -99,7 +100,7 @@ enum Native {
 impl Native {
     fn find(project: &Path) -> Result<Self, CommandError> {
         let environment = |name: &str| std::env::var_os(name);
-        let program = |name| find_program(name, environment("PATH").as_ref(), project);
+        let program = |name| executable::find(name, &environment("PATH")?, project)?.judged.ok();
         let home = || CommandError::Other("neither HOME nor XDG_CONFIG_HOME says where a service could be put".into());
         if cfg!(target_os = "macos") {
             let home = environment("HOME").map(PathBuf::from).filter(|home| home.is_absolute()).ok_or_else(home)?;
@@ -144,14 +145,6 @@ fn name_of(project: &Path) -> String {
     let words: String = dir.chars().map(plain).take(40).collect();
     let words: Vec<_> = words.split('-').filter(|word| !word.is_empty()).chain([hash.as_str()]).collect();
     format!("connect-sidecar-{}", words.join("-"))
-}
-
-/// A program by its absolute path: in a directory of `PATH` that is absolute, and none that the project brings.
-fn find_program(name: &str, path: Option<&OsString>, project: &Path) -> Option<PathBuf> {
-    std::env::split_paths(path?)
-        .filter(|dir| dir.is_absolute() && !dir.starts_with(project))
-        .map(|dir| dir.join(name))
-        .find(|file| fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0))
 }
 
 async fn put(manager: &impl Manager, service: &Service, config: &Config) -> Result<(), CommandError> {
@@ -314,20 +307,5 @@ mod tests {
         let bad = |name: &str| (name == "PATH").then(|| OsString::from_vec(b"/\xff".to_vec()));
         let refused = describe("/a".as_ref(), "/bin/x".as_ref(), Carried::default(), &bad);
         assert_eq!(refused.err().as_deref(), Some("PATH"));
-    }
-
-    #[test]
-    fn a_program_is_found_neither_beside_us_nor_in_the_project() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let at = |name: &str| dir.path().join(name);
-        for place in ["project/bin", "bin", "plain"] {
-            fs::create_dir_all(at(place)).expect("a directory");
-            fs::write(at(place).join("systemctl"), "").expect("written");
-            let mode = if place == "plain" { 0o644 } else { 0o755 };
-            fs::set_permissions(at(place).join("systemctl"), fs::Permissions::from_mode(mode)).expect("a mode");
-        }
-        let path = std::env::join_paths(["bin".into(), at("project/bin"), at("plain"), at("bin")]).expect("a path");
-        assert_eq!(find_program("systemctl", Some(&path), &at("project")), Some(at("bin/systemctl")));
-        assert_eq!(find_program("systemctl", Some(&"bin".into()), &at("project")), None);
     }
 }

@@ -5,7 +5,6 @@
 //! memory only; the env file is not written. What the clock leads to rests on the token in use alone; which project is
 //! linked in `.vercel/` counts only where a person asks, since that file may have come with a repository.
 
-pub mod executable;
 pub mod schedule;
 pub mod turns;
 pub mod vercel_cli;
@@ -23,7 +22,6 @@ use super::{Claims, Identity, OidcToken};
 use crate::clock::{Clock, Timestamp, spoken};
 use crate::events::{self, Event, Events};
 use crate::safe_read;
-use executable::Executable;
 use schedule::Schedule;
 use turns::Turn;
 use vercel_cli::{Surroundings, Target};
@@ -322,9 +320,9 @@ impl Refresher {
         }
     }
 
-    async fn find_cli(&self) -> Result<Executable, String> {
+    async fn find_cli(&self) -> Result<Cli, String> {
         let (path, project) = (self.options.surroundings.path.clone(), self.options.project.clone());
-        let finding = tokio::task::spawn_blocking(move || executable::find(&path, &project));
+        let finding = tokio::task::spawn_blocking(move || Cli::find(&path, &project));
         finding.await.unwrap_or_else(|e| Err(e.to_string()))
     }
 

@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -19,8 +19,10 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::sync::oneshot;
 
-use super::executable::{Executable, NAME};
+use crate::executable::{self, Found};
 
+/// Its name on PATH.
+const NAME: &str = "vercel";
 /// A run may take this long.
 const LIMIT: Duration = Duration::from_secs(60);
 /// After the CLI's own end, what it had left to print is waited for this long.
@@ -105,6 +107,27 @@ impl Target {
     }
 }
 
+/// A CLI that may be run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cli {
+    file: PathBuf,
+    /// Where it finds what it runs itself: its first line asks for `node`.
+    path: OsString,
+}
+
+impl Cli {
+    /// The one on `path`, if there is one that no project has put there. An error is the reason for people.
+    pub fn find(path: &OsStr, project: &Path) -> Result<Self, String> {
+        match executable::find(NAME, path, project) {
+            Some(Found { judged: Ok(file), .. }) => Ok(Self { file, path: executable::trusted(path, project) }),
+            Some(Found { judged: Err(reason), file }) => {
+                Err(format!("the Vercel CLI at {} is not run: {reason}", file.display()))
+            }
+            None => Err("the Vercel CLI is not on PATH, `npm install --global vercel` puts it there".into()),
+        }
+    }
+}
+
 /// Ends what is left of a process group.
 struct Group(Pid);
 
@@ -117,19 +140,19 @@ impl Drop for Group {
 
 /// Runs it in `directory`; the token that it printed. An error is the reason for people.
 pub async fn project_token(
-    executable: &Executable,
+    cli: &Cli,
     target: &Target,
     surroundings: &Surroundings,
     directory: &Path,
 ) -> Result<SecretString, String> {
-    let mut child = Command::new(&executable.file)
+    let mut child = Command::new(&cli.file)
         // Version managers go by the name that they are called by.
         .arg0(NAME)
         .args(["project", "token", &target.project_id, "--format=json", "--scope", &target.owner_id])
         .env_clear()
         .envs(surroundings.variables.iter().map(|(name, value)| (name, value)))
         .envs(FIXED)
-        .env("PATH", &executable.path)
+        .env("PATH", &cli.path)
         .current_dir(directory)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -137,7 +160,7 @@ pub async fn project_token(
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
-        .map_err(|e| format!("the Vercel CLI at {} could not be started: {e}", executable.file.display()))?;
+        .map_err(|e| format!("the Vercel CLI at {} could not be started: {e}", cli.file.display()))?;
     let group = child.id().and_then(|id| i32::try_from(id).ok()).map(|id| Group(Pid::from_raw(id)));
 
     let (mut output, mut complaint) = (Vec::new(), Vec::new());

@@ -1,4 +1,4 @@
-//! Which file the Vercel CLI is, if one is safe to run (trust-policy.md 4.14).
+//! Which file a program on PATH is, and whether it is safe to run (trust-policy.md 4.14).
 //!
 //! What a project brings along is never run: not from the project itself, not from the `node_modules/.bin` of a
 //! directory above it, which package managers put on PATH. Nor is what another user could have put there or changed.
@@ -11,50 +11,35 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::Uid;
 
-/// Its name on PATH.
-pub const NAME: &str = "vercel";
-
-/// A CLI that may be run.
+/// A program on PATH.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Executable {
-    /// The file itself, all links followed.
+pub struct Found {
+    /// As PATH names it.
     pub file: PathBuf,
-    /// The entries of PATH from which programs may be run, for what it runs itself: its first line asks for `node`.
-    pub path: OsString,
+    /// The file itself, all links followed; or why it is not run, for people.
+    pub judged: Result<PathBuf, String>,
 }
 
-/// The first CLI on `path` that may be run. An error is the reason for people, and names the first that may not.
+/// The first program of this name on `path` that may be run; where there is none, the first that may not.
 ///
 /// Asked for anew before each run: what was judged is what is run, and an upgrade may move it.
-pub fn find(path: &OsStr, project: &Path) -> Result<Executable, String> {
-    let mut accepted = Vec::new();
-    let mut found = None;
-    let mut refused = None;
-    for entry in std::env::split_paths(path).filter(|entry| entry.is_absolute()) {
-        let candidate = entry.join(NAME);
-        let judged = match judge_directory(&entry, project) {
-            Ok(directory) => {
-                accepted.push(directory);
-                judge_file(&candidate, project)
-            }
-            Err(reason) => Err(reason),
-        };
-        match judged {
-            Ok(file) => found = found.or(Some(file)),
-            Err(reason) if candidate.exists() => refused = refused.or(Some((candidate, reason))),
-            Err(_) => {}
-        }
-    }
-    match (found, refused) {
-        (Some(file), _) => {
-            let path = std::env::join_paths(accepted).map_err(|e| format!("PATH cannot be passed on: {e}"))?;
-            Ok(Executable { file, path })
-        }
-        (None, Some((candidate, reason))) => {
-            Err(format!("the Vercel CLI at {} is not run: {reason}", candidate.display()))
-        }
-        (None, None) => Err("the Vercel CLI is not on PATH, `npm install --global vercel` puts it there".into()),
-    }
+pub fn find(name: &str, path: &OsStr, project: &Path) -> Option<Found> {
+    let entries = std::env::split_paths(path).filter(|entry| entry.is_absolute());
+    let candidates = entries.map(|entry| (entry.join(name), entry)).filter(|(file, _)| file.exists());
+    let judged = candidates.map(|(file, entry)| {
+        let judged = judge_directory(&entry, project).and_then(|_| judge_file(&file, project));
+        Found { file, judged }
+    });
+    // Of several that are as good, the first.
+    judged.min_by_key(|found| found.judged.is_err())
+}
+
+/// The entries of a PATH from which programs may be run, for what a program runs itself.
+pub fn trusted(path: &OsStr, project: &Path) -> OsString {
+    let entries = std::env::split_paths(path).filter(|entry| entry.is_absolute());
+    let trusted = entries.filter_map(|entry| judge_directory(&entry, project).ok());
+    // One with a colon in its name, to which a link leads, cannot be joined.
+    std::env::join_paths(trusted).unwrap_or_default()
 }
 
 /// The directory, all links followed, if programs in it may be run.
@@ -119,54 +104,59 @@ mod tests {
             self.0.path().canonicalize().expect("a directory").join(path)
         }
 
-        /// A CLI in a directory, both with these modes.
-        fn cli(&self, directory: &str, directory_mode: u32, mode: u32) -> PathBuf {
+        /// A program in a directory, both with these modes.
+        fn program(&self, directory: &str, directory_mode: u32, mode: u32) -> PathBuf {
             let directory = self.at(directory);
             fs::create_dir_all(&directory).expect("a directory");
-            let file = directory.join(NAME);
+            let file = directory.join("tool");
             fs::write(&file, "#!/bin/sh\n").expect("written");
             fs::set_permissions(&file, Permissions::from_mode(mode)).expect("a mode");
             fs::set_permissions(&directory, Permissions::from_mode(directory_mode)).expect("a mode");
             file
         }
 
-        fn find(&self, entries: &[&str]) -> Result<Executable, String> {
+        fn path(&self, entries: &[&str]) -> OsString {
             let entries = entries.iter().map(|entry| match entry.strip_prefix("./") {
                 Some(relative) => PathBuf::from(relative),
                 None => self.at(entry),
             });
-            find(&std::env::join_paths(entries).expect("a PATH"), &self.at("project"))
+            std::env::join_paths(entries).expect("a PATH")
+        }
+
+        fn find(&self, entries: &[&str]) -> Option<Found> {
+            find("tool", &self.path(entries), &self.at("project"))
         }
     }
 
     #[test]
     fn the_first_that_may_be_run_is_found_with_the_entries_that_are_fit() {
         let machine = Machine::new();
-        machine.cli("project/node_modules/.bin", 0o755, 0o755);
-        machine.cli("open", 0o777, 0o755);
-        let good = machine.cli("bin", 0o755, 0o755);
-        machine.cli("later", 0o755, 0o755);
+        machine.program("project/node_modules/.bin", 0o755, 0o755);
+        machine.program("open", 0o777, 0o755);
+        let good = machine.program("bin", 0o755, 0o755);
+        machine.program("later", 0o755, 0o755);
         fs::create_dir(machine.at("tools")).expect("a directory");
-        let found = machine.find(&["project/node_modules/.bin", "open", "none", "tools", "bin", "later"]);
-        let path = std::env::join_paths(["tools", "bin", "later"].map(|entry| machine.at(entry))).expect("a PATH");
-        assert_eq!(found, Ok(Executable { file: good, path }));
+        let entries = ["project/node_modules/.bin", "open", "none", "tools", "bin", "later"];
+        assert_eq!(machine.find(&entries), Some(Found { file: good.clone(), judged: Ok(good) }));
+        let trusted = trusted(&machine.path(&entries), &machine.at("project"));
+        assert_eq!(trusted, machine.path(&["tools", "bin", "later"]));
     }
 
     #[test]
     fn what_a_project_or_another_user_could_have_put_there_is_not_run() {
         let machine = Machine::new();
-        machine.cli("project/bin", 0o755, 0o755);
-        machine.cli("node_modules/.bin", 0o755, 0o755);
-        machine.cli("open", 0o777, 0o755);
-        machine.cli("group", 0o775, 0o755);
-        machine.cli("writable", 0o755, 0o757);
-        machine.cli("plain", 0o755, 0o644);
+        machine.program("project/bin", 0o755, 0o755);
+        machine.program("node_modules/.bin", 0o755, 0o755);
+        machine.program("open", 0o777, 0o755);
+        machine.program("group", 0o775, 0o755);
+        machine.program("writable", 0o755, 0o757);
+        machine.program("plain", 0o755, 0o644);
         symlink(machine.at("project/bin"), machine.at("into-project")).expect("a link");
         fs::create_dir(machine.at("links")).expect("a directory");
-        symlink(machine.at("project/bin/vercel"), machine.at("links/vercel")).expect("a link");
+        symlink(machine.at("project/bin/tool"), machine.at("links/tool")).expect("a link");
         symlink(machine.at("links"), machine.at("project/out")).expect("a link");
         fs::create_dir(machine.at("open-target")).expect("a directory");
-        symlink(machine.at("open/vercel"), machine.at("open-target/vercel")).expect("a link");
+        symlink(machine.at("open/tool"), machine.at("open-target/tool")).expect("a link");
         for (entry, reason) in [
             ("project/bin", "inside the project"),
             ("into-project", "inside the project"),
@@ -178,16 +168,18 @@ mod tests {
             ("writable", "others may write"),
             ("open-target", "others may write"),
             ("plain", "no executable file"),
-            ("none", "not on PATH"),
-            ("./bin", "not on PATH"),
         ] {
-            let problem = machine.find(&[entry]).expect_err(entry);
+            let problem = machine.find(&[entry]).expect(entry).judged.expect_err(entry);
             assert!(problem.contains(reason), "{entry}: {problem}");
         }
+        for entry in ["none", "./bin"] {
+            assert_eq!(machine.find(&[entry]), None, "{entry}");
+        }
         if Uid::effective().is_root() {
-            let foreign = machine.cli("foreign", 0o755, 0o755);
+            let foreign = machine.program("foreign", 0o755, 0o755);
             std::os::unix::fs::chown(&foreign, Some(65534), None).expect("given away");
-            assert!(machine.find(&["foreign"]).expect_err("foreign").contains("another user"));
+            let problem = machine.find(&["foreign"]).expect("found").judged.expect_err("foreign");
+            assert!(problem.contains("another user"), "{problem}");
         }
     }
 }
