@@ -94,7 +94,7 @@ try {
   await work();
   await picture(await page.screenshot(), 'page-light.png');
   await pull('life=4h&age=3h55m30s');
-  await seen('The OIDC token expires in');
+  await seen('The OIDC token of acme/web expires in');
   await open('dark');
   await work();
   await picture(await page.screenshot(), 'page-dark.png');
