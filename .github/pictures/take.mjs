@@ -94,7 +94,7 @@ try {
   await work();
   await picture(await page.screenshot(), 'page-light.png');
   await pull('life=4h&age=3h55m30s');
-  await seen('The OIDC token expires in');
+  await seen('The OIDC token of acme/web expires in');
   await open('dark');
   await work();
   await picture(await page.screenshot(), 'page-dark.png');
@@ -106,7 +106,7 @@ try {
   await page.setViewportSize({ width: 980, height: 400 });
   await page.goto('about:blank');
   await page.setContent(terminal(shown));
-  await picture(await page.locator('pre').screenshot(), 'terminal.png');
+  await picture(await page.locator('pre').screenshot(), 'terminal.png', 32);
 } finally {
   await browser.close();
   // Ctrl-C, in their order's reverse.
@@ -118,8 +118,8 @@ try {
   rmSync(home, { recursive: true, force: true });
 }
 
-async function picture(bytes, name) {
-  await sharp(bytes).png({ palette: true, colours: 192, effort: 10, dither: 0 }).toFile(join(into, name));
+async function picture(bytes, name, colours = 192) {
+  await sharp(bytes).png({ palette: true, colours, effort: 10, dither: 0 }).toFile(join(into, name));
 }
 
 // What a terminal shows, as HTML: the colours of ANSI, and nothing else of its codes.

@@ -18,7 +18,10 @@ const MAY_USE: &[(&str, &str)] = &[
     ),
     ("commands", "app cli client config proxy::route status::instance terminal instance_key"),
     ("commands::token", "cli client clock commands config logging proxy::coach run::child run::sidecar"),
-    ("commands::status", "cli client clock commands commands::browser commands::report proxy::guard status::instance terminal"),
+    (
+        "commands::status",
+        "cli client clock commands commands::browser commands::report proxy::guard status::instance terminal",
+    ),
     ("commands::report", "clock terminal"),
     ("commands::browser", ""),
     ("commands::refresh", "cli client commands clock"),
@@ -56,7 +59,10 @@ const MAY_USE: &[(&str, &str)] = &[
         "clock config events identity identity::* instance_key intercept port_owner proxy proxy::* server server::* status status::*",
     ),
     // Settings are read into the options of the parts that they are for.
-    ("config", "cli instance_key logging proxy::cache proxy::guard proxy::hosts proxy::resolver proxy::upstream identity::refresh::vercel_cli"),
+    (
+        "config",
+        "cli instance_key logging proxy::cache proxy::guard proxy::hosts proxy::resolver proxy::upstream identity::refresh::vercel_cli",
+    ),
     ("config::carried", "cli config config::sources"),
     ("config::sources", "cli config proxy::error safe_read"),
     ("config::values", "config::sources logging proxy::guard proxy::hosts tls"),

@@ -225,7 +225,7 @@ function close() {
 const MOODS = { valid: "good", expiring: "warn", expired: "bad", missing: "bad", invalid: "bad" };
 
 function showState() {
-  const { oidc, cache, upstream, usage, warnings, tokens, refresh } = state;
+  const { oidc, cache, upstream, usage, warnings, tokens } = state;
   $("closed").hidden = true;
   $("board").hidden = $("notes").hidden = false;
   show("instance", `${state.project} · version ${state.version} · process ${state.pid} · up ${spoken(state.uptime_seconds * 1000)}`);
@@ -236,7 +236,6 @@ function showState() {
   show("source", oidc.source);
   show("fingerprint", oidc.fingerprint);
   show("ends", oidc.expires_at && new Date(oidc.expires_at).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" }));
-  if (refresh?.state === "gave_up") show("refreshed", `Gave up refreshing: ${refresh.last_error}`);
   showTimeLeft();
 
   show("month-title", `Token requests in ${new Date(`${usage.month}-01`).toLocaleString("en", { month: "long", timeZone: "UTC" })}`);

@@ -136,9 +136,9 @@ async fn time_runs_down_by_the_clock_of_the_sidecar() {
 async fn a_warning_has_a_command_to_copy_and_is_announced_once() {
     let stage = Scene::new().token_life(30 * MINUTE).start().await;
     let Some(mut browser) = stage.browse().await else { return };
-    browser.says("warnings", "The OIDC token expires in 30 min.").await;
+    browser.says("warnings", "The OIDC token of acme/web expires in 30 min.").await;
     browser.says("state", "Expiring").await;
-    assert_eq!(browser.text("said").await, "The OIDC token expires in 30 min.");
+    assert_eq!(browser.text("said").await, "The OIDC token of acme/web expires in 30 min.");
     browser.click("#warnings button").await;
     browser.says("warnings", "Copied").await;
     let copied: String = browser.evaluate("navigator.clipboard.readText()").await;
@@ -148,11 +148,11 @@ async fn a_warning_has_a_command_to_copy_and_is_announced_once() {
     stage.pass(10 * MINUTE);
     // As when somebody comes back to it.
     browser.evaluate::<Value>("void document.dispatchEvent(new Event('visibilitychange'))").await;
-    browser.says("warnings", "The OIDC token expires in 20 min.").await;
+    browser.says("warnings", "The OIDC token of acme/web expires in 20 min.").await;
     assert_eq!(browser.text("said").await, "before", "its minutes pass");
     stage.pass(20 * MINUTE);
-    browser.says("warnings", "The OIDC token expired").await;
-    assert!(browser.text("said").await.starts_with("The OIDC token expired"));
+    browser.says("warnings", "The OIDC token of acme/web expired").await;
+    assert!(browser.text("said").await.starts_with("The OIDC token of acme/web expired"));
     browser.says("state", "Expired").await;
     browser.complains_of_nothing(&stage.origin()).await;
 }
