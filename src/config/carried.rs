@@ -73,7 +73,7 @@ mod tests {
     use crate::cli::Cli;
     use crate::config::Config;
 
-    const FLAGS: [&str; 22] = [
+    const FLAGS: [&str; 23] = [
         "--config=my.toml",
         "--env-file=../env",
         "--port=0",
@@ -90,6 +90,7 @@ mod tests {
         "--unix-socket=run/s",
         "--dangerously-listen-on-network=192.0.2.1",
         "--use-env-proxy",
+        "--desktop-notices=false",
         "--wait=3s",
         "--log-format=json",
         "--log-level=debug",

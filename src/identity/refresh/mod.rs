@@ -24,7 +24,7 @@ use crate::events::{self, Event, Events};
 use crate::safe_read;
 use schedule::Schedule;
 use turns::Turn;
-use vercel_cli::{Surroundings, Target};
+use vercel_cli::{Cli, Surroundings, Target};
 
 /// The longest time between two looks at the clock.
 const LOOK_EVERY: Duration = Duration::from_secs(15);

@@ -4,7 +4,7 @@
 //! it prints is a secret, and what it complains of is foreign text: neither gets any further than here as it is. When
 //! the run ends, in whatever way, so does every process of its group.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
