@@ -30,6 +30,11 @@ impl Timestamp {
         Self((s * 1000.0) as u64)
     }
 
+    /// Reads what is shown of one.
+    pub fn parse(rfc3339: &str) -> Option<Self> {
+        humantime::parse_rfc3339(rfc3339).ok().map(Self::from)
+    }
+
     /// Milliseconds since the epoch.
     pub const fn as_millis(self) -> u64 {
         self.0
@@ -254,6 +259,7 @@ mod tests {
         assert_eq!(Timestamp::from_seconds(-3.0), at(0));
         assert_eq!(Timestamp::from_seconds(f64::INFINITY), at(u64::MAX));
         assert_eq!(at(u64::MAX).to_string(), "9999-12-31T23:59:59Z");
+        assert_eq!(Timestamp::parse("1970-01-01T00:00:01Z"), Some(at(1000)));
     }
 
     #[test]

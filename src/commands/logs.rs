@@ -81,7 +81,8 @@ fn text(line: &[u8], palette: Palette) -> String {
             (at, status < 400, said)
         }
         Line::Rotation { at, project, expires_at } => {
-            let life = timestamp(&expires_at).zip(timestamp(&at)).map(|(end, now)| spoken(end.since(now)));
+            let life =
+                Timestamp::parse(&expires_at).zip(Timestamp::parse(&at)).map(|(end, now)| spoken(end.since(now)));
             let life = life.map(|life| format!(", expires in {life}")).unwrap_or_default();
             (at, true, format!("token of {project} refreshed{life}"))
         }
@@ -89,10 +90,6 @@ fn text(line: &[u8], palette: Palette) -> String {
     };
     let level = if is_good { palette.paint(Color::Green, " INFO") } else { palette.paint(Color::Yellow, " WARN") };
     format!("{} {level} {}\n", palette.paint(Color::Dim, &escaped(&at)), escaped(&said))
-}
-
-fn timestamp(text: &str) -> Option<Timestamp> {
-    humantime::parse_rfc3339(text).ok().map(Timestamp::from)
 }
 
 #[cfg(test)]

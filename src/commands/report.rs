@@ -152,7 +152,7 @@ impl Oidc {
 
     /// The time by the sidecar's clock, which upstream's corrects, when it told its state.
     fn now(&self) -> Option<Timestamp> {
-        Some(timestamp(self.expires_at.as_ref()?)?.minus(self.left()?))
+        Some(Timestamp::parse(self.expires_at.as_ref()?)?.minus(self.left()?))
     }
 }
 
@@ -173,7 +173,8 @@ impl Page {
         let mut rows: Vec<_> = tokens
             .iter()
             .map(|Token { connector, subject, expires_at, hits }| {
-                let left = timestamp(expires_at).map_or_else(|| expires_at.clone(), |end| spoken(end.since(now)));
+                let left =
+                    Timestamp::parse(expires_at).map_or_else(|| expires_at.clone(), |end| spoken(end.since(now)));
                 [escaped(connector), escaped(subject), escaped(&left), hits.to_string()]
             })
             .collect();
@@ -198,10 +199,6 @@ fn count(number: u64, what: &str) -> String {
         1 => format!("1 {what}"),
         number => format!("{number} {what}s"),
     }
-}
-
-fn timestamp(text: &str) -> Option<Timestamp> {
-    humantime::parse_rfc3339(text).ok().map(Timestamp::from)
 }
 
 #[cfg(test)]
