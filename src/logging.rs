@@ -32,6 +32,7 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("hint", "the command that mends it"),
     ("project", "the OIDC token's project, as team/name"),
     ("fingerprint", "the first 8 hex digits of the OIDC token's SHA-256"),
+    ("source", "where a fresh OIDC token came from"),
     ("action", "what an app asked Connect for: token, authorize, install, connector or revoke"),
     ("connector", "of which connector, as the app wrote it"),
     ("subject", "on whose behalf: app, user and so on"),
