@@ -141,13 +141,13 @@ where
     }
 }
 
-/// Writes `message key=value`, control characters escaped. Absent values and the hint, which the message names, are
-/// left out.
+/// Writes `message key=value`, control characters escaped. Absent values are left out, and what the message says
+/// itself: the hint, and what was asked of which connector.
 fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug) -> std::fmt::Result {
     let text = format!("{value:?}");
     match field.name() {
         "message" => write!(writer, "{}", escaped(&text)),
-        "hint" => Ok(()),
+        "hint" | "action" | "connector" => Ok(()),
         name => {
             let plain = text.trim_matches('"');
             // What has blanks keeps its quotes, so that one can see where it ends.
@@ -213,11 +213,11 @@ mod tests {
     #[test]
     fn a_text_line_is_dated_to_the_second_and_shows_where_a_value_ends() {
         let line = logged(Level::INFO, Format::Text, || {
-            tracing::info!(connector = "slack/acme", cache = "hit; ttl=2", hint = "run it", "asked");
+            tracing::info!(connector = "slack/acme", subject = "app", cache = "hit; ttl=2", hint = "run it", "asked");
         });
         let (date, rest) = line.split_once(' ').expect("a date");
         assert_eq!(date.len(), "2026-11-23T09:00:00Z".len(), "{date}");
-        assert_eq!(rest.trim_end(), " INFO asked connector=slack/acme cache=\"hit; ttl=2\"");
+        assert_eq!(rest.trim_end(), " INFO asked subject=app cache=\"hit; ttl=2\"");
     }
 
     #[test]
