@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -26,11 +26,11 @@ use crate::identity::{Credential, Identity, Reloader, State};
 use crate::instance_key::Key;
 use crate::intercept::Interception;
 use crate::port_owner::{self, Owner};
-use crate::proxy::Proxy;
 use crate::proxy::cache::Cache;
 use crate::proxy::relay::Relay;
 use crate::proxy::stats::Stats;
 use crate::proxy::upstream::Upstream;
+use crate::proxy::{MOST_WAITING, Proxy};
 use crate::server::Server;
 use crate::server::listener::{self, Listener};
 use crate::server::runs::{self, Asked};
@@ -227,6 +227,7 @@ impl App {
             stats,
             events,
             wait: config.wait,
+            waiting: Semaphore::new(MOST_WAITING),
             stopping: CancellationToken::new(),
             tasks: tasks.clone(),
         };

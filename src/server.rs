@@ -41,6 +41,7 @@ use runs::Interception;
 use stream::Observed;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -73,6 +74,7 @@ pub struct Server {
     refresh: Asker,
     interception: Interception,
     connections: Arc<Connections>,
+    listeners: Arc<Semaphore>,
     refusals: Refusals,
     said_credentials_dropped: AtomicBool,
 }
@@ -88,6 +90,7 @@ impl Server {
             refresh,
             interception,
             connections: Arc::new(Connections::new()),
+            listeners: event_stream::places(),
             refusals: Refusals::default(),
             said_credentials_dropped: AtomicBool::new(false),
         }
@@ -350,7 +353,7 @@ impl Server {
                     return Err(RequestError::method_not_allowed("GET"));
                 }
                 no_query(head)?;
-                Ok(event_stream::reply(&self.status.events, caller.place.relay()))
+                event_stream::reply(&self.status.events, &self.listeners, caller.place.relay())
             }
             guard::OURS => {
                 read_only(head)?;

@@ -31,7 +31,7 @@ use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName};
 use http::request::Parts;
 use hyper::body::Body;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -49,6 +49,9 @@ use reply::{Answer, OIDC_EXPIRES_IN, Reply};
 use route::{Action, Route};
 use stats::Stats;
 use upstream::{Outgoing, Upstream};
+
+/// As many requests wait for a credential at once: more would leave no place for those that need none.
+pub const MOST_WAITING: usize = 128;
 
 /// Names the process that asks (interface.md section 3).
 pub const SIDECAR_CLIENT: HeaderName = HeaderName::from_static("sidecar-client");
@@ -79,6 +82,8 @@ pub struct Proxy {
     pub events: Events,
     /// How long a request that meets no good credential waits for one.
     pub wait: Duration,
+    /// Places for those that do, [`MOST_WAITING`]: others are told at once.
+    pub waiting: Semaphore,
     /// Ends that waiting.
     pub stopping: CancellationToken,
     /// Where requests to upstream run: a caller that goes away cancels none.
@@ -260,12 +265,14 @@ impl Proxy {
 
     /// The credential that comes while there is time to wait for one, and else why there is none.
     async fn credential_to_come(&self) -> Result<Arc<Credential>, CredentialProblem> {
+        let place = self.waiting.try_acquire();
+        let wait = if place.is_ok() { self.wait } else { Duration::ZERO };
         let mut identity = self.identity.clone();
         let is_decided = |identity: &Arc<Identity>| {
             let credential = identity.credential(self.clock.now());
             !matches!(credential, Err(CredentialProblem::Missing | CredentialProblem::Expired(_)))
         };
-        let coming = tokio::time::timeout(self.wait, identity.wait_for(is_decided));
+        let coming = tokio::time::timeout(wait, identity.wait_for(is_decided));
         let _ = self.stopping.run_until_cancelled(coming).await;
         let identity = self.identity.borrow().clone();
         identity.credential(self.clock.now()).cloned()

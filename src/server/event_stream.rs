@@ -13,10 +13,15 @@ use http::StatusCode;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use super::connections::Relaying;
 use crate::events::{Event, Events, Listener};
+use crate::proxy::error::{Code, RequestError};
 use crate::proxy::reply::{self, Reply, ReplyBody};
 
+/// A stream is never idle and never late: without a limit, streams could take the places of all apps.
+const MOST_LISTENERS: usize = 16;
 /// Without an event for so long, an empty line shows that the connection lives.
 const QUIET: Duration = Duration::from_secs(10);
 
@@ -25,6 +30,7 @@ struct Lines {
     past: Option<Vec<Arc<Event>>>,
     listener: Listener,
     _under_way: Relaying,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Lines {
@@ -48,14 +54,25 @@ fn line(event: &Event) -> String {
     line
 }
 
+/// The places of those who listen.
+pub(super) fn places() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(MOST_LISTENERS))
+}
+
 /// The reply. `under_way` is held until nobody reads it any more.
-pub(super) fn reply(events: &Events, under_way: Relaying) -> Reply {
+pub(super) fn reply(events: &Events, places: &Arc<Semaphore>, under_way: Relaying) -> Result<Reply, RequestError> {
+    let Ok(place) = places.clone().try_acquire_owned() else {
+        let message = format!("{MOST_LISTENERS} listen to events already. End one of them.");
+        let mut error = RequestError::new(Code::Overloaded, message);
+        error.retry_after = Some(reply::retry_after(QUIET));
+        return Err(error);
+    };
     let (past, listener) = events.listen();
-    let lines = Lines { past: Some(past), listener, _under_way: under_way };
+    let lines = Lines { past: Some(past), listener, _under_way: under_way, _place: place };
     let frames = unfold(lines, async |mut lines| {
         let bytes = lines.next().await?;
         Some((Ok::<_, Infallible>(Frame::data(bytes)), lines))
     });
     let body = StreamBody::new(frames).map_err(|never| match never {}).boxed_unsync();
-    reply::own(StatusCode::OK, "application/x-ndjson", Bytes::new()).map(|_| ReplyBody::Right(body))
+    Ok(reply::own(StatusCode::OK, "application/x-ndjson", Bytes::new()).map(|_| ReplyBody::Right(body)))
 }

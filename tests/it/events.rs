@@ -119,3 +119,22 @@ async fn a_listener_is_no_reason_to_wait_at_the_end() {
     assert!(!ended.stderr.contains("did not end within"), "{}", ended.stderr);
     soon("the stream's end", stream.rest()).await;
 }
+
+#[tokio::test]
+async fn only_so_many_may_listen_and_apps_have_their_places_whatever_those_do() {
+    let stage = Scene::new().start().await;
+    let mut listeners = Vec::new();
+    for _ in 0..16 {
+        listeners.push(listen(&stage).await);
+    }
+    let one_more = stage.request("GET", "/_sidecar/v1/events");
+    one_more.clone().send().await.assert_refused(503, "overloaded", "one too many");
+    assert_eq!(stage.token(APP).send().await.status, 200);
+    drop(listeners.pop());
+    let is_let_in = async {
+        while one_more.clone().begin().await.until("\r\n").await.contains("503") {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the place of one who is gone", is_let_in).await;
+}

@@ -67,7 +67,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("config::sources", "cli config proxy::error safe_read"),
     ("config::values", "config::sources logging proxy::guard proxy::hosts tls"),
     ("server", "clock identity identity::placeholder identity::refresh proxy proxy::* status status::page"),
-    ("server::event_stream", "events proxy::reply server::connections"),
+    ("server::event_stream", "events proxy::error proxy::reply server::connections"),
     ("server::connections", ""),
     ("server::listener", "server::unix_socket"),
     ("server::head", "proxy::error"),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use connect_sidecar::proxy::MOST_WAITING;
 
 use crate::support::desk::Desk;
 use crate::support::http::Request;
@@ -71,4 +72,17 @@ async fn the_sidecars_end_is_the_end_of_waiting() {
     let (ended, reply) = tokio::join!(serving.stop(), held.reply());
     reply.assert_refused(503, "oidc_token_expired", "at once");
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn only_so_many_wait_and_the_others_are_told_at_once() {
+    let stage = Scene::new().toml("wait = \"30s\"").without_env_file().start().await;
+    let held: Vec<_> = (0..MOST_WAITING).map(|_| tokio::spawn(stage.token("{}").send())).collect();
+    for task in &held {
+        assert!(!is_over(task, &stage).await);
+    }
+    stage.token("{}").send().await.assert_refused(503, "oidc_token_missing", "one too many");
+    for task in held {
+        task.abort();
+    }
 }
