@@ -114,7 +114,9 @@ async fn tmux_shows_the_time_left_in_its_status_line() {
     let mut command = shell(&desk, "", &[]);
     command.env("TMUX_TMPDIR", desk.home.path()).env("SHELL", "/bin/sh").env("LC_ALL", "C.UTF-8");
     let mut terminal = Terminal::like(&command).await;
-    terminal.enter("stty rows 24 cols 100; cd /; exec env TERM=xterm tmux new-session -c ~/web").await;
+    // So that it ends with its terminal, also where this test fails.
+    let tmux = "exec env TERM=xterm tmux new-session -c ~/web \\; set -g destroy-unattached on";
+    terminal.enter(&format!("stty rows 24 cols 100; cd /; {tmux}")).await;
     terminal.sees("web 11 h 59 min").await;
     terminal.close().await;
 }
