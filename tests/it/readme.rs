@@ -1,5 +1,6 @@
 //! What the README says is so: its commands run, its programs work, its settings and errors are the real ones.
 
+mod knowing;
 mod run;
 
 use std::path::Path;
@@ -275,7 +276,20 @@ fn its_tests_exist() {
 /// Each command is run somewhere: here, by another test, or by `.ci/run`.
 #[test]
 fn its_commands_are_all_run() {
-    let in_tests = ["connect-sidecar", "vercel link", "vercel env pull"];
+    let in_tests = [
+        "connect-sidecar",
+        "vercel link",
+        "vercel env pull",
+        // In `knowing`.
+        "connect-sidecar status",
+        "connect-sidecar token slack/acme-slack",
+        "connect-sidecar logs",
+        "connect-sidecar cache clear slack/acme-slack",
+        "connect-sidecar doctor",
+        "connect-sidecar --refresh cli",
+        "connect-sidecar refresh",
+        "connect-sidecar service install",
+    ];
     // In `run`, and with the real CLI in `vercel_cli`.
     let runs_apps = |command: &str| command.starts_with("connect-sidecar run -- ") || command.starts_with("eval ");
     let in_ci = |command: &str| {
@@ -296,6 +310,25 @@ fn its_commands_are_all_run() {
     );
     for command in commands {
         assert!(in_tests.contains(&command) || runs_apps(command) || in_ci(command), "nobody runs `{command}`");
+    }
+}
+
+#[test]
+fn its_links_and_pictures_lead_somewhere() {
+    let after =
+        |opening: &'static str, end| README.split(opening).skip(1).filter_map(move |rest| rest.split(end).next());
+    let targets = after("](", ')').chain(after("src=\"", '"')).chain(after("srcset=\"", '"'));
+    let targets: Vec<_> = targets.filter(|target| !target.contains("://")).collect();
+    assert!(targets.iter().filter(|target| target.ends_with(".png")).count() > 2, "{targets:?}");
+    let headings: Vec<_> = README.lines().filter(|line| line.starts_with("##")).collect();
+    for target in targets {
+        let is_there = match target.strip_prefix('#') {
+            Some(anchor) => headings
+                .iter()
+                .any(|heading| heading.trim_start_matches('#').trim_start().to_lowercase().replace(' ', "-") == anchor),
+            None => Path::new(env!("CARGO_MANIFEST_DIR")).join(target).exists(),
+        };
+        assert!(is_there, "{target} leads nowhere");
     }
 }
 

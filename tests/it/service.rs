@@ -13,7 +13,7 @@ use tokio::process::Command;
 
 use crate::support::desk::Desk;
 use crate::support::http::Request;
-use crate::support::installed::installed;
+use crate::support::installed::program;
 use crate::support::process::{Ended, Serving, isolated, run, sidecar};
 use crate::support::{soon, write_private};
 
@@ -31,13 +31,13 @@ cat "$here/shown" 2>/dev/null || true
 const MARK: &str = "# Written by `connect-sidecar service install`";
 
 /// A desk with that `systemctl`.
-struct Office {
-    desk: Desk,
+pub struct Office {
+    pub desk: Desk,
     bin: PathBuf,
 }
 
 impl Office {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let desk = Desk::new().await;
         let bin = desk.home.path().join("bin");
         fs::create_dir(&bin).expect("a directory");
@@ -61,7 +61,7 @@ impl Office {
     }
 
     /// What `systemctl` was asked since the last time, with the unit's name left out.
-    fn asked(&self) -> Vec<String> {
+    pub fn asked(&self) -> Vec<String> {
         let asked = fs::read_to_string(self.bin.join("asked")).unwrap_or_default();
         let _ = fs::remove_file(self.bin.join("asked"));
         let is_unit = |word: &str| word.starts_with("connect-sidecar-web-") && word.ends_with(".service");
@@ -78,7 +78,7 @@ impl Office {
         entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a name")).collect()
     }
 
-    fn unit(&self) -> (PathBuf, String) {
+    pub fn unit(&self) -> (PathBuf, String) {
         let files = self.files();
         assert_eq!(files.len(), 1, "{files:?}");
         let path = self.units().join(&files[0]);
@@ -168,12 +168,7 @@ async fn what_is_installed_starts_a_sidecar_with_the_settings_given_then_that_sa
 
 #[tokio::test]
 async fn systemd_finds_no_fault_in_a_unit_whatever_the_project_is_called() {
-    let version = |_: &Path| {
-        let mut version = std::process::Command::new("systemd-analyze");
-        version.arg("--version");
-        vec![version]
-    };
-    if installed("systemd", version).await.is_none() {
+    if !program("systemd-analyze").await {
         return;
     }
     let office = Office::new().await;

@@ -1,9 +1,9 @@
 //! `completions`: each script does its work in the shell that it is for.
 
 use std::path::PathBuf;
-use std::process::Stdio;
 
 use crate::support::desk::Desk;
+use crate::support::installed::program;
 use crate::support::process::{isolated, run};
 use crate::support::terminal::Terminal;
 
@@ -25,10 +25,8 @@ const BY_BASH: &str = r#"source "$SCRIPT"; COMP_WORDS=($WORDS "$LAST"); COMP_CWO
 const BY_FISH: &str = r#"source "$SCRIPT"; complete -C"$WORDS $LAST" | string replace -r '\t.*' ''"#;
 
 /// The shell's script in a file, if the shell is there.
-async fn script(desk: &Desk, shell: &str) -> Option<PathBuf> {
-    let found = std::process::Command::new(shell).args(["-c", ":"]).stderr(Stdio::null()).status();
-    if !found.is_ok_and(|status| status.success()) {
-        eprintln!("SKIPPED, for want of {shell}");
+async fn script(desk: &Desk, shell: &'static str) -> Option<PathBuf> {
+    if !program(shell).await {
         return None;
     }
     let script = run(desk.sidecar(&["completions", shell])).await;

@@ -117,7 +117,7 @@ fn git(desk: &Desk, arguments: &[&str]) {
 }
 
 /// A desk where all is well: linked to the token's project, and a repository that ignores the env file.
-async fn healthy() -> Desk {
+pub async fn healthy() -> Desk {
     let desk = Desk::new().await;
     let subject = Subject::development(&World::demo());
     link(&desk, &subject.project_id, &subject.owner_id);

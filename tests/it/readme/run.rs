@@ -16,17 +16,19 @@ use crate::support::process::{Serving, run};
 use crate::support::{npm, python, soon};
 
 /// The line that begins so.
-fn line(beginning: &str) -> &'static str {
+pub(super) fn line(beginning: &str) -> &'static str {
     let mut lines = blocks("sh").into_iter().flat_map(str::lines).filter(|line| line.starts_with(beginning));
     lines.next().unwrap_or_else(|| panic!("no line begins with `{beginning}`"))
 }
 
 /// A shell at the desk, with these directories first on its `PATH`.
-fn shell(desk: &Desk, line: &str, tools: &[&Path]) -> Command {
+pub(super) fn shell(desk: &Desk, line: &str, tools: &[&Path]) -> Command {
     let command = desk.sidecar(&[]);
     let bin = desk.project().with_file_name("bin");
-    if fs::create_dir(&bin).is_ok() {
-        symlink(command.as_std().get_program(), bin.join("connect-sidecar")).expect("a link");
+    let program = bin.join("connect-sidecar");
+    if !program.exists() {
+        fs::create_dir_all(&bin).expect("a directory");
+        symlink(command.as_std().get_program(), program).expect("a link");
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories = tools.iter().map(|tool| tool.to_path_buf()).chain([bin]).chain(std::env::split_paths(&path));
@@ -39,8 +41,13 @@ fn shell(desk: &Desk, line: &str, tools: &[&Path]) -> Command {
     shell
 }
 
+/// Starts a sidecar in the project by this line.
+pub(super) async fn serve(desk: &Desk, line: &str, tools: &[&Path]) -> Serving {
+    Serving::start(shell(desk, &format!("exec {line}"), tools)).await
+}
+
 /// Runs a line in the project; what it prints.
-async fn printed(desk: &Desk, line: &str, tools: &[&Path]) -> String {
+pub(super) async fn printed(desk: &Desk, line: &str, tools: &[&Path]) -> String {
     let ended = run(shell(desk, line, tools)).await;
     assert_eq!(ended.code, Some(0), "{line}: {ended:?}");
     ended.stdout

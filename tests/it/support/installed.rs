@@ -1,4 +1,5 @@
-//! What tests install from a registry: once, below the build directory. Needs the registry the first time only.
+//! What tests install from a registry: once, below the build directory. Needs the registry the first time only. And
+//! which programs they find on this machine.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -15,16 +16,29 @@ static ASKED: Mutex<BTreeMap<String, Option<PathBuf>>> = Mutex::new(BTreeMap::ne
 /// The directory that these commands have filled, or fill now: each runs in it. `None`, and why on stderr, where that
 /// fails.
 pub async fn installed(name: &str, commands: impl FnOnce(&Path) -> Vec<Command> + Send + 'static) -> Option<PathBuf> {
+    let at = name.to_owned();
+    had(name, move || install(&at, commands)).await
+}
+
+/// Whether this program is on the `PATH`; no test puts it there.
+pub async fn program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|program| program.is_file());
+    had(name, || found.ok_or_else(|| "it is not on PATH".to_owned())).await.is_some()
+}
+
+/// What is found, or has been in this run.
+async fn had(name: &str, find: impl FnOnce() -> Result<PathBuf, String> + Send + 'static) -> Option<PathBuf> {
     let name = name.to_owned();
-    let installing = tokio::task::spawn_blocking(move || {
+    let finding = tokio::task::spawn_blocking(move || {
         let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = asked.get(&name) {
             return known.clone();
         }
-        let found = match install(&name, commands) {
-            Ok(dir) => Some(dir),
+        let found = match find() {
+            Ok(path) => Some(path),
             Err(problem) if std::env::var_os(CLIENTS).is_some_and(|clients| clients == "required") => {
-                panic!("{problem}")
+                panic!("{name}: {problem}")
             }
             Err(problem) => {
                 // Past the harness, which shows only what a failed test prints.
@@ -35,7 +49,7 @@ pub async fn installed(name: &str, commands: impl FnOnce(&Path) -> Vec<Command> 
         asked.insert(name, found.clone());
         found
     });
-    installing.await.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()))
+    finding.await.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()))
 }
 
 fn install(name: &str, commands: impl FnOnce(&Path) -> Vec<Command>) -> Result<PathBuf, String> {
