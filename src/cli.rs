@@ -109,6 +109,16 @@ pub enum Command {
 }
 
 impl Command {
+    /// What was said after its name of refreshing; `None` if it has no use for that.
+    pub fn refresh(&self) -> Option<&RefreshArgs> {
+        match self {
+            Self::Serve(refresh) | Self::Run { refresh, .. } | Self::Service(ServiceCommand::Install(refresh)) => {
+                Some(refresh)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether it answers requests for as long as it runs.
     pub fn serves(&self) -> bool {
         matches!(self, Self::Serve(_) | Self::Demo { .. } | Self::Run { .. } | Self::Emulate(_))
