@@ -277,6 +277,18 @@ async fn help_and_version_go_to_stdout() {
 }
 
 #[test]
+fn a_commands_own_options_come_before_the_global_ones_and_those_that_let_more_in_last() {
+    for (command, own) in [("token", "--user-id <ID>"), ("run", "--expose-token"), ("emulate", "--state <FILE>")] {
+        let help = Cli::command().try_get_matches_from(["connect-sidecar", command, "--help"]).expect_err("help");
+        let help = help.to_string();
+        let at = |part: &str| help.find(part).unwrap_or_else(|| panic!("no {part:?}: {help}"));
+        let order =
+            [own, "Global options:", "--env-file", "--verbose", "--allowed-host", "--dangerously-listen-on-network"];
+        assert!(order.map(at).is_sorted(), "{help}");
+    }
+}
+
+#[test]
 fn no_option_takes_a_secret() {
     let cli = Cli::command();
     let commands = std::iter::once(&cli).chain(cli.get_subcommands());
