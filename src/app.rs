@@ -198,7 +198,8 @@ impl App {
         let steps = Arc::new(Steps::new(config.warn_before));
         #[cfg(feature = "desktop")]
         let notices = config.desktop_notices.then(|| Notices::of(&events, steps.longest()));
-        let warned = Warned::kept_in(config.state_dir.as_deref());
+        // What is said by one that nobody knows of is said to whoever started it alone.
+        let warned = Warned::kept_in(config.state_dir.as_deref().filter(|_| config.is_announced));
         let upstream = Arc::new(Upstream::new(config.upstream, clock.clone()));
         let status = Status {
             clock: clock.clone(),

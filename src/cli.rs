@@ -109,6 +109,16 @@ pub enum Command {
 }
 
 impl Command {
+    /// What was said after its name of refreshing; `None` if it has no use for that.
+    pub fn refresh(&self) -> Option<&RefreshArgs> {
+        match self {
+            Self::Serve(refresh) | Self::Run { refresh, .. } | Self::Service(ServiceCommand::Install(refresh)) => {
+                Some(refresh)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether it answers requests for as long as it runs.
     pub fn serves(&self) -> bool {
         matches!(self, Self::Serve(_) | Self::Demo { .. } | Self::Run { .. } | Self::Emulate(_))
@@ -225,8 +235,9 @@ pub enum Format {
     Dotenv,
 }
 
-/// Flags that any command takes.
+/// Flags that any command takes, those that let more in last.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Global options")]
 pub struct GlobalArgs {
     /// Read this configuration file instead of the project's sidecar.toml
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
@@ -252,28 +263,12 @@ pub struct GlobalArgs {
     /// The team to name in every request
     #[arg(long, global = true, value_name = "ID")]
     pub team_id: Option<String>,
-    /// Accept this Host besides the loopback names; repeatable
-    #[arg(long = "allowed-host", global = true, value_name = "NAME[:PORT]")]
-    pub allowed_hosts: Vec<String>,
-    /// Accept requests from pages of this origin; repeatable
-    #[arg(long = "allowed-origin", global = true, value_name = "ORIGIN")]
-    pub allowed_origins: Vec<String>,
-    /// Pass the OIDC token on to this host, for apps that have only a placeholder; ORIGIN says where it is; repeatable,
-    /// replaces the built-in list
-    #[arg(long = "bearer-host", global = true, value_name = "HOST[/PATH][=ORIGIN]")]
-    pub bearer_hosts: Vec<String>,
-    /// Accept requests that another proxy passes on
-    #[arg(long, global = true)]
-    pub allow_forwarded: bool,
     /// Refuse requests without the instance key
     #[arg(long, global = true)]
     pub require_key: bool,
     /// Listen on this unix socket, too; nobody else may enter its directory
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub unix_socket: Option<String>,
-    /// Listen on this address of the machine, too; needs --require-key and --allowed-host
-    #[arg(long, global = true, value_name = "ADDR")]
-    pub dangerously_listen_on_network: Option<String>,
     /// Reach Connect through HTTPS_PROXY
     #[arg(long, global = true)]
     pub use_env_proxy: bool,
@@ -298,4 +293,20 @@ pub struct GlobalArgs {
     /// Log more; twice for even more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+    /// Accept this Host besides the loopback names; repeatable
+    #[arg(long = "allowed-host", global = true, value_name = "NAME[:PORT]")]
+    pub allowed_hosts: Vec<String>,
+    /// Accept requests from pages of this origin; repeatable
+    #[arg(long = "allowed-origin", global = true, value_name = "ORIGIN")]
+    pub allowed_origins: Vec<String>,
+    /// Pass the OIDC token on to this host, for apps that have only a placeholder; ORIGIN says where it is; repeatable,
+    /// replaces the built-in list
+    #[arg(long = "bearer-host", global = true, value_name = "HOST[/PATH][=ORIGIN]")]
+    pub bearer_hosts: Vec<String>,
+    /// Accept requests that another proxy passes on
+    #[arg(long, global = true)]
+    pub allow_forwarded: bool,
+    /// Listen on this address of the machine, too; needs --require-key and --allowed-host
+    #[arg(long, global = true, value_name = "ADDR")]
+    pub dangerously_listen_on_network: Option<String>,
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use http::Uri;
 use secrecy::SecretString;
 
-use crate::cli::GlobalArgs;
+use crate::cli::{Cli, Command, GlobalArgs};
 use crate::identity::refresh::vercel_cli::Surroundings;
 use crate::instance_key::Key;
 use crate::logging;
@@ -130,6 +130,20 @@ pub struct Mistake {
     pub place: String,
     /// What is wrong and what would be right.
     pub message: String,
+}
+
+/// The flags that any command takes, and `--refresh` wherever it was given: refused before a command that would drop it.
+pub fn flags_of(cli: &Cli) -> Result<GlobalArgs, ConfigError> {
+    let before = cli.refresh.refresh.clone();
+    let refresh = match cli.command.as_ref().map(Command::refresh) {
+        Some(None) if before.is_some() => {
+            let message = "this command has no use for it: it goes with `serve`, `run` and `service install`".into();
+            return Err(ConfigError(vec![Mistake { place: "--refresh".into(), message }]));
+        }
+        Some(Some(after)) => after.refresh.clone().or(before),
+        Some(None) | None => before,
+    };
+    Ok(GlobalArgs { refresh, ..cli.global.clone() })
 }
 
 /// Reads `--port` for a command that is not configured otherwise, and refuses the flags that it has no use for: all but

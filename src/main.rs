@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use connect_sidecar::app::{App, StartupError};
-use connect_sidecar::cli::{
-    CaCommand, CacheCommand, Cli, Command, EmulateArgs, Format, GlobalArgs, RefreshArgs, ServiceCommand,
-};
+use connect_sidecar::cli::{CaCommand, CacheCommand, Cli, Command, EmulateArgs, Format, GlobalArgs, ServiceCommand};
 use connect_sidecar::client::Unanswered;
 use connect_sidecar::clock::Clock;
 use connect_sidecar::commands::{self, CommandError};
@@ -113,18 +111,13 @@ fn run(cli: &Cli, limits: Inherited) -> Result<ExitCode, Failure> {
         .build()
         .map_err(|e| Failure::System("start the runtime", e))?;
     let code = runtime.block_on(async {
-        let Cli { command, refresh: RefreshArgs { refresh }, global } = cli;
-        let of_refresh = |args: &RefreshArgs| {
-            let refresh = args.refresh.clone().or_else(|| refresh.clone());
-            GlobalArgs { refresh, ..global.clone() }
-        };
-        match command.as_ref() {
-            None => serve(&of_refresh(&RefreshArgs::default())).await,
-            Some(Command::Serve(refresh)) => serve(&of_refresh(refresh)).await,
+        let global = &config::flags_of(cli)?;
+        match cli.command.as_ref() {
+            None | Some(Command::Serve(_)) => serve(global).await,
             Some(Command::Demo { once }) => demo(global, *once).await,
-            Some(Command::Run { no_intercept, expose_token, refresh, command }) => {
+            Some(Command::Run { no_intercept, expose_token, command, .. }) => {
                 let options = run::Options { intercept: !no_intercept, expose_token: *expose_token };
-                run_command(&of_refresh(refresh), options, command, limits).await
+                run_command(global, options, command, limits).await
             }
             Some(Command::Env { format, no_intercept }) => print_env(global, *format, !no_intercept).await,
             Some(Command::Token(args)) => commands::token::print(args, global).await.map_err(Failure::from),
@@ -137,9 +130,7 @@ fn run(cli: &Cli, limits: Inherited) -> Result<ExitCode, Failure> {
             Some(Command::Logs { follow, json }) => {
                 commands::logs::print(*follow, *json, global).await.map_err(Failure::from)
             }
-            Some(Command::Service(ServiceCommand::Install(refresh))) => {
-                service::install(&of_refresh(refresh)).await.map_err(Failure::from)
-            }
+            Some(Command::Service(ServiceCommand::Install(_))) => service::install(global).await.map_err(Failure::from),
             Some(Command::Service(ServiceCommand::Status)) => service::status(global).await.map_err(Failure::from),
             Some(Command::Service(ServiceCommand::Uninstall)) => {
                 service::uninstall(global).await.map_err(Failure::from)

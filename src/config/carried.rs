@@ -101,7 +101,7 @@ mod tests {
 
     fn global(arguments: &[String]) -> GlobalArgs {
         let cli = Cli::try_parse_from(["connect-sidecar".to_owned()].iter().chain(arguments)).expect("arguments");
-        GlobalArgs { refresh: cli.refresh.refresh, ..cli.global }
+        crate::config::flags_of(&cli).expect("flags")
     }
 
     #[test]

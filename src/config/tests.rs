@@ -65,8 +65,7 @@ impl Machine {
     fn try_load(&self) -> Result<Config, ConfigError> {
         let flags = std::iter::once("connect-sidecar").chain(self.flags.iter().map(String::as_str));
         let cli = Cli::try_parse_from(flags).expect("flags that exist");
-        let global = GlobalArgs { refresh: cli.refresh.refresh, ..cli.global };
-        Config::load(&global, &|name| self.environment.get(name).map(Into::into), &self.path("web"))
+        Config::load(&flags_of(&cli)?, &|name| self.environment.get(name).map(Into::into), &self.path("web"))
     }
 
     fn load(&self) -> Config {

@@ -15,7 +15,7 @@ use super::child::Signals;
 use crate::app::{App, StartupError};
 use crate::client::{Client, State};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Refresh};
 use crate::instance_key::Key;
 use crate::private_dir;
 use crate::proxy::guard::Policy;
@@ -51,7 +51,7 @@ impl Sidecar {
     }
 
     /// Starts one for this process alone, at a port that nobody else is told: it may end at any time, so nobody is to
-    /// count on it.
+    /// count on it. It refreshes nothing and gives no notices: who asks one thing is told of its answer.
     pub async fn start_alone(config: Config) -> Result<Self, StartupError> {
         let key = Key::random().map_err(StartupError::Key)?;
         let config = Config {
@@ -60,6 +60,8 @@ impl Sidecar {
             network: None,
             instance_key: Some(key.clone()),
             is_announced: false,
+            refresh: Refresh::Off,
+            desktop_notices: false,
             policy: Policy { require_key: true, ..config.policy },
             ..config
         };

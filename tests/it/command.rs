@@ -67,6 +67,27 @@ async fn mistakes_end_it_with_2_all_of_them_in_one_run() {
 }
 
 #[tokio::test]
+async fn a_wish_for_refreshing_is_refused_before_a_command_that_has_no_use_for_it() {
+    let desk = Desk::new().await;
+    let to_none = "this command has no use for it: it goes with `serve`, `run` and `service install`";
+    for (arguments, message) in [
+        (&["--refresh", "cli", "status"][..], to_none),
+        (&["--refresh", "nonsense", "demo"], to_none),
+        (&["--refresh", "off", "emulate"], to_none),
+        (&["--refresh", "cli", "token", "slack/acme-slack", "--refresh"], to_none),
+        (&["--refresh", "cli", "service", "status"], to_none),
+        (&["--refresh", "nonsense"], "expected off or cli"),
+        (&["--refresh", "cli", "serve", "--refresh", "nonsense"], "expected off or cli"),
+        (&["--refresh", "nonsense", "run", "true"], "expected off or cli"),
+        (&["--refresh", "nonsense", "service", "install"], "expected off or cli"),
+    ] {
+        let ended = run(desk.sidecar(arguments)).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{arguments:?}: {ended:?}");
+        assert_eq!(ended.stderr, format!("error: --refresh: {message}\n"), "{arguments:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_taken_port_ends_it_with_3_and_its_owner_is_named() {
     let desk = Desk::new().await;
     let other = Desk::new().await;
@@ -252,6 +273,18 @@ async fn help_and_version_go_to_stdout() {
         let ended = run(desk.sidecar(arguments)).await;
         assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{arguments:?}");
         assert!(ended.stdout.contains(part), "{}", ended.stdout);
+    }
+}
+
+#[test]
+fn a_commands_own_options_come_before_the_global_ones_and_those_that_let_more_in_last() {
+    for (command, own) in [("token", "--user-id <ID>"), ("run", "--expose-token"), ("emulate", "--state <FILE>")] {
+        let help = Cli::command().try_get_matches_from(["connect-sidecar", command, "--help"]).expect_err("help");
+        let help = help.to_string();
+        let at = |part: &str| help.find(part).unwrap_or_else(|| panic!("no {part:?}: {help}"));
+        let order =
+            [own, "Global options:", "--env-file", "--verbose", "--allowed-host", "--dangerously-listen-on-network"];
+        assert!(order.map(at).is_sorted(), "{help}");
     }
 }
 

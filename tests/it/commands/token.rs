@@ -1,13 +1,15 @@
 //! `token`: through the running sidecar or without one, and nothing but the token on stdout.
 
 use std::fs;
+use std::time::Duration;
 
 use connect_sidecar::emulator::fault::{Fault, Trouble};
 use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
 use serde_json::Value;
 
+use crate::refresh::FakeCli;
 use crate::support::desk::Desk;
-use crate::support::process::{Ended, assert_no_slice_of, run};
+use crate::support::process::{Ended, Serving, assert_no_slice_of, run};
 use crate::support::{SLACK, SLACK_UID, env_file, write_private};
 
 #[track_caller]
@@ -81,12 +83,16 @@ async fn flags_are_asked_for_as_the_vercel_cli_does() {
 }
 
 #[tokio::test]
-async fn without_a_sidecar_one_in_this_process_does_it_and_leaves_nothing() {
+async fn without_a_sidecar_one_in_this_process_does_it_and_leaves_nothing_but_the_count() {
     let desk = Desk::new().await;
     let first = run(desk.sidecar(&["token", SLACK_UID])).await;
     let second = run(desk.sidecar(&["token", SLACK_UID, "-q"])).await;
     assert_ne!(token(&first), token(&second), "nothing is kept");
-    assert!(!desk.home.path().join(".local/state").exists());
+    let state = desk.home.path().join(".local/state/connect-sidecar");
+    let left: Vec<_> = fs::read_dir(&state).expect("a directory").flatten().map(|file| file.file_name()).collect();
+    assert_eq!(left, ["usage.json"]);
+    let usage = fs::read_to_string(state.join("usage.json")).expect("a file");
+    assert!(usage.contains(r#"{"requests":2,"saved":0}"#), "what both were billed: {usage}");
     assert_eq!(run(desk.sidecar(&["status"])).await.code, Some(1));
     let mut in_port = desk.sidecar(&["token", SLACK_UID]);
     in_port.env("CONNECT_SIDECAR_PORT", "9");
@@ -94,6 +100,29 @@ async fn without_a_sidecar_one_in_this_process_does_it_and_leaves_nothing() {
     let ended = run(desk.sidecar(&["token", SLACK_UID, "--port", "9"])).await;
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""));
     assert!(ended.stderr.contains("no sidecar of yours runs at port 9"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn the_one_in_this_process_refreshes_nothing_and_takes_no_warning_from_others() {
+    let (desk, cli) = (Desk::new().await, FakeCli::printing());
+    fs::create_dir_all(desk.home.path().join(".config/connect-sidecar")).expect("a directory");
+    write_private(&desk.home.path().join(".config/connect-sidecar/sidecar.toml"), "refresh = \"cli\"");
+    let over = desk.emulator.env_file(Duration::from_secs(3600), Duration::ZERO);
+    write_private(&desk.project().join(".env.local"), &over);
+    cli.prints_token(&desk.emulator.oidc_token(DEVELOPMENT_LIFE));
+    let with_cli = |arguments: &[&str]| {
+        let mut command = desk.sidecar(arguments);
+        command.env("PATH", cli.path());
+        command
+    };
+    // For as long as it waits, a refresher would have all the time it needs.
+    let ended = run(with_cli(&["token", SLACK_UID, "--wait", "2s"])).await;
+    assert_eq!((ended.code, ended.stdout.as_str(), cli.runs()), (Some(1), "", 0), "{ended:?}");
+    assert!(ended.stderr.contains("s ago, run `vercel env pull`"), "{ended:?}");
+
+    let mut serving = Serving::start(with_cli(&["--refresh", "off"])).await;
+    serving.wait_for_log("ago, run `vercel env pull`").await;
+    assert_eq!(serving.stop().await.code, Some(0));
 }
 
 #[tokio::test]

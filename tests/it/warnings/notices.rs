@@ -11,7 +11,7 @@ use crate::support::desk::Desk;
 use crate::support::desktop::{Desktop, Notice};
 use crate::support::http::Request;
 use crate::support::moved_clock::MovedClock;
-use crate::support::process::Serving;
+use crate::support::process::{Serving, run};
 use crate::support::{instance_key, write_private};
 
 #[tokio::test]
@@ -145,10 +145,22 @@ async fn the_sidecar_of_a_run_gives_notices_too() {
     desk.pull(about(9));
     let mut command = desk.sidecar(&["run", "--", "sleep", "60"]);
     desktop.of(&mut command);
-    let mut run = command.spawn().expect("a process");
+    let mut running = command.spawn().expect("a process");
     let notice = desktop.shows(|_| true).await;
     assert_eq!(notice.title, "The OIDC token of acme/web expires in 9 min");
-    let pid = i32::try_from(run.id().expect("it runs")).expect("a process id");
+    let pid = i32::try_from(running.id().expect("it runs")).expect("a process id");
     kill(Pid::from_raw(pid), Signal::SIGTERM).expect("sent");
-    crate::support::soon("its end", run.wait()).await.expect("a status");
+    crate::support::soon("its end", running.wait()).await.expect("a status");
+}
+
+#[tokio::test]
+async fn the_sidecar_of_a_single_token_gives_none() {
+    let (desk, desktop) = (Desk::new().await, Desktop::new().await);
+    write_private(&desk.project().join(".env.local"), &desk.emulator.env_file(60 * MINUTE, Duration::ZERO));
+    // For as long as it waits, a notice would be shown.
+    let mut command = desk.sidecar(&["token", "slack/acme-slack", "--wait", "2s"]);
+    desktop.of(&mut command);
+    let ended = run(command).await;
+    assert!(ended.code == Some(1) && ended.stderr.contains(OF_THE_TOKEN), "{ended:?}");
+    assert_eq!(desktop.shown(), []);
 }
