@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tracing::{error, warn};
 
 use super::warned::Warned;
-use super::warning::{PULL, Warning};
+use super::warning::Warning;
 use super::{Identity, OidcToken};
 use crate::clock::{Clock, Timestamp};
 use crate::events::{self, Event, Events};
@@ -111,13 +111,13 @@ pub async fn run<F>(
 fn say(token: &OidcToken, at: Timestamp) -> events::Warning {
     let project = token.claims.project_name();
     let warning = warning(token, at);
-    let code = warning.code;
+    let (code, hint) = (warning.code, warning.hint.as_deref());
     if token.expires_at <= at {
-        error!(code, project, hint = PULL, "{}", warning.line());
+        error!(code, project, hint, "{}", warning.line());
     } else {
-        warn!(code, project, hint = PULL, "{}", warning.line());
+        warn!(code, project, hint, "{}", warning.line());
     }
-    events::Warning { at, code, message: warning.sentence(), hint: PULL, project }
+    warning.told(at, project)
 }
 
 #[cfg(test)]

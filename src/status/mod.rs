@@ -268,9 +268,7 @@ impl Status {
                 warnings.extend(about_to_end.map(|token| expiry::warning(token, now)));
             }
         }
-        if self.refresh.borrow().activity == Activity::GaveUp {
-            warnings.push(Warning::refresh_gave_up());
-        }
+        warnings.extend(self.refresh.borrow().warning.clone());
         warnings.extend(token.and_then(|t| Warning::of_environment(t.claims.environment.as_deref())));
         if identity.notes.readable_by_others {
             warnings.push(Warning::readable_by_others(source));
