@@ -114,7 +114,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("identity::warning", "clock events identity::env_file"),
     ("identity::placeholder", "clock identity"),
     ("identity::succession", "clock identity"),
-    ("identity::expiry", "clock events identity identity::warned identity::warning"),
+    ("identity::expiry", "clock events identity identity::refresh identity::warned identity::warning"),
     ("identity::refresh", "clock events identity identity::warning identity::watch safe_read"),
     ("identity::refresh::schedule", "clock"),
     ("identity::refresh::turns", "clock identity private_dir safe_read"),

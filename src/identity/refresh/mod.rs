@@ -125,6 +125,11 @@ impl Snapshot {
     pub fn first(by_the_clock: bool) -> Self {
         Self { by_the_clock, activity: Activity::Idle, last_error: None, next_at: None, warning: None }
     }
+
+    /// Whether a fresh token may be counted on: the clock says when, and nothing has gone wrong.
+    pub fn is_in_order(&self) -> bool {
+        self.by_the_clock && self.last_error.is_none() && self.warning.is_none()
+    }
 }
 
 type Reply = oneshot::Sender<Result<Refreshed, Failure>>;

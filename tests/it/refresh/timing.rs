@@ -114,6 +114,28 @@ async fn after_three_failures_it_is_given_up_aloud_until_the_token_changes_or_a_
 }
 
 #[tokio::test]
+async fn people_are_warned_of_what_the_refresher_will_not_do_and_not_before() {
+    let cli = FakeCli::new("exit 1");
+    let stage = by_the_clock(&cli).await;
+    stage.pass(DEVELOPMENT_LIFE - 59 * MINUTE);
+    stage.caught_up().await;
+    assert_eq!(stage.status().await["warnings"], serde_json::json!([]), "it has time");
+    stage.pass(44 * MINUTE);
+    stage.logs.wait_for("could not refresh the OIDC token").await;
+    stage.logs.wait_for("the OIDC token of acme/web expires in 15 min, run `vercel env pull`").await;
+    assert_eq!(stage.status().await["warnings"][0]["code"], "oidc_token_expiring");
+    assert_eq!(stage.logs.count("the OIDC token of acme/web expires"), 1);
+
+    let cli = FakeCli::new("exec sleep 1000");
+    let stage = by_the_clock(&cli).await;
+    stage.pass(DEVELOPMENT_LIFE - 6 * MINUTE);
+    stage.caught_up().await;
+    assert_eq!(stage.status().await["warnings"], serde_json::json!([]));
+    stage.pass(MINUTE);
+    stage.logs.wait_for("the OIDC token of acme/web expires in 5 min, run `vercel env pull`").await;
+}
+
+#[tokio::test]
 async fn what_is_linked_counts_only_where_a_person_asks() {
     let cli = FakeCli::printing();
     let scene = Scene::new().without_env_file().toml("refresh = \"cli\"").env("PATH", &cli.path());
