@@ -47,7 +47,7 @@ async fn the_state_is_text_for_people_json_for_tools_and_a_line_for_a_prompt() {
     let short = run(stage.command(&["status", "--short"])).await;
     assert_eq!((short.code, short.stdout.as_str()), (Some(0), "web expired, run vercel env pull\n"));
     let text = run(stage.command(&["status"])).await;
-    let warning = "\nwarning: The OIDC token expired 5 min ago.\n         run `vercel env pull`\n";
+    let warning = "\nwarning: The OIDC token of acme/web expired 5 min ago.\n         run `vercel env pull`\n";
     assert!(text.stdout.ends_with(warning), "{}", text.stdout);
     assert_no_slice_of([token.as_str(), &stage.key()], &[text.stdout, text.stderr, json.stderr, short.stderr].concat());
 }
