@@ -97,6 +97,7 @@ pub struct App {
     fixed_identity: Option<watch::Sender<Arc<Identity>>>,
     watch: Option<EnvFileWatch>,
     refresher: Option<Refresher>,
+    refresh: watch::Receiver<refresh::Snapshot>,
     reloader: Reloader,
     steps: Arc<Steps>,
     warned: Warned,
@@ -204,7 +205,7 @@ impl App {
         let status = Status {
             clock: clock.clone(),
             identity: identity.clone(),
-            refresh,
+            refresh: refresh.clone(),
             cache: cache.clone(),
             stats: stats.clone(),
             usage,
@@ -259,6 +260,7 @@ impl App {
             fixed_identity,
             watch,
             refresher,
+            refresh,
             reloader,
             steps,
             warned,
@@ -311,8 +313,9 @@ impl App {
         if let Some(notices) = self.notices {
             spawn(Box::pin(notices.run()));
         }
-        let identity = self.identity.clone();
-        spawn(Box::pin(expiry::run(identity, self.clock, self.steps, self.warned, events.clone(), ask_clock)));
+        let (identity, refresh) = (self.identity.clone(), self.refresh);
+        let (clock, steps, warned) = (self.clock, self.steps, self.warned);
+        spawn(Box::pin(expiry::run(identity, refresh, clock, steps, warned, events.clone(), ask_clock)));
         spawn(Box::pin(follow(self.identity, proxy.clone())));
         let stopping = proxy.stopping.clone();
         spawn(Box::pin(async move { proxy.upstream.prepare().await }));

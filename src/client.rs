@@ -4,7 +4,7 @@
 //! outlive its instance, and another program may have its port by now.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -32,16 +32,25 @@ const MAX_ANSWER: usize = 16 * 1024 * 1024;
 /// There is no sidecar of that kind.
 #[derive(Debug, thiserror::Error)]
 pub struct NoneRuns {
-    wanted: Wanted,
+    project: PathBuf,
+    /// The port, if the user named one.
+    port: Option<u16>,
     /// Those that run, for other projects.
     others: Vec<Instance>,
 }
 
+impl NoneRuns {
+    /// None that is as this project would have it.
+    pub fn for_project(project: &Path) -> Self {
+        Self { project: project.to_owned(), port: None, others: Vec::new() }
+    }
+}
+
 impl std::fmt::Display for NoneRuns {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.wanted.port {
+        match self.port {
             Some(port) => write!(f, "no sidecar of yours runs at port {port}")?,
-            None => write!(f, "no sidecar runs for {}", self.wanted.project.display())?,
+            None => write!(f, "no sidecar runs for {}", self.project.display())?,
         }
         write!(f, ": start one with `connect-sidecar` in another terminal")?;
         for Instance { project, url, .. } in &self.others {
@@ -74,7 +83,7 @@ pub async fn find(wanted: &Wanted) -> Result<(Instance, Client), NoneRuns> {
     }
     let proven = join_all(others.iter().map(Client::to)).await;
     let others = others.into_iter().zip(proven).filter_map(|(other, client)| client.and(Some(other))).collect();
-    Err(NoneRuns { wanted: wanted.clone(), others })
+    Err(NoneRuns { port: wanted.port, others, ..NoneRuns::for_project(&wanted.project) })
 }
 
 /// A way to one instance.

@@ -84,8 +84,9 @@ pub struct Warning {
     pub code: &'static str,
     /// What is wrong, a sentence for people.
     pub message: String,
-    /// The command that mends it.
-    pub hint: &'static str,
+    /// The command that mends it, if one does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
     /// The project, for people.
     pub project: String,
 }

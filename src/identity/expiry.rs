@@ -10,13 +10,17 @@ use tokio::sync::watch;
 use tracing::{error, warn};
 
 use super::warned::Warned;
-use super::warning::{PULL, Warning};
-use super::{Identity, OidcToken};
+use super::warning::Warning;
+use super::{Identity, OidcToken, refresh};
 use crate::clock::{Clock, Timestamp};
 use crate::events::{self, Event, Events};
 
 /// The longest time between two looks at the clock (interface.md section 5).
 const LOOK_EVERY: Duration = Duration::from_secs(15);
+
+/// A refresher in working order has got a fresh token, or has failed, before a token has no more life than this: it
+/// begins 15 min ahead, waits 5 min at most for its turn after another sidecar's, and gives the CLI a minute.
+const REFRESHED_BY: Duration = Duration::from_secs(5 * 60);
 
 /// The steps at which a token's end is warned of, and how often each was.
 #[derive(Debug)]
@@ -68,10 +72,17 @@ pub fn warning(token: &OidcToken, now: Timestamp) -> Warning {
     }
 }
 
+/// Whether people are to do something about a token with so much life left. Not while the sidecar is about to do it by
+/// itself: they would run `vercel env pull` for nothing. A step that is kept back so is said once it is not any more.
+pub fn concerns_people(left: Duration, refresh: &refresh::Snapshot) -> bool {
+    left <= REFRESHED_BY || !refresh.is_in_order()
+}
+
 /// Warns on stderr and by events for as long as it is polled. `ask_clock` lets upstream correct our clock before a token
 /// is declared dead.
 pub async fn run<F>(
     mut identity: watch::Receiver<Arc<Identity>>,
+    mut refresh: watch::Receiver<refresh::Snapshot>,
     clock: Clock,
     steps: Arc<Steps>,
     mut warned: Warned,
@@ -92,7 +103,9 @@ pub async fn run<F>(
             }
             let now = clock.now();
             let left = token.expires_at.since(now);
-            if let Some(step) = steps.at(left)
+            let is_theirs = concerns_people(left, &refresh.borrow_and_update());
+            if is_theirs
+                && let Some(step) = steps.at(left)
                 && warned.is_news(token.fingerprint(), step.before).await
             {
                 step.said.fetch_add(1, Ordering::Relaxed);
@@ -102,6 +115,7 @@ pub async fn run<F>(
         }
         tokio::select! {
             changed = identity.changed() => if changed.is_err() { return },
+            Ok(()) = refresh.changed() => {}
             () = ticker.tick(pause) => {}
         }
     }
@@ -111,13 +125,13 @@ pub async fn run<F>(
 fn say(token: &OidcToken, at: Timestamp) -> events::Warning {
     let project = token.claims.project_name();
     let warning = warning(token, at);
-    let code = warning.code;
+    let (code, hint) = (warning.code, warning.hint.as_deref());
     if token.expires_at <= at {
-        error!(code, project, hint = PULL, "{}", warning.line());
+        error!(code, project, hint, "{}", warning.line());
     } else {
-        warn!(code, project, hint = PULL, "{}", warning.line());
+        warn!(code, project, hint, "{}", warning.line());
     }
-    events::Warning { at, code, message: warning.sentence(), hint: PULL, project }
+    warning.told(at, project)
 }
 
 #[cfg(test)]
@@ -149,6 +163,32 @@ mod tests {
             assert_eq!(steps.until_next(left).map(|next| next.as_secs()), next, "{left:?} left");
         }
         assert_eq!(Steps::new(Vec::new()).longest(), Duration::ZERO);
+    }
+
+    #[test]
+    fn nobody_is_bothered_while_a_refresher_in_working_order_has_time() {
+        let off = refresh::Snapshot::first(false);
+        let in_order = refresh::Snapshot::first(true);
+        let last_error = Some("the Vercel CLI ended with code 1".to_owned());
+        let failed = refresh::Snapshot { last_error, ..in_order.clone() };
+        let gave_up = Some(Warning::refresh_gave_up(3, None));
+        let gave_up = refresh::Snapshot { warning: gave_up, activity: refresh::Activity::GaveUp, ..failed.clone() };
+        let unavailable = Some(Warning::refresh_unavailable("there is none"));
+        let unavailable = refresh::Snapshot { warning: unavailable, ..in_order.clone() };
+        let running = refresh::Snapshot { activity: refresh::Activity::Running, ..in_order.clone() };
+        let waiting = refresh::Snapshot { activity: refresh::Activity::Waiting, ..in_order.clone() };
+        for (state, snapshot, is_said) in [
+            ("off", off, [true; 4]),
+            ("in order", in_order, [false, false, true, true]),
+            ("under way", running, [false, false, true, true]),
+            ("waiting for its turn", waiting, [false, false, true, true]),
+            ("failed", failed, [true; 4]),
+            ("gave up", gave_up, [true; 4]),
+            ("unavailable", unavailable, [true; 4]),
+        ] {
+            let said = [60, 15, 5, 0].map(|left| concerns_people(Duration::from_secs(left * MIN), &snapshot));
+            assert_eq!(said, is_said, "{state}");
+        }
     }
 
     /// What is said of tokens with `left` seconds of life, one after another.

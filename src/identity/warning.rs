@@ -5,10 +5,14 @@
 use std::time::Duration;
 
 use super::env_file;
-use crate::clock::spoken;
+use crate::clock::{Timestamp, spoken};
+use crate::events;
 
 /// Brings a fresh token into the env file.
 pub const PULL: &str = "vercel env pull";
+
+/// Puts the Vercel CLI on `PATH`.
+pub const INSTALL: &str = "npm install --global vercel";
 
 /// Something to act on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,10 +56,17 @@ impl Warning {
         Self::new("oidc_token_invalid", format!("cannot use the token in {source}: {reason}"), Some(PULL))
     }
 
-    /// No fresh token comes by itself any more.
-    pub fn refresh_gave_up() -> Self {
-        let what = "the Vercel CLI has given no fresh OIDC token, and is not asked any more".to_owned();
+    /// No fresh token comes by itself any more, after so many failures; `remedy` is a command against the last.
+    pub fn refresh_gave_up(failures: u32, remedy: Option<&str>) -> Self {
+        let remedy = remedy.map(|remedy| format!(": `{remedy}` may help")).unwrap_or_default();
+        let what = format!("gave up refreshing the OIDC token after {failures} failures in a row{remedy}");
         Self::new("refresh_gave_up", what, Some("connect-sidecar refresh"))
+    }
+
+    /// No fresh token comes by itself, since there is no Vercel CLI that could be run.
+    pub fn refresh_unavailable(reason: &str) -> Self {
+        let what = format!("the OIDC token cannot be refreshed: {reason}");
+        Self::new("refresh_unavailable", what, Some(INSTALL))
     }
 
     /// The token acts elsewhere than where one develops; `None` if it is one of development.
@@ -88,6 +99,12 @@ impl Warning {
             Some(hint) => format!("{}, run `{hint}`", self.what),
             None => self.what.clone(),
         }
+    }
+
+    /// As an event of this project.
+    pub fn told(&self, at: Timestamp, project: String) -> events::Warning {
+        let (message, hint) = (self.sentence(), self.hint.clone());
+        events::Warning { at, code: self.code, message, hint, project }
     }
 
     /// For people, without the command, which stands beside it.

@@ -15,7 +15,7 @@ use std::io;
 use std::process::Command;
 
 use crate::app::StartupError;
-use crate::client::{Client, Run, Unanswered};
+use crate::client::{Client, NoneRuns, Run, Unanswered};
 use crate::clock::Clock;
 use crate::config::{Auth, Config};
 use crate::hardening::Inherited;
@@ -44,8 +44,8 @@ pub enum RunError {
     #[error(transparent)]
     Command(#[from] CannotStart),
     /// `env` starts no sidecar.
-    #[error("no sidecar runs for {0}: start one with `connect-sidecar` in another terminal")]
-    NoneRuns(String),
+    #[error(transparent)]
+    NoneRuns(#[from] NoneRuns),
 }
 
 /// How a command is to run.
@@ -97,7 +97,7 @@ pub async fn run(
 
 /// The variables of a command that goes through the project's running sidecar. They are good for as long as that runs.
 pub async fn env(config: Config, intercept: bool, environment: Lookup<'_>) -> Result<Vec<Variable>, RunError> {
-    let none_runs = || RunError::NoneRuns(config.project.display().to_string());
+    let none_runs = || NoneRuns::for_project(&config.project);
     let state_dir = config.state_dir.as_deref().ok_or_else(none_runs)?;
     let client = sidecar::find(&config).await.ok_or_else(none_runs)?;
     let run = client.begin_run(intercept).await?;

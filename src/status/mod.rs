@@ -259,18 +259,20 @@ impl Status {
     fn warnings(&self, identity: &Identity, now: Timestamp) -> Vec<Listed> {
         let source = &self.credential_source;
         let token = identity.oidc();
+        let refresh = self.refresh.borrow().clone();
         let mut warnings = Vec::new();
         match identity.credential(now) {
             Err(CredentialProblem::Missing) => warnings.push(Warning::missing(source)),
             Err(CredentialProblem::Invalid(reason)) => warnings.push(Warning::invalid(source, &reason)),
             Ok(_) | Err(CredentialProblem::Expired(_)) => {
-                let about_to_end = token.filter(|token| token.expires_at.since(now) <= self.steps.longest());
+                let about_to_end = token.filter(|token| {
+                    let left = token.expires_at.since(now);
+                    left <= self.steps.longest() && expiry::concerns_people(left, &refresh)
+                });
                 warnings.extend(about_to_end.map(|token| expiry::warning(token, now)));
             }
         }
-        if self.refresh.borrow().activity == Activity::GaveUp {
-            warnings.push(Warning::refresh_gave_up());
-        }
+        warnings.extend(refresh.warning);
         warnings.extend(token.and_then(|t| Warning::of_environment(t.claims.environment.as_deref())));
         if identity.notes.readable_by_others {
             warnings.push(Warning::readable_by_others(source));

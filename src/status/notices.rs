@@ -68,7 +68,7 @@ impl Notice {
     fn of_warning(warning: &Warning) -> Self {
         Self {
             title: plain(&warning.message),
-            body: format!("Run: {}", warning.hint),
+            body: warning.hint.as_ref().map(|hint| format!("Run: {hint}")).unwrap_or_default(),
             is_urgent: warning.code == Expiry::EXPIRED,
         }
     }
@@ -123,13 +123,29 @@ mod tests {
             at: Timestamp::from_millis(0),
             code,
             message: format!("The OIDC token of {project} expires in 15 min."),
-            hint: "vercel env pull",
+            hint: Some("vercel env pull".into()),
             project: project.into(),
         };
         let notice = Notice::of_warning(&warning("oidc_token_expiring", "acme/web"));
         let title = "The OIDC token of acme/web expires in 15 min".to_owned();
         assert_eq!(notice, Notice { title, body: "Run: vercel env pull".into(), is_urgent: false });
         assert!(Notice::of_warning(&warning("oidc_token_expired", "acme/web")).is_urgent);
+
+        let told = |warning: Expiry| Notice::of_warning(&warning.told(Timestamp::from_millis(0), "acme/web".into()));
+        for (warning, title, body) in [
+            (
+                Expiry::refresh_unavailable("the Vercel CLI is not on PATH"),
+                "The OIDC token cannot be refreshed: the Vercel CLI is not on PATH",
+                "Run: npm install --global vercel",
+            ),
+            (
+                Expiry::refresh_gave_up(3, Some("vercel login")),
+                "Gave up refreshing the OIDC token after 3 failures in a row: `vercel login` may help",
+                "Run: connect-sidecar refresh",
+            ),
+        ] {
+            assert_eq!(told(warning), Notice { title: title.into(), body: body.into(), is_urgent: false });
+        }
 
         let hostile = Notice::of_warning(&warning("oidc_token_expired", &format!("\0\x1b<b>{}", "x".repeat(20_000))));
         assert!(hostile.title.starts_with("The OIDC token of <b>xxx"), "{}", hostile.title);

@@ -17,10 +17,11 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, warn};
 
+use super::warning::{INSTALL, PULL, Warning};
 use super::watch::Offers;
 use super::{Claims, Identity, OidcToken};
 use crate::clock::{Clock, Timestamp, spoken};
-use crate::events::{self, Event, Events};
+use crate::events::{Event, Events};
 use crate::safe_read;
 use schedule::Schedule;
 use turns::Turn;
@@ -64,6 +65,9 @@ pub enum Failure {
     /// There was an attempt less than a minute ago; how long to wait.
     #[error("the last attempt was less than a minute ago, the next may be made in {}", spoken(*.0))]
     TooSoon(Duration),
+    /// There is no CLI that could be run, for this reason.
+    #[error("{0}")]
+    NoCli(String),
     /// It cannot be tried here, for this reason.
     #[error("{0}")]
     Unavailable(String),
@@ -80,8 +84,9 @@ impl Failure {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NoProject(_) => Some("vercel link"),
+            Self::NoCli(_) => Some(INSTALL),
             Self::Cli(_) => Some("vercel login"),
-            Self::Refused(_) => Some("vercel env pull"),
+            Self::Refused(_) => Some(PULL),
             Self::TooSoon(_) | Self::Unavailable(_) => None,
         }
     }
@@ -111,12 +116,19 @@ pub struct Snapshot {
     pub last_error: Option<String>,
     /// When the clock says that the next is due.
     pub next_at: Option<Timestamp>,
+    /// Why no fresh token will come by itself, while that holds.
+    pub warning: Option<Warning>,
 }
 
 impl Snapshot {
     /// Nothing has happened yet.
     pub fn first(by_the_clock: bool) -> Self {
-        Self { by_the_clock, activity: Activity::Idle, last_error: None, next_at: None }
+        Self { by_the_clock, activity: Activity::Idle, last_error: None, next_at: None, warning: None }
+    }
+
+    /// Whether a fresh token may be counted on: the clock says when, and nothing has gone wrong.
+    pub fn is_in_order(&self) -> bool {
+        self.by_the_clock && self.last_error.is_none() && self.warning.is_none()
     }
 }
 
@@ -147,6 +159,10 @@ pub struct Refresher {
     asks: mpsc::Receiver<Reply>,
     snapshot: watch::Sender<Snapshot>,
     schedule: Schedule,
+    /// Holds while there is no CLI that could be run by the clock.
+    unavailable: Option<Warning>,
+    /// What was said when it was last given up.
+    gave_up: Option<Warning>,
 }
 
 /// Who wants a refresh.
@@ -169,20 +185,20 @@ impl Refresher {
         let snapshot = watch::Sender::new(Snapshot::first(options.by_the_clock));
         let standing = snapshot.subscribe();
         let schedule = Schedule::default();
-        (Self { options, identity, offers, clock, events, asks, snapshot, schedule }, Asker(Some(asker)), standing)
+        let (unavailable, gave_up) = (None, None);
+        let this = Self { options, identity, offers, clock, events, asks, snapshot, schedule, unavailable, gave_up };
+        (this, Asker(Some(asker)), standing)
     }
 
     /// Looks at the clock, and does what is due or asked for.
     pub async fn run(mut self) {
-        if self.options.by_the_clock
-            && let Err(reason) = self.find_cli().await
-        {
-            let message = format!("the OIDC token cannot be refreshed: {reason}");
-            self.alert("refresh_unavailable", "npm install --global vercel", &message);
-            self.snapshot.send_modify(|snapshot| snapshot.last_error = Some(reason));
-        }
         let mut ticker = self.clock.ticker();
+        let mut has_looked = false;
         loop {
+            // It may be installed any time.
+            if self.options.by_the_clock && (!std::mem::replace(&mut has_looked, true) || self.unavailable.is_some()) {
+                let _ = self.find_cli().await;
+            }
             self.identity.mark_unchanged();
             if self.due().is_some_and(|due| due <= self.clock.now()) {
                 let outcome = self.attempt(Cause::Clock).await;
@@ -230,8 +246,10 @@ impl Refresher {
             Some(next_at) if is_late && next_at > now => Activity::Waiting,
             _ => Activity::Idle,
         };
+        let warning = self.gave_up.as_ref().filter(|_| activity == Activity::GaveUp).or(self.unavailable.as_ref());
         self.snapshot.send_modify(|snapshot| {
             (snapshot.activity, snapshot.next_at) = (activity, next_at);
+            snapshot.warning = warning.cloned();
             if let Some(outcome) = outcome {
                 snapshot.last_error = outcome.as_ref().err().map(ToString::to_string);
             }
@@ -253,13 +271,9 @@ impl Refresher {
             self.schedule.failed(self.clock.now(), jitter[0]);
             warn!(code = "refresh_failed", hint = failure.hint(), "could not refresh the OIDC token: {failure}");
             if cause == Cause::Clock && self.schedule.has_given_up() {
-                let advice = failure.hint().map_or(String::new(), |hint| format!("run `{hint}`, then "));
-                let said = format!(
-                    "gave up refreshing the OIDC token after {} failures in a row, {advice}run `connect-sidecar refresh`; \
-                     the last: {failure}",
-                    schedule::MOST_FAILURES
-                );
-                self.alert("refresh_gave_up", "connect-sidecar refresh", &said);
+                let warning = Warning::refresh_gave_up(schedule::MOST_FAILURES, failure.hint());
+                self.alert(&warning);
+                self.gave_up = Some(warning);
             }
         }
         self.tell(Some(&outcome));
@@ -268,7 +282,7 @@ impl Refresher {
 
     async fn refresh(&mut self, cause: Cause) -> Result<Option<Refreshed>, Failure> {
         let target = self.target(cause).await?;
-        let cli = self.find_cli().await.map_err(Failure::Unavailable)?;
+        let cli = self.find_cli().await.map_err(Failure::NoCli)?;
         let state_dir = self.options.state_dir.as_deref();
         let state_dir =
             state_dir.ok_or_else(|| Failure::Unavailable("neither XDG_STATE_HOME nor HOME is set".into()))?;
@@ -320,19 +334,29 @@ impl Refresher {
         }
     }
 
-    async fn find_cli(&self) -> Result<Cli, String> {
+    /// Finds the CLI. That there is none is said once, if the clock needs it.
+    async fn find_cli(&mut self) -> Result<Cli, String> {
         let (path, project) = (self.options.surroundings.path.clone(), self.options.project.clone());
         let finding = tokio::task::spawn_blocking(move || Cli::find(&path, &project));
-        finding.await.unwrap_or_else(|e| Err(e.to_string()))
+        let found = finding.await.unwrap_or_else(|e| Err(e.to_string()));
+        let warning = found.as_ref().err().filter(|_| self.options.by_the_clock);
+        let warning = warning.map(|reason| Warning::refresh_unavailable(reason));
+        if let Some(warning) = warning.as_ref().filter(|_| self.unavailable.is_none()) {
+            self.alert(warning);
+        }
+        if warning.is_some() || self.unavailable.is_some() {
+            self.snapshot.send_modify(|snapshot| snapshot.last_error = found.as_ref().err().cloned());
+        }
+        self.unavailable = warning;
+        found
     }
 
     /// Says what makes that there will be no fresh token.
-    fn alert(&self, code: &'static str, hint: &'static str, message: &str) {
-        error!(code, hint, "{message}");
+    fn alert(&self, warning: &Warning) {
+        error!(code = warning.code, hint = warning.hint, "{}", warning.line());
         let identity = self.identity.borrow().clone();
         let project = identity.oidc().map(|token| token.claims.project_name()).unwrap_or_default();
-        let at = self.clock.now();
-        self.events.tell(Event::Warning(events::Warning { at, code, message: message.to_owned(), hint, project }));
+        self.events.tell(Event::Warning(warning.told(self.clock.now(), project)));
     }
 }
 

@@ -123,7 +123,7 @@ impl Cli {
             Some(Found { judged: Err(reason), file }) => {
                 Err(format!("the Vercel CLI at {} is not run: {reason}", file.display()))
             }
-            None => Err("the Vercel CLI is not on PATH, `npm install --global vercel` puts it there".into()),
+            None => Err("the Vercel CLI is not on PATH".into()),
         }
     }
 }

@@ -2,11 +2,13 @@
 
 use std::fs;
 
+use connect_sidecar::events::Event;
+
 use super::{FakeCli, HOUR, MINUTE, SECOND, by_the_clock, when_asked};
 use crate::support::desk::Desk;
 use crate::support::http::Request;
 use crate::support::process::Serving;
-use crate::support::{Scene, env_file, fingerprint, let_timers_pass, soon, write_private};
+use crate::support::{env_file, fingerprint, let_timers_pass, soon, write_private};
 
 #[tokio::test]
 async fn what_is_no_fresh_token_of_the_same_principal_is_refused_aloud() {
@@ -87,16 +89,45 @@ async fn a_cli_ends_with_the_sidecar() {
 }
 
 #[tokio::test]
-async fn a_project_without_a_safe_cli_is_told_at_the_start() {
+async fn a_project_without_a_safe_cli_is_told_so_at_the_start_and_until_there_is_one() {
     let cli = FakeCli::printing();
     let stage = by_the_clock(&cli).await;
     stage.caught_up().await;
     assert_eq!(stage.logs.count("cannot be refreshed"), 0);
-    let stage = Scene::new().toml("refresh = \"cli\"").env("PATH", "/nowhere").start().await;
-    stage.logs.wait_for("the OIDC token cannot be refreshed: the Vercel CLI is not on PATH").await;
+    assert_eq!(stage.status().await["warnings"], serde_json::json!([]));
+
+    let cli = FakeCli::printing();
+    fs::remove_file(cli.dir().join("vercel")).expect("uninstalled");
+    let stage = by_the_clock(&cli).await;
+    let told = "the OIDC token cannot be refreshed: the Vercel CLI is not on PATH, run `npm install --global vercel`";
+    stage.logs.wait_for(told).await;
     stage.caught_up().await;
     let status = stage.status().await;
-    assert!(status["refresh"]["last_error"].as_str().is_some_and(|e| e.contains("not on PATH")), "{status:#}");
+    assert_eq!(status["refresh"]["last_error"], "the Vercel CLI is not on PATH", "{status:#}");
+    let listed = serde_json::json!([{
+        "code": "refresh_unavailable",
+        "message": "The OIDC token cannot be refreshed: the Vercel CLI is not on PATH.",
+        "hint": "npm install --global vercel",
+    }]);
+    assert_eq!(status["warnings"], listed, "{status:#}");
+    let (events, _) = stage.server.proxy().events.listen();
+    let [Event::Warning(event)] = &events.iter().map(|event| (**event).clone()).collect::<Vec<_>>()[..] else {
+        panic!("{events:?}");
+    };
+    assert_eq!((event.code, event.hint.as_deref()), ("refresh_unavailable", Some("npm install --global vercel")));
+    assert_eq!(event.message, listed[0]["message"]);
+    let reply = stage.refresh().send().await;
+    reply.assert_refused(502, "refresh_failed", "a person asks");
+    assert_eq!(reply.json()["error"]["hint"], "npm install --global vercel");
+
+    stage.pass(MINUTE);
+    stage.caught_up().await;
+    assert_eq!((&stage.status().await["warnings"], stage.logs.count(told)), (&listed, 1), "it holds, and is said once");
+    cli.plays("cat DIR/answer");
+    stage.pass(MINUTE);
+    let is_found = async { while stage.status().await["warnings"] != serde_json::json!([]) {} };
+    soon("it to be found", is_found).await;
+    assert_eq!(stage.status().await["refresh"]["last_error"], serde_json::Value::Null);
 }
 
 /// Each keeps its token in memory, so each needs a run of its own.

@@ -85,13 +85,15 @@ async fn after_three_failures_it_is_given_up_aloud_until_the_token_changes_or_a_
         assert_eq!(cli.runs(), failures, "not so soon");
         stage.pass(minutes * MINUTE - 4 * MINUTE);
     }
-    stage.logs.wait_for("gave up refreshing the OIDC token after 3 failures in a row, run `vercel login`").await;
+    stage.logs.wait_for("gave up refreshing the OIDC token after 3 failures in a row: `vercel login` may help").await;
+    stage.caught_up().await;
     let status = stage.status().await;
     assert_eq!(status["refresh"]["state"], "gave_up");
-    let warned = status["warnings"].as_array().expect("a list").iter().any(|w| w["code"] == "refresh_gave_up");
-    assert!(warned, "{status:#}");
+    let warned = status["warnings"].as_array().expect("a list").iter().find(|w| w["code"] == "refresh_gave_up");
+    let warned = warned.unwrap_or_else(|| panic!("{status:#}")).clone();
+    assert_eq!(warned["hint"], "connect-sidecar refresh");
     let (told, _) = stage.server.proxy().events.listen();
-    let is_told = |event: &Event| matches!(event, Event::Warning(warning) if warning.code == "refresh_gave_up");
+    let is_told = |event: &Event| matches!(event, Event::Warning(told) if told.code == warned["code"] && told.message == warned["message"]);
     assert_eq!(told.iter().filter(|event| is_told(event)).count(), 1);
     stage.pass(3 * HOUR);
     stage.caught_up().await;
@@ -109,6 +111,28 @@ async fn after_three_failures_it_is_given_up_aloud_until_the_token_changes_or_a_
     stage.pass(6 * MINUTE);
     stage.uses(&fresh).await;
     assert_eq!((cli.runs(), stage.logs.count("SECRET")), (6, 0));
+}
+
+#[tokio::test]
+async fn people_are_warned_of_what_the_refresher_will_not_do_and_not_before() {
+    let cli = FakeCli::new("exit 1");
+    let stage = by_the_clock(&cli).await;
+    stage.pass(DEVELOPMENT_LIFE - 59 * MINUTE);
+    stage.caught_up().await;
+    assert_eq!(stage.status().await["warnings"], serde_json::json!([]), "it has time");
+    stage.pass(44 * MINUTE);
+    stage.logs.wait_for("could not refresh the OIDC token").await;
+    stage.logs.wait_for("the OIDC token of acme/web expires in 15 min, run `vercel env pull`").await;
+    assert_eq!(stage.status().await["warnings"][0]["code"], "oidc_token_expiring");
+    assert_eq!(stage.logs.count("the OIDC token of acme/web expires"), 1);
+
+    let cli = FakeCli::new("exec sleep 1000");
+    let stage = by_the_clock(&cli).await;
+    stage.pass(DEVELOPMENT_LIFE - 6 * MINUTE);
+    stage.caught_up().await;
+    assert_eq!(stage.status().await["warnings"], serde_json::json!([]));
+    stage.pass(MINUTE);
+    stage.logs.wait_for("the OIDC token of acme/web expires in 5 min, run `vercel env pull`").await;
 }
 
 #[tokio::test]
