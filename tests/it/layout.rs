@@ -85,7 +85,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("status::notices", "clock events identity::warning"),
     ("proxy", "clock events identity"),
     ("events", "clock"),
-    ("executable", ""),
+    ("executable", "safe_read"),
     (
         "proxy::upstream",
         "clock proxy::admission proxy::coach proxy::dialer proxy::error proxy::guard proxy::pool proxy::reply proxy::resolver proxy::route",

@@ -119,7 +119,7 @@ impl Cli {
     /// The one on `path`, if there is one that no project has put there. An error is the reason for people.
     pub fn find(path: &OsStr, project: &Path) -> Result<Self, String> {
         match executable::find(NAME, path, project) {
-            Some(Found { judged: Ok(file), .. }) => Ok(Self { file, path: executable::trusted(path, project) }),
+            Some(Found { judged: Ok(file), .. }) => Ok(Self { path: executable::trusted(path, &file, project), file }),
             Some(Found { judged: Err(reason), file }) => {
                 Err(format!("the Vercel CLI at {} is not run: {reason}", file.display()))
             }
