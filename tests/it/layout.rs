@@ -23,7 +23,7 @@ const MAY_USE: &[(&str, &str)] = &[
         "cli client clock commands commands::browser commands::report proxy::guard status::instance terminal",
     ),
     ("commands::report", "clock terminal"),
-    ("commands::browser", ""),
+    ("commands::browser", "executable"),
     ("commands::refresh", "cli client commands clock"),
     ("commands::cache", "cli client commands terminal proxy::route"),
     ("commands::logs", "cli client clock commands terminal"),
