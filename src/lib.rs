@@ -45,6 +45,7 @@ pub mod intercept;
 pub mod logging;
 pub mod port_owner;
 pub mod private_dir;
+pub mod process_group;
 pub mod proxy;
 pub mod run;
 pub mod safe_read;

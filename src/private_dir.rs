@@ -32,18 +32,21 @@ pub async fn lock(dir: &Path) -> Result<Flock<File>, String> {
 /// The same without waiting: `None` while somebody else has it locked.
 pub fn try_lock(dir: &Path) -> Result<Option<Flock<File>>, String> {
     let shown = dir.display();
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|e| format!("could not make the directory {shown}: {e}"))?;
-    check(dir)?;
+    make(dir)?;
     let opened = File::open(dir).map_err(|e| format!("could not open {shown}: {e}"))?;
     match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(Some(lock)),
         Err((_, Errno::EWOULDBLOCK)) => Ok(None),
         Err((_, e)) => Err(format!("could not lock {shown}: {e}")),
     }
+}
+
+/// The directory, made (0700) if need be, known to be ours alone. What is above it may be anybody's and is made, too: where
+/// it must be ours as well, it is made by a call of its own before. An error is the reason for people.
+pub fn make(dir: &Path) -> Result<(), String> {
+    let failed = |e| format!("could not make the directory {}: {e}", dir.display());
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+    check(dir)
 }
 
 /// Refuses a directory that is not ours alone. An error is the reason for people.

@@ -1,6 +1,7 @@
 //! `status`: what the running sidecar knows, as text, as JSON, in one line, again and again, or as its page.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -46,9 +47,9 @@ fn read(state: &RawValue, client: &Client) -> Result<Report, Unanswered> {
     serde_json::from_str(state.get()).map_err(|e| Unanswered::Failed(client.address(), format!("{PATH}: {e}")))
 }
 
-async fn open(Instance { url, key, .. }: &Instance) -> Result<ExitCode, CommandError> {
+async fn open(Instance { url, key, project, .. }: &Instance) -> Result<ExitCode, CommandError> {
     let page = format!("{url}{OURS}");
-    if let Err(reason) = browser::open(&format!("{page}#key={key}")).await {
+    if let Err(reason) = browser::open(&format!("{page}#key={key}"), Path::new(project)).await {
         let port = url.rsplit(':').next().unwrap_or_default();
         super::print(format!("{page}\n")).await?;
         return Err(CommandError::Other(format!(

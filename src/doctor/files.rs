@@ -44,7 +44,7 @@ impl Git {
         project: &Path,
     ) -> Option<Self> {
         let program = executable::find("git", path, project)?.judged.ok()?;
-        let path = executable::trusted(path, project);
+        let path = executable::trusted(path, &program, project);
         let given = [("HOME", home), ("XDG_CONFIG_HOME", config_home), ("PATH", Some(path))];
         let mut variables: Vec<_> = given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
         for (name, value) in [

@@ -9,6 +9,8 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
+use crate::process_group::Group;
+
 /// No more is read of what a program writes, in bytes.
 const MAX_OUTPUT: u64 = 64 * 1024;
 
@@ -18,7 +20,8 @@ pub(super) struct Ended {
     pub(super) stdout: Vec<u8>,
 }
 
-/// Runs it with these variables and no others. `None` if it could not be run, or not in time; then it is killed.
+/// Runs it with these variables and no others. `None` if it could not be run, or not in time. What is left
+/// of it and its children then is killed.
 pub(super) async fn ask(
     program: &Path,
     arguments: &[&OsStr],
@@ -28,15 +31,18 @@ pub(super) async fn ask(
 ) -> Option<Ended> {
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(variables.iter().map(|(name, value)| (name, value))).current_dir(dir);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-    let mut child = command.spawn().ok()?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.process_group(0).kill_on_drop(true).spawn().ok()?;
+    let group = Group::of(&child);
     let mut output = child.stdout.take()?.take(MAX_OUTPUT);
     let ending = async {
         let mut stdout = Vec::new();
         output.read_to_end(&mut stdout).await.ok()?;
         // Whoever goes on writing is stopped by that.
         drop(output);
-        Some(Ended { code: child.wait().await.ok()?.code(), stdout })
+        let status = child.wait().await;
+        drop(group);
+        Some(Ended { code: status.ok()?.code(), stdout })
     };
     tokio::time::timeout(limit, ending).await.ok()?
 }
@@ -44,6 +50,31 @@ pub(super) async fn ask(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn its_children_are_killed_when_it_ends_or_is_given_up() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+        let patience = Duration::from_secs(20);
+        for (script, ends) in [("sleep 60 >pipe & wait", false), ("exec 3>pipe; sleep 60 >/dev/null & exit 0", true)] {
+            let arguments = ["-c".as_ref(), script.as_ref()];
+            let asking = ask(Path::new("/bin/sh"), &arguments, &[], dir.path(), patience);
+            let pipe = pipe.clone();
+            let opening = tokio::task::spawn_blocking(move || std::fs::File::open(pipe));
+            let began = async { opening.await.expect("no panic").expect("a reading end") };
+            let mut pipe = if ends {
+                let (asked, pipe) = tokio::join!(asking, began);
+                assert!(asked.is_some(), "{script}");
+                pipe
+            } else {
+                tokio::select! { _ = asking => panic!("it goes on: {script}"), pipe = began => pipe }
+            };
+            // Ends once nobody has the writing end.
+            let reading = tokio::task::spawn_blocking(move || std::io::copy(&mut pipe, &mut std::io::sink()));
+            assert!(tokio::time::timeout(patience, reading).await.is_ok(), "a child goes on: {script}");
+        }
+    }
 
     #[tokio::test]
     async fn a_program_that_hangs_is_given_up_and_one_that_babbles_is_cut_short() {

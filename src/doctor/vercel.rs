@@ -60,7 +60,7 @@ pub(super) async fn find(path: &OsStr, project: &Path) -> Option<Cli> {
     let file = program.file.clone();
     let mut version = tokio::task::spawn_blocking(move || packaged_version(&file)).await.ok().flatten();
     if version.is_none() && program.judged.is_ok() {
-        version = asked_version(&program.file, executable::trusted(path, project)).await;
+        version = asked_version(&program.file, executable::trusted(path, &program.file, project)).await;
     }
     Some(Cli { program, version })
 }

@@ -33,7 +33,12 @@ impl Turn {
     /// Waits for the turn of the sidecar that serves `project` to renew a token of the project `project_id`. An error is
     /// the reason for people.
     pub async fn take(state_dir: &Path, project_id: &str, project: &Path) -> Result<Self, String> {
-        let directory = state_dir.join("refresh").join(project_id);
+        let all = state_dir.join("refresh");
+        // Not through a link or a directory of somebody else, who could swap what is below it.
+        for dir in [state_dir, &all] {
+            private_dir::make(dir)?;
+        }
+        let directory = all.join(project_id);
         let waiting = async {
             loop {
                 match private_dir::try_lock(&directory) {
@@ -73,7 +78,7 @@ impl Turn {
 mod tests {
     use super::*;
     use std::fs::{self, Permissions};
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[tokio::test(start_paused = true)]
     async fn one_at_a_time_has_its_turn_and_finds_when_it_had_its_last() {
@@ -91,5 +96,32 @@ mod tests {
         let turn = take("prj_1", "/a").await.expect("a turn");
         assert_eq!((turn.last(at(9)), turn.last(at(4))), (Some(at(5)), None));
         assert_eq!(fs::metadata(turn.directory()).expect("there").permissions().mode() & 0o777, 0o700);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_made_below_a_directory_that_is_not_ours_alone() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let (state, other) = (parent.path().join("state"), parent.path().join("other"));
+        let take = async || Turn::take(&state, "prj_1", Path::new("/a")).await.map(drop);
+        for bad in [state.clone(), state.join("refresh")] {
+            let private = |dir: &Path| fs::set_permissions(dir, Permissions::from_mode(0o700)).expect("a mode");
+            fs::create_dir_all(bad.parent().expect("a parent")).expect("a directory");
+            private(bad.parent().expect("a parent"));
+            fs::create_dir(&other).expect("a directory");
+            private(&other);
+            symlink(&other, &bad).expect("a link");
+            assert!(take().await.is_err_and(|reason| reason.contains("is a link")), "{}", bad.display());
+            assert_eq!(fs::read_dir(&other).expect("a directory").count(), 0, "{}", bad.display());
+            fs::remove_file(&bad).expect("removed");
+            fs::rename(&other, &bad).expect("moved");
+            fs::set_permissions(&bad, Permissions::from_mode(0o777)).expect("a mode");
+            assert!(take().await.is_err_and(|reason| reason.contains("others have access")), "{}", bad.display());
+            assert_eq!(fs::read_dir(&bad).expect("a directory").count(), 0, "{}", bad.display());
+            fs::remove_dir(&bad).expect("removed");
+        }
+        assert_eq!(take().await, Ok(()));
+        for dir in [state.clone(), state.join("refresh"), state.join("refresh/prj_1")] {
+            assert_eq!(fs::metadata(dir).expect("there").permissions().mode() & 0o777, 0o700);
+        }
     }
 }

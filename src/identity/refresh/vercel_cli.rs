@@ -11,8 +11,6 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use secrecy::SecretString;
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -20,6 +18,7 @@ use tokio::process::Command;
 use tokio::sync::oneshot;
 
 use crate::executable::{self, Found};
+use crate::process_group::Group;
 
 /// Its name on PATH.
 const NAME: &str = "vercel";
@@ -119,22 +118,12 @@ impl Cli {
     /// The one on `path`, if there is one that no project has put there. An error is the reason for people.
     pub fn find(path: &OsStr, project: &Path) -> Result<Self, String> {
         match executable::find(NAME, path, project) {
-            Some(Found { judged: Ok(file), .. }) => Ok(Self { file, path: executable::trusted(path, project) }),
+            Some(Found { judged: Ok(file), .. }) => Ok(Self { path: executable::trusted(path, &file, project), file }),
             Some(Found { judged: Err(reason), file }) => {
                 Err(format!("the Vercel CLI at {} is not run: {reason}", file.display()))
             }
             None => Err("the Vercel CLI is not on PATH".into()),
         }
-    }
-}
-
-/// Ends what is left of a process group.
-struct Group(Pid);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // Its number is not given to another so soon after its end.
-        let _ = killpg(self.0, Signal::SIGKILL);
     }
 }
 
@@ -161,7 +150,7 @@ pub async fn project_token(
         .kill_on_drop(true)
         .spawn()
         .map_err(|e| format!("the Vercel CLI at {} could not be started: {e}", cli.file.display()))?;
-    let group = child.id().and_then(|id| i32::try_from(id).ok()).map(|id| Group(Pid::from_raw(id)));
+    let group = Group::of(&child);
 
     let (mut output, mut complaint) = (Vec::new(), Vec::new());
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());

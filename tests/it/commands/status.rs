@@ -173,6 +173,46 @@ async fn the_page_is_opened_with_the_key_which_is_not_printed() {
 }
 
 #[tokio::test]
+async fn no_program_of_the_project_or_by_a_relative_path_is_given_the_key() {
+    let desk = Desk::new().await;
+    let serving = desk.serve(&[]).await;
+    let (page, url) = page_of(&desk, &serving);
+    let (planted, bin) = (desk.project().join("tools"), tempfile::tempdir().expect("a directory"));
+    fs::create_dir(&planted).expect("a directory");
+    let by_planted = ["xdg-open", "first"].map(|name| opener(&planted, name));
+    let by_good = opener(bin.path(), "good");
+    std::os::unix::fs::symlink(planted.join("first"), bin.path().join("link")).expect("a link");
+    let absolute = planted.join("first").display().to_string();
+    for (browser, reason) in [
+        ("", "xdg-open: it is not run: it is inside the project"),
+        ("first", "first: it is not run: it is inside the project"),
+        (&absolute, "it is not run: it is inside the project"),
+        ("link", "link: it is not run: it is inside the project"),
+        ("./first", "./first: it is not there"),
+        ("tools/first", "tools/first: it is not there"),
+    ] {
+        let mut command = desk.sidecar(&["status", "--open"]);
+        let path = format!("{0}:{1}:.:tools", planted.display(), bin.path().display());
+        command.env("PATH", &path).env("BROWSER", browser).current_dir(desk.project());
+        let ended = run(command).await;
+        assert_eq!((ended.code, ended.stdout), (Some(1), format!("{page}\n")), "{browser}: {}", ended.stderr);
+        assert!(ended.stderr.contains(reason), "{browser}: {}", ended.stderr);
+    }
+    for browser in [bin.path().join("good").to_str().expect("a path"), "good"] {
+        let _ = fs::remove_file(&by_good);
+        // What it runs itself is looked for in the same places.
+        let path = format!("{}:{}:/usr/bin:/bin", planted.display(), bin.path().display());
+        let script = fs::read_to_string(bin.path().join("good")).expect("a script");
+        fs::write(bin.path().join("good"), script.replace("printf", "first; printf")).expect("written");
+        let mut command = desk.sidecar(&["status", "--open"]);
+        command.env("PATH", path).env("BROWSER", browser);
+        assert_eq!(run(command).await.code, Some(0), "{browser}");
+        assert_eq!(fs::read_to_string(&by_good).expect("opened"), format!("{url}\n"), "{browser}");
+    }
+    assert!(by_planted.iter().all(|opened| !opened.exists()));
+}
+
+#[tokio::test]
 async fn where_nothing_opens_it_the_url_is_printed_without_the_key() {
     let desk = Desk::new().await;
     let serving = desk.serve(&[]).await;
