@@ -54,7 +54,7 @@ pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            c if c.is_control() || is_bidi(c) => {
+            c if is_unseen(c) => {
                 let _ = write!(out, "{}", c.escape_unicode());
             }
             c => out.push(c),
@@ -63,9 +63,13 @@ pub fn escaped(text: &str) -> String {
     out
 }
 
-/// Characters that reorder what stands around them.
+/// Control characters, and those that reorder what stands around them.
+pub fn is_unseen(c: char) -> bool {
+    c.is_control() || is_bidi(c)
+}
+
 fn is_bidi(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -75,7 +79,7 @@ mod tests {
     #[test]
     fn foreign_text_stays_text_on_its_line() {
         assert_eq!(escaped("slack/acme é"), "slack/acme é");
-        assert_eq!(escaped("a\x1b[2J\r\n\u{9b}\u{202e}"), r"a\u{1b}[2J\u{d}\u{a}\u{9b}\u{202e}");
+        assert_eq!(escaped("a\x1b[2J\r\n\u{9b}\u{202e}\u{61c}"), r"a\u{1b}[2J\u{d}\u{a}\u{9b}\u{202e}\u{61c}");
     }
 
     #[test]
