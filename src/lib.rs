@@ -51,6 +51,7 @@ pub mod run;
 pub mod safe_read;
 pub mod server;
 pub mod service;
+pub mod shell_quoting;
 pub mod status;
 pub mod terminal;
 pub mod tls;

@@ -179,7 +179,7 @@ fn remove_ca() -> Result<ExitCode, Failure> {
         None => "there is no local CA".to_owned(),
     };
     // A closed stdout is no reason to fail.
-    let _ = writeln!(io::stdout(), "{said}");
+    let _ = writeln!(io::stdout(), "{}", escaped(&said));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -336,7 +336,7 @@ impl Server {
                 self.status.readiness().map_err(|problem| self.proxy.no_credential(&problem))?;
                 Ok(reply::own(StatusCode::OK, JSON, r#"{"status":"ready"}"#))
             }
-            "/metrics" => {
+            guard::METRICS => {
                 read_only(head)?;
                 Ok(reply::own(
                     StatusCode::OK,

@@ -54,7 +54,7 @@ pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            c if c.is_control() || is_bidi(c) => {
+            c if is_unseen(c) => {
                 let _ = write!(out, "{}", c.escape_unicode());
             }
             c => out.push(c),
@@ -63,9 +63,34 @@ pub fn escaped(text: &str) -> String {
     out
 }
 
-/// Characters that reorder what stands around them.
+/// JSON for this stream: where that is a terminal, with the characters that [`escaped`] would write out as `\uXXXX`, so that
+/// it stays the same JSON.
+pub fn json_for(stream: &impl IsTerminal, json: String) -> String {
+    if stream.is_terminal() { escaped_json(&json) } else { json }
+}
+
+fn escaped_json(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            // Between values, and after them; in a string it is escaped already.
+            '\n' => out.push(c),
+            c if is_unseen(c) => {
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Control characters, and those that reorder what stands around them.
+pub fn is_unseen(c: char) -> bool {
+    c.is_control() || is_bidi(c)
+}
+
 fn is_bidi(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -75,7 +100,15 @@ mod tests {
     #[test]
     fn foreign_text_stays_text_on_its_line() {
         assert_eq!(escaped("slack/acme é"), "slack/acme é");
-        assert_eq!(escaped("a\x1b[2J\r\n\u{9b}\u{202e}"), r"a\u{1b}[2J\u{d}\u{a}\u{9b}\u{202e}");
+        assert_eq!(escaped("a\x1b[2J\r\n\u{9b}\u{202e}\u{61c}"), r"a\u{1b}[2J\u{d}\u{a}\u{9b}\u{202e}\u{61c}");
+    }
+
+    #[test]
+    fn json_for_a_terminal_is_the_same_json() {
+        let value = serde_json::json!({"a\u{9b}31m": "\u{1b}\n\u{7f}\u{202e}\u{61c} é 😀"});
+        let shown = escaped_json(&format!("{value}\n"));
+        assert_eq!(shown, "{\"a\\u009b31m\":\"\\u001b\\n\\u007f\\u202e\\u061c é 😀\"}\n");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).expect("JSON"), value);
     }
 
     #[test]

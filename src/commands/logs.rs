@@ -12,7 +12,7 @@ use crate::cli::GlobalArgs;
 use crate::client::EventLines;
 use crate::clock::{Timestamp, spoken};
 use crate::commands::CommandError;
-use crate::terminal::{Color, Palette, escaped};
+use crate::terminal::{self, Color, Palette, escaped};
 
 /// Prints it, until there is no more: where it is followed, until the sidecar ends, a signal comes or nobody reads.
 pub async fn print(follow: bool, json: bool, global: &GlobalArgs) -> Result<ExitCode, CommandError> {
@@ -20,8 +20,10 @@ pub async fn print(follow: bool, json: bool, global: &GlobalArgs) -> Result<Exit
     let mut interruptions = Interruptions::listen()?;
     let lines = client.events().await?;
     let palette = Palette::of(&io::stdout());
-    let shown =
-        |line: &[u8]| if json { String::from_utf8_lossy(line).into_owned() + "\n" } else { text(line, palette) };
+    let shown = |line: &[u8]| match json {
+        true => terminal::json_for(&io::stdout(), String::from_utf8_lossy(line).into_owned() + "\n"),
+        false => text(line, palette),
+    };
     tokio::select! {
         printed = pass_on(lines, follow, shown) => printed?,
         () = interruptions.next() => {}

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::cli::GlobalArgs;
 use crate::clock::spoken;
 use crate::commands::CommandError;
+use crate::terminal::escaped;
 
 /// The Vercel CLI may take a minute, and a request may, too.
 const LIMIT: Duration = Duration::from_secs(65);
@@ -26,6 +27,6 @@ pub async fn refresh(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     let Refreshed { project, expires_in_seconds } = client.ask(Method::POST, "/_sidecar/v1/refresh", "").await?;
     let left = spoken(Duration::from_secs(expires_in_seconds));
     // A closed stdout is no reason to fail.
-    let _ = writeln!(io::stdout(), "refreshed: {project}, expires in {left}");
+    let _ = writeln!(io::stdout(), "refreshed: {}, expires in {left}", escaped(&project));
     Ok(ExitCode::SUCCESS)
 }

@@ -33,7 +33,7 @@ pub async fn show(args: StatusArgs, global: &GlobalArgs) -> Result<ExitCode, Com
     }
     let state: Box<RawValue> = client.ask(Method::GET, PATH, "").await?;
     super::print(match (args.json, args.short) {
-        (true, _) => format!("{}\n", state.get()),
+        (true, _) => terminal::json_for(&io::stdout(), format!("{}\n", state.get())),
         (_, true) => format!("{}\n", read(&state, &client)?.short()),
         _ => read(&state, &client)?.long(&instance.url, Palette::of(&io::stdout()), Clock::system().local()),
     })

@@ -11,6 +11,7 @@ use super::Mistake;
 use crate::cli::GlobalArgs;
 use crate::proxy::error::excerpt;
 use crate::safe_read::{self, Problem};
+use crate::terminal::is_unseen;
 
 /// Looks a variable up in our own process environment.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
@@ -151,9 +152,17 @@ impl<'a> Sources<'a> {
         strongest
     }
 
-    /// A project's own file may name only an env file of the project, also when links are followed.
+    /// A project's own file may name only an env file of the project, also when links are followed, and by a name that is
+    /// what it looks like.
     fn check_inside_project(&self, value: &Value) -> Result<(), String> {
         let Raw::Text(text) = &value.raw else { return Ok(()) };
+        if text.contains(is_unseen) {
+            return Err(
+                "a project's own file may name no file with control characters in its name, nor with such as turn \
+                        the direction of text; use --env-file for it"
+                    .into(),
+            );
+        }
         let relative = Path::new(text);
         let plain = relative
             .components()

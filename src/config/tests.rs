@@ -427,6 +427,18 @@ fn a_projects_file_names_an_env_file_of_the_project_only() {
 }
 
 #[test]
+fn a_projects_file_names_no_env_file_that_looks_like_another() {
+    for name in [".env\n", ".env\u{1b}[2J", ".env\u{7f}", ".env\u{9b}", "\u{202e}vne.", "\u{61c}.env", "\u{2066}.env"] {
+        let escaped: String = name.chars().map(|c| format!("\\u{:04x}", u32::from(c))).collect();
+        let toml = format!("env_file = \"{escaped}\"");
+        let mistakes = Machine::new().projects_file(&toml).mistakes();
+        let start = "sidecar.toml:1: env_file: a project's own file may name no file with control characters";
+        assert!(matches!(&*mistakes, [one] if one.starts_with(start)), "{name:?}: {mistakes:?}");
+        assert_eq!(env_file(&Machine::new().users_file(&toml).load()).1, name);
+    }
+}
+
+#[test]
 fn a_duration_is_a_string_with_a_unit() {
     for (value, expected) in [
         ("\"30s\"", Some(30_000)),

@@ -4,10 +4,11 @@
 //! is that of connect-contract.md section 6.5.
 
 use super::env_files::EnvFile;
-use super::finding::{Finding, Severity, quoted};
+use super::finding::{Finding, Severity};
 use crate::clock::{Timestamp, spoken};
 use crate::identity::env_file::KEY;
 use crate::identity::succession::Observed;
+use crate::shell_quoting;
 
 /// Something that loads env files, and which of several it takes: the first that sets the variable.
 struct Reader {
@@ -54,7 +55,7 @@ pub(super) fn judge<'a>(
         // There is none where the sidecar reads: that there is one elsewhere may be all that is wrong.
         if let Some(file) = others.iter().find(|f| f.path.is_some() && f.token().is_some_and(|t| t.is_valid_at(now))) {
             let title = format!("there is a good OIDC token in {}, which the sidecar does not read", file.shown);
-            let fix = format!("connect-sidecar --env-file {}", quoted(&file.shown));
+            let fix = format!("connect-sidecar --env-file {}", shell_quoting::path(&file.shown));
             findings.push(Finding::new(Severity::Note, "token_elsewhere", title, "").fix(fix));
         }
         return findings;
@@ -139,7 +140,7 @@ fn removal(file: &EnvFile) -> String {
         None => format!("unset {KEY}"),
         Some(_) => format!(
             "sed {in_place} -E '/^[[:space:]]*(export[[:space:]]+)?{KEY}[[:space:]]*=/d' {}",
-            quoted(&file.shown)
+            shell_quoting::path(&file.shown)
         ),
     }
 }

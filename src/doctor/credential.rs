@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::env_files::EnvFile;
-use super::finding::{Finding, Severity, quoted};
+use super::finding::{Finding, Severity};
 use crate::clock::{Timestamp, spoken};
 use crate::identity::succession::Observed;
+use crate::shell_quoting;
 
 /// What a verdict depends on besides the file.
 pub(super) struct Circumstances {
@@ -33,7 +34,7 @@ pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Findin
         Observed::Invalid(reason) => {
             let title = format!("the OIDC token in {source} cannot be used: {reason}");
             let fix = match file.is_writable_by_all {
-                true => format!("chmod 600 {}", quoted(source)),
+                true => format!("chmod 600 {}", shell_quoting::path(source)),
                 false => "vercel env pull".to_owned(),
             };
             return vec![bad("oidc_token_invalid", title, refused).fix(fix)];

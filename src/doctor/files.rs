@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::env_files::EnvFile;
-use super::finding::{Finding, Severity, quoted};
+use super::finding::{Finding, Severity};
 use super::program;
 use crate::executable;
 use crate::intercept::ca;
 use crate::private_dir;
+use crate::shell_quoting;
 
 /// Git has this long for each question.
 const GIT_LIMIT: Duration = Duration::from_secs(2);
@@ -86,13 +87,13 @@ impl Git {
 /// Judges one env file.
 pub(super) fn judge(file: &EnvFile, tracking: Tracking, project: &Path) -> Vec<Finding> {
     let (Some(path), true) = (&file.path, file.has_a_value()) else { return Vec::new() };
-    let (shown, word) = (&file.shown, quoted(&file.shown));
+    let (shown, word) = (&file.shown, shell_quoting::path(&file.shown));
     let ignore = match (path.parent(), path.file_name()) {
         (Some(dir), Some(name)) if Path::new(shown).is_absolute() => {
             let (name, rules) = (name.to_string_lossy(), dir.join(".gitignore").display().to_string());
-            format!("echo {} >> {}", quoted(&name), quoted(&rules))
+            format!("echo {} >> {}", shell_quoting::word(&name), shell_quoting::path(&rules))
         }
-        _ => format!("echo {word} >> .gitignore"),
+        _ => format!("echo {} >> .gitignore", shell_quoting::word(shown)),
     };
     let mut findings = Vec::new();
     if file.is_readable_by_others {
@@ -131,7 +132,7 @@ pub(super) fn judge_state(state_dir: &Path, project: &Path) -> Vec<Finding> {
     {
         let detail = "The keys of running sidecars are kept there.";
         let finding = Finding::new(Severity::Warning, "state_directory", reason, detail);
-        findings.push(finding.fix(format!("chmod 700 {}", quoted(&state_dir.display().to_string()))));
+        findings.push(finding.fix(format!("chmod 700 {}", shell_quoting::path(&state_dir.display().to_string()))));
     }
     if let Err(unfit) = ca::is_there(state_dir, project) {
         let detail = "`connect-sidecar run` intercepts nothing with it.";

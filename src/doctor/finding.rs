@@ -81,16 +81,6 @@ impl Finding {
     }
 }
 
-/// A word for a shell: as it is, or in quotes where it has to be.
-pub(super) fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@%+,".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
-}
-
 /// All findings, the worst first.
 pub(super) struct Report(Vec<Finding>);
 
@@ -211,14 +201,5 @@ mod tests {
         assert_eq!(json["findings"][0], first);
         assert_eq!(json["findings"][1]["fix"], serde_json::Value::Null);
         assert!(Report::new(vec![Finding::ok("a", "a")]).is_ok());
-    }
-
-    #[test]
-    fn a_word_is_quoted_where_a_shell_would_read_more_into_it() {
-        for (word, expected) in
-            [(".env.local", ".env.local"), ("a b", "'a b'"), ("it's", r"'it'\''s'"), ("", "''"), ("$(x)", "'$(x)'")]
-        {
-            assert_eq!(quoted(word), expected);
-        }
     }
 }

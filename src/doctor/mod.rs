@@ -43,6 +43,7 @@ use crate::cli::GlobalArgs;
 use crate::clock::Clock;
 use crate::commands::CommandError;
 use crate::config::{Auth, Config, Environment, Mistake, Refresh};
+use crate::terminal;
 
 /// Whatever is not known by then stays unknown.
 const LIMIT: Duration = Duration::from_secs(8);
@@ -56,7 +57,7 @@ pub async fn examine(json: bool, global: &GlobalArgs) -> Result<ExitCode, Comman
     let report = Report::new(findings(global, &environment, &current_dir).await);
     let mut stdout = io::stdout();
     let color = stdout.is_terminal() && environment("NO_COLOR").is_none_or(|value| value.is_empty());
-    let said = if json { report.json() } else { report.text(color) };
+    let said = if json { terminal::json_for(&stdout, report.json()) } else { report.text(color) };
     // Who does not listen is told by the exit code.
     let _ = stdout.write_all(said.as_bytes());
     Ok(if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

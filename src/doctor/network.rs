@@ -8,11 +8,12 @@ use std::time::Duration;
 use http::Uri;
 use hyper_util::client::legacy::connect::dns::Name;
 
-use super::finding::{Finding, Severity, quoted};
+use super::finding::{Finding, Severity};
 use crate::clock::{Clock, spoken};
 use crate::proxy::error::{Code, RequestError};
 use crate::proxy::reply::Answer;
 use crate::proxy::upstream::{Options, Upstream};
+use crate::shell_quoting;
 
 /// What of our environment has to do with the way there.
 #[derive(Debug, Clone, Default)]
@@ -124,7 +125,9 @@ fn unanswered(asked: &Asked, error: &RequestError, proxy: Option<&str>, certific
             let finding = problem("upstream_tls", message, detail);
             match (&error.hint, certificates) {
                 // What Node.js is told to trust is the company's, most likely.
-                (Some(_), Some(file)) => finding.fix(format!("connect-sidecar --upstream-ca {}", quoted(file))),
+                (Some(_), Some(file)) => {
+                    finding.fix(format!("connect-sidecar --upstream-ca {}", shell_quoting::path(file)))
+                }
                 (Some(hint), None) => finding.fix(hint.clone()),
                 (None, _) => finding.fix("check the network, and this machine's clock with `date`"),
             }

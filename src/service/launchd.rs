@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::manager::{MARK, Manager, Service, State, run, succeed};
 use crate::commands::CommandError;
+use crate::shell_quoting;
 
 /// launchd, as it is for this user.
 pub(super) struct Launchd {
@@ -141,7 +142,7 @@ impl Manager for Launchd {
     }
 
     fn log_command(&self, name: &str) -> String {
-        format!("tail -n 20 '{}'", self.log(name).display())
+        format!("tail -n 20 {}", shell_quoting::path(&self.log(name).to_string_lossy()))
     }
 
     fn variable_command(&self, variable: &str) -> String {

@@ -23,6 +23,7 @@ use crate::client;
 use crate::commands::CommandError;
 use crate::config::{self, Auth, Carried, Config, ConfigError, Mistake, Wanted};
 use crate::executable;
+use crate::terminal::escaped;
 use launchd::Launchd;
 use manager::{MARK, Manager, Service, State};
 use systemd::Systemd;
@@ -267,11 +268,12 @@ fn current_dir() -> Result<PathBuf, CommandError> {
 
 /// A closed stdout is no reason to fail.
 fn say(lines: &[String]) {
-    let _ = writeln!(io::stdout(), "{}", lines.join("\n"));
+    let lines: String = lines.iter().map(|line| escaped(line) + "\n").collect();
+    let _ = io::stdout().write_all(lines.as_bytes());
 }
 
 fn note(text: &str) {
-    let _ = writeln!(io::stderr(), "note: {text}");
+    let _ = writeln!(io::stderr(), "note: {}", escaped(text));
 }
 
 #[cfg(test)]

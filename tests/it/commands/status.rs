@@ -5,14 +5,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use connect_sidecar::emulator::oidc::Subject;
+use connect_sidecar::emulator::world::World;
+use connect_sidecar::terminal::is_unseen;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use tokio::process::Command;
 
 use crate::support::desk::Desk;
 use crate::support::http::APP;
 use crate::support::process::{Running, Serving, assert_no_slice_of, run};
 use crate::support::terminal::Terminal;
-use crate::support::{Scene, fingerprint, instance_key};
+use crate::support::{Scene, env_file, fingerprint, instance_key, write_private};
 
 #[tokio::test]
 async fn the_state_is_text_for_people_json_for_tools_and_a_line_for_a_prompt() {
@@ -73,6 +77,29 @@ async fn colours_are_for_terminals_and_for_who_wants_them() {
         terminal.enter(&format!("{variables} {command}; echo shown")).await;
         let shown = terminal.sees("shown\r\n").await;
         assert!(shown.trim_start().starts_with(begins), "{variables}: {shown:?}");
+    }
+    terminal.close().await;
+}
+
+#[tokio::test]
+async fn json_on_a_terminal_is_the_same_and_moves_no_cursor() {
+    let desk = Desk::new().await;
+    let mut subject = Subject::development(&World::demo());
+    subject.project = "web\u{9b}2J\u{202e}".into();
+    let token = desk.emulator.oidc_token_for(&subject, Duration::from_secs(3600));
+    write_private(&desk.project().join(".env.local"), &env_file(&token));
+    let _serving = desk.serve(&[]).await;
+    let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
+    for (i, command) in ["status", "logs", "doctor"].into_iter().enumerate() {
+        let piped = run(desk.sidecar(&[command, "--json"])).await;
+        assert!(piped.stdout.contains("web\u{9b}2J\u{202e}"), "{command}: {piped:?}");
+        let program = env!("CARGO_BIN_EXE_connect-sidecar");
+        terminal.enter(&format!("{program} {command} --json; echo end-$(({i}+1))")).await;
+        let shown = terminal.sees(&format!("end-{}\r\n", i + 1)).await;
+        assert!(shown.contains(r"web\u009b2J\u202e"), "{command}: {shown:?}");
+        let lines = shown.lines().filter(|line| line.starts_with('{'));
+        let read: Vec<Value> = lines.map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert!(!read.is_empty() && !shown.replace("\r\n", "").contains(is_unseen), "{command}: {shown:?}");
     }
     terminal.close().await;
 }

@@ -291,15 +291,28 @@ async fn all_is_reached_with_the_keyboard_and_is_seen_to_be() {
     browser.says("said", "Copied: vercel connect attach salesforce/crm").await;
 }
 
+/// No character that cannot be seen is in any text of the page.
+async fn nothing_is_hidden(browser: &mut Browser) {
+    let labels = "[...document.querySelectorAll('[aria-label]')].map((labelled) => labelled.ariaLabel)";
+    let unseen = "/(?![\\n\\t])[\\p{Cc}\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069]/u";
+    let texts = format!("[document.title, document.body.innerText, ...{labels}]");
+    let found: Vec<String> = browser.evaluate(&format!("{texts}.filter((text) => {unseen}.test(text))")).await;
+    assert_eq!(found, [""; 0]);
+}
+
 #[tokio::test]
 async fn a_hostile_name_stays_text() {
     const UID: &str = "<img src=x onerror=alert(1)>`vercel x`\u{202e}";
     // What is told to attach it would be read as two commands.
     const COMMAND: &str = "a`b`vercel rm -rf ~`c";
+    // What is copied would not be what is seen.
+    const TURNED: &str = "\u{202e}mrc";
     let scene = Scene::new().world(|world| {
         let project = world.projects[0].id.clone();
         world.connectors.push(Connector::new(UID, "scl_evil", &project));
-        world.connectors.push(Connector { links: Vec::new(), ..Connector::new(COMMAND, "scl_command", &project) });
+        for (uid, id) in [(COMMAND, "scl_command"), (TURNED, "scl_turned")] {
+            world.connectors.push(Connector { links: Vec::new(), ..Connector::new(uid, id, &project) });
+        }
     });
     let mut stage = scene.start().await;
     let path = |uid: &str| {
@@ -308,21 +321,26 @@ async fn a_hostile_name_stays_text() {
     let Some(mut browser) = stage.browse().await else { return };
     assert_eq!(stage.request("POST", &path(UID)).json(APP).send().await.status, 200);
     assert_eq!(stage.request("POST", &path(COMMAND)).json(APP).send().await.status, 403);
-    browser.says("tokens", UID).await;
-    browser.says("requests", UID).await;
+    assert_eq!(stage.request("POST", &path(TURNED)).json(APP).send().await.status, 403);
+    let shown = UID.replace('\u{202e}', r"\u{202e}");
+    browser.says("tokens", &shown).await;
+    browser.says("requests", &shown).await;
+    browser.says("requests", r"vercel connect attach '\u{202e}mrc'").await;
+    nothing_is_hidden(&mut browser).await;
     let token = stage.token_of(|subject| {
         subject.owner = "<script>alert(2)</script>".into();
-        subject.project = "\u{1b}[31m<b>web</b>".into();
+        subject.project = "\u{1b}[31m<b>web</b>\u{202e}".into();
     });
     stage.write_env(&token);
     stage.uses(&token).await;
     browser.says("owner", "<script>alert(2)</script>").await;
-    browser.says("project", "<b>web</b>").await;
+    browser.says("project", r"\u{1b}[31m<b>web</b>\u{202e}").await;
     browser.says("requests", "vercel rm -rf").await;
     let made: (usize, usize) = browser
         .evaluate("['img, main script, main b', '#requests .command'].map((those) => document.querySelectorAll(those).length)")
         .await;
     assert_eq!(made, (0, 0), "nothing of it is an element, nor a command to copy");
+    nothing_is_hidden(&mut browser).await;
     let turned: String =
         browser.evaluate("getComputedStyle(document.querySelector('#requests strong')).unicodeBidi").await;
     assert_eq!(turned, "isolate", "it turns nothing but itself");

@@ -132,6 +132,11 @@ pub fn rows() -> Vec<Row> {
             let untyped = from(s.req()).without("content-type").send().await;
             assert_eq!((untyped.status, untyped.code().as_str()), (415, "json_required"));
             admits(&untyped);
+            for path in ["/_sidecar/v1/status", "/_sidecar/v1/events", "/metrics"] {
+                s.deny(from(s.get(path)), 401, "key_required").await;
+                let asked = from(s.get(path)).header("sidecar-key", &s.key()).begin().await.until("\r\n").await;
+                assert!(asked.starts_with("HTTP/1.1 200 "), "{path}: {asked}");
+            }
             for page in ["https://app.example:8443", "http://app.example", "https://app.example.evil.com", "null"] {
                 s.deny(s.req().header("origin", page), 403, "browser_request_refused").await;
             }

@@ -1,5 +1,8 @@
 //! `connect-sidecar refresh` and `POST /_sidecar/v1/refresh`.
 
+use connect_sidecar::emulator::oidc::Subject;
+use connect_sidecar::emulator::world::World;
+
 use super::{FakeCli, HOUR, MINUTE, SECOND, when_asked};
 use crate::support::desk::Desk;
 use crate::support::process::{Serving, run};
@@ -77,14 +80,16 @@ async fn the_command_asks_the_running_sidecar() {
     };
     let ended = refresh().await;
     assert!(ended.code == Some(1) && ended.stderr.contains("no sidecar runs for"), "{ended:?}");
-    write_private(&desk.project().join(".env.local"), &env_file(&desk.emulator.oidc_token(HOUR)));
-    cli.prints_token(&desk.emulator.oidc_token(HOUR * 12));
+    let mut subject = Subject::development(&World::demo());
+    subject.project = "web\u{9b}\u{202e}".into();
+    write_private(&desk.project().join(".env.local"), &env_file(&desk.emulator.oidc_token_for(&subject, HOUR)));
+    cli.prints_token(&desk.emulator.oidc_token_for(&subject, HOUR * 12));
     let mut serving = desk.sidecar(&[]);
     serving.env("PATH", cli.path());
     let _serving = Serving::start(serving).await;
     let ended = refresh().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    assert!(ended.stdout.starts_with("refreshed: acme/web, expires in 11 h 59 min"), "{ended:?}");
+    assert!(ended.stdout.starts_with(r"refreshed: acme/web\u{9b}\u{202e}, expires in 11 h 59 min"), "{ended:?}");
     let ended = refresh().await;
     assert_eq!(ended.code, Some(1));
     assert!(ended.stderr.contains("less than a minute ago"), "{ended:?}");
