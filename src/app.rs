@@ -36,7 +36,7 @@ use crate::server::listener::{self, Listener};
 use crate::server::runs::{self, Asked};
 use crate::server::unix_socket::{self, UnixSocket};
 use crate::status::Status;
-use crate::status::instance::{Instance, InstanceFile};
+use crate::status::instance::{self, Instance, InstanceFile};
 #[cfg(feature = "desktop")]
 use crate::status::notices::Notices;
 use crate::status::usage;
@@ -52,7 +52,9 @@ pub enum StartupError {
         /// The address.
         address: SocketAddr,
         /// Who it is, where that can be found out.
-        owner: Option<Owner>,
+        owner: Option<Box<Owner>>,
+        /// The project that was to be served there.
+        project: PathBuf,
     },
     /// Any other failure to listen.
     Listen(SocketAddr, io::Error),
@@ -67,12 +69,24 @@ pub enum StartupError {
 impl fmt::Display for StartupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::PortTaken { address, owner } => {
-                write!(f, "could not listen on {address}: the port is taken")?;
-                if let Some(owner) = owner {
-                    write!(f, " by {owner}")?;
+            Self::PortTaken { address, owner, project } => {
+                let taken = format!("could not listen on {address}: the port is taken");
+                match owner.as_deref() {
+                    Some(Owner::Sidecar { instance: Instance { pid, url, project: same, .. }, answers: true })
+                        if Path::new(same) == project =>
+                    {
+                        write!(
+                            f,
+                            "already running here, at {url} (process {pid}, for {same}): `connect-sidecar status` shows \
+                             what it does; to start it anew, end it first: `kill {pid}`"
+                        )
+                    }
+                    Some(owner @ Owner::Sidecar { instance: Instance { pid, .. }, answers: false }) => {
+                        write!(f, "{taken} by {owner}, which does not answer; if it is stopped: `kill -CONT {pid}`")
+                    }
+                    Some(owner) => write!(f, "{taken} by {owner}; end that, or choose another with --port"),
+                    None => write!(f, "{taken}; end that, or choose another with --port"),
                 }
-                write!(f, "; end that, or choose another with --port")
             }
             Self::Listen(address, e) => write!(f, "could not listen on {address}: {e}"),
             Self::UnixSocket(path, problem) => write!(f, "--unix-socket {}: {problem}", path.display()),
@@ -112,8 +126,11 @@ pub struct App {
 impl App {
     /// Builds all parts and listens; serves nobody yet.
     pub async fn bind(config: Config, clock: Clock) -> Result<Self, StartupError> {
-        let bound = listener::bind(config.port, config.network)
-            .map_err(|(address, e)| explain_bind(address, e, config.state_dir.as_deref()))?;
+        let settings = config.settings();
+        let bound = match listener::bind(config.port, config.network) {
+            Ok(bound) => bound,
+            Err((address, e)) => return Err(explain_bind(address, e, &config).await),
+        };
         if bound.without_ipv6 {
             info!("this machine has no IPv6: listening on 127.0.0.1 only");
         }
@@ -175,6 +192,7 @@ impl App {
             url: format!("http://{addr}"),
             key: key.text().to_owned(),
             project: config.project.display().to_string(),
+            began: instance::began(),
         };
         let instance_file = match &config.state_dir {
             _ if !config.is_announced => Ok(None),
@@ -213,6 +231,7 @@ impl App {
             upstream: upstream.name().to_owned(),
             project: config.project.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             credential_source: credential_source.clone(),
+            settings,
             steps: steps.clone(),
             started_at: clock.local(),
         };
@@ -378,9 +397,13 @@ async fn follow(mut identity: watch::Receiver<Arc<Identity>>, proxy: Arc<Proxy>)
     }
 }
 
-fn explain_bind(address: SocketAddr, error: io::Error, state_dir: Option<&Path>) -> StartupError {
+async fn explain_bind(address: SocketAddr, error: io::Error, config: &Config) -> StartupError {
     match error.kind() {
-        io::ErrorKind::AddrInUse => StartupError::PortTaken { address, owner: port_owner::find(address, state_dir) },
+        io::ErrorKind::AddrInUse => StartupError::PortTaken {
+            address,
+            owner: port_owner::find(address, config.state_dir.as_deref()).await.map(Box::new),
+            project: config.project.clone(),
+        },
         _ => StartupError::Listen(address, error),
     }
 }

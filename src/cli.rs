@@ -242,7 +242,7 @@ pub struct GlobalArgs {
     /// Read this configuration file instead of the project's sidecar.toml
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
-    /// The project directory [default: the current directory]
+    /// The project directory [default: the current directory, or the nearest above that is a project's]
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub project: Option<PathBuf>,
     /// The file that holds VERCEL_OIDC_TOKEN [default: .env.local in the project]

@@ -5,10 +5,12 @@
 //! or widen access (interface.md section 1, trust-policy.md 4.10). No value of a file is repeated in a mistake.
 
 mod carried;
+mod project;
+mod settings;
 mod sources;
 mod values;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
@@ -28,6 +30,7 @@ use crate::proxy::hosts::Hosts;
 use crate::proxy::resolver::Names;
 use crate::proxy::upstream;
 pub use carried::{Carried, carried};
+pub use settings::{Difference, Settings};
 use sources::Sources;
 pub use sources::{Environment, config_home, state_dir};
 pub use values::Refresh;
@@ -58,8 +61,14 @@ pub struct Config {
     pub unix_socket: Option<PathBuf>,
     /// Where to listen besides: an address that is not loopback. Set only with a required key and further hosts.
     pub network: Option<IpAddr>,
+    /// The directory that the command is for, absolute: the project's, or one below it.
+    pub directory: PathBuf,
     /// The project's directory, absolute.
     pub project: PathBuf,
+    /// What the project was found by, where it is above that directory.
+    pub found_by: Option<String>,
+    /// The settings that some source names, each with its place.
+    pub named: BTreeMap<&'static str, String>,
     /// Where the credential comes from.
     pub auth: Auth,
     /// When to warn before the token's end.
@@ -118,7 +127,7 @@ pub struct Wanted {
     /// Where the state of running instances is kept, if there is a place.
     pub state_dir: Option<PathBuf>,
     /// The directory that the command is for: the project's, or one below it.
-    pub project: PathBuf,
+    pub directory: PathBuf,
     /// The port, if the user named one: then it is that, whatever its project.
     pub port: Option<u16>,
 }
@@ -183,11 +192,18 @@ pub fn wanted(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Pat
     let mut s = Sources::without_files(args, environment, current_dir);
     // Any free port is a port for `serve` to take, and names no instance.
     let port = s.get("port", values::port).filter(|port| *port != 0);
-    let wanted = Wanted { state_dir: state_dir(environment), project: s.project().to_owned(), port };
+    let wanted = Wanted { state_dir: state_dir(environment), directory: s.directory().to_owned(), port };
     match s.mistakes() {
         mistakes if mistakes.is_empty() => Ok(wanted),
         mistakes => Err(ConfigError(mistakes)),
     }
+}
+
+/// Whether the command line or the environment names a setting that a running sidecar may have otherwise.
+pub fn names_settings(args: &GlobalArgs, environment: Environment<'_>) -> bool {
+    let nowhere = Path::new("");
+    let named = sources::flags(args, nowhere).into_iter().chain(sources::variables(environment, nowhere));
+    named.into_iter().any(|(key, _)| settings::COMPARED.contains(&key))
 }
 
 /// All that is wrong with the configuration. Ends the process with exit code 2.
@@ -207,6 +223,18 @@ impl fmt::Display for ConfigError {
 impl std::error::Error for ConfigError {}
 
 impl Config {
+    /// Which running sidecar a command with these settings means.
+    pub fn wanted(&self) -> Wanted {
+        let port = self.named.contains_key("port").then_some(self.port).filter(|port| *port != 0);
+        Wanted { state_dir: self.state_dir.clone(), directory: self.directory.clone(), port }
+    }
+
+    /// What people are to know of the project where it is not the directory that they are in.
+    pub fn project_note(&self) -> Option<String> {
+        let name = self.found_by.as_ref()?;
+        Some(format!("the project is {}, the nearest directory above with {name}", self.project.display()))
+    }
+
     /// Reads and checks all sources. `current_dir` is what relative flags refer to.
     pub fn load(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Result<Self, ConfigError> {
         match Self::examine(args, environment, current_dir) {
@@ -281,7 +309,10 @@ impl Config {
             wait: s.get("wait", values::wait).unwrap_or_default(),
             desktop_notices: s.get("desktop_notices", values::boolean).unwrap_or(true) && has_desktop(&s),
             state_dir: state_dir(environment),
+            directory: s.directory().to_owned(),
             project: s.project().to_owned(),
+            found_by: s.found_by(),
+            named: s.named(),
             cache,
             upstream,
             hosts,

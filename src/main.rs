@@ -26,6 +26,7 @@ use connect_sidecar::{doctor, hardening, logging};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 const FAILED: u8 = 1;
 const BAD_CONFIGURATION: u8 = 2;
@@ -62,6 +63,7 @@ impl Failure {
             Self::Emulate(EmulateError::PortTaken(_)) => PORT_TAKEN,
             Self::Startup(error) | Self::Run(RunError::Startup(error)) => exit_code(error),
             Self::Run(RunError::Command(error)) => error.exit_code(),
+            Self::Run(RunError::Differs(_)) | Self::Command(CommandError::Differs(_)) => BAD_CONFIGURATION,
             // A local CA that is not safe to use.
             Self::Run(RunError::Unanswered(Unanswered::NoInterception(_))) => BAD_CONFIGURATION,
             Self::Run(_)
@@ -153,6 +155,9 @@ fn load(args: &GlobalArgs) -> Result<Config, Failure> {
 async fn serve(args: &GlobalArgs) -> Result<ExitCode, Failure> {
     let config = load(args)?;
     let _log = logging::start(config.logging);
+    if let Some(note) = config.project_note() {
+        info!("{note}");
+    }
     let app = App::bind(config, Clock::system()).await?;
     let stops = Stops::listen(Some(app.reloader()))?;
     let manager = std::env::var_os("NOTIFY_SOCKET");

@@ -12,14 +12,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::cli::{GlobalArgs, SubjectArg, TokenArgs};
-use crate::client::Client;
+use crate::client::{self, Client, NotFound};
 use crate::clock::Timestamp;
 use crate::commands::CommandError;
 use crate::config::{self, Config, ConfigError, Mistake};
 use crate::logging;
 use crate::proxy::coach::{self, UpstreamError};
 use crate::run::child::Signals;
+use crate::run::joining::{self, Joined, Note};
 use crate::run::sidecar::Sidecar;
+use crate::terminal;
 
 /// The sidecar answers every request within 60 s.
 const PATIENCE: Duration = Duration::from_secs(65);
@@ -36,25 +38,35 @@ pub async fn print(args: &TokenArgs, global: &GlobalArgs) -> Result<ExitCode, Co
     Ok(ExitCode::SUCCESS)
 }
 
-/// The running sidecar that is meant, if one is: who says by flags which credential or which upstream is to be used, means
-/// none that runs already, and who names a port means that one.
+/// The running sidecar that is meant, if one is and its settings are not others than those that were named.
 async fn running(global: &GlobalArgs) -> Result<Option<Client>, CommandError> {
-    let GlobalArgs { config, env_file, upstream, upstream_ca, auth, team_id, port, .. } = global;
-    let is_other =
-        config.is_some() || [env_file, upstream, upstream_ca, auth, team_id].into_iter().any(Option::is_some);
-    match super::find(global).await {
-        _ if is_other && port.is_none() => Ok(None),
-        Err(CommandError::NoneRuns(_)) if port.is_none() => Ok(None),
-        found => found.map(|(_, client)| Some(client)),
-    }
+    let wanted = super::wanted(global)?;
+    let found = match client::find(&wanted).await {
+        // A port in the environment may be meant for `serve`.
+        Err(NotFound::NoneRuns(_)) if global.port.is_none() => return Ok(None),
+        found => found?,
+    };
+    let environment = |name: &str| std::env::var_os(name);
+    let global = &config::of_a_command(global, &environment);
+    let (mut config, _) = Config::examine(global, &environment, &super::current_dir()?);
+    Ok(match joining::join(found, wanted.port.is_some(), &mut config).await?? {
+        Joined::Through(client, notes) => {
+            notes.iter().for_each(Note::tell);
+            Some(client)
+        }
+        Joined::OtherCredential(differs) => {
+            differs.note().tell();
+            None
+        }
+    })
 }
 
 async fn ask_without_sidecar(ask: &Ask<'_>, global: &GlobalArgs) -> Result<Answer, CommandError> {
     let system = |what| move |e| CommandError::System(what, e);
-    let current_dir = std::env::current_dir().map_err(system("find the current directory"))?;
     let environment = |name: &str| std::env::var_os(name);
-    let config = Config::load(&config::of_a_command(global, &environment), &environment, &current_dir)?;
+    let config = Config::load(&config::of_a_command(global, &environment), &environment, &super::current_dir()?)?;
     let _log = logging::start(config.logging);
+    config.project_note().iter().for_each(|note| terminal::note(note));
     let mut signals = Signals::listen().map_err(system("listen for signals"))?;
     let sidecar = Sidecar::start_alone(config).await?;
     let answer = tokio::select! {

@@ -1,5 +1,6 @@
 //! The sources of settings, their order, and who may set what. Collects mistakes instead of stopping at the first.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use secrecy::SecretString;
 use toml::de::{DeTable, DeValue};
 
-use super::Mistake;
+use super::{DEFAULT_ENV_FILE, Mistake, project};
 use crate::cli::GlobalArgs;
 use crate::proxy::error::excerpt;
 use crate::safe_read::{self, Problem};
@@ -18,6 +19,8 @@ pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// The file's name in a project and in the user's configuration directory.
 const FILE_NAME: &str = "sidecar.toml";
+/// Where the Vercel CLI keeps which project a directory is linked to.
+const LINK: &str = ".vercel/project.json";
 
 /// A setting, by its key in a file.
 pub(super) struct Setting {
@@ -90,47 +93,80 @@ pub(super) struct Value {
 pub(super) struct Sources<'a> {
     layers: Vec<Vec<(&'static str, Value)>>,
     environment: Environment<'a>,
+    /// Where the command is: the project that was named, or the current directory.
+    directory: PathBuf,
     project: PathBuf,
+    /// What it was found by, where it is above the directory.
+    found_by: Option<String>,
     mistakes: Vec<Mistake>,
+}
+
+impl Value {
+    /// One as a variable of this name would have it.
+    pub(super) fn of_a_variable(raw: Raw, name: &str) -> Self {
+        given(raw, name, Path::new(""), true)
+    }
 }
 
 impl<'a> Sources<'a> {
     pub(super) fn read(args: &GlobalArgs, environment: Environment<'a>, current_dir: &Path) -> Self {
         let mut this = Self::without_files(args, environment, current_dir);
-        let project = this.project.clone();
+        let directory = this.directory.clone();
         let explicit = args.config.clone().or_else(|| environment("CONNECT_SIDECAR_CONFIG").map(PathBuf::from));
         let explicit = explicit.map(|path| current_dir.join(path));
-        match explicit {
-            Some(path) => {
-                let layer = this.file(&path, &project, false);
-                if layer.is_none() {
-                    this.mistake("--config", format!("{} is not there", path.display()));
-                }
-                this.layers.extend(layer);
-                this.user_file(&project);
+        if let Some(path) = &explicit {
+            let layer = this.file(path, &directory, false);
+            if layer.is_none() {
+                this.mistake("--config", format!("{} is not there", path.display()));
             }
-            None => {
-                this.user_file(&project);
-                let layer = this.file(&project.join(FILE_NAME), &project, true);
-                this.layers.extend(layer);
-            }
+            this.layers.extend(layer);
+        }
+        this.user_file(&directory);
+        if args.project.is_none() && environment("CONNECT_SIDECAR_PROJECT").is_none() {
+            this.find_project();
+        }
+        if explicit.is_none() {
+            let project = this.project.clone();
+            let layer = this.file(&project.join(FILE_NAME), &project, true);
+            this.layers.extend(layer);
         }
         this
+    }
+
+    /// Takes the nearest directory above for the project, where that is one and this directory is not. Whoever names the
+    /// env file means it from this directory.
+    fn find_project(&mut self) {
+        let env_file = self.layers.iter().flatten().find(|(key, _)| *key == "env_file").map(|(_, value)| value.clone());
+        let env_file = match &env_file {
+            None => DEFAULT_ENV_FILE,
+            Some(Value { raw: Raw::Text(path), is_file: true, .. }) if Path::new(path).is_relative() => path,
+            Some(_) => return,
+        };
+        let home = (self.environment)("HOME").map(PathBuf::from);
+        let names = [env_file, LINK, FILE_NAME];
+        let Some((project, name)) = project::above(&self.directory, &names, home.as_deref()) else { return };
+        (self.project, self.found_by) = (project.to_owned(), Some(name.to_owned()));
+        // A file that names an env file means it from the project, whichever that is.
+        for (_, value) in self.layers.iter_mut().flatten().filter(|(key, value)| *key == "env_file" && value.is_file) {
+            self.project.clone_into(&mut value.base);
+        }
     }
 
     /// Flags and our own environment alone.
     pub(super) fn without_files(args: &GlobalArgs, environment: Environment<'a>, current_dir: &Path) -> Self {
         let layers = vec![flags(args, current_dir), variables(environment, current_dir)];
-        let mut this = Self { layers, environment, project: PathBuf::new(), mistakes: Vec::new() };
+        let (directory, project, found_by) = (PathBuf::new(), PathBuf::new(), None);
+        let mut this = Self { layers, environment, directory, project, found_by, mistakes: Vec::new() };
         let project = args.project.clone().or_else(|| environment("CONNECT_SIDECAR_PROJECT").map(PathBuf::from));
         let project = project.map_or(current_dir.to_owned(), |path| current_dir.join(path));
-        this.project = match project.canonicalize() {
+        this.directory = match project.canonicalize() {
             Ok(project) if project.is_dir() => project,
             _ => {
                 this.mistake("--project", format!("{} is not a directory", project.display()));
                 project
             }
         };
+        this.project = this.directory.clone();
         this
     }
 
@@ -203,6 +239,24 @@ impl<'a> Sources<'a> {
 
     pub(super) fn project(&self) -> &Path {
         &self.project
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// What the project was found by, where it is above the directory.
+    pub(super) fn found_by(&self) -> Option<String> {
+        self.found_by.clone()
+    }
+
+    /// The settings that some source names, each with the strongest one's place.
+    pub(super) fn named(&self) -> BTreeMap<&'static str, String> {
+        let mut named = BTreeMap::new();
+        for (key, value) in self.layers.iter().flatten() {
+            named.entry(*key).or_insert_with(|| value.place.clone());
+        }
+        named
     }
 
     pub(super) fn mistakes(&self) -> Vec<Mistake> {

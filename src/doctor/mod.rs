@@ -64,12 +64,18 @@ pub async fn examine(json: bool, global: &GlobalArgs) -> Result<ExitCode, Comman
 }
 
 async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Vec<Finding> {
-    let (config, mistakes) = Config::examine(global, environment, current_dir);
+    let (mut config, mistakes) = Config::examine(global, environment, current_dir);
     let mut findings = judge_configuration(&mistakes);
     if !config.project.is_dir() {
         // Of nothing, nothing can be said.
         return findings;
     }
+    // What is looked at is what the sidecar that runs goes by.
+    let place = within(instance::gather(&config)).await;
+    let differences = place.as_ref().map(|place| place.settle(&mut config)).unwrap_or_default();
+    findings.extend(instance::judge_differences(&differences));
+    let above = config.project_note();
+    findings.extend(above.map(|note| Finding::new(Severity::Note, "project_above", note, "")));
     let text = |name: &str| environment(name)?.into_string().ok().filter(|value| !value.is_empty());
     let project = config.project.clone();
     let home = environment("HOME");
@@ -90,7 +96,7 @@ async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir
     let ids = (text("VERCEL_ORG_ID"), text("VERCEL_PROJECT_ID"));
     let (has_token, storage) = (text("VERCEL_TOKEN").is_some(), text("VERCEL_TOKEN_STORAGE"));
     let cli_directory = vercel::directory(environment("XDG_DATA_HOME"), home.clone());
-    let (copies, linked, login, watching, place, cli, asked) = tokio::join!(
+    let (copies, linked, login, watching, cli, asked) = tokio::join!(
         within(look_at_files(project.clone(), source.clone(), shell, git)),
         within(blocking({
             let (project, home) = (project.clone(), home.map(PathBuf::from));
@@ -105,7 +111,6 @@ async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir
             let dir = source.as_ref().and_then(|(file, _)| file.parent()).unwrap_or(&project).to_owned();
             move || watching::gather(&dir)
         })),
-        within(instance::gather(&config)),
         within(vercel::find(&path, &project)),
         within(network::ask(config.upstream.clone(), clock.clone(), UPSTREAM_LIMIT)),
     );

@@ -1,21 +1,23 @@
 //! `run` and `env`: an unmodified app works through the sidecar and holds no credential.
 //!
-//! [`sidecar`] joins the project's running one or starts one in this process; [`client`](crate::client) registers the run with it;
+//! [`sidecar`] joins the running one or starts one in this process, as [`joining`] has it; [`client`](crate::client) registers the run with it;
 //! [`files`] writes what the variables name; [`environment`] is what the command is given; [`child`] is the command.
 //! stdout belongs to the command alone.
 
 pub mod child;
 pub mod environment;
 pub mod files;
+pub mod joining;
 pub mod shell;
 pub mod sidecar;
 
 use std::ffi::OsString;
 use std::io;
+use std::path::Path;
 use std::process::Command;
 
 use crate::app::StartupError;
-use crate::client::{Client, NoneRuns, Run, Unanswered};
+use crate::client::{self, Client, NotFound, Run, Unanswered};
 use crate::clock::Clock;
 use crate::config::{Auth, Config};
 use crate::hardening::Inherited;
@@ -23,6 +25,7 @@ use crate::identity::watch::EnvFileWatch;
 use child::{CannotStart, Signals};
 use environment::{Given, Interception, Lookup, Variable};
 use files::{Contents, Files};
+use joining::{Differs, Joined, Note};
 use sidecar::Sidecar;
 
 /// Why a command does not run, or has no variables.
@@ -43,9 +46,12 @@ pub enum RunError {
     /// The command.
     #[error(transparent)]
     Command(#[from] CannotStart),
-    /// `env` starts no sidecar.
+    /// `env` starts no sidecar, and nothing starts a second one beside one that does not answer.
     #[error(transparent)]
-    NoneRuns(#[from] NoneRuns),
+    NotFound(#[from] NotFound),
+    /// The sidecar that runs has other settings than were named.
+    #[error(transparent)]
+    Differs(#[from] Differs),
 }
 
 /// How a command is to run.
@@ -96,10 +102,18 @@ pub async fn run(
 }
 
 /// The variables of a command that goes through the project's running sidecar. They are good for as long as that runs.
-pub async fn env(config: Config, intercept: bool, environment: Lookup<'_>) -> Result<Vec<Variable>, RunError> {
-    let none_runs = || NoneRuns::for_project(&config.project);
-    let state_dir = config.state_dir.as_deref().ok_or_else(none_runs)?;
-    let client = sidecar::find(&config).await.ok_or_else(none_runs)?;
+pub async fn env(mut config: Config, intercept: bool, environment: Lookup<'_>) -> Result<Vec<Variable>, RunError> {
+    let wanted = config.wanted();
+    let found = client::find(&wanted).await?;
+    let client = match joining::join(found, wanted.port.is_some(), &mut config).await?? {
+        Joined::Through(client, notes) => {
+            notes.iter().for_each(Note::tell);
+            client
+        }
+        Joined::OtherCredential(differs) => return Err(differs.into()),
+    };
+    // There is one, since the sidecar was found in it.
+    let state_dir = config.state_dir.as_deref().unwrap_or(Path::new(""));
     let run = client.begin_run(intercept).await?;
     let files = Files::lasting(state_dir, &Contents::new(environment, run.ca.as_deref()))
         .map_err(|e| RunError::System("write the files that the variables name", e))?;

@@ -11,15 +11,18 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use super::RunError;
 use super::child::Signals;
+use super::joining::{self, Joined, Note};
 use crate::app::{App, StartupError};
-use crate::client::{Client, State};
+use crate::client::{self, Client, NotFound};
 use crate::clock::Clock;
-use crate::config::{Config, Refresh};
+use crate::config::{Config, Refresh, Wanted};
 use crate::instance_key::Key;
 use crate::private_dir;
 use crate::proxy::guard::Policy;
-use crate::status::instance;
+use crate::status::instance::{self, Instance};
+use crate::terminal;
 
 /// Time between two looks at whether the joined instance is still there.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -39,11 +42,25 @@ struct Serving {
 }
 
 impl Sidecar {
-    /// Joins the project's running sidecar if it is as `config` would have it; else starts one.
-    pub async fn join_or_start(mut config: Config) -> Result<Self, StartupError> {
+    /// Joins the running sidecar that is meant; starts one if none runs, or none by the credential that was named.
+    pub async fn join_or_start(mut config: Config) -> Result<Self, RunError> {
         let _alone = lock(&config).await;
-        if let Some(client) = find(&config).await {
-            return Ok(Self { config, address: client.address(), key: client.key().clone(), serving: None });
+        match find(&config.wanted()).await {
+            Ok(found) => match joining::join(found, false, &mut config).await?? {
+                Joined::Through(client, notes) => {
+                    notes.iter().for_each(Note::tell);
+                    return Ok(Self { config, address: client.address(), key: client.key().clone(), serving: None });
+                }
+                Joined::OtherCredential(differs) => {
+                    differs.note().tell();
+                    config.is_announced = false;
+                }
+            },
+            Err(NotFound::NoneRuns(_)) => {}
+            Err(silent) => return Err(silent.into()),
+        }
+        if let Some(note) = config.project_note() {
+            terminal::note(&note);
         }
         let key = config.instance_key.get_or_insert(Key::random().map_err(StartupError::Key)?).clone();
         let (address, serving) = start(config.clone()).await?;
@@ -131,21 +148,14 @@ impl Sidecar {
     }
 }
 
-/// A way to the project's running sidecar that is as `config` would have it.
-pub async fn find(config: &Config) -> Option<Client> {
-    let project = config.project.display().to_string();
-    for instance in instance::all(config.state_dir.as_deref()?) {
-        if instance.project != project || !instance.is_running() {
-            continue;
+/// The sidecar at the port that was named or, if none runs there, the project's: there one could be started at that port.
+async fn find(wanted: &Wanted) -> Result<(Instance, Client), NotFound> {
+    match client::find(wanted).await {
+        Err(NotFound::NoneRuns(_)) if wanted.port.is_some() => {
+            client::find(&Wanted { port: None, ..wanted.clone() }).await
         }
-        let Some(client) = Client::to(&instance).await else { continue };
-        let is_wanted =
-            |state: State| state.upstream.url == config.upstream.name() && state.oidc.source == config.auth.name();
-        if client.state().await.is_ok_and(is_wanted) {
-            return Some(client);
-        }
+        found => found,
     }
-    None
 }
 
 /// Of several commands that look for a sidecar at once, the first starts it and the others find it. Where there is no

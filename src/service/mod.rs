@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use aws_lc_rs::digest;
 
 use crate::cli::GlobalArgs;
-use crate::client;
+use crate::client::{self, NotFound};
 use crate::commands::CommandError;
 use crate::config::{self, Auth, Carried, Config, ConfigError, Mistake, Wanted};
 use crate::executable;
@@ -77,7 +77,7 @@ pub async fn install(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
 /// Says whether the project's service is there and runs.
 pub async fn status(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     let wanted = config::wanted(global, &|name| std::env::var_os(name), &current_dir()?)?;
-    match Native::find(&wanted.project)? {
+    match Native::find(&wanted.directory)? {
         Native::Systemd(manager) => show(&manager, &wanted).await,
         Native::Launchd(manager) => show(&manager, &wanted).await,
     }
@@ -86,9 +86,9 @@ pub async fn status(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
 /// Stops the project's service and deletes it; fine where there is none.
 pub async fn uninstall(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     let wanted = config::wanted(global, &|name| std::env::var_os(name), &current_dir()?)?;
-    match Native::find(&wanted.project)? {
-        Native::Systemd(manager) => remove(&manager, &wanted.project).await,
-        Native::Launchd(manager) => remove(&manager, &wanted.project).await,
+    match Native::find(&wanted.directory)? {
+        Native::Systemd(manager) => remove(&manager, &wanted.directory).await,
+        Native::Launchd(manager) => remove(&manager, &wanted.directory).await,
     }
 }
 
@@ -191,39 +191,51 @@ async fn put(manager: &impl Manager, service: &Service, config: &Config) -> Resu
 }
 
 async fn show(manager: &impl Manager, wanted: &Wanted) -> Result<ExitCode, CommandError> {
-    let name = name_of(&wanted.project);
-    let file = manager.file(&name);
-    if read_own(&file)?.is_none() {
+    let Some((project, name)) = installed(manager, &wanted.directory)? else {
         say(&[format!(
             "no service is installed for {}: `connect-sidecar service install` does that",
-            wanted.project.display()
+            wanted.directory.display()
         )]);
         return Ok(ExitCode::FAILURE);
-    }
+    };
+    let file = manager.file(&name);
     manager.reach().await?;
     let State { at_login, activity, is_running, pid, .. } = manager.state(&name).await?;
     let mut lines = vec![
-        format!("{name} for {}", wanted.project.display()),
+        format!("{name} for {}", project.display()),
         format!("  file      {}", file.display()),
         format!("  at login  {}", if at_login { "starts" } else { "does not start" }),
         format!("  now       {activity}"),
     ];
     // Whatever port the user may have set: it is the service's that counts, and no other sidecar of the project.
-    let at_any_port = Wanted { port: None, ..wanted.clone() };
-    let found = client::find(&at_any_port).await.ok().filter(|(instance, _)| Some(instance.pid) == pid);
-    lines.extend(found.map(|(instance, _)| format!("  address   {}", instance.url)));
+    let at_any_port = Wanted { port: None, directory: project.to_owned(), ..wanted.clone() };
+    lines.extend(match client::find(&at_any_port).await {
+        Ok((instance, _)) if Some(instance.pid) == pid => Some(format!("  address   {}", instance.url)),
+        Err(NotFound::Silent(silent)) if Some(silent.pid) == pid => Some(format!("  answers   no: {silent}")),
+        _ => None,
+    });
     lines.push(format!("  log       {}", manager.log_command(&name)));
     say(&lines);
     Ok(if is_running { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn remove(manager: &impl Manager, project: &Path) -> Result<ExitCode, CommandError> {
-    let name = name_of(project);
-    let file = manager.file(&name);
-    if read_own(&file)?.is_none() {
-        say(&[format!("no service is installed for {}", project.display())]);
-        return Ok(ExitCode::SUCCESS);
+/// The project of the directory or of the nearest above it for which a service is installed, and its name.
+fn installed<'d>(manager: &impl Manager, directory: &'d Path) -> Result<Option<(&'d Path, String)>, CommandError> {
+    for project in directory.ancestors() {
+        let name = name_of(project);
+        if read_own(&manager.file(&name))?.is_some() {
+            return Ok(Some((project, name)));
+        }
     }
+    Ok(None)
+}
+
+async fn remove(manager: &impl Manager, directory: &Path) -> Result<ExitCode, CommandError> {
+    let Some((_, name)) = installed(manager, directory)? else {
+        say(&[format!("no service is installed for {}", directory.display())]);
+        return Ok(ExitCode::SUCCESS);
+    };
+    let file = manager.file(&name);
     manager.reach().await?;
     manager.unload(&name).await?;
     fs::remove_file(&file).map_err(|e| CommandError::System("delete the service's file", e))?;

@@ -26,6 +26,9 @@ pub struct Instance {
     pub key: String,
     /// The project's directory.
     pub project: String,
+    /// When the process began, as the system counts it, where it tells: another of the same number began at another time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began: Option<u64>,
 }
 
 impl Instance {
@@ -35,14 +38,49 @@ impl Instance {
         address.ip().is_loopback().then_some(address)
     }
 
-    /// Whether a process of its number runs; it may be another by now. One that has ended and was not waited for does
-    /// not run.
+    /// Whether a process of its number runs that is not known to be another. One that has ended and was not waited for
+    /// does not run.
     pub fn is_running(&self) -> bool {
         let pid = i32::try_from(self.pid).ok().filter(|pid| *pid > 0).map(Pid::from_raw);
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-        let is_zombie = stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('Z'));
-        pid.is_some_and(|pid| kill(pid, None).is_ok()) && !is_zombie
+        let is_it =
+            process(self.pid).is_none_or(|now| now.state != 'Z' && self.began.is_none_or(|began| began == now.began));
+        is_it && pid.is_some_and(|pid| kill(pid, None).is_ok())
     }
+
+    /// Whether its process is stopped, by a signal or a debugger.
+    pub fn is_stopped(&self) -> bool {
+        process(self.pid).is_some_and(|now| matches!(now.state, 'T' | 't'))
+    }
+
+    /// Whether the process of its number may be the one that wrote the file. Where that does not say when its process
+    /// began, it must at least be one of this program.
+    pub fn may_be_its_process(&self) -> bool {
+        process(self.pid).is_none_or(|now| match self.began {
+            Some(began) => began == now.began,
+            None => now.name == env!("CARGO_PKG_NAME"),
+        })
+    }
+}
+
+/// What the system tells of a process, where it does.
+struct Process {
+    /// Of its program's file name, the first 15 bytes.
+    name: String,
+    state: char,
+    began: u64,
+}
+
+fn process(pid: u32) -> Option<Process> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may be anything.
+    let (before, after) = stat.rsplit_once(") ")?;
+    let name = before.split_once('(')?.1.to_owned();
+    Some(Process { name, state: after.chars().next()?, began: after.split(' ').nth(19)?.parse().ok()? })
+}
+
+/// When this process began, as it stands in its file.
+pub fn began() -> Option<u64> {
+    process(std::process::id()).map(|process| process.began)
 }
 
 /// The file of the instance on a port, there as long as this lives.
@@ -112,7 +150,7 @@ mod tests {
     use super::*;
 
     fn instance(pid: u32) -> Instance {
-        Instance { pid, url: "http://127.0.0.1:1".into(), key: "k".into(), project: "/p".into() }
+        Instance { pid, url: "http://127.0.0.1:1".into(), key: "k".into(), project: "/p".into(), began: None }
     }
 
     #[test]

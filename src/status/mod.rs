@@ -9,6 +9,7 @@ pub mod notices;
 pub mod page;
 pub mod usage;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -46,6 +47,8 @@ pub struct Status {
     pub project: String,
     /// What people call the source of the credential.
     pub credential_source: String,
+    /// What it was told, for the commands that ask it. No secret is among it.
+    pub settings: BTreeMap<String, String>,
     /// When a token's end is warned of; from the longest step on it is `expiring`.
     pub steps: Arc<Steps>,
     /// When this process began to serve.
@@ -68,6 +71,7 @@ struct Snapshot {
     usage: Report,
     tokens: Vec<Token>,
     warnings: Vec<Listed>,
+    settings: BTreeMap<String, String>,
 }
 
 #[derive(Serialize)]
@@ -190,6 +194,7 @@ impl Status {
                 })
                 .collect(),
             warnings: self.warnings(&identity, now),
+            settings: self.settings.clone(),
         };
         serde_json::to_string(&snapshot).unwrap_or_default()
     }

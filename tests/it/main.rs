@@ -21,6 +21,7 @@ mod faults;
 mod gates;
 mod held;
 mod intercept;
+mod joining;
 mod journey;
 mod json_log;
 mod layout;

@@ -123,28 +123,6 @@ async fn commands_at_once_share_one_sidecar() {
 }
 
 #[tokio::test]
-async fn only_the_projects_own_sidecar_with_the_same_upstream_and_credential_is_joined() {
-    let desk = Desk::new().await;
-    let serving = desk.serve(&[]).await;
-    let joined = format!("http://{}\n", serving.addr);
-    let other = desk.home.path().join("other");
-    fs::create_dir(&other).expect("a project");
-    let show = "echo $CONNECT_SIDECAR_URL";
-    for (flags, joins) in [
-        (&["--no-intercept"][..], true),
-        (&["--no-intercept", "--project", other.to_str().expect("text")], false),
-        (&["--no-intercept", "--upstream", "http://127.0.0.1:1"], false),
-        (&["--no-intercept", "--env-file", "../other/.env"], false),
-        (&["--no-intercept", "--auth", "access-token"], false),
-    ] {
-        let mut command = through(&desk, flags, show, &[]);
-        command.env("VERCEL_TOKEN", "vcp_demo_access_token");
-        let ended = run(command).await;
-        assert_eq!((ended.code, ended.stdout == joined), (Some(0), joins), "{flags:?} {ended:?}");
-    }
-}
-
-#[tokio::test]
 async fn the_key_goes_to_nobody_who_cannot_prove_to_have_it() {
     let desk = Desk::new().await;
     // A program that has the port of an instance that ended badly.
