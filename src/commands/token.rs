@@ -40,8 +40,7 @@ pub async fn print(args: &TokenArgs, global: &GlobalArgs) -> Result<ExitCode, Co
 
 /// The running sidecar that is meant, if one is and its settings are not others than those that were named.
 async fn running(global: &GlobalArgs) -> Result<Option<Client>, CommandError> {
-    let wanted = super::wanted(global)?;
-    let found = match client::find(&wanted).await {
+    let found = match client::find(&super::wanted(global)?).await {
         // A port in the environment may be meant for `serve`.
         Err(NotFound::NoneRuns(_)) if global.port.is_none() => return Ok(None),
         found => found?,
@@ -49,7 +48,7 @@ async fn running(global: &GlobalArgs) -> Result<Option<Client>, CommandError> {
     let environment = |name: &str| std::env::var_os(name);
     let global = &config::of_a_command(global, &environment);
     let (mut config, _) = Config::examine(global, &environment, &super::current_dir()?);
-    Ok(match joining::join(found, wanted.port.is_some(), &mut config).await?? {
+    Ok(match joining::join(found, &mut config).await?? {
         Joined::Through(client, notes) => {
             notes.iter().for_each(Note::tell);
             Some(client)

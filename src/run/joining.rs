@@ -63,27 +63,27 @@ impl Note {
     }
 }
 
-/// Whether a command with these settings goes through that sidecar, whose settings it has then. Who named its port means
+/// Whether a command with these settings goes through that sidecar, whose settings it has then. Who has named its port means
 /// it, whatever its credential is.
 pub async fn join(
     (instance, client): (Instance, Client),
-    is_named: bool,
     config: &mut Config,
 ) -> Result<Result<Joined, Differs>, Unanswered> {
     let running = client.state().await?.settings;
     let mut differences = config.differences(&running);
+    let (port, named) = (client.address().port(), config.wanted().port);
     if let Some(at) = differences.iter().position(Difference::is_of_upstream) {
         return Ok(Err(Differs::new(differences.swap_remove(at), instance)));
     }
-    if let Some(at) = differences.iter().position(Difference::is_of_the_credential).filter(|_| !is_named) {
+    if let Some(at) = differences.iter().position(Difference::is_of_the_credential).filter(|_| named != Some(port)) {
         return Ok(Ok(Joined::OtherCredential(Differs::new(differences.swap_remove(at), instance))));
     }
     let Instance { url, project, .. } = &instance;
     let mut notes: Vec<_> =
         differences.iter().map(|difference| Note::Warning(format!("{difference}, which counts"))).collect();
-    if let Some(port) = config.wanted().port.filter(|port| *port != client.address().port()) {
+    if let Some(named) = named.filter(|named| *named != port) {
         notes.push(Note::Warning(format!(
-            "{} says {port}, the sidecar that runs for {project} is at {url}, which counts",
+            "{} says {named}, the sidecar that runs for {project} is at {url}, which counts",
             config.named.get("port").map_or("--port", String::as_str)
         )));
     }

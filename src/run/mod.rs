@@ -103,9 +103,8 @@ pub async fn run(
 
 /// The variables of a command that goes through the project's running sidecar. They are good for as long as that runs.
 pub async fn env(mut config: Config, intercept: bool, environment: Lookup<'_>) -> Result<Vec<Variable>, RunError> {
-    let wanted = config.wanted();
-    let found = client::find(&wanted).await?;
-    let client = match joining::join(found, wanted.port.is_some(), &mut config).await?? {
+    let found = client::find(&config.wanted()).await?;
+    let client = match joining::join(found, &mut config).await?? {
         Joined::Through(client, notes) => {
             notes.iter().for_each(Note::tell);
             client

@@ -46,7 +46,7 @@ impl Sidecar {
     pub async fn join_or_start(mut config: Config) -> Result<Self, RunError> {
         let _alone = lock(&config).await;
         match find(&config.wanted()).await {
-            Ok(found) => match joining::join(found, false, &mut config).await?? {
+            Ok(found) => match joining::join(found, &mut config).await?? {
                 Joined::Through(client, notes) => {
                     notes.iter().for_each(Note::tell);
                     return Ok(Self { config, address: client.address(), key: client.key().clone(), serving: None });
