@@ -131,11 +131,15 @@ async fn who_names_another_credential_gets_a_token_by_that() {
     let serving = desk.serve(&[]).await;
     let other = desk.emulator.oidc_token(DEVELOPMENT_LIFE / 2);
     write_private(&desk.project().join("other.env"), &env_file(&other));
-    token(&run(desk.sidecar(&["token", SLACK_UID, "--env-file", "other.env"])).await);
+    let own = run(desk.sidecar(&["token", SLACK_UID, "--env-file", "other.env"])).await;
+    assert!(own.code == Some(0) && own.stdout.starts_with("xox"), "{own:?}");
+    assert!(own.stderr.starts_with("warning: --env-file says ") && own.stderr.ends_with("of its own\n"), "{own:?}");
     let bearer = || desk.emulator.received().last().expect("a request").headers["authorization"].clone();
     assert_eq!(bearer(), format!("Bearer {other}"));
     let port = serving.addr.port().to_string();
-    token(&run(desk.sidecar(&["token", SLACK_UID, "--env-file", "other.env", "--port", &port])).await);
+    let there = run(desk.sidecar(&["token", SLACK_UID, "--env-file", "other.env", "--port", &port])).await;
+    assert!(there.code == Some(0) && there.stdout.starts_with("xox"), "{there:?}");
+    assert!(there.stderr.ends_with(".env.local, which counts\n"), "{there:?}");
     assert_eq!(bearer(), format!("Bearer {}", desk.token), "a port is one sidecar's");
 }
 
