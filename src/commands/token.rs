@@ -30,40 +30,46 @@ const PATIENCE: Duration = Duration::from_secs(65);
 pub async fn print(args: &TokenArgs, global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     let path = format!("/v1/connect/token/{}", super::segment(&args.connector)?);
     let ask = Ask { connector: &args.connector, path, body: body(args)?, is_forced: args.refresh };
-    let answer = match running(global).await? {
-        Some(client) => ask.by(client).await?,
-        None => ask_without_sidecar(&ask, global).await?,
+    let answer = match way(global).await? {
+        Way::Running(client) => ask.by(client).await?,
+        Way::Own(config) => ask_without_sidecar(&ask, *config).await?,
     };
     super::print(if args.json { answer.json() } else { answer.token + "\n" }).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The running sidecar that is meant, if one is and its settings are not others than those that were named.
-async fn running(global: &GlobalArgs) -> Result<Option<Client>, CommandError> {
-    let found = match client::find(&super::wanted(global)?).await {
-        // A port in the environment may be meant for `serve`.
-        Err(NotFound::NoneRuns(_)) if global.port.is_none() => return Ok(None),
-        found => found?,
-    };
-    let environment = |name: &str| std::env::var_os(name);
-    let global = &config::of_a_command(global, &environment);
-    let (mut config, _) = Config::examine(global, &environment, &super::current_dir()?);
-    Ok(match joining::join(found, &mut config).await?? {
-        Joined::Through(client, notes) => {
-            notes.iter().for_each(Note::tell);
-            Some(client)
-        }
-        Joined::OtherCredential(differs) => {
-            differs.note().tell();
-            None
-        }
-    })
+/// Who is asked.
+enum Way {
+    /// The running sidecar that is meant.
+    Running(Client),
+    /// One in this process: none runs, or none by the credential that was named.
+    Own(Box<Config>),
 }
 
-async fn ask_without_sidecar(ask: &Ask<'_>, global: &GlobalArgs) -> Result<Answer, CommandError> {
-    let system = |what| move |e| CommandError::System(what, e);
+async fn way(global: &GlobalArgs) -> Result<Way, CommandError> {
+    let found = match client::find(&super::wanted(global)?).await {
+        // A port in the environment may be meant for `serve`.
+        Err(NotFound::NoneRuns(_)) if global.port.is_none() => None,
+        found => Some(found?),
+    };
     let environment = |name: &str| std::env::var_os(name);
-    let config = Config::load(&config::of_a_command(global, &environment), &environment, &super::current_dir()?)?;
+    let global = config::of_a_command(global, &environment);
+    let (mut config, mistakes) = Config::examine(&global, &environment, &super::current_dir()?);
+    if let Some(found) = found {
+        match joining::join(found, &mut config).await?? {
+            Joined::Through(client, notes) => {
+                notes.iter().for_each(Note::tell);
+                return Ok(Way::Running(client));
+            }
+            Joined::OtherCredential(_, notes) => notes.iter().for_each(Note::tell),
+        }
+    }
+    // They are none of one that runs.
+    if mistakes.is_empty() { Ok(Way::Own(Box::new(config))) } else { Err(ConfigError(mistakes).into()) }
+}
+
+async fn ask_without_sidecar(ask: &Ask<'_>, config: Config) -> Result<Answer, CommandError> {
+    let system = |what| move |e| CommandError::System(what, e);
     let _log = logging::start(config.logging);
     config.project_note().iter().for_each(|note| terminal::note(note));
     let mut signals = Signals::listen().map_err(system("listen for signals"))?;

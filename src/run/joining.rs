@@ -14,8 +14,8 @@ use crate::terminal;
 pub enum Joined {
     /// The command goes through it, and people are to know this.
     Through(Client, Vec<Note>),
-    /// This setting of the credential was named otherwise.
-    OtherCredential(Differs),
+    /// This setting of the credential was named otherwise. The others, as far as they were not named, are the running one's.
+    OtherCredential(Differs, Vec<Note>),
 }
 
 /// A setting was named that the sidecar which runs has otherwise. Exit code 2.
@@ -35,7 +35,7 @@ impl Differs {
     }
 
     /// What is to be known by who has a sidecar of its own for that.
-    pub fn note(&self) -> Note {
+    fn note(&self) -> Note {
         let Instance { pid, project, url, .. } = &*self.instance;
         let difference = &self.difference;
         Note::Warning(format!(
@@ -75,8 +75,13 @@ pub async fn join(
     if let Some(at) = differences.iter().position(Difference::is_of_upstream) {
         return Ok(Err(Differs::new(differences.swap_remove(at), instance)));
     }
+    let before = config.upstream.name();
     if let Some(at) = differences.iter().position(Difference::is_of_the_credential).filter(|_| named != Some(port)) {
-        return Ok(Ok(Joined::OtherCredential(Differs::new(differences.swap_remove(at), instance))));
+        config.take_settings(&running, Path::new(&instance.project), true);
+        let differs = Differs::new(differences.swap_remove(at), instance);
+        let notes = vec![differs.note()].into_iter().chain(upstream_note(config, &before, &differs.instance));
+        let notes = notes.collect();
+        return Ok(Ok(Joined::OtherCredential(differs, notes)));
     }
     let Instance { url, project, .. } = &instance;
     let mut notes: Vec<_> =
@@ -93,15 +98,19 @@ pub async fn join(
             running.get("env_file").map_or("an access token", String::as_str)
         )));
     }
-    let before = config.upstream.name();
     config.take_settings(&running, Path::new(project), false);
-    let upstream = config.upstream.name();
-    if upstream != before {
-        notes.push(Note::Note(format!(
-            "requests to Connect go to {upstream}, the upstream of the sidecar that runs for {project} at {url}"
-        )));
-    }
+    notes.extend(upstream_note(config, &before, &instance));
     Ok(Ok(Joined::Through(client, notes)))
+}
+
+/// Where requests go, if that is the running sidecar's upstream and nobody named it here.
+fn upstream_note(config: &Config, before: &str, Instance { project, url, .. }: &Instance) -> Option<Note> {
+    let upstream = config.upstream.name();
+    (upstream != before).then(|| {
+        Note::Note(format!(
+            "requests to Connect go to {upstream}, the upstream of the sidecar that runs for {project} at {url}"
+        ))
+    })
 }
 
 /// The env file of a project that is nearer than the sidecar's, if nobody named one and it has one.
@@ -109,6 +118,6 @@ fn another_env_file(config: &Config, project: &Path, running: Option<&String>) -
     let Auth::Oidc { env_file, .. } = &config.auth else { return None };
     let is_nearer = config.project != project && config.project.starts_with(project);
     let is_another = running.is_none_or(|running| Path::new(running) != env_file);
-    let is_silent = is_nearer && is_another && !config.named.contains_key("env_file") && env_file.is_file();
-    is_silent.then(|| env_file.display().to_string())
+    let is_passed_over = is_nearer && is_another && !config.named.contains_key("env_file") && env_file.is_file();
+    is_passed_over.then(|| env_file.display().to_string())
 }

@@ -109,7 +109,7 @@ pub async fn env(mut config: Config, intercept: bool, environment: Lookup<'_>) -
             notes.iter().for_each(Note::tell);
             client
         }
-        Joined::OtherCredential(differs) => return Err(differs.into()),
+        Joined::OtherCredential(differs, _) => return Err(differs.into()),
     };
     // There is one, since the sidecar was found in it.
     let state_dir = config.state_dir.as_deref().unwrap_or(Path::new(""));

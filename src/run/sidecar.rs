@@ -51,8 +51,8 @@ impl Sidecar {
                     notes.iter().for_each(Note::tell);
                     return Ok(Self { config, address: client.address(), key: client.key().clone(), serving: None });
                 }
-                Joined::OtherCredential(differs) => {
-                    differs.note().tell();
+                Joined::OtherCredential(_, notes) => {
+                    notes.iter().for_each(Note::tell);
                     config.is_announced = false;
                 }
             },

@@ -340,7 +340,7 @@ async fn a_watch_names_a_stopped_sidecar_and_goes_on_with_it() {
     let mut watch = crate::support::process::Running::start(desk.sidecar(&["status", "--watch"]));
     assert!(watch.line().await.contains("does not answer"));
     drop(stopped);
-    let running = format!("process {}, ", serving.pid());
+    let running = format!("http://{}", serving.addr);
     while !watch.line().await.contains(&running) {}
     watch.signal(nix::sys::signal::Signal::SIGINT);
     assert_eq!(watch.end().await.code, Some(0));
