@@ -29,8 +29,6 @@ use crate::status::instance::{self, Instance};
 
 /// Whoever does not answer by then does not answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Of who runs for other projects, those are told that have answered by then.
-const TIMEOUT_OF_OTHERS: Duration = Duration::from_millis(300);
 /// The largest answer, in bytes: the state of some 100,000 tokens.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
@@ -112,7 +110,8 @@ pub async fn find_within(wanted: &Wanted, patience: Duration) -> Result<(Instanc
     });
     let (meant, others): (Vec<_>, Vec<_>) = running.into_iter().partition(is_meant);
     let others_are_asked = async {
-        let asked = others.iter().map(|other| ask(other, patience.min(TIMEOUT_OF_OTHERS)));
+        // They are only told of, and not waited for as long.
+        let asked = others.iter().map(|other| ask(other, patience / 4));
         let proven = join_all(asked).await.into_iter().map(|answer| matches!(answer, Answer::Proven(_)));
         others.iter().cloned().zip(proven).filter_map(|(other, is_proven)| is_proven.then_some(other)).collect()
     };

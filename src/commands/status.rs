@@ -21,8 +21,8 @@ use crate::terminal::{self, Palette, escaped};
 
 /// Time between two looks of `--watch`.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// With the start of the process, a prompt is there within 300 ms.
-const SHORT_LIMIT: Duration = Duration::from_millis(240);
+/// With what the start of the process takes, a prompt is there within 300 ms.
+const SHORT_LIMIT: Duration = Duration::from_millis(200);
 
 /// Shows it.
 pub async fn show(args: StatusArgs, global: &GlobalArgs) -> Result<ExitCode, CommandError> {
