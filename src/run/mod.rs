@@ -77,16 +77,16 @@ pub async fn run(
         let token = exposed.as_deref().unwrap_or(&run.placeholder);
         let variables = variables(environment, &sidecar.client(), &run, token, &files, hides_access_token);
         let [program, arguments @ ..] = command else { return Ok(0) };
-        let mut command = Command::new(program);
-        command.args(arguments);
-        for (name, value) in variables {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
+        let set = |command: &mut Command| {
+            for (name, value) in &variables {
+                match value {
+                    Some(value) => command.env(name, value),
+                    None => command.env_remove(name),
+                };
+            }
+        };
         tokio::select! {
-            code = child::run(command, &mut signals, limits) => Ok(code?),
+            code = child::run((program, arguments), set, &mut signals, limits) => Ok(code?),
             never = sidecar.keep(run.proxy_port()) => match never {},
         }
     };

@@ -53,7 +53,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("client", "config instance_key proxy::guard server status::instance"),
     ("run::files", "private_dir run::environment"),
     ("run::shell", "cli run::environment shell_quoting"),
-    ("run::child", "hardening"),
+    ("run::child", "hardening process_group"),
     ("run::environment", ""),
     ("emulate", "cli config emulator emulator::*"),
     ("demo", "cli clock config emulator emulator::* terminal"),

@@ -7,7 +7,7 @@ use connect_sidecar::events::Event;
 use super::{FakeCli, HOUR, MINUTE, SECOND, by_the_clock, when_asked};
 use crate::support::desk::Desk;
 use crate::support::http::Request;
-use crate::support::process::Serving;
+use crate::support::process::{Running, Serving};
 use crate::support::{env_file, fingerprint, let_timers_pass, soon, write_private};
 
 #[tokio::test]
@@ -182,4 +182,30 @@ async fn attempts_keep_apart_also_over_a_restart() {
     };
     soon("it to wait", waits).await;
     assert_eq!(cli.runs(), 1);
+}
+
+/// The command of a `run` leaves orphans behind as fast as it can, all of which that process waits for, and for the CLI.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_refresh_in_a_run_is_not_miscounted_because_another_wait_took_the_cli() {
+    const ORPHANS: &str = "while [ ! -e \"$1\" ]; do (true &); (true &); : >\"$2\"; done";
+    let cli = FakeCli::new("until [ -e DIR/orphans ]; do sleep 0.01; done; cat DIR/answer");
+    let desk = Desk::new().await;
+    cli.prints_token(&desk.emulator.oidc_token(HOUR * 12));
+    let old = desk.emulator.oidc_token(MINUTE);
+    for n in 0..4 {
+        let project = desk.project().with_file_name(format!("web{n}"));
+        fs::create_dir(&project).expect("a project");
+        write_private(&project.join(".env.local"), &env_file(&old));
+        let mut command = desk.sidecar(&["run", "-v", "--no-intercept", "--refresh", "cli", "--", "sh", "-c", ORPHANS]);
+        let over = project.join("over");
+        command.arg("sh").arg(&over).arg(cli.dir().join("orphans")).current_dir(&project).process_group(0);
+        command.env("PATH", cli.path());
+        let mut running = Running::start(command);
+        running.wait_for_log("token refreshed, expires in 11 h 59 min").await;
+        fs::write(over, "").expect("written");
+        let ended = running.end().await;
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    }
+    assert_eq!(cli.runs(), 4);
 }
