@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,6 +33,7 @@ use crate::proxy::stats::Stats;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::{MOST_WAITING, Proxy};
 use crate::server::Server;
+use crate::server::handover::{Door, Offer, Taken};
 use crate::server::listener::{self, Listener};
 use crate::server::runs::{self, Asked};
 use crate::server::unix_socket::{self, UnixSocket};
@@ -105,6 +107,8 @@ pub struct App {
     tasks: TaskTracker,
     usage: usage::Keeper,
     instance_file: Option<InstanceFile>,
+    offer: Arc<Offer>,
+    door: Option<Door>,
     #[cfg(feature = "desktop")]
     notices: Option<Notices>,
 }
@@ -114,10 +118,22 @@ impl App {
     pub async fn bind(config: Config, clock: Clock) -> Result<Self, StartupError> {
         let bound = listener::bind(config.port, config.network)
             .map_err(|(address, e)| explain_bind(address, e, config.state_dir.as_deref()))?;
+        let secret = Key::random().map_err(StartupError::Key)?;
+        Self::take_over(config, clock, Taken { bound, interception: None, secret }).await
+    }
+
+    /// The same in the place of another, wherever `config` would listen.
+    pub async fn take_over(config: Config, clock: Clock, taken: Taken) -> Result<Self, StartupError> {
+        let Taken { bound, interception: intercepting, secret } = taken;
         if bound.without_ipv6 {
             info!("this machine has no IPv6: listening on 127.0.0.1 only");
         }
         let addr = bound.loopback;
+        // The address in the network is not for a command to take over.
+        let is_loopback = |listener: &&TcpListener| listener.local_addr().is_ok_and(|addr| addr.ip().is_loopback());
+        let offer = Offer::new(secret.clone(), bound.listeners.iter().filter(is_loopback).chain(&intercepting))
+            .map_err(|e| StartupError::Listen(addr, e))?;
+        let offer = Arc::new(offer);
         let mut listeners: Vec<_> = bound.listeners.into_iter().map(Listener::Tcp).collect();
         if let Some(path) = config.unix_socket {
             match UnixSocket::bind(&path).await {
@@ -190,6 +206,13 @@ impl App {
             }
         };
 
+        let door = match (&instance_file, &config.state_dir) {
+            (Some(_), Some(dir)) => Door::open(dir, addr.port())
+                .inspect_err(|e| warn!("commands that join this sidecar will lose it when it ends: {e}"))
+                .ok(),
+            _ => None,
+        };
+
         let tasks = TaskTracker::new();
         let stats = Arc::new(Stats::default());
         let cache = Cache::new(config.cache, clock.clone(), tasks.clone());
@@ -234,7 +257,8 @@ impl App {
             tasks: tasks.clone(),
         };
         let mut policy = config.policy;
-        policy.key = Some(key.clone());
+        policy.key = Some(key);
+        policy.run_key = Some(secret.run_key());
         if !policy.allowed_hosts.is_empty() && !policy.require_key {
             warn!("--allowed-host lets in whoever can send that Host: consider --require-key");
         }
@@ -242,10 +266,11 @@ impl App {
         let server = Arc::new(Server::new(Arc::new(proxy), policy, status, refresh_asker, asking));
         let interception = Interception {
             server: server.clone(),
-            key,
+            secret,
             names,
             plain_port: addr.port(),
-            port: config.interception_port,
+            listener: intercepting,
+            offer: offer.clone(),
             state_dir: config.state_dir,
             project: config.project,
             clock: clock.clone(),
@@ -268,6 +293,8 @@ impl App {
             tasks,
             usage: usage_keeper,
             instance_file,
+            offer,
+            door,
             #[cfg(feature = "desktop")]
             notices,
         })
@@ -330,10 +357,22 @@ impl App {
             connections.spawn(self.server.clone().accept(listener, connections.clone(), stopping.clone()));
         }
 
-        stop.await;
+        let (offer, door) = (self.offer, self.door);
+        let handing_out = async {
+            match &door {
+                Some(door) => offer.hand_out(door).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = stop => {}
+            () = handing_out => {}
+        }
         stopping.cancel();
         // From now on another process may take this one's place.
         drop(self.instance_file);
+        drop(door);
+        offer.end();
         self.server.finish();
         events.end();
         connections.close();

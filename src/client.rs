@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
 use http::header::{CONTENT_TYPE, HOST};
-use http::{Method, Request, Response, Uri};
+use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -105,9 +105,8 @@ pub struct Run {
     /// Hosts to which a request with the placeholder goes with the real token.
     #[serde(default)]
     pub bearer_hosts: Vec<String>,
-    /// Whether every request needs the instance key.
-    #[serde(default)]
-    pub key_required: bool,
+    /// What every request of its programs needs, if it needs one.
+    pub key: Option<String>,
 }
 
 /// Of the state, what tells whether it is a sidecar as we would start one.
@@ -147,13 +146,6 @@ pub enum Unanswered {
     /// There was no answer, or it was none of a sidecar of this version.
     #[error("the sidecar at {0} did not answer as one of this version: {1}; end it and try again")]
     Failed(SocketAddr, String),
-}
-
-impl Run {
-    /// The port of the proxy.
-    pub fn proxy_port(&self) -> Option<u16> {
-        self.proxy.as_deref()?.parse::<Uri>().ok()?.port_u16()
-    }
 }
 
 impl Client {

@@ -48,10 +48,8 @@ const DEFAULT_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 pub struct Config {
     /// The port on both loopback addresses; 0 for any free one.
     pub port: u16,
-    /// The key of the instance whose place this one takes; no setting.
+    /// The instance key, if it is known already; no setting.
     pub instance_key: Option<Key>,
-    /// Where that instance intercepted; no setting.
-    pub interception_port: Option<u16>,
     /// Whether other commands may find this instance; no setting.
     pub is_announced: bool,
     /// Where to listen besides: a unix socket.
@@ -236,6 +234,7 @@ impl Config {
             allow_forwarded: s.get("allow_forwarded", values::boolean).unwrap_or_default(),
             require_key: s.get("require_key", values::boolean).unwrap_or_default(),
             key: None,
+            run_key: None,
         };
         let network = s.get("dangerously_listen_on_network", values::network_address);
         if network.is_some() {
@@ -259,7 +258,6 @@ impl Config {
         let config = Self {
             port: s.get("port", values::port).unwrap_or(DEFAULT_PORT),
             instance_key: None,
-            interception_port: None,
             is_announced: true,
             unix_socket: s.get("unix_socket", values::path),
             network,

@@ -6,6 +6,7 @@
 
 mod connections;
 mod event_stream;
+pub mod handover;
 mod head;
 mod intercepted;
 pub mod listener;
@@ -389,7 +390,7 @@ impl Server {
                 no_query(head)?;
                 body::check_content_type(head, &body)?;
                 let body = body::read(body).await?;
-                let given = runs::begin(&body, &self.proxy, &self.interception, self.policy.require_key).await?;
+                let given = runs::begin(&body, &self.proxy, &self.interception, self.policy.key_of_runs()).await?;
                 Ok(reply::own(StatusCode::OK, JSON, given))
             }
             // The proxy's 404 is that of any unknown path.

@@ -48,7 +48,8 @@ const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"connect-s
 /// What all connections go by.
 pub(super) struct Gate {
     pub(super) server: Arc<Server>,
-    pub(super) key: Key,
+    /// What the runs' secrets are made from.
+    pub(super) secret: Key,
     pub(super) leaves: Leaves,
     pub(super) dialer: Dialer,
     /// How many were opened by who knows whom.
@@ -172,7 +173,7 @@ impl Gate {
         let (scheme, encoded) = headers.get(header::PROXY_AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
         let credentials = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
         let (run, secret) = credentials.split_once(':')?;
-        let is_good = scheme.eq_ignore_ascii_case("basic") && self.key.is_run_secret(run, secret.as_bytes());
+        let is_good = scheme.eq_ignore_ascii_case("basic") && self.secret.is_run_secret(run, secret.as_bytes());
         is_good.then(|| run.to_owned())
     }
 

@@ -40,10 +40,19 @@ pub struct Policy {
     pub allowed_origins: Vec<String>,
     /// Take requests that were forwarded.
     pub allow_forwarded: bool,
-    /// Every request needs the instance key.
+    /// Every request needs the instance key, or that of runs.
     pub require_key: bool,
     /// The instance key.
     pub key: Option<Key>,
+    /// What the programs of runs have in its place, for what apps may ask.
+    pub run_key: Option<Key>,
+}
+
+impl Policy {
+    /// What the programs of runs have to send, if anything.
+    pub fn key_of_runs(&self) -> Option<&Key> {
+        self.run_key.as_ref().filter(|_| self.require_key)
+    }
 }
 
 /// A request that passed.
@@ -350,12 +359,22 @@ fn check_key(parts: &Parts, entrance: Entrance, policy: &Policy) -> Result<(), R
     let path = parts.uri.path();
     // A browser that is told to open the page sends no key, and gets no data.
     let is_page = path == OURS && matches!(entrance, Entrance::Loopback(_));
-    if policy.require_key && !is_health(path) && !is_page { require_key(&parts.headers, policy) } else { Ok(()) }
+    let needs_none = !policy.require_key || is_health(path) || is_page;
+    if needs_none || is_of_a_run(&parts.headers, policy) { Ok(()) } else { require_key(&parts.headers, policy) }
 }
 
 /// Paths that are answered when others are not: to whoever has no key, and to one caller too many.
 pub fn is_health(path: &str) -> bool {
     matches!(path, "/healthz" | "/readyz")
+}
+
+/// Whether a request brings the key of runs. What needs the instance key in any case is refused to it all the same.
+fn is_of_a_run(headers: &HeaderMap, policy: &Policy) -> bool {
+    let mut sent = headers.get_all(KEY_HEADER).iter();
+    match (policy.key_of_runs(), sent.next(), sent.next()) {
+        (Some(key), Some(sent), None) => key.is(sent.as_bytes()),
+        _ => false,
+    }
 }
 
 /// Refuses a request without the instance key.

@@ -31,7 +31,7 @@ pub type Variable = (&'static str, Option<OsString>);
 pub struct Given<'a> {
     /// The sidecar.
     pub url: &'a str,
-    /// The instance key, where every request needs it.
+    /// The key of runs, where every request needs one.
     pub key: Option<&'a str>,
     /// The stand-in for the OIDC token; the token itself only where that was asked for.
     pub oidc_token: &'a str,

@@ -87,7 +87,7 @@ pub async fn run(
         };
         tokio::select! {
             code = child::run((program, arguments), set, &mut signals, limits) => Ok(code?),
-            never = sidecar.keep(run.proxy_port()) => match never {},
+            never = sidecar.keep() => match never {},
         }
     };
     let outcome = outcome.await;
@@ -119,7 +119,7 @@ fn variables(
     let proxy = run.proxy.as_deref().filter(|_| run.ca.is_some());
     let given = Given {
         url: &format!("http://{}", sidecar.address()),
-        key: run.key_required.then(|| sidecar.key().text()),
+        key: run.key.as_deref(),
         oidc_token,
         bearer_hosts: &run.bearer_hosts,
         preload: &preload,

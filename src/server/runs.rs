@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::identity::placeholder;
+use crate::instance_key::Key;
 use crate::proxy::Proxy;
 use crate::proxy::error::{Code, RequestError};
 
@@ -59,7 +60,7 @@ fn yes() -> bool {
 
 /// What we answer.
 #[derive(Serialize)]
-struct Given {
+struct Given<'a> {
     run: String,
     placeholder: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -68,14 +69,17 @@ struct Given {
     ca: Option<String>,
     bearer_hosts: Vec<String>,
     key_required: bool,
+    /// What the run's requests need in the place of the instance key, if they need one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
 }
 
-/// Begins a run: the answer's body, JSON.
+/// Begins a run, whose requests need `key` if there is one: the answer's body, JSON.
 pub(super) async fn begin(
     body: &[u8],
     proxy: &Proxy,
     interception: &Interception,
-    key_required: bool,
+    key: Option<&Key>,
 ) -> Result<Vec<u8>, RequestError> {
     let wanted = if body.is_empty() { b"{}" } else { body };
     let wanted: Wanted = serde_json::from_slice(wanted).map_err(|_| {
@@ -93,9 +97,10 @@ pub(super) async fn begin(
     };
     let bearer_hosts = proxy.relay.hosts.bearers().iter().map(ToString::to_string).collect();
     let (way_in, ca) = way_in.map(|way_in| (way_in.proxy, way_in.ca)).unzip();
+    let key = key.map(Key::text);
     // Plain strings can always be written.
-    Ok(serde_json::to_vec(&Given { run, placeholder, proxy: way_in, ca, bearer_hosts, key_required })
-        .unwrap_or_default())
+    let given = Given { run, placeholder, proxy: way_in, ca, bearer_hosts, key_required: key.is_some(), key };
+    Ok(serde_json::to_vec(&given).unwrap_or_default())
 }
 
 /// Different for each run, and fit to stand in a URL.

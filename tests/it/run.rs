@@ -190,7 +190,7 @@ async fn a_command_keeps_its_sidecar_when_the_one_that_it_joined_ends() {
         if signal == Signal::SIGTERM {
             assert_eq!(asking.reply().await.status, 200);
         }
-        assert_eq!(key_at(&desk, &url), key);
+        assert_ne!(key_at(&desk, &url), key, "a new process has a new key");
         let token = ask(&url).send().await.token();
         tokio::io::AsyncWriteExt::write_all(running.sidecar.stdin.as_mut().expect("stdin"), b"\n").await.expect("sent");
         let ended = running.end().await;
@@ -198,6 +198,63 @@ async fn a_command_keeps_its_sidecar_when_the_one_that_it_joined_ends() {
         assert_eq!(reply["token"], token, "by the same proxy, with the same secret");
         drop(serving);
     }
+}
+
+/// Another user's program could bind the port when the sidecar has ended, be sent the command's secrets, and answer.
+#[tokio::test]
+async fn nobody_gets_the_ports_or_a_secret_between_the_end_of_a_sidecar_and_its_successor() {
+    let desk = Desk::new().await;
+    let mut serving = desk.serve(&["--require-key"]).await;
+    let mut command = through(
+        &desk,
+        &["-v", "--require-key"],
+        "echo $CONNECT_SIDECAR_URL; echo $CONNECT_SIDECAR_KEY; echo $HTTPS_PROXY; cat",
+        &[],
+    );
+    command.stdin(Stdio::piped());
+    let mut running = Running::start(command);
+    let [url, run_key, proxy] = [running.line().await, running.line().await, running.line().await];
+    let key = key_at(&desk, &url);
+    let asked_by_the_run = || ask(&url).header("sidecar-key", &run_key);
+    let begin = |key: &str| ask(&url).target("/_sidecar/v1/runs").json("{}").header("sidecar-key", key);
+    assert_eq!(asked_by_the_run().send().await.status, 200);
+    assert_eq!(begin(&run_key).send().await.status, 401, "it is for what apps ask");
+
+    // Nobody can take the place yet.
+    running.signal(Signal::SIGSTOP);
+    serving.signal(Signal::SIGKILL);
+    soon("its end", serving.child.wait()).await.expect("a status");
+    let port_of =
+        |url: &str| url.rsplit_once(':').expect("a port").1.trim_end_matches('/').parse::<u16>().expect("a port");
+    for host in ["127.0.0.1", "0.0.0.0", "[::1]", "[::]"] {
+        for port in [port_of(&url), port_of(&proxy)] {
+            if host.starts_with('[') && port == port_of(&proxy) {
+                continue;
+            }
+            let stranger = std::net::TcpListener::bind(format!("{host}:{port}"));
+            assert!(stranger.is_err(), "{host}:{port}");
+        }
+    }
+    let waiting = asked_by_the_run().begin().await;
+    running.signal(Signal::SIGCONT);
+    running.wait_for_log("this process has taken its place").await;
+    assert_eq!(waiting.reply().await.status, 200, "it waits for the successor");
+
+    assert_eq!(asked_by_the_run().send().await.status, 200, "the command's environment is good as it is");
+    for (forged, what) in
+        [(key.as_str(), "the key of a process that is gone"), ("", "none"), (run_key.as_str(), "the run's")]
+    {
+        assert_eq!(begin(forged).send().await.status, 401, "{what}");
+    }
+    assert_eq!(ask(&url).header("sidecar-key", &key).send().await.status, 401);
+    let successors = key_at(&desk, &url);
+    assert!(![&key, &run_key].contains(&&successors));
+    assert_eq!(begin(&successors).send().await.status, 200);
+    end(running).await;
+    assert!(
+        std::net::TcpListener::bind(("127.0.0.1", port_of(&url))).is_ok(),
+        "the port is free with the command's end"
+    );
 }
 
 fn instance_at(desk: &Desk, url: &str) -> serde_json::Value {
@@ -225,11 +282,13 @@ async fn of_several_commands_one_takes_over_and_the_others_join_it() {
         () = third.wait_for_log(has_it) => (third, second),
     };
     let pid = instance_at(&desk, &url)["pid"].as_u64();
-    assert_eq!((pid, key_at(&desk, &url)), (owner.sidecar.id().map(u64::from), key.clone()));
+    let second_key = key_at(&desk, &url);
+    assert_eq!(pid, owner.sidecar.id().map(u64::from));
+    assert_ne!(second_key, key);
     let token = ask(&url).send().await.token();
     end(owner).await;
     other.wait_for_log(has_it).await;
-    assert_eq!(key_at(&desk, &url), key);
+    assert!(![key, second_key].contains(&key_at(&desk, &url)));
     assert_ne!(ask(&url).send().await.token(), token, "its cache is its own");
     end(other).await;
     assert_eq!(names_in(&state_dir(&desk)), ["usage.json"], "what the month has cost");
