@@ -88,9 +88,10 @@ async fn signals_that_stop_it_end_nothing() {
         command.stdin(Stdio::piped());
         let mut running = Running::start(command);
         let pid = running.pid().await;
-        kill(pid, signal).expect("sent");
+        // Again, if it was let go on as it is at its start.
         let stopped = async {
             while !std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it is there").contains(") T ") {
+                kill(pid, signal).expect("sent");
                 tokio::task::yield_now().await;
             }
         };
@@ -106,7 +107,8 @@ async fn in_a_terminal_a_stop_by_any_signal_is_the_shells_to_continue() {
     let desk = Desk::new().await;
     let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
     for signal in ["STOP", "TSTP", "TTIN", "TTOU"] {
-        terminal.enter(&shell_line(&script(&desk, &format!("kill -{signal} $$; exit 3")))).await;
+        terminal.enter(&shell_line(&script(&desk, &format!("read -r line; kill -{signal} $$; exit 3")))).await;
+        terminal.enter("stop").await;
         terminal.sees("Stopped").await;
         terminal.enter("fg").await;
         assert_eq!(terminal.code().await, 3, "{signal}");
@@ -211,7 +213,7 @@ async fn whatever_is_to_be_run_gives_the_code_that_bash_gives() {
     for (path, words, code) in [
         ("", &["./no-first-line", "argument"][..], 5),
         ("", &["./a-comment"], 6),
-        ("", &["-x/option"], 8),
+        ("", &["./-x/option"], 8),
         ("", &["./empty"], 0),
         ("", &["./newline"], 0),
         ("", &["./no-right"], 126),
