@@ -195,7 +195,7 @@ impl App {
         let cache = Cache::new(config.cache, clock.clone(), tasks.clone());
         let (usage, usage_keeper) =
             usage::begin(config.state_dir.clone(), stats.clone(), clock.clone(), identity.clone());
-        let names = config.upstream.names.clone();
+        let (names, env_proxy) = (config.upstream.names.clone(), config.upstream.env_proxy.clone());
         let steps = Arc::new(Steps::new(config.warn_before));
         #[cfg(feature = "desktop")]
         let notices = config.desktop_notices.then(|| Notices::of(&events, steps.longest()));
@@ -244,6 +244,7 @@ impl App {
             server: server.clone(),
             key,
             names,
+            env_proxy,
             plain_port: addr.port(),
             port: config.interception_port,
             state_dir: config.state_dir,

@@ -269,7 +269,7 @@ pub struct GlobalArgs {
     /// Listen on this unix socket, too; nobody else may enter its directory
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub unix_socket: Option<String>,
-    /// Reach Connect through HTTPS_PROXY
+    /// Reach Connect through the proxy that HTTPS_PROXY or ALL_PROXY names
     #[arg(long, global = true)]
     pub use_env_proxy: bool,
     /// As in [`RefreshArgs`], wherever it was given.

@@ -3,6 +3,7 @@
 //! [`find`] tells which of them is meant. The key goes to nobody who has not proven to hold it already: a state file may
 //! outlive its instance, and another program may have its port by now.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,11 +16,13 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Wanted;
 use crate::instance_key::Key;
+use crate::proxy::env_proxy::{self, Environment};
 use crate::proxy::guard::KEY_HEADER;
 use crate::server::{NONCE_HEADER, PROOF_HEADER};
 use crate::status::instance::{self, Instance};
@@ -192,9 +195,16 @@ impl Client {
         self.ask(Method::GET, "/_sidecar/v1/status", "").await
     }
 
-    /// Lets a command go through the sidecar from now on.
-    pub async fn begin_run(&self, intercept: bool) -> Result<Run, Unanswered> {
-        self.ask(Method::POST, "/_sidecar/v1/runs", &format!(r#"{{"intercept":{intercept}}}"#)).await
+    /// Lets a command go through the sidecar from now on. What it is not intercepted for goes by the proxy of this
+    /// environment.
+    pub async fn begin_run(&self, intercept: bool, environment: Environment<'_>) -> Result<Run, Unanswered> {
+        let (https_proxy, no_proxy) = env_proxy::for_https(environment);
+        let https_proxy = https_proxy.as_deref().and_then(OsStr::to_str);
+        let body = match intercept {
+            true => json!({"intercept": true, "environment": {"https_proxy": https_proxy, "no_proxy": no_proxy}}),
+            false => json!({"intercept": false}),
+        };
+        self.ask(Method::POST, "/_sidecar/v1/runs", &body.to_string()).await
     }
 
     /// What happened lately and what happens from now on.

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::Uri;
+use http::uri::Scheme;
 use secrecy::SecretString;
 
 use crate::cli::{Cli, Command, GlobalArgs};
@@ -23,6 +24,7 @@ use crate::identity::refresh::vercel_cli::Surroundings;
 use crate::instance_key::Key;
 use crate::logging;
 use crate::proxy::cache::Limits;
+use crate::proxy::env_proxy::{EnvProxy, Unusable};
 use crate::proxy::guard::{self, Policy};
 use crate::proxy::hosts::Hosts;
 use crate::proxy::resolver::Names;
@@ -209,10 +211,24 @@ impl std::error::Error for ConfigError {}
 impl Config {
     /// Reads and checks all sources. `current_dir` is what relative flags refer to.
     pub fn load(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Result<Self, ConfigError> {
-        match Self::examine(args, environment, current_dir) {
-            (config, mistakes) if mistakes.is_empty() => Ok(config),
-            (_, mistakes) => Err(ConfigError(mistakes)),
+        checked(Self::examine(args, environment, current_dir))
+    }
+
+    /// The same for a command whose programs are intercepted: what they send elsewhere goes by the proxy of the
+    /// environment.
+    pub fn load_to_intercept(
+        args: &GlobalArgs,
+        environment: Environment<'_>,
+        current_dir: &Path,
+    ) -> Result<Self, ConfigError> {
+        let (config, mut mistakes) = Self::examine(args, environment, current_dir);
+        for mut mistake in mistakes_of(&config.upstream.env_proxy, &Scheme::HTTPS) {
+            if !mistakes.contains(&mistake) {
+                mistake.message.push_str("; --no-intercept does without the proxy");
+                mistakes.push(mistake);
+            }
         }
+        checked((config, mistakes))
     }
 
     /// The same with all mistakes, for whoever only looks: what is set by mistake is as if it were not set, and an access
@@ -228,7 +244,12 @@ impl Config {
             extra_roots: s.get("upstream_ca", values::certificates).unwrap_or_default(),
             team_id: s.get("team_id", values::team_id),
             use_env_proxy: s.get("use_env_proxy", values::boolean).unwrap_or_default(),
+            env_proxy: EnvProxy::read(environment),
         };
+        if upstream.use_env_proxy {
+            let scheme = upstream.origin.scheme().unwrap_or(&Scheme::HTTPS);
+            mistakes_of(&upstream.env_proxy, scheme).for_each(|mistake| s.mistake(&mistake.place, mistake.message));
+        }
         let hosts = s.get("bearer_hosts", values::bearer_hosts).unwrap_or_default();
         let policy = Policy {
             allowed_hosts: s.get("allowed_hosts", values::hosts).unwrap_or_default(),
@@ -290,6 +311,16 @@ impl Config {
         };
         (config, s.mistakes())
     }
+}
+
+fn checked((config, mistakes): (Config, Vec<Mistake>)) -> Result<Config, ConfigError> {
+    if mistakes.is_empty() { Ok(config) } else { Err(ConfigError(mistakes)) }
+}
+
+/// What is wrong with the proxy that the environment names for this scheme.
+fn mistakes_of(env_proxy: &EnvProxy, scheme: &Scheme) -> impl Iterator<Item = Mistake> {
+    let mistake = |unusable: &Unusable| Mistake { place: unusable.variable.into(), message: unusable.reason.clone() };
+    env_proxy.unusable(scheme).iter().map(mistake)
 }
 
 /// Whether there is a desktop that could show something. Without the address of its bus, none is looked for.

@@ -15,9 +15,8 @@ pub use crate::emulator::seed::EXAMPLE as EXAMPLE_SEED;
 use crate::emulator::seed::{self, SeedError};
 use crate::emulator::world::World;
 use crate::emulator::{Emulator, Options};
+use crate::proxy::upstream::EMULATOR_PORT;
 
-/// The port unless another is asked for: the sidecar's neighbour.
-pub const DEFAULT_PORT: u16 = 2775;
 /// How many of the last requests are remembered.
 const REMEMBERED: usize = 1000;
 
@@ -59,7 +58,7 @@ impl Emulation {
     /// Reads the seed and starts.
     pub async fn start(args: &EmulateArgs, global: &GlobalArgs) -> Result<Self, EmulateError> {
         let why = "the emulator reads no configuration: who and what there is stands in its seed";
-        let port = config::port_of(global, &[], why)?.unwrap_or(DEFAULT_PORT);
+        let port = config::port_of(global, &[], why)?.unwrap_or(EMULATOR_PORT);
         let kept = args.state.as_ref().filter(|state| state.exists());
         let (mut world, source) = match (kept, &args.seed) {
             (Some(state), _) => (World::demo(), format!("as it was kept in {}", state.display())),

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::future::Future;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -146,8 +147,21 @@ fn run(cli: &Cli, limits: Inherited) -> Result<ExitCode, Failure> {
 }
 
 fn load(args: &GlobalArgs) -> Result<Config, Failure> {
-    let current_dir = std::env::current_dir().map_err(|e| Failure::System("find the current directory", e))?;
-    Ok(Config::load(args, &|name| std::env::var_os(name), &current_dir)?)
+    Ok(Config::load(args, &|name| std::env::var_os(name), &current_dir()?)?)
+}
+
+/// For a command whose environment is to lead to the sidecar.
+fn load_for_programs(args: &GlobalArgs, intercept: bool) -> Result<Config, Failure> {
+    let environment: config::Environment<'_> = &|name| std::env::var_os(name);
+    let args = config::of_a_command(args, environment);
+    Ok(match intercept {
+        true => Config::load_to_intercept(&args, environment, &current_dir()?)?,
+        false => Config::load(&args, environment, &current_dir()?)?,
+    })
+}
+
+fn current_dir() -> Result<PathBuf, Failure> {
+    std::env::current_dir().map_err(|e| Failure::System("find the current directory", e))
 }
 
 async fn serve(args: &GlobalArgs) -> Result<ExitCode, Failure> {
@@ -218,13 +232,13 @@ async fn run_command(
     command: &[OsString],
     limits: Inherited,
 ) -> Result<ExitCode, Failure> {
-    let config = load(&config::of_a_command(args, &|name| std::env::var_os(name)))?;
+    let config = load_for_programs(args, options.intercept)?;
     let _log = logging::start(config.logging);
     Ok(run::run(config, options, command, &|name| std::env::var_os(name), limits).await?.into())
 }
 
 async fn print_env(args: &GlobalArgs, format: Format, intercept: bool) -> Result<ExitCode, Failure> {
-    let config = load(&config::of_a_command(args, &|name| std::env::var_os(name)))?;
+    let config = load_for_programs(args, intercept)?;
     let _log = logging::start(config.logging);
     let variables = run::env(config, intercept, &|name| std::env::var_os(name)).await?;
     io::stdout().write_all(&shell::print(format, &variables)).map_err(|e| Failure::System("print the variables", e))?;

@@ -83,7 +83,6 @@ async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir
     };
     let clock = Clock::system();
     let surroundings = Surroundings {
-        proxy: ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].into_iter().find_map(text),
         extra_certificates: text("NODE_EXTRA_CA_CERTS"),
         is_of_a_run: text("CONNECT_SIDECAR_URL").is_some(),
     };

@@ -32,6 +32,7 @@ use super::leaf::Leaves;
 use super::target::{Target, Way};
 use super::tunnel::Dialer;
 use crate::instance_key::Key;
+use crate::proxy::dialer::Stream;
 use crate::proxy::error::{Code, RequestError};
 use crate::proxy::reply::{self, Reply, ReplyBody};
 use crate::server::{Server, peer};
@@ -70,7 +71,7 @@ enum Far {
         caller: HeaderValue,
         tls: Arc<ServerConfig>,
     },
-    There(TcpStream),
+    There(Box<Stream>),
 }
 
 impl Gate {
@@ -103,9 +104,9 @@ impl Gate {
         let Ok(near) = near.await else { return };
         match far {
             Far::Here { host, caller, tls } => self.converse(near, &host, &caller, tls, &under_way).await,
-            Far::There(mut there) => {
+            Far::There(there) => {
                 // Whoever breaks it off has reasons of his own.
-                let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(near), &mut there).await;
+                let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(near), &mut TokioIo::new(there)).await;
             }
         }
     }
@@ -162,7 +163,7 @@ impl Gate {
             }
             Way::Blind => {
                 debug!("a tunnel to {target}");
-                self.dialer.connect(&target).await.map(Far::There)
+                self.dialer.connect(&run, &target).await.map(|stream| Far::There(Box::new(stream)))
             }
         }
     }

@@ -28,6 +28,7 @@ use tracing::{info, warn};
 
 use crate::clock::Clock;
 use crate::instance_key::Key;
+use crate::proxy::env_proxy::EnvProxy;
 use crate::proxy::error::RequestError;
 use crate::proxy::resolver::Names;
 use crate::server::runs::{Asked, WayIn};
@@ -35,7 +36,7 @@ use crate::server::{self, Server, listener};
 use ca::Ca;
 use gate::Gate;
 use leaf::Leaves;
-use tunnel::Dialer;
+use tunnel::{Dialer, ProxiesOfRuns};
 
 /// As many connections may be open.
 const MAX_CONNECTIONS: usize = 512;
@@ -52,6 +53,8 @@ pub struct Interception {
     pub key: Key,
     /// Where the addresses of names come from.
     pub names: Names,
+    /// The proxy of our own environment.
+    pub env_proxy: EnvProxy,
     /// The port of requests that need no interception: no tunnel leads there.
     pub plain_port: u16,
     /// Where to listen from the beginning, for programs that know the port from our predecessor. Otherwise any port will
@@ -78,9 +81,10 @@ impl Interception {
     /// on until this is dropped.
     pub async fn run(self, mut asked: mpsc::Receiver<Asked>, stopping: CancellationToken, under_way: TaskTracker) {
         let mut open = None;
+        let of_runs = Arc::new(ProxiesOfRuns::default());
         let mut connections = JoinSet::new();
         if self.port.is_some()
-            && let Err(reason) = self.open(&mut open).await
+            && let Err(reason) = self.open(&mut open, &of_runs).await
         {
             warn!("programs that go by their proxy settings cannot reach us: {reason}");
         }
@@ -89,7 +93,7 @@ impl Interception {
                 Some(asked) = asked.recv() => {
                     let way_in = match stopping.is_cancelled() {
                         true => Err("the sidecar is about to end".into()),
-                        false => self.way_in(&mut open, &asked.run).await,
+                        false => self.way_in(&mut open, &of_runs, &asked.run, asked.env_proxy).await,
                     };
                     // Who has gone meanwhile needs none.
                     let _ = asked.answer.send(way_in);
@@ -123,14 +127,23 @@ impl Interception {
         Some(is_one_too_many.then(server::overloaded))
     }
 
-    async fn way_in(&self, open: &mut Option<Open>, run: &str) -> Result<WayIn, String> {
-        let (port, ca) = self.open(open).await?;
+    async fn way_in(
+        &self,
+        open: &mut Option<Open>,
+        of_runs: &Arc<ProxiesOfRuns>,
+        run: &str,
+        env_proxy: Option<EnvProxy>,
+    ) -> Result<WayIn, String> {
+        let (port, ca) = self.open(open, of_runs).await?;
+        if let Some(env_proxy) = env_proxy {
+            of_runs.remember(run, env_proxy, [self.plain_port, port]);
+        }
         let secret = self.key.run_secret(run);
         Ok(WayIn { proxy: format!("http://{run}:{secret}@127.0.0.1:{port}"), ca })
     }
 
     /// Opens the port, if it is not open yet, with a CA that lasts for a while; the port and the CA's certificate.
-    async fn open(&self, open: &mut Option<Open>) -> Result<(u16, String), String> {
+    async fn open(&self, open: &mut Option<Open>, of_runs: &Arc<ProxiesOfRuns>) -> Result<(u16, String), String> {
         let now = self.clock.local();
         if let Some(Open { port, gate, .. }) = open
             && !gate.leaves.ca().ends_soon(now)
@@ -157,7 +170,13 @@ impl Interception {
             server: self.server.clone(),
             key: self.key.clone(),
             leaves: Leaves::new(ca, self.clock.clone()),
-            dialer: Dialer::new(self.names.clone(), [self.plain_port, port]),
+            dialer: Dialer {
+                names: self.names.clone(),
+                env_proxy: self.env_proxy.clone(),
+                of_runs: of_runs.clone(),
+                trust: self.server.proxy().upstream.dialer().clone(),
+                our_ports: [self.plain_port, port],
+            },
             tunnels: AtomicU64::default(),
             said_not_trusted: AtomicBool::default(),
         };

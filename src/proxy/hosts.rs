@@ -22,6 +22,8 @@ const DEFAULT: [&str; 7] = [
 
 /// Connect's API is below it.
 const VERCEL: &str = "vercel.com";
+/// Vercel's hosts are opened at this port alone.
+pub const HTTPS_PORT: u16 = 443;
 
 /// A host, or a part of one, that takes the OIDC token as a bearer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,6 +121,14 @@ impl Hosts {
     /// Whether interception opens what goes to this host: Connect's API or a bearer host.
     pub fn opens(&self, host: &str) -> bool {
         is_connect(host) || self.bearers.iter().any(|bearer| bearer.is(host))
+    }
+
+    /// Whether a host that is opened is `name`, is below it, or ends in it for somebody who does not look for a dot. In
+    /// lower case.
+    pub fn any_ends_in(&self, name: &str) -> bool {
+        // Of a pattern, what follows the label that may be any.
+        let ends = self.bearers.iter().map(|bearer| bearer.pattern.trim_start_matches('*'));
+        self.opens(name) || ends.chain(["api.vercel.com"]).any(|end| end.ends_with(name))
     }
 
     /// The names that all of them have or are below.

@@ -9,6 +9,7 @@ pub mod body;
 pub mod cache;
 pub mod coach;
 pub mod dialer;
+pub mod env_proxy;
 pub mod error;
 pub mod guard;
 pub mod hosts;

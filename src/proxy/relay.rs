@@ -144,7 +144,8 @@ impl Proxy {
         *request.version_mut() = Version::HTTP_11;
         *request.headers_mut() = headers;
         let pool = self.relay.pool(&origin, may_be_this_machine);
-        let answering = pool.send(request).await.map_err(|failure| pool.explain(failure))?;
+        let explain = |failure| pool.explain(failure, hosts::is_connect(host));
+        let answering = pool.send(request).await.map_err(explain)?;
         let mut reply = answering.stream(&pool).await;
         remove_hop_by_hop(reply.headers_mut());
 

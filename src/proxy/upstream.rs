@@ -21,8 +21,10 @@ use tracing::{info, warn};
 use super::admission::{Admission, Place};
 use super::coach::UpstreamError;
 use super::dialer::Dialer;
+use super::env_proxy::EnvProxy;
 use super::error::{Code, RequestError};
 use super::guard::VIA_NAME;
+pub use super::pool::EMULATOR_PORT;
 use super::pool::{self, Pool, RequestBody};
 use super::reply::Answer;
 use super::resolver::Names;
@@ -61,14 +63,21 @@ pub struct Options {
     pub extra_roots: Vec<CertificateDer<'static>>,
     /// Added as `?teamId=`.
     pub team_id: Option<String>,
-    /// Honour `HTTPS_PROXY` and `NO_PROXY` of our environment.
+    /// Honour the proxy of our environment.
     pub use_env_proxy: bool,
+    /// What our environment says of proxies.
+    pub env_proxy: EnvProxy,
 }
 
 impl Options {
     /// The origin, for people.
     pub fn name(&self) -> String {
         pool::name_of(&self.origin)
+    }
+
+    /// Whether it is on loopback by what it is called.
+    pub fn is_on_loopback(&self) -> bool {
+        pool::is_on_loopback(&self.origin)
     }
 }
 
@@ -98,8 +107,8 @@ pub struct Upstream {
 impl Upstream {
     /// A client; connects to nothing yet.
     pub fn new(options: Options, clock: Clock) -> Self {
-        let Options { origin, may_be_this_machine, names, extra_roots, team_id, use_env_proxy } = options;
-        let dialer = Arc::new(Dialer::new(names, extra_roots, use_env_proxy));
+        let Options { origin, may_be_this_machine, names, extra_roots, team_id, use_env_proxy, env_proxy } = options;
+        let dialer = Arc::new(Dialer::new(names, extra_roots, use_env_proxy.then_some(env_proxy)));
         let authority = origin.authority().map(Authority::as_str).unwrap_or_default();
         let mut own_headers = HeaderMap::with_capacity(16);
         for (name, value) in [
@@ -187,7 +196,7 @@ impl Upstream {
         let begun = Instant::now();
         let too_slow = |_| RequestError::new(Code::UpstreamTimeout, format!("{} did not answer in time.", self.name()));
         let sending = tokio::time::timeout_at(begun + HEAD_TIMEOUT, self.pool.send(request));
-        let answering = sending.await.map_err(too_slow)?.map_err(|failure| self.pool.explain(failure))?;
+        let answering = sending.await.map_err(too_slow)?.map_err(|failure| self.pool.explain(failure, true))?;
         let (status, headers) = (answering.response.status(), answering.response.headers().clone());
         self.learn_the_time(&headers);
         if status.is_redirection() {
@@ -238,7 +247,7 @@ impl Upstream {
     }
 
     /// How it is reached, for whoever goes to other hosts of Vercel's.
-    pub(super) fn dialer(&self) -> &Arc<Dialer> {
+    pub fn dialer(&self) -> &Arc<Dialer> {
         &self.dialer
     }
 

@@ -24,6 +24,7 @@ use child::{CannotStart, Signals};
 use environment::{Given, Interception, Lookup, Variable};
 use files::{Contents, Files};
 use sidecar::Sidecar;
+use tracing::warn;
 
 /// Why a command does not run, or has no variables.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +72,7 @@ pub async fn run(
     let state_dir = config.state_dir.clone();
     let mut sidecar = Sidecar::join_or_start(config).await?;
     let outcome = async {
-        let run = sidecar.client().begin_run(options.intercept).await?;
+        let run = sidecar.client().begin_run(options.intercept, environment).await?;
         let files = Files::for_run(state_dir.as_deref(), &Contents::new(environment, run.ca.as_deref()))
             .map_err(|e| RunError::System("write the files that the command needs", e))?;
         let token = exposed.as_deref().unwrap_or(&run.placeholder);
@@ -100,7 +101,7 @@ pub async fn env(config: Config, intercept: bool, environment: Lookup<'_>) -> Re
     let none_runs = || NoneRuns::for_project(&config.project);
     let state_dir = config.state_dir.as_deref().ok_or_else(none_runs)?;
     let client = sidecar::find(&config).await.ok_or_else(none_runs)?;
-    let run = client.begin_run(intercept).await?;
+    let run = client.begin_run(intercept, environment).await?;
     let files = Files::lasting(state_dir, &Contents::new(environment, run.ca.as_deref()))
         .map_err(|e| RunError::System("write the files that the variables name", e))?;
     let hides_access_token = matches!(config.auth, Auth::AccessToken(_));
@@ -117,6 +118,9 @@ fn variables(
 ) -> Vec<Variable> {
     let (preload, bundle, node_certificates) = (files.preload(), files.bundle(), files.node_certificates());
     let proxy = run.proxy.as_deref().filter(|_| run.ca.is_some());
+    if proxy.is_some() {
+        say_what_is_taken_out(environment, &run.bearer_hosts);
+    }
     let given = Given {
         url: &format!("http://{}", sidecar.address()),
         key: run.key_required.then(|| sidecar.key().text()),
@@ -127,6 +131,17 @@ fn variables(
         hides_access_token,
     };
     environment::variables(environment, &given)
+}
+
+/// Tells whoever set `NO_PROXY` that it does not count for Vercel's hosts.
+fn say_what_is_taken_out(environment: Lookup<'_>, bearer_hosts: &[String]) {
+    let taken_out = environment::taken_out(environment, bearer_hosts).join(",");
+    if !taken_out.is_empty() {
+        warn!(
+            "NO_PROXY would lead past the sidecar: {taken_out} is taken out of it for the command, whose other requests \
+             there still go without your proxy"
+        );
+    }
 }
 
 /// The real token, read by ourselves: it goes over no connection. None where the credential is an access token, which the

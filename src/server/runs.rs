@@ -2,17 +2,21 @@
 //!
 //! The credential itself is never among it.
 
+use http::uri::Scheme;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::identity::placeholder;
 use crate::proxy::Proxy;
+use crate::proxy::env_proxy::EnvProxy;
 use crate::proxy::error::{Code, RequestError};
 
 /// Asks for a way in for a run of this name.
 pub struct Asked {
     /// The run's name.
     pub run: String,
+    /// The proxy of the run's own environment, if it said what that is.
+    pub env_proxy: Option<EnvProxy>,
     /// Takes the way in, or why there is none: what is wrong and what to do.
     pub answer: oneshot::Sender<Result<WayIn, String>>,
 }
@@ -36,11 +40,11 @@ impl Interception {
         (Self(Some(sender)), receiver)
     }
 
-    async fn open_to(&self, run: String) -> Result<WayIn, String> {
+    async fn open_to(&self, run: String, env_proxy: Option<EnvProxy>) -> Result<WayIn, String> {
         let (answer, answered) = oneshot::channel();
         let ended = || "the sidecar is about to end".to_owned();
         let owner = self.0.as_ref().ok_or_else(ended)?;
-        owner.send(Asked { run, answer }).await.map_err(|_| ended())?;
+        owner.send(Asked { run, env_proxy, answer }).await.map_err(|_| ended())?;
         answered.await.map_err(|_| ended())?
     }
 }
@@ -51,6 +55,27 @@ impl Interception {
 struct Wanted {
     #[serde(default = "yes")]
     intercept: bool,
+    environment: Option<Environment>,
+}
+
+/// What of a run's own environment counts for its tunnels. A secret: a password may be in it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Environment {
+    /// What the strongest variable for the scheme `https` names.
+    https_proxy: Option<String>,
+    /// All lists as one.
+    no_proxy: Option<String>,
+}
+
+impl Environment {
+    fn proxy(&self) -> EnvProxy {
+        EnvProxy::read(&|name| match name {
+            "https_proxy" => self.https_proxy.as_ref().map(Into::into),
+            "no_proxy" => self.no_proxy.as_ref().map(Into::into),
+            _ => None,
+        })
+    }
 }
 
 fn yes() -> bool {
@@ -79,9 +104,15 @@ pub(super) async fn begin(
 ) -> Result<Vec<u8>, RequestError> {
     let wanted = if body.is_empty() { b"{}" } else { body };
     let wanted: Wanted = serde_json::from_slice(wanted).map_err(|_| {
-        RequestError::new(Code::BadJson, r#"The body is nothing, or {"intercept":true} or {"intercept":false}."#)
+        let shape = r#"{"intercept":true,"environment":{"https_proxy":"…","no_proxy":"…"}}"#;
+        RequestError::new(Code::BadJson, format!("The body is nothing, {shape}, or a part of that."))
             .hint(r#"send {"intercept":true}, {"intercept":false} or no body"#)
     })?;
+    let env_proxy = wanted.environment.as_ref().map(Environment::proxy);
+    if let Some(unusable) = env_proxy.iter().flat_map(|env_proxy| env_proxy.unusable(&Scheme::HTTPS)).next() {
+        let message = format!("{unusable}.");
+        return Err(RequestError::new(Code::BadJson, message).command(format!("unset {}", unusable.variable)));
+    }
     let unavailable = |reason: String| RequestError::new(Code::InterceptionUnavailable, format!("{reason}."));
     let run = name().map_err(|e| unavailable(format!("could not name the run: {e}")))?;
     let identity = proxy.identity.borrow().clone();
@@ -89,7 +120,7 @@ pub(super) async fn begin(
     // By what the machine says, by which the run's programs will go.
     let placeholder = placeholder::make(claims, proxy.clock.local().plus(placeholder::LIFE));
     let way_in = match wanted.intercept {
-        true => Some(interception.open_to(run.clone()).await.map_err(unavailable)?),
+        true => Some(interception.open_to(run.clone(), env_proxy).await.map_err(unavailable)?),
         false => None,
     };
     let bearer_hosts = proxy.relay.hosts.bearers().iter().map(ToString::to_string).collect();

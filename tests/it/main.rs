@@ -32,6 +32,7 @@ mod page;
 mod policy;
 mod preload;
 mod providers;
+mod proxies;
 mod python;
 mod readme;
 mod refresh;

@@ -10,6 +10,7 @@ use connect_sidecar::identity::placeholder;
 use http::HeaderValue;
 use tokio::net::TcpListener;
 
+use crate::support::forwarder::Forwarder;
 use crate::support::gateway::Gateway;
 use crate::support::http::{KeptAlive, Reply, Request};
 use crate::support::{SLACK, Scene, Stage, let_timers_pass, network, soon, tls};
@@ -631,4 +632,30 @@ async fn what_is_relayed_is_said_at_debug_and_nothing_of_what_is_in_it() {
     assert_eq!(stage.logs.count("CANARY"), 0);
     assert_eq!(stage.emulator.received().len(), 0);
     assert_eq!(stage.status().await["upstream"]["requests"], 0, "they are not Connect's");
+}
+
+#[tokio::test]
+async fn connections_that_died_in_silence_are_not_used_again_however_long_the_first_request_waits() {
+    let gateway = Gateway::open().await;
+    let forwarder = Forwarder::to(gateway.addr()).await;
+    let setting = format!("bearer_hosts = [\"{HOST}={}\"]", forwarder.url());
+    let stage = Scene::new().toml(&setting).start().await;
+    let sent = [(); 3].map(|()| tokio::spawn(ask(&stage).send()));
+    let mut calls = Vec::new();
+    for _ in 0..3 {
+        calls.push(gateway.call().await);
+    }
+    for call in &mut calls {
+        call.say(EMPTY).await;
+    }
+    for sent in sent {
+        assert_eq!(soon("a reply", sent).await.expect("no panic").status, 200);
+    }
+    forwarder.forget();
+    let _silent = ask(&stage).begin().await;
+    stage.caught_up().await;
+    let_timers_pass(Duration::from_secs(3)).await;
+    let next = tokio::spawn(ask(&stage).send());
+    gateway.call().await.say(EMPTY).await;
+    assert_eq!(soon("a reply", next).await.expect("no panic").status, 200);
 }

@@ -368,7 +368,7 @@ async fn behind_a_proxy_connect_is_asked_through_it_only_if_that_is_said() {
     let within = "exec \"$0\" run -- sh -c \"$1\" sh \"$2\"";
     for (flag, hint, asked) in [
         ("--no-intercept", "behind a proxy: connect-sidecar --use-env-proxy", None),
-        ("--use-env-proxy", "check the network and VPN", Some("CONNECT connect.invalid:443 HTTP/1.1")),
+        ("--use-env-proxy", "check HTTPS_PROXY and NO_PROXY", Some("CONNECT connect.invalid:443 HTTP/1.1")),
     ] {
         for nested in [false, true] {
             let before = proxy.received().len();

@@ -53,8 +53,17 @@ const VARIABLES: [&str; 13] = [
 ];
 
 /// Those that lead it through a proxy, and let it trust the proxy's certificates.
-const PROXY_VARIABLES: [&str; 7] =
-    ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy", "NODE_EXTRA_CA_CERTS"];
+const PROXY_VARIABLES: [&str; 9] = [
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "https_proxy",
+    "http_proxy",
+    "all_proxy",
+    "no_proxy",
+    "NODE_EXTRA_CA_CERTS",
+];
 
 /// What keeps it quiet.
 const FIXED: [(&str, &str); 4] =
