@@ -199,7 +199,7 @@ mod tests {
         let proxy_of = |run| {
             let environment = runs.of(run).expect("it is known");
             assert!(environment.server_for(&exempt).expect("usable").is_none() || run == "other", "{run}");
-            environment.https_server().map(|server| server.name())
+            environment.https_server().map(ProxyServer::name)
         };
         runs.remember("outer", environment("socks5h://me:pass@proxy.test", "a.test"), [2774, 40000]);
         runs.remember("inner", environment("http://outer:secret@127.0.0.1:40000", "b.test"), [2774, 40000]);

@@ -13,7 +13,7 @@ use crate::support::process::{Ended, run};
 use crate::support::proxy::{Asked, Speaks, StandIn};
 use crate::support::tls::{acceptor, authority, listen, server};
 use crate::support::tunnel::{Run, ask};
-use crate::support::{SLACK, Scene, Stage, soon};
+use crate::support::{SLACK, Scene, soon};
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// As a user writes it into a URL, and as it is.
