@@ -125,6 +125,8 @@ impl Server {
             match accepted {
                 Ok(accepted) => {
                     pause = ACCEPT_PAUSE;
+                    // At once: the longer a caller has to leave, the less there is to be found out about it.
+                    let Some(accepted) = self.identify(accepted) else { continue };
                     // In the order in which they come, which that of their tasks need not be.
                     match self.connections.open().await {
                         Some(open) => drop(tasks.spawn(self.clone().connection(accepted, open))),
@@ -142,40 +144,48 @@ impl Server {
         }
     }
 
-    /// Serves one connection, if it may come the way that it came.
-    async fn connection(self: Arc<Self>, accepted: Accepted, open: Open) {
-        let place = &open.place;
-        open.serve_here().await;
+    /// Who has come, by what is known before anything is read; `None` if they may not come the way that they came.
+    fn identify(&self, accepted: Accepted) -> Option<Identified> {
         match accepted {
             Accepted::Tcp(stream, from) => {
-                if let Some((entrance, peer)) = self.let_in_tcp(&stream, from) {
-                    let _ = stream.set_nodelay(true);
-                    let caller = Caller { entrance, peer, place };
-                    self.converse(stream, place, |request| self.answer(request, caller)).await;
-                }
+                let (entrance, peer) = self.let_in_tcp(&stream, from)?;
+                Some(Identified::Tcp(stream, entrance, peer))
             }
-            Accepted::Unix(stream) => {
-                if may_use_socket(&stream) {
-                    let caller = Caller { entrance: Entrance::UnixSocket, peer: Peer::Ours, place };
-                    self.converse(stream, place, |request| self.answer(request, caller)).await;
-                }
+            Accepted::Unix(stream) => may_use_socket(&stream).then_some(Identified::Unix(stream)),
+        }
+    }
+
+    /// Serves one connection.
+    async fn connection(self: Arc<Self>, identified: Identified, open: Open) {
+        let place = &open.place;
+        open.serve_here().await;
+        match identified {
+            Identified::Tcp(stream, entrance, peer) => {
+                let _ = stream.set_nodelay(true);
+                let caller = Caller { entrance, peer, place };
+                self.converse(stream, place, |request| self.answer(request, caller)).await;
+            }
+            Identified::Unix(stream) => {
+                let caller = Caller { entrance: Entrance::UnixSocket, peer: Peer::NotAsked, place };
+                self.converse(stream, place, |request| self.answer(request, caller)).await;
             }
         }
     }
 
-    /// By which address a connection came in and whose it is; `None` if it may not come by that address.
+    /// By which address a connection came in and whose it is; `None` if it may not come by that address, or has gone.
     fn let_in_tcp(&self, stream: &TcpStream, from: SocketAddr) -> Option<(Entrance, Peer)> {
         let local = stream.local_addr().ok()?;
         let is_loopback = |address: SocketAddr| address.ip().to_canonical().is_loopback();
         if !is_loopback(local) {
             // Only a listener that was asked for accepts there. The key tells who may ask, not the kernel.
-            return Some((Entrance::Network(local.port()), Peer::Unknown));
+            return Some((Entrance::Network(local.port()), Peer::NotAsked));
         }
         if !is_loopback(from) {
             debug!("closed a connection from {from}, which is not this machine");
             return None;
         }
-        let peer = peer::of(from, local).ok()?;
+        let peer = peer::of(stream, from, local);
+        let peer = peer.inspect_err(|e| debug!("closed a connection of which the user cannot be told: {e}")).ok()?;
         if peer == Peer::Unknown {
             self.proxy.stats.unknown_peers.count();
         }
@@ -239,7 +249,7 @@ impl Server {
     pub async fn answer_alone(&self, request: Request<Incoming>, port: u16) -> Option<Reply> {
         let open = self.connections.open().await?;
         open.serve_here().await;
-        let caller = Caller { entrance: Entrance::Loopback(port), peer: Peer::Ours, place: &open.place };
+        let caller = Caller { entrance: Entrance::Loopback(port), peer: Peer::NotAsked, place: &open.place };
         open.place.begin_request();
         Some(self.answer(request, caller).await)
     }
@@ -420,6 +430,12 @@ pub const NONCE_HEADER: HeaderName = HeaderName::from_static("sidecar-nonce");
 pub const PROOF_HEADER: HeaderName = HeaderName::from_static("sidecar-proof");
 const NONCE_BYTES: RangeInclusive<usize> = 16..=64;
 
+/// A connection, and who has come by it.
+enum Identified {
+    Tcp(TcpStream, Entrance, Peer),
+    Unix(UnixStream),
+}
+
 /// Who asks, on which connection.
 #[derive(Clone, Copy)]
 struct Caller<'a> {
@@ -430,11 +446,16 @@ struct Caller<'a> {
 }
 
 fn check_peer(peer: Peer) -> Result<(), RequestError> {
-    if peer == Peer::Other {
-        let message = "This sidecar answers the user that started it, and no other user of this machine.";
-        return Err(RequestError::new(Code::PeerUidMismatch, message).closing());
+    if peer.may_ask() {
+        return Ok(());
     }
-    Ok(())
+    let message = match peer {
+        Peer::Unknown => {
+            "The system does not say whose connection this is. Ask from this machine itself, or use --unix-socket."
+        }
+        _ => "This sidecar answers the user that started it, and no other user of this machine.",
+    };
+    Err(RequestError::new(Code::PeerUidMismatch, message).closing())
 }
 
 /// Whether whoever is at the other end of the unix socket may use it.
