@@ -118,7 +118,7 @@ pub struct Usage {
 impl Usage {
     pub(super) fn report(&self) -> Report {
         let ledger = self.ledger.borrow();
-        let month = month_of(self.clock.now());
+        let month = month_of(self.clock.local());
         let is_current = ledger.month.month == month;
         let before = ledger.month.teams.get(&ledger.team).filter(|_| is_current).copied().unwrap_or_default();
         let Sum { requests, saved } = before + (Sum::from(self.stats.counts()) - ledger.read);
@@ -183,7 +183,7 @@ impl Keeper {
 
     /// Reads the counters. What is new is the team's whose identity was used so far.
     fn count(&mut self) {
-        let month = month_of(self.clock.now());
+        let month = month_of(self.clock.local());
         let sum = Sum::from(self.stats.counts());
         let team = team_of(&self.identity.borrow_and_update());
         self.ledger.send_modify(|ledger| {
@@ -243,6 +243,7 @@ fn write(dir: &Path, month: &Month) -> io::Result<()> {
     Ok(())
 }
 
+/// By the machine's clock: no answer of anybody's begins another month.
 fn month_of(now: Timestamp) -> String {
     now.to_string().chars().take("2026-11".len()).collect()
 }
