@@ -13,7 +13,7 @@ pub mod peer;
 mod refresh;
 mod refusals;
 pub mod runs;
-mod stream;
+pub mod stream;
 pub mod unix_socket;
 
 use std::convert::Infallible;
@@ -23,6 +23,7 @@ use std::ops::RangeInclusive;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use connections::{Connections, Open, Place};
@@ -38,7 +39,7 @@ use listener::{Accepted, Listener};
 use peer::Peer;
 use refusals::Refusals;
 use runs::Interception;
-use stream::Observed;
+use stream::{Connection, Observed};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
@@ -163,11 +164,11 @@ impl Server {
             Identified::Tcp(stream, entrance, peer) => {
                 let _ = stream.set_nodelay(true);
                 let caller = Caller { entrance, peer, place };
-                self.converse(stream, place, |request| self.answer(request, caller)).await;
+                self.converse(stream, place, Lines::Few, |request| self.answer(request, caller)).await;
             }
             Identified::Unix(stream) => {
                 let caller = Caller { entrance: Entrance::UnixSocket, peer: Peer::NotAsked, place };
-                self.converse(stream, place, |request| self.answer(request, caller)).await;
+                self.converse(stream, place, Lines::Few, |request| self.answer(request, caller)).await;
             }
         }
     }
@@ -192,24 +193,15 @@ impl Server {
         Some((Entrance::Loopback(local.port()), peer))
     }
 
-    /// Answers a connection's requests, one after another, until it ends.
-    async fn converse<S, F>(&self, stream: S, place: &Place, answer: impl Fn(Request<Incoming>) -> F)
+    /// Answers a connection's requests, one after another, until it ends. A head has as many lines at most.
+    async fn converse<S, F>(&self, stream: S, place: &Place, lines: Lines, answer: impl Fn(Request<Incoming>) -> F)
     where
-        S: AsyncRead + AsyncWrite + Unpin,
+        S: Connection,
         F: Future<Output = Reply>,
     {
-        tokio::select! {
-            biased;
-            () = place.ended() => {}
-            () = self.answer_all(stream, place, answer) => {}
+        if let Some(ends) = stream.socket().ends() {
+            place.is_between(ends);
         }
-    }
-
-    async fn answer_all<S, F>(&self, stream: S, place: &Place, answer: impl Fn(Request<Incoming>) -> F)
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-        F: Future<Output = Reply>,
-    {
         let answer = &answer;
         let service = service_fn(move |request: Request<Incoming>| async move {
             let number = place.begin_request();
@@ -222,14 +214,21 @@ impl Server {
             place.end_request();
             Ok::<_, Infallible>(reply)
         });
-        let mut connection = http1::Builder::new()
-            // `connections` sees to it, for less than a timer costs.
-            .header_read_timeout(None)
-            .max_header_size(head::MAX_BYTES)
-            .writev(false)
-            .serve_connection(TokioIo::new(Observed::new(stream, place)), service);
+        let mut http = http1::Builder::new();
+        // `connections` sees to it, for less than a timer costs.
+        http.header_read_timeout(None);
+        // Whoever has sent its last request may say so and wait for the answer. `stream` sees who has left.
+        http.half_close(true);
+        http.max_header_size(head::MAX_READ_BYTES).max_buf_size(head::MAX_READ_BYTES).writev(false);
+        if let Lines::Many = lines {
+            http.max_headers(head::MANY_LINES);
+        }
+        let mut connection = http.serve_connection(TokioIo::new(Observed::new(stream, place)), service);
         let ended = poll_fn(|cx| {
             let mut connection = Pin::new(&mut connection);
+            if place.must_end() {
+                return Poll::Ready(Ok(()));
+            }
             if place.is_finishing() {
                 connection.as_mut().graceful_shutdown();
             }
@@ -239,8 +238,13 @@ impl Server {
             // Callers hang up: that is no fault of ours, nor of theirs.
             debug!("a connection ended: {error}");
         }
-        if !place.is_finishing() {
-            linger(connection.into_parts().io.into_inner().into_inner()).await;
+        let stream = connection.into_parts().io.into_inner().into_inner();
+        if place.must_end() {
+            if place.is_stuck() {
+                stream.socket().abort();
+            }
+        } else if !place.is_finishing() {
+            linger(stream).await;
         }
     }
 
@@ -275,7 +279,10 @@ impl Server {
     /// Whether this caller may ask with this head at all.
     fn admit(&self, head: &Parts, caller: Caller<'_>) -> Result<Admitted, RequestError> {
         check_peer(caller.peer)?;
-        head::check(head)?;
+        // What is passed on has no limits of ours.
+        if !head.uri.path().starts_with(RELAY) {
+            head::check(head)?;
+        }
         let admitted = guard::check(head, caller.entrance, &self.policy)?;
         self.notice_credentials(&admitted);
         Ok(admitted)
@@ -309,7 +316,13 @@ impl Server {
                 error.message
             );
         }
-        reply::error(error)
+        match head {
+            // Who reads it is a person, and not a program.
+            Some(head) if error.code == Code::HeadTooLarge && guard::is_browser_window(&head.headers) => {
+                reply::error_in_words(error)
+            }
+            _ => reply::error(error),
+        }
     }
 
     /// The answer to the caller's nonce, if it sends one (trust-policy.md S5).
@@ -429,6 +442,15 @@ pub const NONCE_HEADER: HeaderName = HeaderName::from_static("sidecar-nonce");
 /// Carries the proof that this instance answers.
 pub const PROOF_HEADER: HeaderName = HeaderName::from_static("sidecar-proof");
 const NONCE_BYTES: RangeInclusive<usize> = 16..=64;
+
+/// How many lines a head may have.
+#[derive(Clone, Copy)]
+enum Lines {
+    /// Those that cost nothing to be ready for.
+    Few,
+    /// As many as other servers take.
+    Many,
+}
 
 /// A connection, and who has come by it.
 enum Identified {

@@ -14,13 +14,13 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::request::Parts;
+use http::request;
 use http::{Method, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::upgrade::{OnUpgrade, Parts, Upgraded};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::{AlertDescription, ServerConfig};
 use tokio::net::TcpStream;
@@ -34,7 +34,7 @@ use super::tunnel::Dialer;
 use crate::instance_key::Key;
 use crate::proxy::error::{Code, RequestError};
 use crate::proxy::reply::{self, Reply, ReplyBody};
-use crate::server::{Server, peer};
+use crate::server::{Server, peer, stream};
 
 /// A CONNECT must be there within this time.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
@@ -133,7 +133,7 @@ impl Gate {
     }
 
     /// The far end that a CONNECT asks for, if this caller may have it.
-    async fn open(&self, head: &Parts, ends: Option<(SocketAddr, SocketAddr)>) -> Result<Far, RequestError> {
+    async fn open(&self, head: &request::Parts, ends: Option<(SocketAddr, SocketAddr)>) -> Result<Far, RequestError> {
         if head.method != Method::CONNECT {
             return Err(RequestError::method_not_allowed("CONNECT").closing());
         }
@@ -176,7 +176,7 @@ impl Gate {
         is_good.then(|| run.to_owned())
     }
 
-    fn refuse(&self, error: &RequestError, head: &Parts) -> Reply {
+    fn refuse(&self, error: &RequestError, head: &request::Parts) -> Reply {
         let is_ordinary = match error.code {
             // What a program's own tunnels cannot reach is its own affair.
             Code::UpstreamUnreachable | Code::UpstreamTimeout => true,
@@ -205,7 +205,10 @@ impl Gate {
         tls: Arc<ServerConfig>,
         under_way: &TaskTracker,
     ) {
-        let accepting = TlsAcceptor::from(tls).accept(TokioIo::new(near));
+        // What it was before it was upgraded.
+        let Ok(Parts { io, read_buf, .. }) = near.downcast::<TokioIo<TcpStream>>() else { return };
+        let near = stream::resumed(read_buf, io.into_inner());
+        let accepting = TlsAcceptor::from(tls).accept(near);
         match tokio::time::timeout(TLS_TIMEOUT, accepting).await {
             Ok(Ok(stream)) => {
                 let _under_way = under_way.token();

@@ -358,10 +358,17 @@ pub fn is_health(path: &str) -> bool {
     matches!(path, "/healthz" | "/readyz")
 }
 
-/// Refuses a request without the instance key.
+/// Whether a browser asks for something to show in a window.
+pub fn is_browser_window(headers: &HeaderMap) -> bool {
+    headers.get("sec-fetch-mode").is_some_and(|mode| mode == "navigate")
+}
+
+/// Refuses a request without the instance key, given once.
 pub fn require_key(headers: &HeaderMap, policy: &Policy) -> Result<(), RequestError> {
+    let mut given = headers.get_all(KEY_HEADER).iter();
+    let only = given.next().filter(|_| given.next().is_none());
     match &policy.key {
-        Some(key) if key.is(headers.get(KEY_HEADER).map_or(b"", HeaderValue::as_bytes)) => Ok(()),
+        Some(key) if key.is(only.map_or(b"", HeaderValue::as_bytes)) => Ok(()),
         _ => Err(RequestError::new(Code::KeyRequired, "This needs the instance key in a Sidecar-Key header.")),
     }
 }

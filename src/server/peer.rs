@@ -99,6 +99,12 @@ pub fn process(peer: SocketAddr, _: SocketAddr) -> Option<u32> {
 /// which takes milliseconds.
 #[cfg(target_os = "linux")]
 fn socket(peer: SocketAddr, local: SocketAddr) -> io::Result<Option<(Uid, u32)>> {
+    sock_diag::socket(&ask(peer, local)?, peer, local)
+}
+
+/// What the kernel says of the socket which is at `of` and connected to `to`.
+#[cfg(target_os = "linux")]
+fn ask(of: SocketAddr, to: SocketAddr) -> io::Result<Vec<u8>> {
     use nix::libc::{AF_NETLINK, NETLINK_SOCK_DIAG};
     use socket2::{Domain, Protocol, Type};
     use std::io::Read;
@@ -107,16 +113,34 @@ fn socket(peer: SocketAddr, local: SocketAddr) -> io::Result<Option<(Uid, u32)>>
         socket2::Socket::new(Domain::from(AF_NETLINK), Type::DGRAM, Some(Protocol::from(NETLINK_SOCK_DIAG)))?;
     // The answer is there when the question has been taken.
     kernel.set_nonblocking(true)?;
-    kernel.send(&sock_diag::question(peer, local))?;
-    let mut answer = [0; 512];
+    kernel.send(&sock_diag::question(of, to))?;
+    let mut answer = vec![0; 512];
     let length = kernel.read(&mut answer)?;
-    sock_diag::socket(&answer[..length], peer, local)
+    answer.truncate(length);
+    Ok(answer)
 }
 
 /// Elsewhere there is no way without unsafe code.
 #[cfg(not(target_os = "linux"))]
 fn socket(_: SocketAddr, _: SocketAddr) -> io::Result<Option<(Uid, u32)>> {
     Ok(None)
+}
+
+/// How many bytes of what was written at `local` have not been taken at `peer`: those that are still here, and those that
+/// wait there to be read. `None` if the system does not say.
+pub(super) fn not_taken(peer: SocketAddr, local: SocketAddr) -> Option<(u64, u64)> {
+    #[cfg(target_os = "linux")]
+    {
+        let here = sock_diag::queues(&ask(local, peer).ok()?, local, peer)?;
+        // Of one that is not on this machine nothing is known.
+        let there = ask(peer, local).ok().and_then(|answer| sock_diag::queues(&answer, peer, local));
+        Some((here.unsent, there.map_or(0, |there| there.unread)))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (peer, local);
+        None
+    }
 }
 
 /// The same as [`socket`], from the list of all sockets.
@@ -181,9 +205,12 @@ mod sock_diag {
     const HEADER: usize = 16;
     /// `struct inet_diag_req_v2`.
     const QUESTION: usize = 56;
-    /// In `struct inet_diag_msg`, after the header: the state, the two ports, the user, the inode; and its size.
+    /// In `struct inet_diag_msg`, after the header: the state, the two ports, the queues, the user, the inode; and its
+    /// size.
     const STATE: usize = 1;
     const PORTS: usize = 4;
+    const UNREAD: usize = 56;
+    const UNSENT: usize = 60;
     const USER: usize = 64;
     const INODE: usize = 68;
     const ANSWER: usize = 72;
@@ -214,16 +241,37 @@ mod sock_diag {
     /// nobody's, whoever is named as its owner: an error. So is one that is not connected, such as one that has taken the
     /// address since.
     pub(super) fn socket(answer: &[u8], of: SocketAddr, to: SocketAddr) -> io::Result<Option<(Uid, u32)>> {
-        let is_answer = answer.len() >= HEADER + ANSWER && answer[4..6] == SOCK_DIAG_BY_FAMILY.to_ne_bytes();
-        // Where the socket is gone, the kernel may name one that listens there.
-        let is_it = |found: &&[u8]| is_answer && found[PORTS..PORTS + 4] == ports(of, to);
-        let Some(found) = answer.get(HEADER..).filter(is_it) else { return Ok(None) };
-        let number = |at: usize| found[at..at + 4].try_into().map_or(0, u32::from_ne_bytes);
-        match number(INODE) {
+        let Some(found) = found(answer, of, to) else { return Ok(None) };
+        match number(found, INODE) {
             0 => Err(io::ErrorKind::NotConnected.into()),
             _ if !CONNECTED.contains(&found[STATE]) => Err(io::ErrorKind::NotConnected.into()),
-            inode => Ok(Some((Uid::from_raw(number(USER)), inode))),
+            inode => Ok(Some((Uid::from_raw(number(found, USER)), inode))),
         }
+    }
+
+    /// What a connected socket holds, in bytes.
+    pub(super) struct Queues {
+        /// What has come and was not read.
+        pub(super) unread: u64,
+        /// What was written and has not arrived.
+        pub(super) unsent: u64,
+    }
+
+    /// What the socket holds which is at `of` and connected to `to`.
+    pub(super) fn queues(answer: &[u8], of: SocketAddr, to: SocketAddr) -> Option<Queues> {
+        let found = found(answer, of, to).filter(|found| CONNECTED.contains(&found[STATE]))?;
+        Some(Queues { unread: number(found, UNREAD).into(), unsent: number(found, UNSENT).into() })
+    }
+
+    /// The `struct inet_diag_msg`, if it is that of the socket that was meant.
+    fn found(answer: &[u8], of: SocketAddr, to: SocketAddr) -> Option<&[u8]> {
+        let is_answer = answer.len() >= HEADER + ANSWER && answer[4..6] == SOCK_DIAG_BY_FAMILY.to_ne_bytes();
+        // Where the socket is gone, the kernel may name one that listens there.
+        answer.get(HEADER..).filter(|found| is_answer && found[PORTS..PORTS + 4] == ports(of, to))
+    }
+
+    fn number(found: &[u8], at: usize) -> u32 {
+        found[at..at + 4].try_into().map_or(0, u32::from_ne_bytes)
     }
 
     fn ports(of: SocketAddr, to: SocketAddr) -> [u8; 4] {
@@ -306,6 +354,32 @@ mod tests {
             assert!(!is_there(gone, local), "{to}");
             drop(caller);
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn what_was_written_and_not_read_is_counted_on_both_sides() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let [mut caller, mut accepted] = connected(std::net::Ipv4Addr::LOCALHOST.into()).await.expect("IPv4");
+        let (from, local) = ends(&accepted);
+        let waiting = || not_taken(from, local).map(|(_, there)| there);
+        assert_eq!(not_taken(from, local), Some((0, 0)));
+        accepted.write_all(&[0; 1000]).await.expect("written");
+        caller.readable().await.expect("readable");
+        assert_eq!(waiting(), Some(1000));
+        caller.read_exact(&mut [0; 600]).await.expect("read");
+        assert_eq!(waiting(), Some(400));
+        caller.read_exact(&mut [0; 400]).await.expect("read");
+        assert_eq!(waiting(), Some(0));
+        let mut written = 0;
+        while let Ok(count) = accepted.try_write(&[0; 65_536]) {
+            written += count as u64;
+        }
+        // What has arrived and is not acknowledged yet is on both sides.
+        let untaken = not_taken(from, local).map(|(here, there)| here + there);
+        assert!(untaken >= Some(written), "{untaken:?} of {written}");
+        drop(caller);
+        assert_eq!(not_taken(from, local).map(|(_, there)| there), None, "it was reset");
     }
 
     /// Or anybody could have a request sent by hanging up at once.
