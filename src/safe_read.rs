@@ -4,7 +4,7 @@
 //! The file is opened once and judged by its descriptor (trust-policy.md E1, E2). No part of its content may appear in
 //! a problem.
 
-use std::fs::{Metadata, OpenOptions};
+use std::fs::{self, Metadata, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -25,6 +25,8 @@ pub struct Content {
     pub readable_by_others: bool,
     /// The file changed while it was read: look again.
     pub changing: bool,
+    /// The file has no name any more, and yet the path leads to it: it is mounted there, and was replaced where it came from.
+    pub is_replaced: bool,
 }
 
 /// Why there is no content.
@@ -59,11 +61,19 @@ pub fn read(path: &Path) -> Result<Content, Problem> {
     }
     let after = file.metadata().map_err(unreadable)?;
     let stamp = |m: &Metadata| (m.len(), m.mtime(), m.mtime_nsec());
+    let is_replaced = after.nlink() == 0 && leads_to(path, &after);
     Ok(Content {
         readable_by_others: before.mode() & 0o044 != 0,
-        changing: stamp(&before) != stamp(&after) || after.len() != bytes.len() as u64,
+        changing: stamp(&before) != stamp(&after)
+            || after.len() != bytes.len() as u64
+            || (after.nlink() == 0 && !is_replaced),
+        is_replaced,
         bytes,
     })
+}
+
+fn leads_to(path: &Path, file: &Metadata) -> bool {
+    fs::metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == (file.dev(), file.ino()))
 }
 
 fn refuse_unsafe(meta: &Metadata) -> Result<(), Problem> {
@@ -100,7 +110,6 @@ fn too_large() -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     fn problem(path: &Path) -> Problem {
@@ -155,5 +164,22 @@ mod tests {
         assert!(read(&path).is_ok());
         fs::write(&path, vec![b'x'; MAX_FILE_BYTES as usize + 1]).expect("a file");
         assert!(matches!(problem(&path), Problem::Unsafe(r) if r.contains("1 MiB")));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_file_without_a_name_that_the_path_still_leads_to_was_replaced() {
+        use std::os::fd::AsRawFd;
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(".env.local");
+        fs::write(&path, "A=1").expect("a file");
+        let open = fs::File::open(&path).expect("open");
+        // As a mount of the file would, this leads to it whatever becomes of its name.
+        let mounted = Path::new("/proc/self/fd").join(open.as_raw_fd().to_string());
+        let seen = |path: &Path| read(path).map(|content| (content.is_replaced, content.changing)).expect("content");
+        assert_eq!(seen(&mounted), (false, false));
+        fs::write(dir.path().join("new"), "A=2").expect("a file");
+        fs::rename(dir.path().join("new"), &path).expect("replaced");
+        assert_eq!((seen(&mounted), seen(&path)), ((true, false), (false, false)));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::env_files::EnvFile;
+use super::env_files::{EnvFile, Oddity};
 use super::finding::{Finding, Severity};
 use crate::clock::{Timestamp, spoken};
 use crate::identity::succession::Observed;
@@ -28,14 +28,21 @@ pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Findin
     let refused = "Without a good token nothing is sent to Connect: requests get 503.";
     let token = match &file.found {
         Observed::Missing => {
-            let title = format!("there is no VERCEL_OIDC_TOKEN in {source}");
+            let title = match file.oddity {
+                Some(Oddity::Duplicates(count)) => {
+                    format!("the last of {count} assignments of VERCEL_OIDC_TOKEN in {source} is empty")
+                }
+                _ => format!("there is no VERCEL_OIDC_TOKEN in {source}"),
+            };
             return vec![bad("oidc_token_missing", title, refused).fix("vercel link && vercel env pull")];
         }
         Observed::Invalid(reason) => {
             let title = format!("the OIDC token in {source} cannot be used: {reason}");
-            let fix = match file.is_writable_by_all {
-                true => format!("chmod 600 {}", shell_quoting::path(source)),
-                false => "vercel env pull".to_owned(),
+            let path = shell_quoting::path(source);
+            let fix = match (file.is_writable_by_all, file.is_encrypted) {
+                (true, _) => format!("chmod 600 {path}"),
+                (false, true) => format!("npx dotenvx decrypt -f {path}"),
+                (false, false) => "vercel env pull".to_owned(),
             };
             return vec![bad("oidc_token_invalid", title, refused).fix(fix)];
         }
@@ -75,7 +82,7 @@ pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Findin
         && notes.duplicate_assignments
     {
         let title = format!("{source} assigns VERCEL_OIDC_TOKEN more than once; the last one counts");
-        let detail = "What writes the file may change another line than the one that is read.";
+        let detail = "What writes the file may change another line than the one that is read; Deno takes the first.";
         findings.push(Finding::new(Severity::Warning, "duplicate_assignments", title, detail).fix("vercel link --yes"));
     }
     findings
@@ -124,6 +131,12 @@ mod tests {
         let early = crate::doctor::env_files::fixtures::with_claims(&serde_json::json!(
             {"exp": NOW_SECONDS + 9000, "nbf": NOW_SECONDS + 120, "environment": "development"}));
         assert_eq!(codes(&early), ["oidc_token_invalid"]);
+    }
+
+    #[test]
+    fn what_dotenvx_has_encrypted_is_decrypted() {
+        let fix = Some("npx dotenvx decrypt -f .env.local".to_owned());
+        assert_eq!(judged("encrypted:BDq", None), [(Severity::Problem, "oidc_token_invalid".into(), fix)]);
     }
 
     #[test]

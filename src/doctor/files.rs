@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::env_files::EnvFile;
+use super::env_files::{EnvFile, Purpose};
 use super::finding::{Finding, Severity};
 use super::program;
 use crate::executable;
@@ -95,6 +95,10 @@ pub(super) fn judge(file: &EnvFile, tracking: Tracking, project: &Path) -> Vec<F
         }
         _ => format!("echo {} >> .gitignore", shell_quoting::word(shown)),
     };
+    if file.purpose == Purpose::Template {
+        // It is meant to be read, and to be published.
+        return Vec::new();
+    }
     let mut findings = Vec::new();
     if file.is_readable_by_others {
         let title = format!("other users of this machine can read {shown}");
@@ -164,5 +168,16 @@ mod tests {
         assert_eq!(codes(Tracking::Unignored, true, &good), [readable, unignored]);
         assert_eq!(codes(Tracking::Tracked, false, &good), [tracked]);
         assert!(codes(Tracking::Tracked, true, "").is_empty(), "there is nothing to lose");
+    }
+
+    #[test]
+    fn a_template_is_there_to_be_published() {
+        let good = token("web", 9000, "development");
+        for (name, count) in
+            [(".env.example", 0), (".env.local.sample", 0), (".env.local.bak", 2), (".env.development", 2)]
+        {
+            let file = EnvFile { is_readable_by_others: true, ..file(name, &good) };
+            assert_eq!(judge(&file, Tracking::Tracked, Path::new("/web")).len(), count, "{name}");
+        }
     }
 }

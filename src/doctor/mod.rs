@@ -23,6 +23,7 @@ mod instance;
 mod link;
 mod network;
 mod program;
+mod readers;
 mod vercel;
 mod watching;
 
@@ -38,6 +39,7 @@ use self::env_files::EnvFile;
 use self::files::{Git, Tracking};
 use self::finding::{Finding, Report, Severity};
 use self::network::Surroundings;
+use self::readers::Used;
 use self::vercel::Login;
 use crate::cli::GlobalArgs;
 use crate::clock::Clock;
@@ -86,7 +88,8 @@ async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir
         is_of_a_run: text("CONNECT_SIDECAR_URL").is_some(),
     };
 
-    let shell = text("VERCEL_OIDC_TOKEN");
+    // One that is set to nothing hides what the files say.
+    let shell = environment("VERCEL_OIDC_TOKEN").map(|value| value.to_string_lossy().into_owned());
     let ids = (text("VERCEL_ORG_ID"), text("VERCEL_PROJECT_ID"));
     let (has_token, storage) = (text("VERCEL_TOKEN").is_some(), text("VERCEL_TOKEN_STORAGE"));
     let cli_directory = vercel::directory(environment("XDG_DATA_HOME"), home.clone());
@@ -102,8 +105,9 @@ async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir
             None => Login::Missing,
         })),
         within(blocking({
-            let dir = source.as_ref().and_then(|(file, _)| file.parent()).unwrap_or(&project).to_owned();
-            move || watching::gather(&dir)
+            let file = source.as_ref().map(|(file, _)| file.clone());
+            let dir = file.as_deref().and_then(Path::parent).unwrap_or(&project).to_owned();
+            move || watching::gather(&dir, file.as_deref())
         })),
         within(instance::gather(&config)),
         within(vercel::find(&path, &project)),
@@ -118,7 +122,7 @@ async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir
     });
     let mut token = None;
     match &copies {
-        Some(copies) => {
+        Some((copies, used)) => {
             let files = copies.iter().map(|(file, _)| file);
             let source = files.clone().find(|file| file.is_source);
             token = source.and_then(EnvFile::token);
@@ -129,7 +133,7 @@ async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir
             };
             findings.extend(source.into_iter().flat_map(|file| credential::judge(file, &circumstances)));
             if source.is_some() {
-                findings.extend(copies::judge(files, text("NODE_ENV").as_deref(), now));
+                findings.extend(copies::judge(files, used, text("NODE_ENV").as_deref(), now));
             }
             findings.extend(copies.iter().flat_map(|(file, tracking)| files::judge(file, *tracking, &project)));
         }
@@ -184,20 +188,21 @@ fn covered(place: Option<&instance::Place>, config: &Config) -> Option<&'static 
     }
 }
 
-/// The env files, each with what git makes of it.
+/// The env files, each with what git makes of it, and the programs that read them.
 async fn look_at_files(
     project: PathBuf,
     source: Option<(PathBuf, String)>,
     shell: Option<String>,
     git: Option<Git>,
-) -> Vec<(EnvFile, Tracking)> {
-    let files = blocking(move || env_files::gather(&project, source, shell)).await;
+) -> (Vec<(EnvFile, Tracking)>, Used) {
+    let gathered = blocking(move || (env_files::gather(&project, source, shell), Used::gather(&project)));
+    let (files, used) = gathered.await;
     let asked = files.iter().map(async |file| match (&git, &file.path) {
         (Some(git), Some(path)) if file.has_a_value() => git.ask(path).await,
         _ => Tracking::Unknown,
     });
     let tracking = futures_util::future::join_all(asked).await;
-    files.into_iter().zip(tracking).collect()
+    (files.into_iter().zip(tracking).collect(), used)
 }
 
 /// Work that may wait for a file system.

@@ -381,6 +381,8 @@ pub struct FileNotes {
     pub readable_by_others: bool,
     /// More than one line assigns the token.
     pub duplicate_assignments: bool,
+    /// The file is mounted, and was replaced where it came from: no new token will be seen.
+    pub is_replaced: bool,
 }
 
 /// A snapshot of who we are. Replaced as a whole, numbered upwards.

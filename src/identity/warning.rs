@@ -88,6 +88,12 @@ impl Warning {
         Self::new("duplicate_assignments", what, None)
     }
 
+    /// The file is mounted by itself, and another has taken its place where it came from.
+    pub fn replaced(file: &str) -> Self {
+        let what = format!("{file} was replaced outside, and the mount shows the old one: mount its directory instead");
+        Self::new("env_file_replaced", what, None)
+    }
+
     /// The machine's clock is not upstream's.
     pub fn clock_skew(by: Duration) -> Self {
         Self::new("clock_skew", format!("this machine's clock differs from upstream's by {}", spoken(by)), None)

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use secrecy::ExposeSecret;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
@@ -225,6 +224,9 @@ impl EnvFileWatch {
         if notes.duplicate_assignments && !self.notes.duplicate_assignments {
             say(&Warning::duplicate_assignments(&self.shown));
         }
+        if notes.is_replaced && !self.notes.is_replaced {
+            say(&Warning::replaced(&self.shown));
+        }
         self.notes = notes;
     }
 
@@ -252,12 +254,11 @@ pub fn scan(content: &safe_read::Content) -> Observed {
         Finding::Absent => Observed::Missing,
         Finding::Refused(refusal) => Observed::Invalid(refusal.to_string()),
         Finding::Value { value, assignments, open_ended } => {
-            // `vercel env pull` writes this for values that it may not show.
-            if value.expose_secret() == "[SENSITIVE]" {
-                return Observed::Invalid("its value was withheld by `vercel env pull`".into());
-            }
-            let notes =
-                FileNotes { readable_by_others: content.readable_by_others, duplicate_assignments: assignments > 1 };
+            let notes = FileNotes {
+                readable_by_others: content.readable_by_others,
+                duplicate_assignments: assignments > 1,
+                is_replaced: content.is_replaced,
+            };
             match OidcToken::decode(value) {
                 Ok(token) => Observed::Token { token, notes, open_ended },
                 Err(rejection) => Observed::Invalid(rejection.to_string()),

@@ -280,6 +280,9 @@ impl Status {
         if identity.notes.duplicate_assignments {
             warnings.push(Warning::duplicate_assignments(source));
         }
+        if identity.notes.is_replaced {
+            warnings.push(Warning::replaced(source));
+        }
         if self.clock.offset_ms() != 0 {
             let by = std::time::Duration::from_millis(self.clock.offset_ms().unsigned_abs());
             warnings.push(Warning::clock_skew(by));

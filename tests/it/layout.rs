@@ -29,9 +29,15 @@ const MAY_USE: &[(&str, &str)] = &[
     ("commands::logs", "cli client clock commands terminal"),
     ("commands::completions", "cli commands"),
     ("doctor", "cli client clock commands config identity terminal"),
-    ("doctor::copies", "clock doctor::env_files doctor::finding identity::env_file identity::succession shell_quoting"),
+    (
+        "doctor::copies",
+        "clock doctor::env_files doctor::finding doctor::readers identity::env_file identity::succession shell_quoting",
+    ),
     ("doctor::credential", "clock doctor::env_files doctor::finding identity::succession shell_quoting"),
-    ("doctor::env_files", "identity identity::placeholder identity::succession identity::watch safe_read"),
+    (
+        "doctor::env_files",
+        "doctor::readers identity identity::env_file identity::env_file::syntax identity::placeholder identity::succession identity::watch safe_read",
+    ),
     (
         "doctor::files",
         "doctor::env_files doctor::finding doctor::program executable intercept::ca private_dir shell_quoting",
@@ -41,6 +47,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("doctor::link", "doctor::finding identity safe_read"),
     ("doctor::network", "clock doctor::finding proxy::error proxy::reply proxy::upstream shell_quoting"),
     ("doctor::program", "process_group"),
+    ("doctor::readers", "identity::env_file::syntax safe_read"),
     ("doctor::vercel", "clock doctor::finding doctor::program executable safe_read"),
     ("doctor::watching", "doctor::finding"),
     ("service", "cli client commands config executable terminal"),
