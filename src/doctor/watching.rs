@@ -32,7 +32,7 @@ pub(super) enum Watching {
 
 /// Tries it, for a file or, if there is none to be, for a directory.
 pub(super) fn gather(dir: &Path, file: Option<&Path>) -> Watching {
-    if let Some(found) = file.and_then(|file| file_mount(file)) {
+    if let Some(found) = file.and_then(file_mount) {
         return found;
     }
     let watched =
