@@ -21,6 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::config::Wanted;
 use crate::instance_key::Key;
 use crate::proxy::guard::KEY_HEADER;
+use crate::remedy::Remedy;
 use crate::server::{NONCE_HEADER, PROOF_HEADER};
 use crate::status::instance::{self, Instance};
 
@@ -117,6 +118,16 @@ pub struct State {
     pub upstream: Upstream,
     /// The credential.
     pub oidc: Source,
+    /// What went wrong.
+    #[serde(default)]
+    pub failures: Failures,
+}
+
+/// Part of [`State`].
+#[derive(Debug, Default, Deserialize)]
+pub struct Failures {
+    /// Requests that were answered with an error.
+    pub count: u64,
 }
 
 /// Part of [`State`].
@@ -133,6 +144,31 @@ pub struct Source {
     pub source: String,
     /// Of what it is, where it says so.
     pub environment: Option<String>,
+}
+
+/// An error of the sidecar's own, as it answers with.
+#[derive(Debug, Deserialize)]
+pub struct Refusal {
+    code: String,
+    message: String,
+    #[serde(flatten)]
+    remedy: Option<Remedy>,
+}
+
+impl Refusal {
+    /// Reads the body of an answer.
+    pub fn read(body: &[u8]) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Envelope {
+            error: Refusal,
+        }
+        serde_json::from_slice::<Envelope>(body).ok().map(|envelope| envelope.error)
+    }
+
+    /// What is wrong and what mends it.
+    pub fn line(&self) -> String {
+        self.remedy.as_ref().map_or_else(|| self.message.clone(), |remedy| remedy.after(&self.message))
+    }
 }
 
 /// Why there is no answer. Without a secret, for people.
@@ -199,7 +235,15 @@ impl Client {
 
     /// What happened lately and what happens from now on.
     pub async fn events(&self) -> Result<EventLines, Unanswered> {
-        let path = "/_sidecar/v1/events";
+        self.follow("/_sidecar/v1/events").await
+    }
+
+    /// What goes wrong from now on.
+    pub async fn problems(&self) -> Result<EventLines, Unanswered> {
+        self.follow("/_sidecar/v1/events?only=problems").await
+    }
+
+    async fn follow(&self, path: &str) -> Result<EventLines, Unanswered> {
         let begin = async {
             let (reply, connection) = self.begin(self.request(Method::GET, path, "")?).await?;
             match reply.status().is_success() {
@@ -222,22 +266,11 @@ impl Client {
         if reply.status().is_success() {
             return serde_json::from_slice(reply.body()).map_err(|e| self.failed(format!("{path}: {e}")));
         }
-        #[derive(Deserialize)]
-        struct Refusal {
-            error: Reason,
-        }
-        #[derive(Deserialize)]
-        struct Reason {
-            code: String,
-            message: String,
-        }
-        match serde_json::from_slice(reply.body()) {
-            Ok(Refusal { error: Reason { code, message } }) if code == "interception_unavailable" => {
+        match Refusal::read(reply.body()) {
+            Some(Refusal { code, message, .. }) if code == "interception_unavailable" => {
                 Err(Unanswered::NoInterception(message))
             }
-            Ok(Refusal { error: Reason { code, message } }) if code != "route_not_found" => {
-                Err(Unanswered::Refused(message))
-            }
+            Some(refusal) if refusal.code != "route_not_found" => Err(Unanswered::Refused(refusal.line())),
             _ => Err(self.failed(format!("{path} gave status {}", reply.status()))),
         }
     }

@@ -29,7 +29,7 @@ use crate::proxy::resolver::Names;
 use crate::proxy::upstream;
 pub use carried::{Carried, carried};
 use sources::Sources;
-pub use sources::{Environment, config_home, state_dir};
+pub use sources::{Environment, config_home, state_dir, unknown_variables};
 pub use values::Refresh;
 
 /// The port unless another is asked for.

@@ -26,6 +26,7 @@ use connect_sidecar::{doctor, hardening, logging};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 const FAILED: u8 = 1;
 const BAD_CONFIGURATION: u8 = 2;
@@ -116,7 +117,11 @@ fn run(cli: &Cli, limits: Inherited) -> Result<ExitCode, Failure> {
             None | Some(Command::Serve(_)) => serve(global).await,
             Some(Command::Demo { once }) => demo(global, *once).await,
             Some(Command::Run { no_intercept, expose_token, command, .. }) => {
-                let options = run::Options { intercept: !no_intercept, expose_token: *expose_token };
+                let options = run::Options {
+                    intercept: !no_intercept,
+                    expose_token: *expose_token,
+                    tells_problems: !global.quiet,
+                };
                 run_command(global, options, command, limits).await
             }
             Some(Command::Env { format, no_intercept }) => print_env(global, *format, !no_intercept).await,
@@ -153,6 +158,9 @@ fn load(args: &GlobalArgs) -> Result<Config, Failure> {
 async fn serve(args: &GlobalArgs) -> Result<ExitCode, Failure> {
     let config = load(args)?;
     let _log = logging::start(config.logging);
+    for unknown in config::unknown_variables(std::env::vars_os().map(|(name, _)| name)) {
+        warn!("{unknown}");
+    }
     let app = App::bind(config, Clock::system()).await?;
     let stops = Stops::listen(Some(app.reloader()))?;
     let manager = std::env::var_os("NOTIFY_SOCKET");

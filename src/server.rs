@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use connections::{Connections, Open, Place};
+use event_stream::Of;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -46,6 +47,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use crate::events::{Event, Refusal};
 use crate::identity::refresh::Asker;
 use crate::proxy::Proxy;
 use crate::proxy::body;
@@ -75,6 +77,8 @@ pub struct Server {
     interception: Interception,
     connections: Arc<Connections>,
     listeners: Arc<Semaphore>,
+    /// Places of runs that follow what goes wrong.
+    followers: Arc<Semaphore>,
     refusals: Refusals,
     said_credentials_dropped: AtomicBool,
 }
@@ -91,6 +95,7 @@ impl Server {
             interception,
             connections: Arc::new(Connections::new()),
             listeners: event_stream::places(),
+            followers: event_stream::places(),
             refusals: Refusals::default(),
             said_credentials_dropped: AtomicBool::new(false),
         }
@@ -254,7 +259,7 @@ impl Server {
             }
             Err(refusal) => (Admitted::default(), Err(refusal)),
         };
-        let mut reply = outcome.unwrap_or_else(|error| self.refuse(&error, Some(&head)));
+        let mut reply = self.reply(outcome, &head);
         if let Some(origin) = admitted.origin {
             reply.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
             reply.headers_mut().insert(header::VARY, HeaderValue::from_static("Origin"));
@@ -284,21 +289,43 @@ impl Server {
         self.let_in_tcp(stream, from).map(|(_, peer)| check_peer(peer))
     }
 
-    /// The reply for an error of our own, counted and logged.
+    /// The reply of a request, whatever came of it. Errors of upstream's are counted among those that apps met.
+    fn reply(&self, outcome: Result<Reply, RequestError>, head: &Parts) -> Reply {
+        let reply = outcome.unwrap_or_else(|error| self.refuse(&error, Some(head)));
+        // A probe that is told "not now" is no app that was let down.
+        if reply.status().as_u16() >= 400 && !guard::is_health(head.uri.path()) {
+            self.proxy.count_failure();
+        }
+        reply
+    }
+
+    /// The reply for an error of our own, counted, logged and told.
     pub fn refuse(&self, error: &RequestError, head: Option<&Parts>) -> Reply {
         self.proxy.stats.refused.count();
         if self.refusals.show_next() {
             let shown = |of: fn(&Parts) -> &str| head.map(|head| excerpt(of(head).as_bytes()));
+            let (method, path) = (shown(|head| head.method.as_str()), shown(|head| head.uri.path()));
             warn!(
                 code = error.code.as_str(),
                 status = error.status.as_u16(),
-                method = shown(|head| head.method.as_str()),
-                path = shown(|head| head.uri.path()),
+                method,
+                path,
                 hint = &*error.remedy.hint,
                 command = error.remedy.command.as_deref(),
                 "{}",
                 error.line()
             );
+            if !error.is_told {
+                self.proxy.events.tell(Event::Refusal(Refusal {
+                    at: self.proxy.clock.now(),
+                    method,
+                    path,
+                    status: error.status.as_u16(),
+                    code: error.code.as_str(),
+                    message: error.message.clone(),
+                    remedy: (*error.remedy).clone(),
+                }));
+            }
         }
         reply::error(error)
     }
@@ -353,8 +380,14 @@ impl Server {
                 if head.method != Method::GET {
                     return Err(RequestError::method_not_allowed("GET"));
                 }
-                no_query(head)?;
-                event_stream::reply(&self.status.events, &self.listeners, caller.place.relay())
+                let (of, places) = match head.uri.query() {
+                    Some("only=problems") => (Of::Problems, &self.followers),
+                    _ => (Of::Everything, &self.listeners),
+                };
+                if of == Of::Everything {
+                    no_query(head)?;
+                }
+                event_stream::reply(&self.status.events, of, places, caller.place.relay())
             }
             guard::OURS => {
                 read_only(head)?;

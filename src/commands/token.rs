@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::cli::{GlobalArgs, SubjectArg, TokenArgs};
-use crate::client::Client;
+use crate::client::{Client, Refusal};
 use crate::clock::Timestamp;
 use crate::commands::CommandError;
 use crate::config::{self, Config, ConfigError, Mistake};
@@ -116,7 +116,7 @@ impl Answer {
 async fn why_not(client: &Client, connector: &str, reply: &Response<Bytes>) -> String {
     let error = UpstreamError::read(reply.body());
     if reply.headers().contains_key("sidecar-error") {
-        return error.message;
+        return Refusal::read(reply.body()).map_or(error.message, |refusal| refusal.line());
     }
     let environment = client.state().await.ok().and_then(|state| state.oidc.environment);
     let environment = environment.as_deref().unwrap_or("development");

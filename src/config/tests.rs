@@ -1,6 +1,7 @@
 //! The rules of interface.md section 1: what each source may set, which one wins, and what is said of a mistake.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::symlink;
 
@@ -488,6 +489,17 @@ fn an_unknown_key_names_file_line_and_the_nearest_key() {
             "sidecar.toml:2: unknown key `connectors.allowed`, did you mean `connectors.allow`?",
         ),
         ("[connector]\nallow = []", "sidecar.toml:1: unknown key `connector`, did you mean `connectors.allow`?"),
+        ("[chache]\nmax_age = \"1h\"", "sidecar.toml:1: unknown key `chache`, did you mean `cache.max_age`?"),
+        ("chache.max_age = \"1h\"", "sidecar.toml:1: unknown key `chache`, did you mean `cache.max_age`?"),
+        ("[chache]\nmax_age = 1\nbuffer = 1", "sidecar.toml:1: unknown key `chache`, did you mean `[cache]`?"),
+        ("[chache]", "sidecar.toml:1: unknown key `chache`, did you mean `[cache]`?"),
+        ("[cache]\nport = 1", "sidecar.toml:2: unknown key `cache.port`, did you mean `port` above the first table?"),
+        ("[cache]\nallow = []", "sidecar.toml:2: unknown key `cache.allow`, did you mean `connectors.allow`?"),
+        ("cache = 5", "sidecar.toml:1: `cache` is a table, with `cache.max_entries`, `cache.buffer`, `cache.max_age`"),
+        ("listen = \"x\"", "sidecar.toml:1: unknown key `listen`, did you mean `port` or `unix_socket`?"),
+        ("[listen]\nport = 1", "sidecar.toml:1: unknown key `listen`, did you mean `port` or `unix_socket`?"),
+        ("logLevel = \"info\"", "sidecar.toml:1: unknown key `logLevel`, did you mean `log_level`?"),
+        ("log_format = \"json\"", "sidecar.toml:1: `log_format` may be set by no file; use --log-format"),
         ("zzz = 1", "sidecar.toml:1: unknown key `zzz`"),
         ("\"a\\u001b[31m\" = 1", "sidecar.toml:1: unknown key `a\\x1b[31m`"),
     ] {
@@ -721,4 +733,15 @@ fn port_0_is_any_and_names_no_running_sidecar() {
     let args = |port: &str| GlobalArgs { port: Some(port.into()), ..GlobalArgs::default() };
     let port = |port: &str| wanted(&args(port), &|_| None, &Machine::new().path("web")).expect("no mistake").port;
     assert_eq!((port("0"), port("2774")), (None, Some(2774)));
+}
+
+#[test]
+fn a_variable_that_begins_as_ours_and_is_none_is_named_with_what_was_meant() {
+    let names = ["CONNECT_SIDECAR_PROT", "CONNECT_SIDECAR_PORT", "CONNECT_SIDECAR_KEY", "CONNECT_SIDECAR_ZZZ", "PROT"];
+    let named = unknown_variables(names.into_iter().map(OsString::from));
+    let expected = [
+        "unknown variable CONNECT_SIDECAR_PROT, did you mean CONNECT_SIDECAR_PORT?",
+        "unknown variable CONNECT_SIDECAR_ZZZ",
+    ];
+    assert_eq!(named, expected);
 }

@@ -121,7 +121,7 @@ fn listed(files: &[&EnvFile]) -> String {
 fn described(file: &EnvFile, now: Timestamp) -> String {
     match &file.found {
         Observed::Missing => "none".into(),
-        Observed::Invalid(reason) => format!("unusable, {reason}"),
+        Observed::Invalid(flaw) => format!("unusable, {flaw}"),
         Observed::Token { token, .. } => {
             let life = match token.expires_at.since(now).is_zero() {
                 true => format!("expired {} ago", spoken(now.since(token.expires_at))),

@@ -1,7 +1,6 @@
 //! Where `VERCEL_OIDC_TOKEN` is set: in the env files of the project and in the shell's environment. Reads, judges nothing.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
@@ -24,7 +23,6 @@ pub(super) struct EnvFile {
     pub(super) is_source: bool,
     pub(super) found: Observed,
     pub(super) is_readable_by_others: bool,
-    pub(super) is_writable_by_all: bool,
 }
 
 impl EnvFile {
@@ -43,20 +41,19 @@ impl EnvFile {
 
     fn read(path: PathBuf, shown: String, is_source: bool) -> Self {
         let content = safe_read::read(&path);
-        let is_writable_by_all = fs::metadata(&path).is_ok_and(|meta| meta.is_file() && meta.mode() & 0o002 != 0);
         let is_readable_by_others = content.as_ref().is_ok_and(|content| content.readable_by_others);
         let found = match content {
             Ok(content) => watch::scan(&content),
             Err(Problem::Missing) => Observed::Missing,
             Err(Problem::Unsafe(reason)) => Observed::Invalid(reason),
         };
-        Self { path: Some(path), shown, is_source, found, is_readable_by_others, is_writable_by_all }
+        Self { path: Some(path), shown, is_source, found, is_readable_by_others }
     }
 
     fn of_shell(value: SecretString) -> Self {
         let found = match OidcToken::decode(value) {
             Ok(token) => Observed::Token { token, notes: FileNotes::default(), open_ended: false },
-            Err(rejection) => Observed::Invalid(rejection.to_string()),
+            Err(rejection) => Observed::Invalid(rejection.to_string().into()),
         };
         Self {
             path: None,
@@ -64,7 +61,6 @@ impl EnvFile {
             is_source: false,
             found,
             is_readable_by_others: false,
-            is_writable_by_all: false,
         }
     }
 }

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tracing::{error, warn};
 
 use super::warned::Warned;
 use super::warning::Warning;
@@ -125,12 +124,7 @@ pub async fn run<F>(
 fn say(token: &OidcToken, at: Timestamp) -> events::Warning {
     let project = token.claims.project_name();
     let warning = warning(token, at);
-    let (code, hint, command) = (warning.code, &*warning.remedy.hint, warning.remedy.command.as_deref());
-    if token.expires_at <= at {
-        error!(code, project, hint, command, "{}", warning.line());
-    } else {
-        warn!(code, project, hint, command, "{}", warning.line());
-    }
+    warning.say(Some(&project));
     warning.told(at, project)
 }
 

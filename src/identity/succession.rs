@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::{Claims, Credential, FileNotes, OidcToken, State};
 use crate::clock::Timestamp;
+use crate::safe_read::Flaw;
 
 /// How long the last good token outlives a missing, empty or unusable file (interface.md section 5).
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -34,8 +35,8 @@ pub enum Observed {
     },
     /// No file, no assignment or an empty one.
     Missing,
-    /// Something that cannot be used, for this reason.
-    Invalid(String),
+    /// Something that cannot be used.
+    Invalid(Flaw),
 }
 
 /// What is worth saying about an observation. Each is said once.
@@ -51,8 +52,8 @@ pub enum News {
     OlderIgnored,
     /// The token is gone.
     Lost,
-    /// What is there is unusable, for this reason.
-    Unusable(String),
+    /// What is there is unusable.
+    Unusable(Flaw),
 }
 
 /// The token in use and what is held against it.

@@ -22,7 +22,7 @@ use super::warning::{PULL, Warning};
 use super::{FileNotes, Identity, OidcToken, Reloader};
 use crate::clock::{Clock, spoken};
 use crate::remedy::Remedy;
-use crate::safe_read::{self, Problem};
+use crate::safe_read::{self, Cause, Flaw, Problem};
 
 /// Time between two looks without an event: a change is used within two seconds, reading and all (interface.md
 /// section 5).
@@ -187,7 +187,7 @@ impl EnvFileWatch {
         let identity = self.publisher.borrow().clone();
         let Some(token) = identity.oidc() else {
             match news {
-                News::Unusable(reason) => say(&Warning::invalid(&self.shown, &reason)),
+                News::Unusable(flaw) => Warning::invalid(&self.shown, &flaw).say(None),
                 _ => warn!(
                     code = Warning::MISSING,
                     hint = PULL,
@@ -221,16 +221,16 @@ impl EnvFileWatch {
             News::Lost | News::Unusable(_) => return,
         }
         if let Some(warning) = Warning::of_environment(token.claims.environment.as_deref()) {
-            say(&warning);
+            warning.say(None);
         }
     }
 
     fn say_notes(&mut self, notes: FileNotes) {
         if notes.readable_by_others && !self.notes.readable_by_others {
-            say(&Warning::readable_by_others(&self.shown));
+            Warning::readable_by_others(&self.shown).say(None);
         }
         if notes.duplicate_assignments && !self.notes.duplicate_assignments {
-            say(&Warning::duplicate_assignments(&self.shown));
+            Warning::duplicate_assignments(&self.shown).say(None);
         }
         self.notes = notes;
     }
@@ -250,26 +250,25 @@ impl EnvFileWatch {
     }
 }
 
-fn say(warning: &Warning) {
-    let Remedy { hint, command } = &warning.remedy;
-    warn!(code = warning.code, hint = &**hint, command = command.as_deref(), "{}", warning.line());
-}
-
 /// What there is in a file.
 pub fn scan(content: &safe_read::Content) -> Observed {
     match env_file::find_token(&content.bytes) {
         Finding::Absent => Observed::Missing,
-        Finding::Refused(refusal) => Observed::Invalid(refusal.to_string()),
+        Finding::Refused(refusal) => Observed::Invalid(refusal.to_string().into()),
         Finding::Value { value, assignments, open_ended } => {
             // `vercel env pull` writes this for values that it may not show.
             if value.expose_secret() == "[SENSITIVE]" {
-                return Observed::Invalid("its value was withheld by `vercel env pull`".into());
+                let remedy = Remedy::run("vercel env pull --environment=development");
+                return Observed::Invalid(Flaw::new(
+                    "its value was withheld by `vercel env pull`",
+                    Cause::Known(remedy),
+                ));
             }
             let notes =
                 FileNotes { readable_by_others: content.readable_by_others, duplicate_assignments: assignments > 1 };
             match OidcToken::decode(value) {
                 Ok(token) => Observed::Token { token, notes, open_ended },
-                Err(rejection) => Observed::Invalid(rejection.to_string()),
+                Err(rejection) => Observed::Invalid(rejection.to_string().into()),
             }
         }
     }

@@ -135,6 +135,8 @@ pub struct RequestError {
     pub retry_after: Option<HeaderValue>,
     /// Seconds that the OIDC token has left, once that is worth a warning.
     pub oidc_expires_in: Option<u32>,
+    /// Those who listen were told of it already, with what was asked for.
+    pub is_told: bool,
     /// The connection cannot be used again: the rest of the request was not read.
     pub close: bool,
 }
@@ -151,6 +153,7 @@ impl RequestError {
             allow: None,
             retry_after: None,
             oidc_expires_in: None,
+            is_told: false,
             close: false,
         }
     }

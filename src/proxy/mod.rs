@@ -35,10 +35,10 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use crate::clock::Clock;
-use crate::events::{self, Event, Events};
+use crate::clock::{Clock, Timestamp};
+use crate::events::{self, Event, Events, Hit};
 use crate::identity::{Credential, CredentialProblem, Identity, Reloader};
 use cache::{Ask, Cache, Fetched, Found, Landed, Role, Spelled};
 use coach::UpstreamError;
@@ -103,9 +103,10 @@ impl Proxy {
         if let Err(error) = &mut outcome {
             error.oidc_expires_in = self.identity.borrow().seconds_left(self.about_to_end, self.clock.now());
             let code = Some(error.code.as_str().to_owned());
-            let remedy = Some((*error.remedy).clone());
+            let (message, remedy) = (Some(error.message.clone()), Some((*error.remedy).clone()));
             let request = self.told(&route, error.status, begun);
-            self.events.tell(Event::Request(events::Request { code, remedy, ..request }));
+            self.events.tell(Event::Request(events::Request { code, message, remedy, ..request }));
+            error.is_told = true;
         }
         outcome
     }
@@ -278,6 +279,12 @@ impl Proxy {
         identity.credential(self.clock.now()).cloned()
     }
 
+    /// Counts a request that was answered with an error.
+    pub fn count_failure(&self) {
+        self.stats.failed.count();
+        self.stats.failed_at_ms.raise_to(self.clock.now().as_millis());
+    }
+
     /// The reply for a request that needs a credential when there is none.
     pub fn no_credential(&self, problem: &CredentialProblem) -> RequestError {
         let code = match problem {
@@ -285,7 +292,8 @@ impl Proxy {
             CredentialProblem::Expired(_) => Code::OidcTokenExpired,
             CredentialProblem::Invalid(_) => Code::OidcTokenInvalid,
         };
-        RequestError::new(code, problem.in_words(&self.credential_source)).command("vercel env pull")
+        let source = &self.credential_source;
+        RequestError::new(code, problem.in_words(source)).remedy(problem.remedy(source))
     }
 
     fn check_allowed(&self, connector: &str) -> Result<(), RequestError> {
@@ -330,10 +338,7 @@ impl Proxy {
         if let Some(left) = identity.seconds_left(self.about_to_end, now) {
             headers.insert(OIDC_EXPIRES_IN, left.into());
         }
-        self.events.tell_listeners(|| {
-            let request = self.told(route, answer.status, begun);
-            Event::Request(events::Request { cache: Some("hit"), ..request })
-        });
+        self.tell_hit(route, None, "hit", &answer, now, begun);
         Ok(answer.reply_with(headers))
     }
 
@@ -361,15 +366,27 @@ impl Proxy {
             (_, None) => forwarded.to_owned(),
         };
         match role {
-            Role::Joined => self.events.tell_listeners(|| {
-                let request = self.told(route, answer.status, begun);
-                let subject = Some(subject.as_str());
-                Event::Request(events::Request { subject, cache: Some("joined"), ..request })
-            }),
+            Role::Joined => self.tell_hit(route, Some(subject), "joined", &answer, self.clock.now(), begun),
             Role::Led => self.log(route, Some(subject), Some("miss"), &what, &answer, begun),
             Role::Forced => self.log(route, Some(subject), Some("forced"), &what, &answer, begun),
         }
         Ok(self.warning_of_the_end(answer.reply_with(answer.headers_saying(&what, None))))
+    }
+
+    /// What is told of a request that Connect was not asked for. There may be very many.
+    fn tell_hit(
+        &self,
+        route: &Route,
+        subject: Option<Subject>,
+        cache: &'static str,
+        answer: &Answer,
+        at: Timestamp,
+        begun: Instant,
+    ) {
+        let (action, connector, status) = (route.action.as_str(), route.connector.as_str(), answer.status.as_u16());
+        let (subject, ms) = (subject.map(Subject::as_str), begun.elapsed().as_millis() as u64);
+        debug!(action, connector, subject, status, cache, ms, "{action} {connector}");
+        self.events.tell_hit(Hit { at, action, connector, subject, cache, status, ms });
     }
 
     /// What is told of any request that was answered.
@@ -382,6 +399,7 @@ impl Proxy {
             cache: None,
             status: status.as_u16(),
             code: None,
+            message: None,
             remedy: None,
             ms: begun.elapsed().as_millis() as u64,
         }

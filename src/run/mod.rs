@@ -7,6 +7,7 @@
 pub mod child;
 pub mod environment;
 pub mod files;
+mod problems;
 pub mod shell;
 pub mod sidecar;
 
@@ -23,6 +24,7 @@ use crate::identity::watch::EnvFileWatch;
 use child::{CannotStart, Signals};
 use environment::{Given, Interception, Lookup, Variable};
 use files::{Contents, Files};
+use problems::Problems;
 use sidecar::Sidecar;
 
 /// Why a command does not run, or has no variables.
@@ -55,6 +57,8 @@ pub struct Options {
     pub intercept: bool,
     /// Whether the command gets the real token.
     pub expose_token: bool,
+    /// Whether what goes wrong in a sidecar that was joined is said here.
+    pub tells_problems: bool,
 }
 
 /// Runs a command through the project's sidecar; its exit code.
@@ -85,10 +89,25 @@ pub async fn run(
                 None => command.env_remove(name),
             };
         }
-        tokio::select! {
-            code = child::run(command, &mut signals, limits) => Ok(code?),
+        let mut problems = match sidecar.is_joined() && options.tells_problems {
+            true => Some(Problems::of(sidecar.client()).await),
+            false => None,
+        };
+        let telling = async {
+            match &mut problems {
+                Some(problems) => problems.say().await,
+                None => std::future::pending().await,
+            }
+        };
+        let code = tokio::select! {
+            never = telling => match never {},
+            code = child::run(command, &mut signals, limits) => code?,
             never = sidecar.keep(run.proxy_port()) => match never {},
+        };
+        if let Some(problems) = &mut problems {
+            problems.say_the_rest().await;
         }
+        Ok(code)
     };
     let outcome = outcome.await;
     sidecar.end(&mut signals).await;

@@ -74,6 +74,11 @@ impl Sidecar {
         Client::new(self.address, self.key.clone())
     }
 
+    /// Whether it is in another process.
+    pub fn is_joined(&self) -> bool {
+        self.serving.is_none()
+    }
+
     /// Sees to it that it is there, for as long as it is polled. `proxy` is the port where the command is intercepted, if
     /// it is.
     pub async fn keep(&mut self, proxy: Option<u16>) -> Infallible {

@@ -41,7 +41,7 @@ impl Server {
     ) -> Reply {
         let (mut head, body) = request.into_parts();
         let outcome = self.route_intercepted(&mut head, body, host, client, place).await;
-        outcome.unwrap_or_else(|error| self.refuse(&error, Some(&head)))
+        self.reply(outcome, &head)
     }
 
     async fn route_intercepted(

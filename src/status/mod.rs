@@ -66,6 +66,7 @@ struct Snapshot {
     refresh: Refresh,
     cache: CacheState,
     upstream: UpstreamState,
+    failures: Failures,
     usage: Report,
     tokens: Vec<Token>,
     warnings: Vec<Listed>,
@@ -124,6 +125,13 @@ struct UpstreamState {
     last_error_at: Option<String>,
 }
 
+/// Requests that were answered with an error, upstream's or our own.
+#[derive(Serialize)]
+struct Failures {
+    count: u64,
+    last_at: Option<String>,
+}
+
 #[derive(Serialize)]
 struct Token {
     connector: String,
@@ -141,6 +149,11 @@ struct Listed {
     message: String,
     #[serde(flatten)]
     remedy: Remedy,
+}
+
+/// What a counter says that holds a time, if there was one.
+fn time(ms: u64) -> Option<String> {
+    (ms != 0).then(|| Timestamp::from_millis(ms).to_string())
 }
 
 impl Status {
@@ -174,11 +187,9 @@ impl Status {
                 url: self.upstream.clone(),
                 requests: counts.upstream_requests,
                 errors: counts.upstream_errors,
-                last_error_at: match counts.upstream_failed_at_ms {
-                    0 => None,
-                    ms => Some(Timestamp::from_millis(ms).to_string()),
-                },
+                last_error_at: time(counts.upstream_failed_at_ms),
             },
+            failures: Failures { count: counts.failed, last_at: time(counts.failed_at_ms) },
             usage: self.usage.report(),
             tokens: tokens
                 .into_iter()
@@ -220,7 +231,7 @@ impl Status {
             },
             Err(CredentialProblem::Missing) => (OidcState::Missing, None),
             Err(CredentialProblem::Expired(_)) => (OidcState::Expired, None),
-            Err(CredentialProblem::Invalid(reason)) => (OidcState::Invalid, Some(reason)),
+            Err(CredentialProblem::Invalid(flaw)) => (OidcState::Invalid, Some(flaw.reason)),
         };
         let token = identity.oidc();
         let claim = |of: fn(&crate::identity::Claims) -> &Option<String>| token.and_then(|t| of(&t.claims).clone());
@@ -264,7 +275,7 @@ impl Status {
         let mut warnings = Vec::new();
         match identity.credential(now) {
             Err(CredentialProblem::Missing) => warnings.push(Warning::missing(source)),
-            Err(CredentialProblem::Invalid(reason)) => warnings.push(Warning::invalid(source, &reason)),
+            Err(CredentialProblem::Invalid(flaw)) => warnings.push(Warning::invalid(source, &flaw)),
             Ok(_) | Err(CredentialProblem::Expired(_)) => {
                 let about_to_end = token.filter(|token| {
                     let left = token.expires_at.since(now);

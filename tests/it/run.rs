@@ -446,3 +446,21 @@ async fn the_variables_of_a_running_sidecar_can_be_had_by_a_shell() {
         assert_no_slice_of([secret_part(&desk.token)], &shown.stdout);
     }
 }
+
+#[tokio::test]
+async fn what_goes_wrong_in_a_joined_sidecar_is_said_once_in_the_terminal_of_the_command() {
+    let desk = Desk::new().await;
+    let _serving = desk.serve(&[]).await;
+    let unlinked = "/v1/connect/token/salesforce%2Fcrm";
+    let ask = format!("{} >&2", ASK.replace("$1", &format!("$CONNECT_SIDECAR_URL{unlinked}")));
+    let said = "token salesforce/crm: run `vercel connect attach salesforce/crm`";
+    for (flags, script, times) in [
+        (&["--no-intercept"][..], format!("{ask}; {ask}"), 1),
+        (&["--no-intercept", "-q"], ask.clone(), 0),
+        (&["--no-intercept"], "true".to_owned(), 0),
+    ] {
+        let ended = run(through(&desk, flags, &script, &[])).await;
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        assert_eq!(ended.stderr.matches(said).count(), times, "{flags:?} {script}: {}", ended.stderr);
+    }
+}

@@ -159,6 +159,7 @@ async fn status_tells_what_happened() {
             "cache": {"entries": 3, "hits": 3, "misses": 6, "collapsed": 2, "requests_saved": 5},
             "upstream": {"url": stage.emulator.url(), "requests": 8, "errors": 2,
                          "last_error_at": stored_at},
+            "failures": {"count": 4, "last_at": stored_at},
             "usage": {"month": "2030-03", "requests": 4, "saved": 5, "saved_usd": 0.015, "allowance": 500},
             "tokens": [
                 {"connector": SLACK_UID, "subject": "app", "stored_at": stored_at, "expires_at": expires_at, "hits": 2},
@@ -187,6 +188,7 @@ async fn status_of_a_fresh_start_has_the_same_shape() {
         status["upstream"],
         json!({"url": stage.emulator.url(), "requests": 0, "errors": 0, "last_error_at": null})
     );
+    assert_eq!(status["failures"], json!({"count": 0, "last_at": null}));
     assert_eq!((&status["tokens"], &status["uptime_seconds"]), (&json!([]), &json!(0)));
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::warning::{INSTALL, PULL, Warning};
 use super::watch::Offers;
@@ -356,8 +356,7 @@ impl Refresher {
 
     /// Says what makes that there will be no fresh token.
     fn alert(&self, warning: &Warning) {
-        let Remedy { hint, command } = &warning.remedy;
-        error!(code = warning.code, hint = &**hint, command = command.as_deref(), "{}", warning.line());
+        warning.say(None);
         let identity = self.identity.borrow().clone();
         let project = identity.oidc().map(|token| token.claims.project_name()).unwrap_or_default();
         self.events.tell(Event::Warning(warning.told(self.clock.now(), project)));

@@ -178,7 +178,7 @@ async function read(reader, mine) {
 
 function happened(line, past) {
   const event = JSON.parse(line);
-  if (event.event === "request") {
+  if (event.event === "request" || event.event === "refusal") {
     // After a reconnection, some of it is known.
     const isKnown = past && [...$("requests").children, ...waiting].some((row) => row.line === line);
     if (!isKnown) {
@@ -227,7 +227,7 @@ function close() {
 const MOODS = { valid: "good", expiring: "warn", expired: "bad", missing: "bad", invalid: "bad" };
 
 function showState() {
-  const { oidc, cache, upstream, usage, warnings, tokens } = state;
+  const { oidc, cache, upstream, failures, usage, warnings, tokens } = state;
   $("closed").hidden = true;
   $("board").hidden = $("notes").hidden = false;
   show("instance", `${state.project} · version ${state.version} · process ${state.pid} · up ${spoken(state.uptime_seconds * 1000)}`);
@@ -251,9 +251,13 @@ function showState() {
   show("misses", count(cache.misses));
   show("joined", count(cache.collapsed));
   show("sent", count(upstream.requests));
-  const last = upstream.last_error_at && `, last at ${timeOfDay(upstream.last_error_at)}`;
-  const failures = `${count(upstream.errors)} ${upstream.errors === 1 ? "error" : "errors"}${last ?? ""}`;
-  mood(show("health", upstream.errors ? failures : "No errors"), upstream.errors ? "warn" : "good");
+  if (failures.count) {
+    const failed = `${count(failures.count)} failed ${failures.count === 1 ? "request" : "requests"}, last at ${timeOfDay(failures.last_at)}`;
+    mood(show("health", failed), "warn");
+  } else {
+    const hasAny = upstream.requests > 0;
+    mood(show("health", hasAny ? "No errors" : "Nothing sent yet"), hasAny ? "good" : "");
+  }
   show("upstream", upstream.url);
 
   $("warnings-section").hidden = warnings.length === 0;
@@ -355,7 +359,7 @@ async function refresh() {
       ? `Refreshed at ${timeOfDay(now())}`
       : reply.status === 404
         ? "This sidecar cannot refresh by itself. Run vercel env pull."
-        : `Not refreshed. ${error?.message ?? `It answered ${reply.status}.`}`;
+        : `Not refreshed. ${error?.message ?? `It answered ${reply.status}.`}${error?.command ? ` Run ${error.command}` : ""}`;
     show("refreshed", outcome);
     say(outcome);
     await load();
@@ -380,15 +384,16 @@ function showRequests() {
   $("no-requests").hidden = true;
 }
 
-function requestRow({ at, action, connector, subject, cache, status, code, ms, line, ...remedy }) {
+function requestRow({ at, action, connector, method, path, subject, cache, status, code, message, ms, line, ...remedy }) {
   const time = make("time", "soft", timeOfDay(at));
   time.dateTime = at;
-  const what = make("div", "what", make("strong", "", connector), make("span", "soft", [action, subject].filter(Boolean).join(" · ")));
+  const what = make("div", "what", make("strong", "", connector ?? path ?? "refused"), make("span", "soft", [action ?? method, subject].filter(Boolean).join(" · ")));
   const isFine = status < 400;
   const pill = make("span", "pill", isFine ? (cache ?? "done") : String(status));
   mood(pill, isFine ? (cache === "hit" || cache === "joined" ? "good" : "") : status < 500 ? "warn" : "bad");
   const result = make("div", "", pill, make("span", "soft", isFine ? String(status) : (code ?? "")));
-  const row = make("li", "", time, what, result, make("span", "soft ms", `${count(ms)} ms`));
+  const row = make("li", "", time, what, result, make("span", "soft ms", ms === undefined ? "" : `${count(ms)} ms`));
+  if (message) row.append(make("div", "soft advice", message));
   if (remedy.hint) row.append(advice(remedy));
   row.line = line;
   return row;

@@ -53,7 +53,7 @@ async fn it_shows_the_state_and_keeps_up_with_it() {
         ("fingerprint", &fingerprint(token)),
         ("instance", &format!("process {}", std::process::id())),
         ("upstream", &stage.emulator.url()),
-        ("health", "No errors"),
+        ("health", "Nothing sent yet"),
         ("month-title", "Token requests in March"),
         ("allowance-words", "0 of the 500 a month"),
         ("no-tokens", "No token is stored"),
