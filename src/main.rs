@@ -16,7 +16,7 @@ use connect_sidecar::config::{self, Config, ConfigError};
 use connect_sidecar::demo::{Demo, DemoError};
 use connect_sidecar::emulate::{self, EmulateError, Emulation};
 use connect_sidecar::hardening::Inherited;
-use connect_sidecar::identity::Reloader;
+use connect_sidecar::identity::{Reloader, State};
 use connect_sidecar::intercept::ca;
 use connect_sidecar::run::{self, RunError, shell};
 use connect_sidecar::server::unix_socket::Problem;
@@ -26,6 +26,7 @@ use connect_sidecar::{doctor, hardening, logging};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 const FAILED: u8 = 1;
 const BAD_CONFIGURATION: u8 = 2;
@@ -56,9 +57,7 @@ impl Failure {
             Self::Config(_) | Self::Demo(DemoError::Config(_)) | Self::Command(CommandError::Config(_)) => {
                 BAD_CONFIGURATION
             }
-            Self::Emulate(EmulateError::Config(_) | EmulateError::Seed(..) | EmulateError::File(..)) => {
-                BAD_CONFIGURATION
-            }
+            Self::Emulate(EmulateError::Mistakes(_) | EmulateError::File(..)) => BAD_CONFIGURATION,
             Self::Emulate(EmulateError::PortTaken(_)) => PORT_TAKEN,
             Self::Startup(error) | Self::Run(RunError::Startup(error)) => exit_code(error),
             Self::Run(RunError::Command(error)) => error.exit_code(),
@@ -157,6 +156,7 @@ async fn serve(args: &GlobalArgs) -> Result<ExitCode, Failure> {
     let stops = Stops::listen(Some(app.reloader()))?;
     let manager = std::env::var_os("NOTIFY_SOCKET");
     let tell_manager = |state: &str| readiness::tell(manager.as_deref(), state);
+    say_first_words(&app);
     say_ready("connect-sidecar", &format!("http://{}", app.addr()));
     tell_manager("READY=1");
     let stopping = |stop| async {
@@ -167,6 +167,19 @@ async fn serve(args: &GlobalArgs) -> Result<ExitCode, Failure> {
         app.serve(stop).await
     };
     Ok(until_stopped(stops, stopping).await)
+}
+
+/// Whoever begins without a token is told where requests would go, and what can be done without an account.
+fn say_first_words(app: &App) {
+    if !matches!(app.identity().borrow().state, State::Missing) {
+        return;
+    }
+    let upstream = &app.server().proxy().upstream;
+    let upstream = upstream.name();
+    info!(
+        "requests go to {upstream}; without an account, see `connect-sidecar demo`, or start `connect-sidecar emulate` and \
+         name it with --upstream; the status page opens with `connect-sidecar status --open`"
+    );
 }
 
 fn remove_ca() -> Result<ExitCode, Failure> {
@@ -237,7 +250,7 @@ async fn emulate(args: &EmulateArgs, global: &GlobalArgs) -> Result<ExitCode, Fa
         return Ok(ExitCode::SUCCESS);
     }
     let stops = Stops::listen(None)?;
-    let emulation = Emulation::start(args, global).await?;
+    let emulation = Emulation::start(args, global, &|name| std::env::var_os(name)).await?;
     if !global.quiet {
         let _ = io::stderr().write_all(emulation.first_use().as_bytes());
     }

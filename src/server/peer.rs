@@ -10,7 +10,7 @@ use nix::unistd::{Uid, geteuid};
 
 /// The user at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Peer {
+pub enum Peer {
     /// The user that we run as, or root.
     Ours,
     /// Another user of this machine.
@@ -23,7 +23,7 @@ pub(super) enum Peer {
 ///
 /// An error means that there were no descriptors left to find it out, or that the caller has left before it was found
 /// out: then it is not for want of an answer that the caller may be let in. Whoever has left misses nothing.
-pub(super) fn of(peer: SocketAddr, local: SocketAddr) -> io::Result<Peer> {
+pub fn of(peer: SocketAddr, local: SocketAddr) -> io::Result<Peer> {
     match socket(peer, local) {
         Ok(socket) => Ok(socket.map_or(Peer::Unknown, |(owner, _)| judge(owner, geteuid()))),
         Err(error) if is_out_of_descriptors(&error) || error.kind() == io::ErrorKind::NotConnected => Err(error),
