@@ -152,6 +152,7 @@ impl App {
         };
 
         let events = Events::default();
+        let (accepted, was_accepted) = watch::channel(None);
         let by_the_clock = config.refresh == Refresh::Cli;
         let (refresher, refresh_asker, refresh) = match &watch {
             Some(watch) => {
@@ -159,11 +160,12 @@ impl App {
                     by_the_clock,
                     project: config.project.clone(),
                     state_dir: config.state_dir.clone(),
+                    upstream: config.upstream.name(),
                     surroundings: config.surroundings,
                 };
                 let (clock, events) = (clock.clone(), events.clone());
                 let (refresher, asker, refresh) =
-                    Refresher::new(options, watch.subscribe(), watch.offers(), clock, events);
+                    Refresher::new(options, watch.subscribe(), was_accepted, watch.offers(), clock, events);
                 (Some(refresher), asker, refresh)
             }
             None => (None, Asker::default(), watch::Sender::new(refresh::Snapshot::first(false)).subscribe()),
@@ -221,6 +223,7 @@ impl App {
             relay: Relay::new(config.hosts, &upstream, clock.clone()),
             upstream,
             identity: identity.clone(),
+            accepted,
             reloader: reloader.clone(),
             clock: clock.clone(),
             about_to_end: steps.longest(),

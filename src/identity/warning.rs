@@ -69,6 +69,15 @@ impl Warning {
         Self::new("refresh_unavailable", what, Some(INSTALL))
     }
 
+    /// The clock does not renew a token of a project that nobody has approved. Its ids, since names can be anybody's.
+    pub fn refresh_held(project_id: &str, owner_id: &str) -> Self {
+        let what = format!(
+            "the OIDC token is not refreshed by itself: no request for {project_id} of {owner_id} was accepted yet, nor has \
+             anybody confirmed it"
+        );
+        Self::new("refresh_held", what, Some("connect-sidecar refresh"))
+    }
+
     /// The token acts elsewhere than where one develops; `None` if it is one of development.
     pub fn of_environment(environment: Option<&str>) -> Option<Self> {
         let environment = environment.unwrap_or("unknown");

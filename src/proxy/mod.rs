@@ -66,6 +66,8 @@ pub struct Proxy {
     pub relay: Relay,
     /// Who we are.
     pub identity: watch::Receiver<Arc<Identity>>,
+    /// Told which credential upstream has accepted.
+    pub accepted: watch::Sender<Option<Arc<Credential>>>,
     /// Makes the owner of the identity look at its source again.
     pub reloader: Reloader,
     /// The time.
@@ -231,7 +233,7 @@ impl Proxy {
         }
     }
 
-    async fn send(&self, outgoing: &Outgoing, credential: &Credential) -> Result<Answer, RequestError> {
+    async fn send(&self, outgoing: &Outgoing, credential: &Arc<Credential>) -> Result<Answer, RequestError> {
         let bearer = credential.bearer().ok_or_else(unsendable)?;
         let place = self.upstream.admit(outgoing.action()).await?;
         self.stats.upstream_requests.count();
@@ -241,10 +243,24 @@ impl Proxy {
             self.stats.upstream_errors.count();
             self.stats.upstream_failed_at_ms.raise_to(self.clock.now().as_millis());
         }
-        if status.is_success() && outgoing.action() == Action::Token {
-            self.stats.granted.count();
+        if status.is_success() {
+            self.tell_accepted(credential);
+            if outgoing.action() == Action::Token {
+                self.stats.granted.count();
+            }
         }
         outcome
+    }
+
+    /// Tells that upstream has taken this credential for good: it alone verifies them.
+    fn tell_accepted(&self, credential: &Arc<Credential>) {
+        self.accepted.send_if_modified(|last| {
+            let is_news = last.as_ref().is_none_or(|last| last.fingerprint() != credential.fingerprint());
+            if is_news {
+                *last = Some(credential.clone());
+            }
+            is_news
+        });
     }
 
     /// A credential that may be sent now. Where the clock may be to blame, upstream is asked for the time first; where it

@@ -248,6 +248,7 @@ impl Status {
                 Activity::Idle => "idle",
                 Activity::Running => "running",
                 Activity::Waiting => "waiting",
+                Activity::Held => "held",
                 Activity::GaveUp => "gave_up",
             },
             last_error: snapshot.last_error,

@@ -4,7 +4,7 @@ use std::fs;
 
 use connect_sidecar::events::Event;
 
-use super::{FakeCli, HOUR, MINUTE, SECOND, by_the_clock, when_asked};
+use super::{FakeCli, HOUR, MINUTE, SECOND, be_accepted, by_the_clock, when_asked};
 use crate::support::desk::Desk;
 use crate::support::http::Request;
 use crate::support::process::Serving;
@@ -83,6 +83,7 @@ async fn a_cli_ends_with_the_sidecar() {
     let mut command = desk.sidecar(&["--refresh", "cli"]);
     command.env("PATH", cli.path());
     let serving = Serving::start(command).await;
+    be_accepted(&serving).await;
     soon("the CLI", pipe.line).await.expect("it began");
     assert_eq!(serving.stop().await.code, Some(0));
     soon("all of them to end", pipe.closed).await.expect("closed");
@@ -111,7 +112,8 @@ async fn a_project_without_a_safe_cli_is_told_so_at_the_start_and_until_there_is
     }]);
     assert_eq!(status["warnings"], listed, "{status:#}");
     let (events, _) = stage.server.proxy().events.listen();
-    let [Event::Warning(event)] = &events.iter().map(|event| (**event).clone()).collect::<Vec<_>>()[..] else {
+    let warnings = events.iter().filter(|event| matches!(***event, Event::Warning(_)));
+    let [Event::Warning(event)] = &warnings.map(|event| (**event).clone()).collect::<Vec<_>>()[..] else {
         panic!("{events:?}");
     };
     assert_eq!((event.code, event.hint.as_deref()), ("refresh_unavailable", Some("npm install --global vercel")));
@@ -146,6 +148,7 @@ async fn of_five_sidecars_of_a_project_never_two_run_the_cli_at_once() {
         let mut command = desk.sidecar(&["--refresh", "cli"]);
         command.current_dir(project).env("PATH", cli.path());
         serving.push(Serving::start(command).await);
+        be_accepted(serving.last().expect("one")).await;
     }
     for serving in &mut serving {
         serving.wait_for_log("token refreshed, expires in 11 h 59 min").await;
@@ -169,6 +172,7 @@ async fn attempts_keep_apart_also_over_a_restart() {
         Serving::start(command).await
     };
     let mut serving = start().await;
+    be_accepted(&serving).await;
     serving.wait_for_log("could not refresh the OIDC token").await;
     serving.stop().await;
     let serving = start().await;
