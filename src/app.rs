@@ -195,8 +195,9 @@ impl App {
         let tasks = TaskTracker::new();
         let stats = Arc::new(Stats::default());
         let cache = Cache::new(config.cache, clock.clone(), tasks.clone());
+        let is_billed = !config.upstream.is_on_this_machine();
         let (usage, usage_keeper) =
-            usage::begin(config.state_dir.clone(), stats.clone(), clock.clone(), identity.clone());
+            usage::begin(is_billed, config.state_dir.clone(), stats.clone(), clock.clone(), identity.clone());
         let names = config.upstream.names.clone();
         let steps = Arc::new(Steps::new(config.warn_before));
         #[cfg(feature = "desktop")]

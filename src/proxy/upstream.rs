@@ -70,6 +70,13 @@ impl Options {
     pub fn name(&self) -> String {
         pool::name_of(&self.origin)
     }
+
+    /// Whether the settings put it on this machine, where Connect itself never is.
+    pub fn is_on_this_machine(&self) -> bool {
+        let host = self.origin.host().unwrap_or_default();
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        host.eq_ignore_ascii_case("localhost") || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    }
 }
 
 /// One request for upstream, without its bearer.

@@ -251,7 +251,9 @@ function showState() {
   show("saved", count(usage.saved));
   show("money", usage.saved_usd.toLocaleString("en-US", { style: "currency", currency: "USD", maximumFractionDigits: 3 }));
   Object.assign($("allowance"), { max: usage.allowance, low: usage.allowance * 0.6, high: usage.allowance * 0.9, value: usage.requests });
-  show("allowance-words", `${count(usage.requests)} of the ${count(usage.allowance)} a month that the Hobby plan includes`);
+  const isBilled = !/^(localhost|127\.[\d.]+|\[::1\])$/.test(new URL(upstream.url).hostname);
+  const free = isBilled ? "" : "; what comes from an upstream on this machine is not billed";
+  show("allowance-words", `${count(usage.requests)} of the ${count(usage.allowance)} a month that the Hobby plan includes${free}`);
 
   show("hits", count(cache.hits));
   show("misses", count(cache.misses));

@@ -83,16 +83,14 @@ async fn flags_are_asked_for_as_the_vercel_cli_does() {
 }
 
 #[tokio::test]
-async fn without_a_sidecar_one_in_this_process_does_it_and_leaves_nothing_but_the_count() {
+async fn without_a_sidecar_one_in_this_process_does_it_and_leaves_nothing() {
     let desk = Desk::new().await;
     let first = run(desk.sidecar(&["token", SLACK_UID])).await;
     let second = run(desk.sidecar(&["token", SLACK_UID, "-q"])).await;
     assert_ne!(token(&first), token(&second), "nothing is kept");
     let state = desk.home.path().join(".local/state/connect-sidecar");
-    let left: Vec<_> = fs::read_dir(&state).expect("a directory").flatten().map(|file| file.file_name()).collect();
-    assert_eq!(left, ["usage.json"]);
-    let usage = fs::read_to_string(state.join("usage.json")).expect("a file");
-    assert!(usage.contains(r#"{"requests":2,"saved":0}"#), "what both were billed: {usage}");
+    let left: Vec<_> = fs::read_dir(&state).into_iter().flatten().flatten().map(|file| file.file_name()).collect();
+    assert!(left.is_empty(), "not even a count, of an upstream on this machine: {left:?}");
     assert_eq!(run(desk.sidecar(&["status"])).await.code, Some(1));
     let mut in_port = desk.sidecar(&["token", SLACK_UID]);
     in_port.env("CONNECT_SIDECAR_PORT", "9");
