@@ -320,7 +320,8 @@ impl App {
         let (identity, refresh) = (self.identity.clone(), self.refresh);
         let (clock, steps, warned) = (self.clock, self.steps, self.warned);
         spawn(Box::pin(expiry::run(identity, refresh, clock, steps, warned, events.clone(), ask_clock)));
-        spawn(Box::pin(follow(self.identity, proxy.clone())));
+        let at_start = self.identity.borrow().oidc().map(|token| token.fingerprint().to_owned());
+        spawn(Box::pin(follow(self.identity, at_start, proxy.clone())));
         let stopping = proxy.stopping.clone();
         spawn(Box::pin(async move { proxy.upstream.prepare().await }));
         // Ends by itself: what was counted last is still to be saved.
@@ -358,16 +359,20 @@ impl App {
     }
 }
 
-/// Keeps the cache to the identity's principal also while nobody asks, and counts and tells rotations.
-async fn follow(mut identity: watch::Receiver<Arc<Identity>>, proxy: Arc<Proxy>) {
-    let mut fingerprint = None;
+/// Keeps the cache to the identity's principal also while nobody asks, and tells of each token that comes into use after
+/// the one `at_start`. One that takes another's place is a rotation, and counted; the first is none.
+async fn follow(mut identity: watch::Receiver<Arc<Identity>>, at_start: Option<String>, proxy: Arc<Proxy>) {
+    let (mut in_use, mut last) = (at_start.clone(), at_start);
     loop {
         let snapshot = identity.borrow_and_update().clone();
         proxy.cache.follow(&snapshot);
+        let before = std::mem::replace(&mut in_use, snapshot.oidc().map(|token| token.fingerprint().to_owned()));
         if let Some(token) = snapshot.oidc() {
-            let before = fingerprint.replace(token.fingerprint().to_owned());
-            if before.is_some() && before != fingerprint {
+            let replaced = last.replace(token.fingerprint().to_owned());
+            if replaced.is_some() && replaced != in_use {
                 proxy.stats.rotations.count();
+            }
+            if before != in_use {
                 proxy.events.tell(Event::Rotation(events::Rotation {
                     at: proxy.clock.now(),
                     project: token.claims.project_name(),

@@ -25,7 +25,7 @@ const BUFFERED: usize = 256;
 pub enum Event {
     /// An app's request to Connect was answered.
     Request(Request),
-    /// Another OIDC token is in use.
+    /// Another OIDC token is in use, or the first one.
     Rotation(Rotation),
     /// Something to act on.
     Warning(Warning),
@@ -59,7 +59,7 @@ pub struct Request {
     pub ms: u64,
 }
 
-/// A fresh token of the same principal, or one of another.
+/// A fresh token of the same principal, or one of another; or the first, where there was none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Rotation {
     /// When it was picked up, by our clock.

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use crate::command::get;
 use crate::support::desk::Desk;
 use crate::support::http::Sent;
-use crate::support::{Scene, Stage, soon};
+use crate::support::{Scene, Stage, fingerprint, soon};
 
 const APP: &str = r#"{"subject":{"type":"app"}}"#;
 
@@ -66,6 +66,36 @@ async fn what_was_before_comes_first_and_then_each_thing_as_it_happens() {
         told.push(event["event"].as_str().unwrap_or_default().to_owned());
     }
     assert!(told.contains(&"warning".to_owned()), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_token_that_comes_where_there_was_none_is_told_and_no_rotation() {
+    let mut stage = Scene::new().without_env_file().start().await;
+    let (mut stream, past) = listen(&stage).await;
+    assert_eq!(events(&past).len(), 0, "{past}");
+    let first = stage.fresh_token(DEVELOPMENT_LIFE);
+    stage.write_env(&first);
+    let told = next(&mut stream).await;
+    assert_eq!((&told["event"], &told["fingerprint"]), (&"rotation".into(), &fingerprint(&first).into()));
+    let rotations = async |stage: &Stage| {
+        let metrics = stage.request("GET", "/metrics").send().await.text();
+        let line = metrics.lines().find(|line| line.starts_with("connect_sidecar_oidc_rotations_total"));
+        line.and_then(|line| line.split(' ').next_back()).expect("a number").to_owned()
+    };
+    assert_eq!(rotations(&stage).await, "0");
+    stage.pass(Duration::from_secs(1));
+    let second = stage.fresh_token(DEVELOPMENT_LIFE);
+    stage.write_env(&second);
+    stage.uses(&second).await;
+    let told = next(&mut stream).await;
+    assert_eq!((&told["event"], &told["fingerprint"]), (&"rotation".into(), &fingerprint(&second).into()));
+    assert_eq!(rotations(&stage).await, "1");
+
+    let stage = Scene::new().start().await;
+    stage.reloader.reload().await;
+    let (_, past) = listen(&stage).await;
+    assert_eq!(events(&past).len(), 0, "what was there at the start is no event: {past}");
+    assert_eq!(rotations(&stage).await, "0");
 }
 
 #[tokio::test]
