@@ -143,7 +143,7 @@ fn judge_error((status, _, body): &Response) {
     if let Some(code) = error.shown_code() {
         assert!(code.len() <= 64 && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{code}");
     }
-    if let Some(advice) = coach::advice(*status, &error, "slack/acme", "development") {
-        assert!(advice.len() < 200 && !advice.contains(char::is_control), "{advice}");
+    if let Some(remedy) = coach::remedy(*status, &error, "slack/acme", "development") {
+        assert!(remedy.hint.len() < 200 && !remedy.hint.contains(char::is_control), "{remedy}");
     }
 }

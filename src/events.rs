@@ -13,6 +13,7 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Timestamp;
+use crate::remedy::Remedy;
 
 /// Events that are kept for those who come late.
 const RECENT: usize = 100;
@@ -52,9 +53,9 @@ pub struct Request {
     /// The code of an error, ours or Connect's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
-    /// The command that mends it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
+    /// What mends it, where that is known.
+    #[serde(flatten)]
+    pub remedy: Option<Remedy>,
     /// How long the app waited.
     pub ms: u64,
 }
@@ -84,9 +85,9 @@ pub struct Warning {
     pub code: &'static str,
     /// What is wrong, a sentence for people.
     pub message: String,
-    /// The command that mends it, if one does.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
+    /// What mends it.
+    #[serde(flatten)]
+    pub remedy: Remedy,
     /// The project, for people.
     pub project: String,
 }
@@ -266,7 +267,7 @@ mod tests {
             cache: Some("hit"),
             status: 200,
             code: None,
-            hint: None,
+            remedy: None,
             ms: 0,
         };
         assert_eq!(

@@ -47,6 +47,7 @@ pub mod port_owner;
 pub mod private_dir;
 pub mod process_group;
 pub mod proxy;
+pub mod remedy;
 pub mod run;
 pub mod safe_read;
 pub mod server;

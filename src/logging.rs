@@ -29,7 +29,8 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("level", "ERROR, WARN, INFO, DEBUG or TRACE"),
     ("message", "what, for people"),
     ("code", "the kind of an error or a warning: as in `error.code` of a reply, or in the state's `warnings`"),
-    ("hint", "the command that mends it"),
+    ("hint", "what to run or change"),
+    ("command", "the command that mends it, where one does, to be pasted into a shell"),
     ("project", "the OIDC token's project, as team/name"),
     ("fingerprint", "the first 8 hex digits of the OIDC token's SHA-256"),
     ("source", "where a fresh OIDC token came from"),
@@ -142,12 +143,12 @@ where
 }
 
 /// Writes `message key=value`, control characters escaped. Absent values are left out, and what the message says
-/// itself: the hint, and what was asked of which connector.
+/// itself: what mends it, and what was asked of which connector.
 fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug) -> std::fmt::Result {
     let text = format!("{value:?}");
     match field.name() {
         "message" => write!(writer, "{}", escaped(&text)),
-        "hint" | "action" | "connector" => Ok(()),
+        "hint" | "command" | "action" | "connector" => Ok(()),
         name => {
             let plain = text.trim_matches('"');
             // What has blanks keeps its quotes, so that one can see where it ends.

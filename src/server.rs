@@ -294,9 +294,10 @@ impl Server {
                 status = error.status.as_u16(),
                 method = shown(|head| head.method.as_str()),
                 path = shown(|head| head.uri.path()),
-                hint = error.hint.as_deref(),
+                hint = &*error.remedy.hint,
+                command = error.remedy.command.as_deref(),
                 "{}",
-                error.message
+                error.line()
             );
         }
         reply::error(error)
@@ -454,7 +455,7 @@ fn may_use_socket(stream: &UnixStream) -> bool {
 
 /// The answer of a request that took as long as one may.
 fn late() -> RequestError {
-    RequestError::new(Code::UpstreamTimeout, "The request was not answered within 60 s.").closing()
+    RequestError::new(Code::UpstreamTimeout, "The request was not answered within 60 s.").hint("try again").closing()
 }
 
 /// The answer of a request that is one too many.

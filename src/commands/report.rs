@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::clock::{Timestamp, spoken};
+use crate::remedy::Remedy;
 use crate::terminal::{Color, Palette, escaped};
 
 /// The body of `GET /_sidecar/v1/status` (interface.md section 4).
@@ -64,7 +65,8 @@ struct Token {
 struct Warning {
     code: String,
     message: String,
-    hint: Option<String>,
+    #[serde(flatten)]
+    remedy: Option<Remedy>,
 }
 
 impl Report {
@@ -73,9 +75,13 @@ impl Report {
         let name = self.oidc.project.as_ref().unwrap_or(&self.project);
         let mut line = format!("{name} {}", self.oidc.in_short());
         let of_token = self.warnings.iter().find(|warning| warning.code.starts_with("oidc_token_"));
-        if let Some(hint) = of_token.and_then(|warning| warning.hint.as_ref()) {
-            let _ = write!(line, ", run {hint}");
+        match of_token.and_then(|warning| warning.remedy.as_ref()) {
+            Some(Remedy { command: Some(command), .. }) => write!(line, ", run {command}"),
+            Some(Remedy { hint, .. }) => write!(line, ", {hint}"),
+            None => Ok(()),
         }
+        // A string can always be written to.
+        .unwrap_or_default();
         escaped(&line)
     }
 
@@ -111,10 +117,10 @@ impl Report {
             ),
         );
         page.tokens(&self.tokens, oidc.now().unwrap_or(local));
-        for Warning { message, hint, .. } in warnings {
+        for Warning { message, remedy, .. } in warnings {
             let _ = writeln!(page.text, "\n{} {}", palette.paint(Color::Yellow, "warning:"), escaped(message));
-            if let Some(hint) = hint {
-                let _ = writeln!(page.text, "         run `{}`", escaped(hint));
+            if let Some(remedy) = remedy {
+                let _ = writeln!(page.text, "         {}", escaped(&remedy.to_string()));
             }
         }
         page.text
@@ -233,7 +239,8 @@ mod tests {
     fn warn(state: &mut Value, of: &str, left: u64, hint: Option<&str>) {
         state["oidc"]["state"] = of.into();
         state["oidc"]["expires_in_seconds"] = left.into();
-        state["warnings"] = json!([{"code": format!("oidc_token_{of}"), "message": "It is.", "hint": hint}]);
+        state["warnings"] =
+            json!([{"code": format!("oidc_token_{of}"), "message": "It is.", "hint": hint, "command": hint}]);
     }
 
     #[test]

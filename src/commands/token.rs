@@ -120,10 +120,10 @@ async fn why_not(client: &Client, connector: &str, reply: &Response<Bytes>) -> S
     }
     let environment = client.state().await.ok().and_then(|state| state.oidc.environment);
     let environment = environment.as_deref().unwrap_or("development");
-    let advice = coach::advice(reply.status(), &error, connector, environment);
-    let advice = advice.map(|advice| format!(": {advice}")).unwrap_or_default();
+    let remedy = coach::remedy(reply.status(), &error, connector, environment);
+    let remedy = remedy.map(|remedy| format!(": {remedy}")).unwrap_or_default();
     let UpstreamError { code, message, .. } = &error;
-    format!("Connect answered {} {code} ({message}){advice}", reply.status().as_u16())
+    format!("Connect answered {} {code} ({message}){remedy}", reply.status().as_u16())
 }
 
 /// The body that `vercel connect token` would send, for the app where no subject is named: we have no session of a user.

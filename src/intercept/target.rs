@@ -44,7 +44,11 @@ impl Target {
             let host = host.strip_suffix('.').unwrap_or(&host).to_owned();
             Some(Self { host, port: authority.port_u16().filter(|port| *port != 0)? })
         });
-        let bad = || RequestError::new(Code::BadTarget, "The target of CONNECT must be `host:port`.").closing();
+        let bad = || {
+            RequestError::new(Code::BadTarget, "The target of CONNECT must be `host:port`.")
+                .hint("send CONNECT host:port")
+                .closing()
+        };
         read.filter(|target| !target.host.is_empty()).ok_or_else(bad)
     }
 

@@ -1,4 +1,4 @@
-//! Upstream's error → the command that mends it, for the log line of that request. Pure.
+//! Upstream's error → what mends it, for the log line and the event of that request. Pure.
 //!
 //! Upstream's reply itself is passed on untouched; this only explains it. The codes are those of connect-contract.md
 //! section 2.2. Commands are meant to be pasted into a shell, so a connector is quoted.
@@ -6,6 +6,7 @@
 use http::StatusCode;
 use serde::Deserialize;
 
+use crate::remedy::Remedy;
 use crate::shell_quoting;
 
 /// What upstream says went wrong, as far as anyone here looks at it.
@@ -50,41 +51,56 @@ impl UpstreamError {
     }
 }
 
-/// What to do about an error: a command to run, or words where no command helps.
-pub fn advice(status: StatusCode, error: &UpstreamError, connector: &str, environment: &str) -> Option<String> {
+/// What mends an error of upstream's, if we know.
+pub fn remedy(status: StatusCode, error: &UpstreamError, connector: &str, environment: &str) -> Option<Remedy> {
     if error.rejects_credential(status) {
-        return Some("run `vercel env pull`".into());
+        return Some(Remedy::run("vercel env pull"));
     }
     let c = shell_quoting::word(connector);
+    let consent = |why: &str| {
+        let command = format!("vercel connect token {c}");
+        Remedy::advice(format!("{why}: run `{command}` to consent again")).with_command(command)
+    };
     Some(match error.code.as_str() {
-        "forbidden" if says_not_linked(&error.message) => format!("run `vercel connect attach {c}`"),
+        "forbidden" if says_not_linked(&error.message) => Remedy::run(format!("vercel connect attach {c}")),
         "forbidden" if is_environment(environment) => {
-            format!("run `vercel connect attach {c} --environment {environment}`")
+            Remedy::run(format!("vercel connect attach {c} --environment {environment}"))
         }
-        "forbidden" => format!("run `vercel connect attach {c}` with the environment of the token as --environment"),
+        "forbidden" => Remedy::advice(format!(
+            "run `vercel connect attach {c}` with the environment of the token as --environment"
+        )),
         "client_installation_required" | "connector_installation_required" => {
-            format!("run `vercel connect open {c}` and install, or pass an `installationId`")
+            let command = format!("vercel connect open {c}");
+            Remedy::advice(format!("run `{command}` and install, or pass an `installationId`")).with_command(command)
         }
-        "user_authorization_required" => format!(
-            "run `vercel connect token {c}`, which walks through the consent; an app calls `POST /v1/connect/authorize/{}`",
-            connector.replace('/', "%2F")
-        ),
-        "no_token" => format!("the grant is gone: run `vercel connect token {c}` to consent again"),
+        "user_authorization_required" => {
+            let command = format!("vercel connect token {c}");
+            let path = format!("/v1/connect/authorize/{}", connector.replace('/', "%2F"));
+            Remedy::advice(format!("run `{command}`, which walks through the consent; an app calls `POST {path}`"))
+                .with_command(command)
+        }
+        "no_token" => consent("the grant is gone"),
         "unresolved_token" => {
-            format!(
-                "this connector cannot serve that subject: `vercel connect token {c} --subject app` shows what it can"
-            )
+            let command = format!("vercel connect token {c} --subject app");
+            Remedy::advice(format!("this connector cannot serve that subject: `{command}` shows what it can"))
+                .with_command(command)
         }
-        "not_found" => {
-            "run `vercel connect list` to see the connectors there are, `vercel connect create` to make one".into()
+        "not_found" => Remedy::advice(
+            "run `vercel connect list` to see the connectors there are, `vercel connect create` to make one",
+        )
+        .with_command("vercel connect list"),
+        "authorization_pending" | "slow_down" => {
+            Remedy::advice("the consent is not given yet: ask again later, and less often")
         }
-        "authorization_pending" | "slow_down" => "the consent is not given yet: ask again later, and less often".into(),
-        "access_denied" => format!("the consent was denied: run `vercel connect token {c}` to ask again"),
-        "expired_token" => format!("the consent came too late: run `vercel connect token {c}` to ask again"),
-        "invalid_grant" => format!("the provider revoked the grant: run `vercel connect token {c}` to consent again"),
+        "access_denied" => consent("the consent was denied"),
+        "expired_token" => consent("the consent came too late"),
+        "invalid_grant" => consent("the provider revoked the grant"),
         _ => match status.as_u16() {
-            429 => "the team's limit is 200 reads and 50 writes a minute: wait up to a minute".into(),
-            410 => format!("this request is over: run `vercel connect token {c}` to begin anew"),
+            429 => Remedy::advice("the team's limit is 200 reads and 50 writes a minute: wait up to a minute"),
+            410 => {
+                let command = format!("vercel connect token {c}");
+                Remedy::advice(format!("this request is over: run `{command}` to begin anew")).with_command(command)
+            }
             _ => return None,
         },
     })
@@ -104,45 +120,51 @@ fn is_environment(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn coached(status: u16, body: &str) -> Option<String> {
+    fn coached(status: u16, body: &str) -> Option<Remedy> {
         let status = StatusCode::from_u16(status).expect("a status");
-        advice(status, &UpstreamError::read(body.as_bytes()), "slack/acme-slack", "development")
+        remedy(status, &UpstreamError::read(body.as_bytes()), "slack/acme-slack", "development")
     }
 
     #[test]
     fn every_typed_error_has_its_command() {
-        for (status, body, expected) in [
+        const TOKEN: Option<&str> = Some("vercel connect token slack/acme-slack");
+        const OPEN: Option<&str> = Some("vercel connect open slack/acme-slack");
+        let forbidden = |message: &str| format!(r#"{{"code":"forbidden","message":"{message}"}}"#);
+        let typed = |code: &str| format!(r#"{{"code":"{code}"}}"#);
+        for (status, error, said, command) in [
             (
                 403,
-                r#"{"error":{"code":"forbidden","message":"The Connector is not linked to this project."}}"#,
-                "vercel connect attach slack/acme-slack`",
+                forbidden("The Connector is not linked to this project."),
+                "vercel connect attach slack/acme-slack",
+                Some("vercel connect attach slack/acme-slack"),
             ),
             (
                 403,
-                r#"{"error":{"code":"forbidden","message":"other"}}"#,
-                "vercel connect attach slack/acme-slack --environment development`",
+                forbidden("other"),
+                "vercel connect attach",
+                Some("vercel connect attach slack/acme-slack --environment development"),
             ),
-            (403, r#"{"error":{"code":"forbidden","message":"x","invalidToken":true}}"#, "vercel env pull"),
-            (403, r#"{"error":{"code":"forbidden","message":"x","missingToken":true}}"#, "vercel env pull"),
-            (401, r#"{"error":{"code":"anything"}}"#, "vercel env pull"),
-            (401, "", "vercel env pull"),
-            (422, r#"{"error":{"code":"client_installation_required"}}"#, "vercel connect open slack/acme-slack"),
-            (422, r#"{"error":{"code":"connector_installation_required"}}"#, "installationId"),
-            (422, r#"{"error":{"code":"user_authorization_required"}}"#, "vercel connect token slack/acme-slack"),
-            (422, r#"{"error":{"code":"user_authorization_required"}}"#, "/v1/connect/authorize/slack%2Facme-slack"),
-            (404, r#"{"error":{"code":"not_found"}}"#, "vercel connect create"),
-            (422, r#"{"error":{"code":"no_token"}}"#, "vercel connect token slack/acme-slack"),
-            (422, r#"{"error":{"code":"unresolved_token"}}"#, "subject"),
-            (400, r#"{"error":{"code":"authorization_pending"}}"#, "later"),
-            (400, r#"{"error":{"code":"slow_down"}}"#, "later"),
-            (400, r#"{"error":{"code":"access_denied"}}"#, "denied"),
-            (400, r#"{"error":{"code":"expired_token"}}"#, "too late"),
-            (400, r#"{"error":{"code":"invalid_grant"}}"#, "revoked"),
-            (429, r#"{"error":{"code":"rate_limited"}}"#, "a minute"),
-            (410, "{}", "begin anew"),
+            (403, r#"{"code":"forbidden","invalidToken":true}"#.into(), "vercel env pull", Some("vercel env pull")),
+            (403, r#"{"code":"forbidden","missingToken":true}"#.into(), "vercel env pull", Some("vercel env pull")),
+            (401, typed("anything"), "vercel env pull", Some("vercel env pull")),
+            (401, String::new(), "vercel env pull", Some("vercel env pull")),
+            (422, typed("client_installation_required"), "install", OPEN),
+            (422, typed("connector_installation_required"), "installationId", OPEN),
+            (422, typed("user_authorization_required"), "/v1/connect/authorize/slack%2Facme-slack", TOKEN),
+            (404, typed("not_found"), "vercel connect create", Some("vercel connect list")),
+            (422, typed("no_token"), "the grant is gone", TOKEN),
+            (422, typed("unresolved_token"), "subject", Some("vercel connect token slack/acme-slack --subject app")),
+            (400, typed("authorization_pending"), "later", None),
+            (400, typed("slow_down"), "later", None),
+            (400, typed("access_denied"), "denied", TOKEN),
+            (400, typed("expired_token"), "too late", TOKEN),
+            (400, typed("invalid_grant"), "revoked", TOKEN),
+            (429, typed("rate_limited"), "a minute", None),
+            (410, "{}".into(), "begin anew", TOKEN),
         ] {
-            let advice = coached(status, body).unwrap_or_default();
-            assert!(advice.contains(expected), "{status} {body}: {advice}");
+            let remedy = coached(status, &format!(r#"{{"error":{error}}}"#)).expect("a remedy");
+            assert!(remedy.hint.contains(said), "{status} {error}: {remedy}");
+            assert_eq!(remedy.command.as_deref(), command, "{status} {error}");
         }
         assert_eq!(coached(500, r#"{"error":{"code":"internal"}}"#), None);
         assert_eq!(coached(403, r#"{"error":{"code":"other"}}"#), None);
@@ -168,8 +190,8 @@ mod tests {
     #[test]
     fn a_connector_cannot_smuggle_a_command() {
         let error = UpstreamError { code: "no_token".into(), ..UpstreamError::default() };
-        let advice = advice(StatusCode::FORBIDDEN, &error, "a;rm -rf ~;'$(id)'", "development").expect("advice");
-        assert!(advice.contains(r"vercel connect token 'a;rm -rf ~;'\''$(id)'\'''`"), "{advice}");
+        let remedy = remedy(StatusCode::FORBIDDEN, &error, "a;rm -rf ~;'$(id)'", "development").expect("a remedy");
+        assert_eq!(remedy.command.as_deref(), Some(r"vercel connect token 'a;rm -rf ~;'\''$(id)'\'''"));
     }
 
     #[test]
@@ -185,9 +207,13 @@ mod tests {
             ("a;id", false),
             ("a\u{202e}", false),
         ] {
-            let advice = advice(StatusCode::FORBIDDEN, &error, "x", environment).expect("advice");
-            assert_eq!(advice.contains(&format!("attach x --environment {environment}`")), is_shown, "{advice}");
-            assert_eq!(advice.matches('`').count(), 2, "{advice}");
+            let remedy = remedy(StatusCode::FORBIDDEN, &error, "x", environment).expect("a remedy");
+            let expected = match is_shown {
+                true => Some(format!("vercel connect attach x --environment {environment}")),
+                false => None,
+            };
+            assert_eq!(remedy.command, expected.map(Into::into));
+            assert!(is_shown || environment.is_empty() || !remedy.hint.contains(environment), "{remedy}");
         }
     }
 

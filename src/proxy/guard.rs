@@ -11,6 +11,7 @@ use http::{Method, Version};
 use super::error::{Code, RequestError, excerpt};
 use crate::identity::placeholder;
 use crate::instance_key::Key;
+use crate::shell_quoting;
 
 /// The name by which we recognise our own requests.
 pub const VIA_NAME: &str = "connect-sidecar";
@@ -224,10 +225,11 @@ fn host_not_allowed(host: &str, entrance: Entrance) -> RequestError {
         Entrance::Network(_) => format!("Host `{host}` is not one that was allowed with --allowed-host."),
         Entrance::UnixSocket => {
             let message = format!("Host `{host}` is not this sidecar, which is `localhost` on its unix socket.");
-            return RequestError::new(Code::HostNotAllowed, message);
+            return RequestError::new(Code::HostNotAllowed, message).hint("send `Host: localhost`");
         }
     };
-    RequestError::new(Code::HostNotAllowed, message).hint(format!("connect-sidecar --allowed-host {host}"))
+    RequestError::new(Code::HostNotAllowed, message)
+        .command(format!("connect-sidecar --allowed-host {}", shell_quoting::word(host)))
 }
 
 /// `name[:port]` or `[v6][:port]`; `None` if it is neither.
@@ -282,7 +284,7 @@ fn check_browser(seen: &Seen<'_>, parts: &Parts, policy: &Policy) -> Result<Opti
             Code::BrowserRequestRefused,
             "Nothing here is for a browser but the status page. Run `connect-sidecar status --open`.",
         )
-        .hint("connect-sidecar status --open"),
+        .command("connect-sidecar status --open"),
         _ => RequestError::new(
             Code::BrowserRequestRefused,
             "Requests from web pages are refused. Ask from a server or a script, or start with --allowed-origin.",
@@ -331,7 +333,7 @@ fn check_forwarding(seen: &Seen<'_>, policy: &Policy) -> Result<(), RequestError
                 "Requests passed on by another proxy are refused (`{name}` is set). Ask directly, or start with --allow-forwarded."
             ),
         )
-        .hint("connect-sidecar --allow-forwarded")),
+        .command("connect-sidecar --allow-forwarded")),
         _ => Ok(()),
     }
 }

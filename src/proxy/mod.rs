@@ -105,9 +105,9 @@ impl Proxy {
         if let Err(error) = &mut outcome {
             error.oidc_expires_in = self.identity.borrow().seconds_left(self.about_to_end, self.clock.now());
             let code = Some(error.code.as_str().to_owned());
-            let hint = error.hint.as_deref().map(str::to_owned);
+            let remedy = Some((*error.remedy).clone());
             let request = self.told(&route, error.status, begun);
-            self.events.tell(Event::Request(events::Request { code, hint, ..request }));
+            self.events.tell(Event::Request(events::Request { code, remedy, ..request }));
         }
         outcome
     }
@@ -301,7 +301,7 @@ impl Proxy {
             CredentialProblem::Expired(_) => Code::OidcTokenExpired,
             CredentialProblem::Invalid(_) => Code::OidcTokenInvalid,
         };
-        RequestError::new(code, problem.in_words(&self.credential_source)).hint("vercel env pull")
+        RequestError::new(code, problem.in_words(&self.credential_source)).command("vercel env pull")
     }
 
     fn check_allowed(&self, connector: &str) -> Result<(), RequestError> {
@@ -398,7 +398,7 @@ impl Proxy {
             cache: None,
             status: status.as_u16(),
             code: None,
-            hint: None,
+            remedy: None,
             ms: begun.elapsed().as_millis() as u64,
         }
     }
@@ -424,12 +424,14 @@ impl Proxy {
         let error = UpstreamError::read(&answer.body);
         let identity = self.identity.borrow().clone();
         let environment = identity.oidc().and_then(|token| token.claims.environment.as_deref());
-        told.hint = coach::advice(answer.status, &error, connector, environment.unwrap_or("development"));
+        told.remedy = coach::remedy(answer.status, &error, connector, environment.unwrap_or("development"));
         told.code = error.shown_code().map(str::to_owned);
         let code = told.code.as_deref();
-        match &told.hint {
-            Some(hint) => {
-                warn!(action, connector, subject, status, code, cache, ms, hint, "{action} {connector}: {hint}");
+        match &told.remedy {
+            Some(remedy) => {
+                let (hint, command) = (&*remedy.hint, remedy.command.as_deref());
+                let line = format!("{action} {connector}: {remedy}");
+                warn!(action, connector, subject, status, code, cache, ms, hint, command, "{line}");
             }
             None => warn!(action, connector, subject, status, code, cache, ms, "{action} {connector}"),
         }
@@ -448,6 +450,7 @@ fn rejects_credential(outcome: &Result<Answer, RequestError>) -> bool {
 
 fn unsendable() -> RequestError {
     RequestError::new(Code::OidcTokenInvalid, "The credential cannot stand in a header. Run `vercel env pull`.")
+        .command("vercel env pull")
 }
 
 fn bad_json(reason: BadJson) -> RequestError {

@@ -171,7 +171,7 @@ impl Proxy {
         match &*self.credential().await? {
             Credential::AccessToken { .. } => {
                 let message = "There is no OIDC token to pass on: the sidecar was started with an access token.";
-                Err(RequestError::new(Code::OidcTokenMissing, message).hint("connect-sidecar --auth oidc"))
+                Err(RequestError::new(Code::OidcTokenMissing, message).command("connect-sidecar --auth oidc"))
             }
             credential => credential.bearer().ok_or_else(super::unsendable),
         }

@@ -272,7 +272,7 @@ mod tests {
             ("/v1/connect/connectors/slack/acme/tokens", "/v1/connect/connectors/slack%2Facme/tokens"),
         ] {
             let error = parse(&Method::POST, path, None).expect_err("not found");
-            assert_eq!((error.code, error.hint.as_deref()), (Code::RouteNotFound, Some(fixed)));
+            assert_eq!((error.code, &*error.remedy.hint), (Code::RouteNotFound, fixed));
             assert!(error.message.contains("%2F"), "{}", error.message);
         }
         for path in [
@@ -282,7 +282,11 @@ mod tests {
             "/v1/connect/connectors/x/projects/prj_1",
             "/v1/connect/connectors/managed/oauth",
         ] {
-            assert_eq!(parse(&Method::POST, path, None).expect_err("not found").hint, None, "{path}");
+            assert_eq!(
+                parse(&Method::POST, path, None).expect_err("not found").remedy,
+                Code::RouteNotFound.remedy().into(),
+                "{path}"
+            );
         }
     }
 

@@ -285,7 +285,7 @@ impl Upstream {
         let mut error = RequestError::new(Code::UpstreamInvalidResponse, message);
         error.upstream_status = Some(status);
         if UpstreamError::default().rejects_credential(status) {
-            error = error.hint("vercel env pull");
+            error = error.command("vercel env pull");
         }
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             error.status = status;

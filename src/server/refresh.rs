@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(50);
 pub(super) async fn ask(asker: &Asker, clock: &Clock) -> Result<String, RequestError> {
     let outcome = tokio::time::timeout(LIMIT, asker.ask()).await.map_err(|_| {
         let message = "The refresh takes its time and goes on. `connect-sidecar status` tells how it ends.";
-        RequestError::new(Code::RefreshFailed, message)
+        RequestError::new(Code::RefreshFailed, message).command("connect-sidecar status")
     })?;
     let refreshed = outcome.map_err(|failure| {
         let code = match failure {
@@ -28,10 +28,7 @@ pub(super) async fn ask(asker: &Asker, clock: &Clock) -> Result<String, RequestE
         if let Failure::TooSoon(left) = failure {
             error.retry_after = Some(reply::retry_after(left));
         }
-        match failure.hint() {
-            Some(hint) => error.hint(hint),
-            None => error,
-        }
+        error.remedy(failure.remedy())
     })?;
     let left = refreshed.expires_at.since(clock.now());
     Ok(json!({

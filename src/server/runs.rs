@@ -80,6 +80,7 @@ pub(super) async fn begin(
     let wanted = if body.is_empty() { b"{}" } else { body };
     let wanted: Wanted = serde_json::from_slice(wanted).map_err(|_| {
         RequestError::new(Code::BadJson, r#"The body is nothing, or {"intercept":true} or {"intercept":false}."#)
+            .hint(r#"send {"intercept":true}, {"intercept":false} or no body"#)
     })?;
     let unavailable = |reason: String| RequestError::new(Code::InterceptionUnavailable, format!("{reason}."));
     let run = name().map_err(|e| unavailable(format!("could not name the run: {e}")))?;

@@ -22,6 +22,7 @@ use crate::identity::warning::Warning;
 use crate::identity::{CredentialProblem, Identity, OidcToken, State};
 use crate::proxy::cache::Cache;
 use crate::proxy::stats::Stats;
+use crate::remedy::Remedy;
 use usage::{Report, Usage};
 
 /// Sees everything, owns nothing.
@@ -138,8 +139,8 @@ struct Token {
 struct Listed {
     code: &'static str,
     message: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    hint: Option<String>,
+    #[serde(flatten)]
+    remedy: Remedy,
 }
 
 impl Status {
@@ -285,7 +286,8 @@ impl Status {
             let by = std::time::Duration::from_millis(self.clock.offset_ms().unsigned_abs());
             warnings.push(Warning::clock_skew(by));
         }
-        let listed = |warning: Warning| Listed { code: warning.code, message: warning.sentence(), hint: warning.hint };
+        let listed =
+            |warning: Warning| Listed { code: warning.code, message: warning.sentence(), remedy: warning.remedy };
         warnings.into_iter().map(listed).collect()
     }
 }

@@ -13,6 +13,7 @@ use tracing::debug;
 use crate::clock::spoken;
 use crate::events::{Event, Events, Listener, Rotation, Warning};
 use crate::identity::warning::Warning as Expiry;
+use crate::remedy::Remedy;
 
 /// A desktop that has not shown a notice by then will not.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -68,7 +69,10 @@ impl Notice {
     fn of_warning(warning: &Warning) -> Self {
         Self {
             title: plain(&warning.message),
-            body: warning.hint.as_ref().map(|hint| format!("Run: {hint}")).unwrap_or_default(),
+            body: match &warning.remedy {
+                Remedy { command: Some(command), .. } => format!("Run: {command}"),
+                remedy => remedy.to_string(),
+            },
             is_urgent: warning.code == Expiry::EXPIRED,
         }
     }
@@ -123,7 +127,7 @@ mod tests {
             at: Timestamp::from_millis(0),
             code,
             message: format!("The OIDC token of {project} expires in 15 min."),
-            hint: Some("vercel env pull".into()),
+            remedy: Remedy::run("vercel env pull"),
             project: project.into(),
         };
         let notice = Notice::of_warning(&warning("oidc_token_expiring", "acme/web"));
@@ -139,7 +143,7 @@ mod tests {
                 "Run: npm install --global vercel",
             ),
             (
-                Expiry::refresh_gave_up(3, Some("vercel login")),
+                Expiry::refresh_gave_up(3, &Remedy::run("vercel login")),
                 "Gave up refreshing the OIDC token after 3 failures in a row: `vercel login` may help",
                 "Run: connect-sidecar refresh",
             ),

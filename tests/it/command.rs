@@ -243,7 +243,7 @@ async fn json_logs_are_one_object_a_line() {
         ended.stderr.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect();
     assert!(lines.iter().all(|line| line["level"].is_string() && line["message"].is_string()), "{}", ended.stderr);
     assert!(lines.iter().any(|line| line["code"] == "bad_json" && line["status"] == 400), "{}", ended.stderr);
-    assert!(lines.iter().any(|line| line["hint"] == "run `vercel connect attach salesforce/crm`"), "{}", ended.stderr);
+    assert!(lines.iter().any(|line| line["command"] == "vercel connect attach salesforce/crm"), "{}", ended.stderr);
 }
 
 #[cfg(target_os = "linux")]

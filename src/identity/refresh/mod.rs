@@ -23,6 +23,7 @@ use super::watch::Offers;
 use super::{Claims, Credential, Identity, OidcToken};
 use crate::clock::{Clock, Timestamp, spoken};
 use crate::events::{Event, Events};
+use crate::remedy::Remedy;
 use crate::safe_read;
 use approvals::Approvals;
 use schedule::Schedule;
@@ -84,14 +85,14 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// The command that may mend it.
-    pub fn hint(&self) -> Option<&'static str> {
+    /// What may mend it.
+    pub fn remedy(&self) -> Remedy {
         match self {
-            Self::NoProject(_) => Some("vercel link"),
-            Self::NoCli(_) => Some(INSTALL),
-            Self::Cli(_) => Some("vercel login"),
-            Self::Refused(_) => Some(PULL),
-            Self::TooSoon(_) | Self::Unavailable(_) => None,
+            Self::NoProject(_) => Remedy::run("vercel link"),
+            Self::NoCli(_) => Remedy::run(INSTALL),
+            Self::Cli(_) => Remedy::run("vercel login"),
+            Self::Refused(_) | Self::Unavailable(_) => Remedy::run(PULL),
+            Self::TooSoon(left) => Remedy::advice(format!("ask again in {}", spoken(*left))),
         }
     }
 }
@@ -301,9 +302,11 @@ impl Refresher {
             let mut jitter = [0];
             let _ = getrandom::fill(&mut jitter);
             self.schedule.failed(self.clock.now(), jitter[0]);
-            warn!(code = "refresh_failed", hint = failure.hint(), "could not refresh the OIDC token: {failure}");
+            let remedy = failure.remedy();
+            let (hint, command) = (&*remedy.hint, remedy.command.as_deref());
+            warn!(code = "refresh_failed", hint, command, "could not refresh the OIDC token: {failure}, {remedy}");
             if cause == Cause::Clock && self.schedule.has_given_up() {
-                let warning = Warning::refresh_gave_up(schedule::MOST_FAILURES, failure.hint());
+                let warning = Warning::refresh_gave_up(schedule::MOST_FAILURES, &remedy);
                 self.alert(&warning);
                 self.gave_up = Some(warning);
             }
@@ -419,7 +422,8 @@ impl Refresher {
 
     /// Says what makes that there will be no fresh token.
     fn alert(&self, warning: &Warning) {
-        error!(code = warning.code, hint = warning.hint, "{}", warning.line());
+        let Remedy { hint, command } = &warning.remedy;
+        error!(code = warning.code, hint = &**hint, command = command.as_deref(), "{}", warning.line());
         let identity = self.identity.borrow().clone();
         let project = identity.oidc().map(|token| token.claims.project_name()).unwrap_or_default();
         self.events.tell(Event::Warning(warning.told(self.clock.now(), project)));

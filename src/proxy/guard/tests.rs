@@ -310,17 +310,18 @@ fn the_page_opens_in_a_window_of_its_own_and_from_no_link() {
 
 #[test]
 fn who_types_the_address_of_something_else_is_told_how_to_open_the_page() {
+    const FROM_ELSEWHERE: &str = "ask from a server or a script, or start the sidecar with --allowed-origin";
     let typed = [("sec-fetch-site", "none"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
     for (path, extra, hint) in [
-        ("/", &typed[..], Some("connect-sidecar status --open")),
-        ("/_sidecar", &typed, Some("connect-sidecar status --open")),
-        ("/", &[("sec-fetch-site", "cross-site"), typed[1], typed[2]], None),
-        ("/", &typed[..1], None),
+        ("/", &typed[..], "connect-sidecar status --open"),
+        ("/_sidecar", &typed, "connect-sidecar status --open"),
+        ("/", &[("sec-fetch-site", "cross-site"), typed[1], typed[2]], FROM_ELSEWHERE),
+        ("/", &typed[..1], FROM_ELSEWHERE),
     ] {
         let mut parts = request(extra);
         (parts.method, parts.uri) = (Method::GET, path.parse().expect("a path"));
         let refusal = check(&parts, LOOPBACK, &Policy::default()).expect_err("refused");
-        assert_eq!((refusal.code, refusal.hint.as_deref()), (Code::BrowserRequestRefused, hint), "{path} {extra:?}");
+        assert_eq!((refusal.code, &*refusal.remedy.hint), (Code::BrowserRequestRefused, hint), "{path} {extra:?}");
     }
 }
 

@@ -79,15 +79,9 @@ function command(text) {
   return make("span", "command", code, button);
 }
 
-// What mends an error: words with commands in backticks, or a command alone. Only what is one of ours to begin with can
-// be copied, and nothing where a foreign name could pose as the end of it: its backtick stands between quotes, which
-// leaves one of them open.
-function advice(hint) {
-  const isWhole = (text) => text.replaceAll("\\'", "").split("'").length % 2 === 1;
-  const pieces = hint.split("`");
-  const isCommand = (text) => /^(vercel|connect-sidecar) /.test(text) && pieces.every(isWhole);
-  const parts = pieces.length === 1 && isCommand(hint) ? ["", hint] : pieces;
-  return make("div", "soft advice", ...parts.map((part, at) => (at % 2 && isCommand(part) ? command(part) : part)));
+// What mends an error: words, and the command to paste where there is one.
+function advice({ hint, command: text }) {
+  return make("div", "soft advice", ...[text !== hint && hint, text && command(text)].filter(Boolean));
 }
 
 // Makes a parent's children those of the items. What stays is not touched, so that the focus stays, too.
@@ -305,10 +299,10 @@ function showTimeLeft() {
 function warningItem() {
   const text = make("span");
   const item = make("li", "", text);
-  item.update = ({ code, message, hint }) => {
+  item.update = ({ code, message, ...remedy }) => {
     mood(item, /expired|missing|invalid/.test(code) ? "bad" : "warn");
     show(text, message);
-    if (hint && item.children.length === 1) item.append(command(hint));
+    if (remedy.hint && item.children.length === 1) item.append(advice(remedy));
   };
   return item;
 }
@@ -388,7 +382,7 @@ function showRequests() {
   $("no-requests").hidden = true;
 }
 
-function requestRow({ at, action, connector, subject, cache, status, code, hint, ms, line }) {
+function requestRow({ at, action, connector, subject, cache, status, code, ms, line, ...remedy }) {
   const time = make("time", "soft", timeOfDay(at));
   time.dateTime = at;
   const what = make("div", "what", make("strong", "", connector), make("span", "soft", [action, subject].filter(Boolean).join(" · ")));
@@ -397,7 +391,7 @@ function requestRow({ at, action, connector, subject, cache, status, code, hint,
   mood(pill, isFine ? (cache === "hit" || cache === "joined" ? "good" : "") : status < 500 ? "warn" : "bad");
   const result = make("div", "", pill, make("span", "soft", isFine ? String(status) : (code ?? "")));
   const row = make("li", "", time, what, result, make("span", "soft ms", `${count(ms)} ms`));
-  if (hint) row.append(advice(hint));
+  if (remedy.hint) row.append(advice(remedy));
   row.line = line;
   return row;
 }

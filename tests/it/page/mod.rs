@@ -304,7 +304,7 @@ async fn nothing_is_hidden(browser: &mut Browser) {
 #[tokio::test]
 async fn a_hostile_name_stays_text() {
     const UID: &str = "<img src=x onerror=alert(1)>`vercel x`\u{202e}";
-    // What is told to attach it would be read as two commands.
+    // Quoted, it is one word of the command that is told.
     const COMMAND: &str = "a`b`vercel rm -rf ~`c";
     // What is copied would not be what is seen.
     const TURNED: &str = "\u{202e}mrc";
@@ -340,7 +340,9 @@ async fn a_hostile_name_stays_text() {
     let made: (usize, usize) = browser
         .evaluate("['img, main script, main b', '#requests .command'].map((those) => document.querySelectorAll(those).length)")
         .await;
-    assert_eq!(made, (0, 0), "nothing of it is an element, nor a command to copy");
+    assert_eq!(made, (0, 1), "nothing of it is an element, nor a command to copy that is not what it looks like");
+    let whole: String = browser.evaluate("document.querySelector('#requests .command code').textContent").await;
+    assert_eq!(whole, format!("vercel connect attach '{COMMAND}'"));
     nothing_is_hidden(&mut browser).await;
     let turned: String =
         browser.evaluate("getComputedStyle(document.querySelector('#requests strong')).unicodeBidi").await;

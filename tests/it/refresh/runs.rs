@@ -109,6 +109,7 @@ async fn a_project_without_a_safe_cli_is_told_so_at_the_start_and_until_there_is
         "code": "refresh_unavailable",
         "message": "The OIDC token cannot be refreshed: the Vercel CLI is not on PATH.",
         "hint": "npm install --global vercel",
+        "command": "npm install --global vercel",
     }]);
     assert_eq!(status["warnings"], listed, "{status:#}");
     let (events, _) = stage.server.proxy().events.listen();
@@ -116,7 +117,7 @@ async fn a_project_without_a_safe_cli_is_told_so_at_the_start_and_until_there_is
     let [Event::Warning(event)] = &warnings.map(|event| (**event).clone()).collect::<Vec<_>>()[..] else {
         panic!("{events:?}");
     };
-    assert_eq!((event.code, event.hint.as_deref()), ("refresh_unavailable", Some("npm install --global vercel")));
+    assert_eq!((event.code, &*event.remedy.hint), ("refresh_unavailable", "npm install --global vercel"));
     assert_eq!(event.message, listed[0]["message"]);
     let reply = stage.refresh().send().await;
     reply.assert_refused(502, "refresh_failed", "a person asks");
