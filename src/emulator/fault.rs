@@ -309,14 +309,8 @@ mod tests {
         }
         let unknown = effect(r#"{"kind":"x"}"#).expect_err("no such kind");
         assert_eq!(Kind::ALL.len(), unknown.matches('`').count() / 2 - 1, "{unknown}");
-        let (seed, help) = (include_str!("example-seed.toml"), include_str!("../../README.md"));
-        for (_, name, _, takes) in Kind::ALL {
-            assert!(seed.contains(name) && help.contains(&format!("| `{name}` |")), "{name}");
-            let row = help.lines().find(|line| line.starts_with(&format!("| `{name}` |"))).unwrap_or_default();
-            for parameter in takes.split('`').skip(1).step_by(2) {
-                assert!(row.contains(&format!("`{parameter}`")), "{name}: {parameter}");
-            }
-        }
+        let seed = include_str!("example-seed.toml");
+        assert!(Kind::ALL.iter().all(|(_, name, ..)| seed.contains(name)));
     }
 
     #[test]
