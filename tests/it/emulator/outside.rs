@@ -59,10 +59,10 @@ async fn a_seed_uses_what_the_command_line_allows_and_says_all_that_it_does_not(
         (
             &[][..],
             &[
-                "seed.toml:9: `api_key_env` names a variable of your environment: allow it with --secret-from-env MAPS_KEY",
-                "seed.toml:14: the provider \"https://login.example\" is not on this machine: allow it with --allow-issuer",
-                "seed.toml:16: `client_secret_env` names a variable of your environment: allow it with --secret-from-env HOME",
-                "seed.toml:19: there is no member `user_x`",
+                "seed.toml:10: `api_key_env` names a variable of your environment: allow it with --secret-from-env MAPS_KEY",
+                "seed.toml:15: the provider \"https://login.example\" is not on this machine: allow it with --allow-issuer",
+                "seed.toml:17: `client_secret_env` names a variable of your environment: allow it with --secret-from-env HOME",
+                "seed.toml:20: there is no member `user_x`",
             ][..],
         ),
         (
