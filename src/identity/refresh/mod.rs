@@ -240,7 +240,7 @@ impl Refresher {
             self.tell(None);
             tokio::select! {
                 changed = self.identity.changed() => if changed.is_err() { return },
-                Ok(()) = self.accepted.changed() => self.note_accepted().await,
+                Ok(()) = self.accepted.changed(), if self.options.by_the_clock => self.note_accepted().await,
                 Some(reply) = self.asks.recv() => {
                     self.schedule.start_over();
                     if let Some(outcome) = self.attempt(Cause::Person).await {

@@ -117,7 +117,7 @@ async fn what_a_person_has_refreshed_where_it_is_linked_goes_on_by_itself() {
 async fn what_was_accepted_is_remembered_over_a_restart() {
     let cli = FakeCli::printing();
     let desk = Desk::new().await;
-    let serving = desk.serve(&[]).await;
+    let serving = desk.serve(&["--refresh", "cli"]).await;
     be_accepted(&serving).await;
     let kept = desk.home.path().join(".local/state/connect-sidecar/refreshable.json");
     let is_kept = async {
