@@ -174,7 +174,7 @@ impl App {
             pid: std::process::id(),
             url: format!("http://{addr}"),
             key: key.text().to_owned(),
-            project: config.project.display().to_string(),
+            project: config.project.clone(),
         };
         let instance_file = match &config.state_dir {
             _ if !config.is_announced => Ok(None),

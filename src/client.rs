@@ -55,7 +55,7 @@ impl std::fmt::Display for NoneRuns {
         write!(f, ": start one with `connect-sidecar` in another terminal")?;
         for Instance { project, url, .. } in &self.others {
             let port = url.rsplit(':').next().unwrap_or_default();
-            write!(f, "\none runs for {project}: that is --port {port}")?;
+            write!(f, "\none runs for {}: that is --port {port}", project.display())?;
         }
         Ok(())
     }
@@ -72,9 +72,7 @@ pub async fn find(wanted: &Wanted) -> Result<(Instance, Client), NoneRuns> {
         None => wanted.project.starts_with(&instance.project),
     };
     // The nearest first, and of one project always the same.
-    running.sort_by_key(|instance| {
-        (std::cmp::Reverse(Path::new(&instance.project).components().count()), port_of(instance))
-    });
+    running.sort_by_key(|instance| (std::cmp::Reverse(instance.project.components().count()), port_of(instance)));
     let (meant, others): (Vec<_>, Vec<_>) = running.into_iter().partition(is_meant);
     for instance in meant {
         if let Some(client) = Client::to(&instance).await {

@@ -24,7 +24,7 @@ impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sidecar(Instance { pid, project, .. }) => {
-                write!(f, "another connect-sidecar (process {pid}) for {project}")
+                write!(f, "another connect-sidecar (process {pid}) for {}", project.display())
             }
             Self::Process { pid, name } => write!(f, "{name} (process {pid})"),
         }

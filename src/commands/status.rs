@@ -1,7 +1,6 @@
 //! `status`: what the running sidecar knows, as text, as JSON, in one line, again and again, or as its page.
 
 use std::io::{self, Write};
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -49,7 +48,7 @@ fn read(state: &RawValue, client: &Client) -> Result<Report, Unanswered> {
 
 async fn open(Instance { url, key, project, .. }: &Instance) -> Result<ExitCode, CommandError> {
     let page = format!("{url}{OURS}");
-    if let Err(reason) = browser::open(&format!("{page}#key={key}"), Path::new(project)).await {
+    if let Err(reason) = browser::open(&format!("{page}#key={key}"), project).await {
         let port = url.rsplit(':').next().unwrap_or_default();
         super::print(format!("{page}\n")).await?;
         return Err(CommandError::Other(format!(

@@ -133,9 +133,8 @@ impl Sidecar {
 
 /// A way to the project's running sidecar that is as `config` would have it.
 pub async fn find(config: &Config) -> Option<Client> {
-    let project = config.project.display().to_string();
     for instance in instance::all(config.state_dir.as_deref()?) {
-        if instance.project != project || !instance.is_running() {
+        if instance.project != config.project || !instance.is_running() {
             continue;
         }
         let Some(client) = Client::to(&instance).await else { continue };

@@ -3,15 +3,18 @@
 //! `<state dir>/<port>.json`, mode 0600 in a directory 0700, written whole or not at all, removed at the end if it is
 //! still ours. The key is nowhere else.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{private_dir, safe_read};
 
@@ -24,8 +27,32 @@ pub struct Instance {
     pub url: String,
     /// Sent as `Sidecar-Key`.
     pub key: String,
-    /// The project's directory.
-    pub project: String,
+    /// The project's directory, absolute.
+    #[serde(serialize_with = "write_path", deserialize_with = "read_path")]
+    pub project: PathBuf,
+}
+
+/// Before the bytes of a path that is not UTF-8. A path that is begins with a slash.
+const FILE_URL: &str = "file://";
+/// What is escaped in such a path.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// As text if it is that, else as a `file:` URL (RFC 8089), which keeps every byte.
+fn write_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    match path.to_str() {
+        Some(text) => serializer.serialize_str(text),
+        None => {
+            serializer.collect_str(&format_args!("{FILE_URL}{}", percent_encode(path.as_os_str().as_bytes(), ESCAPED)))
+        }
+    }
+}
+
+fn read_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Ok(match text.strip_prefix(FILE_URL) {
+        Some(escaped) => OsString::from_vec(percent_decode_str(escaped).collect()).into(),
+        None => text.into(),
+    })
 }
 
 impl Instance {
@@ -125,6 +152,27 @@ mod tests {
         assert_eq!(of_port(&dir, 1), Some(instance(7)));
         drop(file);
         assert_eq!(fs::read_dir(&dir).expect("there").count(), 0);
+    }
+
+    #[test]
+    fn every_byte_of_the_projects_path_is_kept() {
+        let state = tempfile::tempdir().expect("a directory");
+        for (bytes, written) in [
+            (&b"/home/me/web"[..], "/home/me/web"),
+            ("/home/me/caf\u{e9} 100%".as_bytes(), "/home/me/caf\u{e9} 100%"),
+            (b"/home/me/file:%2F", "/home/me/file:%2F"),
+            (b"/a \"b\"\n\\c", "/a \"b\"\n\\c"),
+            (b"/home/me/caf\xe9", "file:///home/me/caf%E9"),
+            (b"/\xff%41 \n/\xe2\x82", "file:///%FF%2541%20%0A/%E2%82"),
+        ] {
+            let project = PathBuf::from(OsString::from_vec(bytes.to_vec()));
+            let written_instance = Instance { project: project.clone(), ..instance(7) };
+            let _file = InstanceFile::write(state.path(), 1, written_instance).expect("written");
+            assert_eq!(of_port(state.path(), 1).map(|read| read.project), Some(project), "{written}");
+            let json = fs::read(state.path().join("1.json")).expect("a file");
+            let json: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
+            assert_eq!(json["project"], written);
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Which sidecar is meant, and that nobody else is given the key (trust-policy.md S5).
 
+use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use connect_sidecar::instance_key::Key;
@@ -162,4 +163,28 @@ async fn a_stale_file_does_not_hide_the_sidecar_that_runs() {
     let ended = run(desk.sidecar(&["status", "--json"])).await;
     assert_eq!(pid_in(&ended), u64::from(serving.pid()));
     assert!(!heard.lock().unwrap_or_else(PoisonError::into_inner).contains(&key));
+}
+
+#[tokio::test]
+async fn a_project_whose_path_is_not_utf_8_finds_its_own_sidecar_and_no_other() {
+    let desk = Desk::new().await;
+    // Equal once they are made readable.
+    let [project, twin] = [&b"caf\xe9 100%"[..], b"caf\xe8 100%"].map(|name| {
+        let project = desk.project().with_file_name(std::ffi::OsStr::from_bytes(name));
+        std::fs::create_dir_all(project.join("src")).expect("a project");
+        std::fs::copy(desk.project().join(".env.local"), project.join(".env.local")).expect("copied");
+        project
+    });
+    let serving = desk.serve_in(&project, &[]).await;
+    for dir in [&project, &project.join("src")] {
+        let asked = run(desk.sidecar_in(dir, &["status", "--json"])).await;
+        assert_eq!(pid_in(&asked), u64::from(serving.pid()), "{}", dir.display());
+    }
+    let told = run(desk.sidecar_in(&project, &["env", "--format", "json", "--no-intercept"])).await;
+    let url = serde_json::from_str::<Value>(&told.stdout).expect("JSON")["CONNECT_SIDECAR_URL"].clone();
+    assert_eq!(url, format!("http://{}", serving.addr));
+    let joined = run(desk.sidecar_in(&project, &["run", "--", "sh", "-c", "echo $CONNECT_SIDECAR_URL"])).await;
+    assert_eq!(joined.stdout, format!("http://{}\n", serving.addr), "{joined:?}");
+    let elsewhere = run(desk.sidecar_in(&twin, &["status"])).await;
+    assert_eq!((elsewhere.code, elsewhere.stderr.contains("no sidecar runs for ")), (Some(1), true), "{elsewhere:?}");
 }
