@@ -127,8 +127,8 @@ pub struct Upstream {
 /// Part of [`State`].
 #[derive(Debug, Deserialize)]
 pub struct Source {
-    /// What people call it.
-    pub source: String,
+    /// What people call the place where it is looked for.
+    pub configured_source: String,
     /// Of what it is, where it says so.
     pub environment: Option<String>,
 }

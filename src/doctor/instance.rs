@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::finding::{Finding, Severity};
 use crate::client::{self, Client};
 use crate::config::{Config, Wanted};
+use crate::identity::VERCEL_CLI;
 use crate::port_owner::{self, Owner};
 use crate::server::listener;
 
@@ -23,6 +24,7 @@ pub(super) struct State {
 #[derive(Debug, Deserialize)]
 struct Oidc {
     state: String,
+    source: String,
     fingerprint: Option<String>,
 }
 
@@ -123,7 +125,10 @@ pub(super) fn judge(place: &Place, fingerprint: Option<&str>, is_known: impl Fn(
         && used != in_file
     {
         let title = format!("the sidecar that runs uses another token ({used}) than the env file's ({in_file})");
-        let detail = "A fresher one of the same project, or another env file.";
+        let detail = match state.oidc.source.as_str() {
+            VERCEL_CLI => "The Vercel CLI got it, which writes no file.",
+            _ => "A fresher one of the same project, or another env file.",
+        };
         findings.push(Finding::new(Severity::Note, "other_token", title, detail));
     }
     for Warning { code, message, hint } in state.warnings.iter().filter(|warning| !is_known(&warning.code)) {
@@ -143,7 +148,7 @@ mod tests {
     fn state(fingerprint: &str, warnings: &[&str]) -> Place {
         let warnings: Vec<_> = warnings.iter().map(|code| serde_json::json!({"code": code, "message": "m"})).collect();
         let state = serde_json::json!({
-            "version": env!("CARGO_PKG_VERSION"), "oidc": {"state": "valid", "fingerprint": fingerprint},
+            "version": env!("CARGO_PKG_VERSION"), "oidc": {"state": "valid", "source": ".env.local", "fingerprint": fingerprint},
             "warnings": warnings, "more": 1,
         });
         Place::Runs("http://127.0.0.1:2774".into(), Ok(serde_json::from_value(state).expect("a state")))

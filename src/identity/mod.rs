@@ -392,12 +392,17 @@ pub struct Identity {
     pub state: State,
     /// Remarks about the file.
     pub notes: FileNotes,
+    /// The token is one that the Vercel CLI got, and not the file's.
+    pub is_from_cli: bool,
 }
+
+/// What people call the source of a token that is not the file's.
+pub const VERCEL_CLI: &str = "the Vercel CLI";
 
 impl Identity {
     /// A first snapshot.
     pub fn first(state: State) -> Self {
-        Self { generation: 1, state, notes: FileNotes::default() }
+        Self { generation: 1, state, notes: FileNotes::default(), is_from_cli: false }
     }
 
     /// The credential to send at `now`, or why there is none.

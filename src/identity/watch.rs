@@ -136,7 +136,8 @@ impl EnvFileWatch {
         };
         let news = self.succession.observe(observed, Instant::now(), self.clock.now());
         let changed = news.as_ref().is_some_and(|news| *news != News::OlderIgnored);
-        if changed || notes != self.notes {
+        let is_from_cli = self.publisher.borrow().is_from_cli;
+        if changed || notes != self.notes || is_from_cli != self.succession.is_offered() {
             self.publish(notes);
         }
         self.say_notes(notes);
@@ -150,14 +151,14 @@ impl EnvFileWatch {
     fn judge(&mut self, token: OidcToken) -> Result<(), String> {
         let news = self.succession.offer(token, self.clock.now())?;
         self.publish(self.notes);
-        self.say(news, "the Vercel CLI");
+        self.say(news, super::VERCEL_CLI);
         Ok(())
     }
 
     fn publish(&self, notes: FileNotes) {
-        let state = self.succession.state().clone();
+        let (state, is_from_cli) = (self.succession.state().clone(), self.succession.is_offered());
         self.publisher.send_modify(|identity| {
-            *identity = Arc::new(Identity { generation: identity.generation + 1, state, notes });
+            *identity = Arc::new(Identity { generation: identity.generation + 1, state, notes, is_from_cli });
         });
     }
 

@@ -138,8 +138,9 @@ pub async fn find(config: &Config) -> Option<Client> {
             continue;
         }
         let Some(client) = Client::to(&instance).await else { continue };
-        let is_wanted =
-            |state: State| state.upstream.url == config.upstream.name() && state.oidc.source == config.auth.name();
+        let is_wanted = |state: State| {
+            state.upstream.url == config.upstream.name() && state.oidc.configured_source == config.auth.name()
+        };
         if client.state().await.is_ok_and(is_wanted) {
             return Some(client);
         }

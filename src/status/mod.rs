@@ -19,7 +19,7 @@ use crate::events::Events;
 use crate::identity::expiry::{self, Steps};
 use crate::identity::refresh::{self, Activity};
 use crate::identity::warning::Warning;
-use crate::identity::{CredentialProblem, Identity, OidcToken, State};
+use crate::identity::{CredentialProblem, Identity, OidcToken, State, VERCEL_CLI};
 use crate::proxy::cache::Cache;
 use crate::proxy::stats::Stats;
 use usage::{Report, Usage};
@@ -75,7 +75,10 @@ struct Oidc {
     state: OidcState,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// Where the token in use came from.
     source: String,
+    /// Where one is looked for.
+    configured_source: String,
     expires_at: Option<String>,
     expires_in_seconds: Option<u64>,
     /// From its `iat` to its `exp`: what the time left is a part of.
@@ -226,7 +229,8 @@ impl Status {
         Oidc {
             state,
             reason,
-            source: self.credential_source.clone(),
+            source: if identity.is_from_cli { VERCEL_CLI.into() } else { self.credential_source.clone() },
+            configured_source: self.credential_source.clone(),
             expires_at: token.map(|t| t.expires_at.to_string()),
             expires_in_seconds: token.map(|t| t.expires_at.since(now).as_secs()),
             lifetime_seconds: token.and_then(OidcToken::lifetime).map(|life| life.as_secs()),

@@ -149,7 +149,7 @@ async fn status_tells_what_happened() {
             "uptime_seconds": 12,
             "project": "web",
             "oidc": {
-                "state": "valid", "source": ".env.local",
+                "state": "valid", "source": ".env.local", "configured_source": ".env.local",
                 "expires_at": "2030-03-18T05:46:40Z", "expires_in_seconds": 12 * 3600 - 13,
                 "lifetime_seconds": 12 * 3600,
                 "owner": "acme", "project": "web", "environment": "development",
@@ -178,7 +178,8 @@ async fn status_of_a_fresh_start_has_the_same_shape() {
     assert_eq!(
         status["oidc"],
         json!({
-            "state": "missing", "source": ".env.local", "expires_at": null, "expires_in_seconds": null, "lifetime_seconds": null,
+            "state": "missing", "source": ".env.local", "configured_source": ".env.local",
+            "expires_at": null, "expires_in_seconds": null, "lifetime_seconds": null,
             "owner": null, "project": null, "environment": null, "fingerprint": null,
         })
     );
