@@ -359,6 +359,14 @@ impl Server {
                 read_only(head)?;
                 Ok(page::reply())
             }
+            _ if guard::is_led_to_the_page(head) => {
+                no_query(head)?;
+                Ok(page::elsewhere())
+            }
+            path if guard::NEAR_THE_PAGE.contains(&path) => {
+                let message = format!("Nothing is answered here. The status page is at {}.", guard::OURS);
+                Err(RequestError::new(Code::RouteNotFound, message).hint("connect-sidecar status --open"))
+            }
             // Boxed: it is rare, and every request would carry the room for it.
             path if path.starts_with(RELAY) => Box::pin(self.relay(head, body, caller.place)).await,
             "/_sidecar/v1/cache" => {

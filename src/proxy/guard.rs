@@ -4,7 +4,7 @@
 //! The rules and the incidents behind them are in trust-policy.md sections 4.2 to 4.6. The gates compare bytes against
 //! lists of what is allowed; they never normalise and never guess. A refusal is decided before any of the body is read.
 
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Version};
 
@@ -19,6 +19,8 @@ pub const KEY_HEADER: HeaderName = HeaderName::from_static("sidecar-key");
 
 /// Where everything of ours is that is no health check, and the status page itself.
 pub const OURS: &str = "/_sidecar/";
+/// Where people look for the status page, and are led to it.
+pub const NEAR_THE_PAGE: [&str; 2] = ["/", "/_sidecar"];
 /// Where the counters are.
 pub const METRICS: &str = "/metrics";
 
@@ -309,7 +311,8 @@ fn check_browser(seen: &Seen<'_>, parts: &Parts, policy: &Policy) -> Result<Opti
         return Ok(Some(origin.clone()));
     }
     // The page itself, in a window of its own, opened by hand or anew: it holds no data. A link elsewhere does not get it.
-    if path == OURS && opens_window && matches!(site, Some(b"none" | b"same-origin")) {
+    if (path == OURS || NEAR_THE_PAGE.contains(&path)) && opens_window && matches!(site, Some(b"none" | b"same-origin"))
+    {
         return Ok(None);
     }
     // The page asks from its own origin, and proves with the key that it was opened by who may.
@@ -349,8 +352,21 @@ fn check_loop(seen: &Seen<'_>) -> Result<(), RequestError> {
 fn check_key(parts: &Parts, entrance: Entrance, policy: &Policy) -> Result<(), RequestError> {
     let path = parts.uri.path();
     // A browser that is told to open the page sends no key, and gets no data.
-    let is_page = path == OURS && matches!(entrance, Entrance::Loopback(_));
+    let is_page = (path == OURS || is_led_to_the_page(parts)) && matches!(entrance, Entrance::Loopback(_));
     if policy.require_key && !is_health(path) && !is_page { require_key(&parts.headers, policy) } else { Ok(()) }
+}
+
+/// Whether a browser opens a window at a path near the status page. One that speaks to a name that it does not trust tells
+/// that by what it takes alone.
+pub fn is_led_to_the_page(parts: &Parts) -> bool {
+    let says = |name: &str, expected: &str| parts.headers.get(name).is_some_and(|value| value == expected);
+    let takes_pages = || {
+        let accepted = parts.headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        !parts.headers.contains_key("sec-fetch-mode")
+            && accepted.split([',', ';']).any(|kind| kind.trim() == "text/html")
+    };
+    let opens_window = says("sec-fetch-mode", "navigate") && says("sec-fetch-dest", "document");
+    parts.method == Method::GET && NEAR_THE_PAGE.contains(&parts.uri.path()) && (opens_window || takes_pages())
 }
 
 /// Paths that are answered when others are not: to whoever has no key, and to one caller too many.

@@ -1,12 +1,14 @@
 "use strict";
 // Shows what the sidecar says of itself: its state, asked for now and then, and its events as they happen. The key is
-// kept in this variable and nowhere else. All that comes from the sidecar is put in as text, and nothing in it is unseen.
+// kept for this tab, which may be loaded anew, until it is refused. All that comes from the sidecar is put in as text, and nothing in it is unseen.
 
 const LIVE_ROWS = 100;
 const STATUS_EVERY_MS = 10_000;
 const SILENCE_MS = 30_000; // the stream says something every 10 s
 const LONGEST_PAUSE_MS = 15_000;
 const OPEN = "connect-sidecar status --open";
+
+const KEY = "key"; // in sessionStorage, where a browser has it: other origins, and so other ports, do not see it
 
 let key = "";
 let round = 0; // of following the sidecar; a new key begins a new one
@@ -215,11 +217,11 @@ function close() {
   round += 1;
   stream.abort();
   const [title, why] = !key
-    ? ["Open this page with its key", "Nothing is shown without the key of the running sidecar, and a page that is loaded anew has forgotten it."]
+    ? ["Open this page with its key", "Nothing is shown without the key of the running sidecar."]
     : state
       ? ["The sidecar has restarted", "Each start has a key of its own, and the one that this page was opened with is no longer good."]
       : ["This key is not good", "It is not that of the sidecar which runs now: each start has a key of its own."];
-  key = "";
+  remember("");
   state = null;
   show("closed-title", title);
   show("closed-why", why);
@@ -402,12 +404,31 @@ function requestRow({ at, action, connector, subject, cache, status, code, hint,
 
 // --- What is done ---
 
+function remember(text) {
+  key = text;
+  try {
+    if (text) sessionStorage.setItem(KEY, text);
+    else sessionStorage.removeItem(KEY);
+  } catch {
+    // A browser that keeps nothing for pages.
+  }
+}
+
+function remembered() {
+  try {
+    return sessionStorage.getItem(KEY) ?? "";
+  } catch {
+    return "";
+  }
+}
+
 function open() {
   const { hash } = location;
   // Out of the address bar, and out of the history.
   if (hash) history.replaceState(null, "", location.pathname);
   const found = /^#key=([\w-]+)$/.exec(hash);
-  if (found) key = found[1];
+  if (found) remember(found[1]);
+  else key ||= remembered();
   if (!key) return close();
   stream.abort();
   follow();
