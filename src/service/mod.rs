@@ -8,6 +8,7 @@ mod manager;
 pub mod readiness;
 mod systemd;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind, Write};
@@ -24,6 +25,7 @@ use crate::commands::CommandError;
 use crate::config::{self, Auth, Carried, Config, ConfigError, Mistake, Wanted};
 use crate::executable;
 use crate::terminal::escaped;
+use crate::tls;
 use launchd::Launchd;
 use manager::{MARK, Manager, Service, State};
 use systemd::Systemd;
@@ -39,6 +41,19 @@ const VARIABLES: [&str; 7] = [
     "SSL_CERT_DIR",
     "NODE_EXTRA_CA_CERTS",
 ];
+
+/// Those of them that name a file of certificates.
+const CERTIFICATES: [&str; 2] = ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"];
+
+/// Why a file of certificates is of no use to a service: inside a `run`, the variables name that run's own, which go with
+/// it and hold what only its command is to trust.
+fn unfit_for_later(file: &Path) -> Option<&'static str> {
+    if tls::holds_local_ca(file) {
+        Some("belongs to a `connect-sidecar run`; set it to yours, or install the service outside of that")
+    } else {
+        (!file.exists()).then_some("is not there")
+    }
+}
 
 /// Writes the service of the project, or what it has become, and starts it anew.
 pub async fn install(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
@@ -58,9 +73,16 @@ pub async fn install(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     }
     let executable = std::env::current_exe().map_err(|e| CommandError::System("find this program's path", e))?;
     let carried = config::carried(global, &environment, &current_dir)?;
+    let left_out = CERTIFICATES.into_iter().filter_map(|name| {
+        let file = PathBuf::from(environment(name)?);
+        Some((name, format!("{name} is not written into the service: {} {}", file.display(), unfit_for_later(&file)?)))
+    });
+    let left_out: BTreeMap<_, _> = left_out.collect();
+    let environment = |name: &str| environment(name).filter(|_| !left_out.contains_key(name));
     let service = describe(&config.project, &executable, carried, &environment).map_err(|what| {
         refused(&format!("{what} has a control character or is not UTF-8, so no service can be told of it"))
     })?;
+    left_out.values().for_each(|text| note(text));
     match Native::find(&config.project)? {
         Native::Systemd(manager) => put(&manager, &service, &config).await?,
         Native::Launchd(manager) => put(&manager, &service, &config).await?,
