@@ -26,6 +26,7 @@ use crate::identity::{Credential, Identity, Reloader, State};
 use crate::instance_key::Key;
 use crate::intercept::Interception;
 use crate::port_owner::{self, Owner};
+use crate::private_dir::Problem;
 use crate::proxy::cache::Cache;
 use crate::proxy::relay::Relay;
 use crate::proxy::stats::Stats;
@@ -61,7 +62,7 @@ pub enum StartupError {
     /// No randomness for the instance key.
     Key(io::Error),
     /// A required key could not be put where its holders find it.
-    InstanceFile(io::Error),
+    InstanceFile(Problem),
 }
 
 impl fmt::Display for StartupError {
@@ -77,7 +78,10 @@ impl fmt::Display for StartupError {
             Self::Listen(address, e) => write!(f, "could not listen on {address}: {e}"),
             Self::UnixSocket(path, problem) => write!(f, "--unix-socket {}: {problem}", path.display()),
             Self::Key(e) => write!(f, "could not make an instance key: {e}"),
-            Self::InstanceFile(e) => write!(f, "could not write the instance key, which --require-key needs: {e}"),
+            Self::InstanceFile(problem) => {
+                write!(f, "could not write the instance key, which --require-key needs: {}", problem.with_command())?;
+                problem.advice().map_or(Ok(()), |advice| write!(f, "; {advice}"))
+            }
         }
     }
 }
@@ -179,14 +183,21 @@ impl App {
         let instance_file = match &config.state_dir {
             _ if !config.is_announced => Ok(None),
             Some(dir) => InstanceFile::write(dir, addr.port(), instance).map(Some),
-            None => Err(io::Error::other("neither XDG_STATE_HOME nor HOME is set")),
+            None => Err(Problem::NoPlace),
         };
-        let instance_file = match instance_file {
-            Ok(file) => file,
-            Err(e) if config.policy.require_key => return Err(StartupError::InstanceFile(e)),
-            Err(e) => {
-                warn!("could not write the state file, other commands will not find this instance: {e}");
-                None
+        let (instance_file, kept_in) = match instance_file {
+            Ok(file) => (file, config.state_dir.as_deref()),
+            Err(problem) if config.policy.require_key => return Err(StartupError::InstanceFile(problem)),
+            Err(problem) => {
+                let hint = problem.command();
+                warn!(
+                    code = "state_directory",
+                    hint,
+                    "`status`, `run` and all other commands will not find this sidecar, and what it warns of and counts \
+                     is forgotten at its end: {}, and start it anew",
+                    String::from(problem)
+                );
+                (None, None)
             }
         };
 
@@ -194,13 +205,13 @@ impl App {
         let stats = Arc::new(Stats::default());
         let cache = Cache::new(config.cache, clock.clone(), tasks.clone());
         let (usage, usage_keeper) =
-            usage::begin(config.state_dir.clone(), stats.clone(), clock.clone(), identity.clone());
+            usage::begin(kept_in.map(Path::to_owned), stats.clone(), clock.clone(), identity.clone());
         let names = config.upstream.names.clone();
         let steps = Arc::new(Steps::new(config.warn_before));
         #[cfg(feature = "desktop")]
         let notices = config.desktop_notices.then(|| Notices::of(&events, steps.longest()));
         // What is said by one that nobody knows of is said to whoever started it alone.
-        let warned = Warned::kept_in(config.state_dir.as_deref().filter(|_| config.is_announced));
+        let warned = Warned::kept_in(kept_in.filter(|_| config.is_announced));
         let upstream = Arc::new(Upstream::new(config.upstream, clock.clone()));
         let status = Status {
             clock: clock.clone(),

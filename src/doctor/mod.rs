@@ -140,7 +140,12 @@ async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir
     {
         findings.push(Finding::ok("credential", "an access token is set, which does not say when it ends"));
     }
-    findings.extend(config.state_dir.iter().flat_map(|dir| files::judge_state(dir, &project)));
+    findings.extend(files::judge_state(
+        config.state_dir.as_deref(),
+        environment("XDG_STATE_HOME"),
+        config.policy.require_key,
+        &project,
+    ));
     findings.push(match &linked {
         Some(linked) => link::judge(linked, token.map(|token| &token.claims)),
         None => undecided("the link"),

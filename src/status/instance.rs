@@ -4,11 +4,9 @@
 //! still ours. The key is nowhere else.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder};
-use std::io;
+use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::kill;
@@ -16,7 +14,8 @@ use nix::unistd::Pid;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{private_dir, safe_read};
+use crate::private_dir::{self, Problem};
+use crate::safe_read;
 
 /// What the file holds (interface.md section 4).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,17 +78,13 @@ pub struct InstanceFile {
 }
 
 impl InstanceFile {
-    /// Writes the file.
-    pub fn write(dir: &Path, port: u16, instance: Instance) -> io::Result<Self> {
-        if let Some(parent) = dir.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        match DirBuilder::new().mode(0o700).create(dir) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-            _ => check_private(dir)?,
-        }
+    /// Writes the file, into a directory that is made if need be.
+    pub fn write(dir: &Path, port: u16, instance: Instance) -> Result<Self, Problem> {
+        private_dir::make(dir)?;
+        private_dir::keep_from_git(dir)?;
         let path = dir.join(format!("{port}.json"));
-        private_dir::write(&path, &serde_json::to_vec(&instance)?)?;
+        // Texts and a number can always be written.
+        private_dir::write(&path, &serde_json::to_vec(&instance).unwrap_or_default())?;
         Ok(Self { path, instance })
     }
 }
@@ -121,22 +116,10 @@ fn read(path: &Path) -> Option<Instance> {
     serde_json::from_slice(&safe_read::read(path).ok()?.bytes).ok()
 }
 
-/// Refuses a directory that others could have prepared.
-fn check_private(dir: &Path) -> io::Result<()> {
-    let meta = fs::symlink_metadata(dir)?;
-    let is_ours = meta.is_dir() && meta.uid() == nix::unistd::Uid::effective().as_raw();
-    if !is_ours {
-        return Err(io::Error::other(format!("{} is not a directory of ours", dir.display())));
-    }
-    if meta.mode() & 0o077 != 0 {
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     fn instance(pid: u32) -> Instance {
         Instance { pid, url: "http://127.0.0.1:1".into(), key: "k".into(), project: "/p".into() }
@@ -151,7 +134,8 @@ mod tests {
         assert_eq!((mode(&dir), mode(&dir.join("1.json"))), (0o700, 0o600));
         assert_eq!(of_port(&dir, 1), Some(instance(7)));
         drop(file);
-        assert_eq!(fs::read_dir(&dir).expect("there").count(), 0);
+        let left = fs::read_dir(&dir).expect("there").flatten().map(|entry| entry.file_name());
+        assert_eq!(left.collect::<Vec<_>>(), [".gitignore"]);
     }
 
     #[test]
@@ -190,5 +174,19 @@ mod tests {
         let link = state.path().join("connect-sidecar");
         std::os::unix::fs::symlink(state.path(), &link).expect("a link");
         assert!(InstanceFile::write(&link, 1, instance(7)).is_err());
+    }
+
+    #[test]
+    fn a_directory_that_others_may_enter_is_refused_and_left_as_it_is() {
+        let state = tempfile::tempdir().expect("a directory");
+        let open = state.path().join("open");
+        for mode in [0o777, 0o1777, 0o755, 0o710] {
+            fs::create_dir(&open).expect("a directory");
+            fs::set_permissions(&open, fs::Permissions::from_mode(mode)).expect("a mode");
+            let refused = InstanceFile::write(&open, 1, instance(7)).err().expect("refused");
+            assert!(matches!(refused, Problem::Open { .. }), "{refused}");
+            assert_eq!(fs::metadata(&open).expect("there").mode() & 0o7777, mode);
+            fs::remove_dir(&open).expect("empty");
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -17,6 +18,7 @@ use crate::support::desk::Desk;
 use crate::support::http::{APP, Request};
 use crate::support::process::{Ended, Running, assert_no_slice_of, isolated, run};
 use crate::support::scripted::Scripted;
+use crate::support::tls::{authority, server};
 use crate::support::{SLACK, npm, soon, write_private};
 
 /// Asks for a token with curl, at `$1`.
@@ -445,4 +447,48 @@ async fn the_variables_of_a_running_sidecar_can_be_had_by_a_shell() {
     for shown in [&json, &dotenv] {
         assert_no_slice_of([secret_part(&desk.token)], &shown.stdout);
     }
+}
+
+#[tokio::test]
+async fn our_own_client_trusts_whom_the_user_trusts_and_never_a_local_ca() {
+    let desk = Desk::new().await;
+    let ((users, by_users), (local, by_local)) =
+        (authority("Acme Root"), authority("connect-sidecar local CA 0a1b2c3d"));
+    let bundle = desk.home.path().join("bundle.pem");
+    fs::write(&bundle, format!("{users}{local}")).expect("written");
+    // For which none runs.
+    let other = desk.project().with_file_name("other");
+    fs::create_dir(&other).expect("a project");
+    fs::copy(desk.project().join(".env.local"), other.join(".env.local")).expect("copied");
+    let program = desk.sidecar(&[]).as_std().get_program().to_str().expect("a path").to_owned();
+    for (issuer, is_trusted) in [(&by_users, true), (&by_local, false)] {
+        for around in [&[][..], &["run", "--", &program]] {
+            let (addr, decrypted) = server(Ipv4Addr::LOCALHOST.into(), "127.0.0.1", issuer, |_| {}).await;
+            let (other, upstream) = (other.to_str().expect("a path"), format!("https://{addr}"));
+            let token = ["--project", other, "--upstream", &upstream, "token", "slack/acme-slack"];
+            let mut command = desk.sidecar(&[around, &token].concat());
+            command.env("SSL_CERT_FILE", &bundle).process_group(0);
+            let ended = run(command).await;
+            assert_eq!(ended.stdout, if is_trusted { "good\n" } else { "" }, "{around:?}: {ended:?}");
+            assert_eq!(decrypted.borrow().is_empty(), !is_trusted, "{around:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_home_that_is_a_git_work_tree_is_no_obstacle_and_nothing_of_ours_is_added_to_it() {
+    let desk = Desk::new().await;
+    let git = |arguments: &[&str]| {
+        let mut git = std::process::Command::new("git");
+        git.env_clear().env("PATH", std::env::var_os("PATH").expect("a path")).env("HOME", desk.home.path());
+        let ended = git.args(arguments).current_dir(desk.home.path()).output().expect("git");
+        assert!(ended.status.success(), "{ended:?}");
+        String::from_utf8(ended.stdout).expect("text")
+    };
+    git(&["init", "--quiet"]);
+    let add = "git -C \"$HOME\" add --all && git -C \"$HOME\" ls-files";
+    let ended = run(through(&desk, &[], add, &[])).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stdout.contains("web/.env.local") && !ended.stdout.contains("connect-sidecar/"), "{}", ended.stdout);
+    assert!(state_dir(&desk).join("ca/key-and-certificate.pem").exists());
 }

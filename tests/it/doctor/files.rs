@@ -237,3 +237,48 @@ async fn nothing_that_a_repository_or_a_project_brings_along_is_run() {
     check_up(&desk, doctor(&desk)).await.found("warning", "env_file_not_ignored");
     assert!(!ran.exists(), "{:?}", fs::read_to_string(&ran));
 }
+
+#[tokio::test]
+async fn a_state_directory_that_cannot_be_used_is_found_with_what_mends_it() {
+    type Spoil = fn(&std::path::Path);
+    let cases: [(Spoil, &str, Option<&str>); 3] = [
+        (
+            |state| {
+                fs::create_dir(state).expect("a directory");
+                fs::set_permissions(state, Permissions::from_mode(0o1777)).expect("a mode");
+            },
+            "others have access to ",
+            Some("chmod 700 STATE"),
+        ),
+        (|state| fs::write(state, "").expect("a file"), "is not a directory", Some("mv STATE STATE.old")),
+        (|state| symlink("/", state).expect("a link"), "is a link", None),
+    ];
+    for (spoil, title, fix) in cases {
+        let desk = healthy().await;
+        let state = desk.home.path().join(".local/state/connect-sidecar");
+        fs::create_dir_all(state.parent().expect("a parent")).expect("a directory");
+        spoil(&state);
+        let checkup = check_up(&desk, doctor(&desk)).await;
+        let found = checkup.found("warning", "state_directory");
+        assert!(found["title"].as_str().is_some_and(|found| found.contains(title)), "{found}");
+        let fix = fix.map(|fix| fix.replace("STATE", state.to_str().expect("a path")));
+        assert_eq!(found["fix"].as_str(), fix.as_deref());
+        let strict = check_up(&desk, desk.sidecar(&["--require-key", "doctor", "--json"])).await;
+        strict.found("problem", "state_directory");
+        if let Some(fix) = fix {
+            let mended = std::process::Command::new("sh").args(["-c", &fix]).status().expect("a shell");
+            assert!(mended.success());
+            assert_eq!(check_up(&desk, doctor(&desk)).await.bad(), [""; 0]);
+        }
+    }
+    let desk = healthy().await;
+    let mut homeless = doctor(&desk);
+    homeless.env_remove("HOME");
+    let checkup = check_up(&desk, homeless).await;
+    let found = checkup.found("warning", "state_directory");
+    assert!(found["detail"].as_str().is_some_and(|detail| detail.contains("set HOME, or XDG_STATE_HOME")), "{found}");
+    let mut relative = doctor(&desk);
+    relative.env("XDG_STATE_HOME", "state");
+    let checkup = check_up(&desk, relative).await;
+    assert_eq!(checkup.found("note", "relative_state_home")["fix"], "unset XDG_STATE_HOME");
+}
