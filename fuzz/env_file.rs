@@ -28,10 +28,13 @@ pub(crate) fn check(file: &[u8]) {
             }
         }
         // What is in front of the file and is no assignment changes nothing.
-        assert_eq!(value_in(&[b"A=it's\r", file].concat()).as_deref(), Some(value));
+        assert_eq!(value_in(&[b"A=it's\n", file].concat()).as_deref(), Some(value));
     }
 
-    // However broken the rest is, the last line is found.
+    // However broken the rest is, the last line is found, but for a quote or a name that takes it in.
+    if file.iter().any(|b| b"\"'`:".contains(b)) {
+        return;
+    }
     let longer = [file, b"\nVERCEL_OIDC_TOKEN=\"a.b.c\"\n"].concat();
     match find_token(&longer) {
         Finding::Value { value, .. } => assert_eq!(value.expose_secret(), "a.b.c"),

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,17 +27,19 @@ use crate::identity::{Credential, Identity, Reloader, State};
 use crate::instance_key::Key;
 use crate::intercept::Interception;
 use crate::port_owner::{self, Owner};
+use crate::private_dir::Problem;
 use crate::proxy::cache::Cache;
 use crate::proxy::relay::Relay;
 use crate::proxy::stats::Stats;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::{MOST_WAITING, Proxy};
 use crate::server::Server;
+use crate::server::handover::{Door, Offer, Taken};
 use crate::server::listener::{self, Listener};
 use crate::server::runs::{self, Asked};
 use crate::server::unix_socket::{self, UnixSocket};
 use crate::status::Status;
-use crate::status::instance::{Instance, InstanceFile};
+use crate::status::instance::{self, Instance, InstanceFile};
 #[cfg(feature = "desktop")]
 use crate::status::notices::Notices;
 use crate::status::usage;
@@ -52,7 +55,9 @@ pub enum StartupError {
         /// The address.
         address: SocketAddr,
         /// Who it is, where that can be found out.
-        owner: Option<Owner>,
+        owner: Option<Box<Owner>>,
+        /// The project that was to be served there.
+        project: PathBuf,
     },
     /// Any other failure to listen.
     Listen(SocketAddr, io::Error),
@@ -61,23 +66,39 @@ pub enum StartupError {
     /// No randomness for the instance key.
     Key(io::Error),
     /// A required key could not be put where its holders find it.
-    InstanceFile(io::Error),
+    InstanceFile(Problem),
 }
 
 impl fmt::Display for StartupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::PortTaken { address, owner } => {
-                write!(f, "could not listen on {address}: the port is taken")?;
-                if let Some(owner) = owner {
-                    write!(f, " by {owner}")?;
+            Self::PortTaken { address, owner, project } => {
+                let taken = format!("could not listen on {address}: the port is taken");
+                match owner.as_deref() {
+                    Some(Owner::Sidecar { instance: Instance { pid, url, project: same, .. }, answers: true })
+                        if same == project =>
+                    {
+                        write!(
+                            f,
+                            "already running here, at {url} (process {pid}, for {}): `connect-sidecar status` shows \
+                             what it does; to start it anew, end it first: `kill {pid}`",
+                            same.display()
+                        )
+                    }
+                    Some(owner @ Owner::Sidecar { instance: Instance { pid, .. }, answers: false }) => {
+                        write!(f, "{taken} by {owner}, which does not answer; if it is stopped: `kill -CONT {pid}`")
+                    }
+                    Some(owner) => write!(f, "{taken} by {owner}; end that, or choose another with --port"),
+                    None => write!(f, "{taken}; end that, or choose another with --port"),
                 }
-                write!(f, "; end that, or choose another with --port")
             }
             Self::Listen(address, e) => write!(f, "could not listen on {address}: {e}"),
             Self::UnixSocket(path, problem) => write!(f, "--unix-socket {}: {problem}", path.display()),
             Self::Key(e) => write!(f, "could not make an instance key: {e}"),
-            Self::InstanceFile(e) => write!(f, "could not write the instance key, which --require-key needs: {e}"),
+            Self::InstanceFile(problem) => {
+                write!(f, "could not write the instance key, which --require-key needs: {}", problem.with_command())?;
+                problem.advice().map_or(Ok(()), |advice| write!(f, "; {advice}"))
+            }
         }
     }
 }
@@ -105,6 +126,8 @@ pub struct App {
     tasks: TaskTracker,
     usage: usage::Keeper,
     instance_file: Option<InstanceFile>,
+    offer: Arc<Offer>,
+    door: Option<Door>,
     #[cfg(feature = "desktop")]
     notices: Option<Notices>,
 }
@@ -112,12 +135,27 @@ pub struct App {
 impl App {
     /// Builds all parts and listens; serves nobody yet.
     pub async fn bind(config: Config, clock: Clock) -> Result<Self, StartupError> {
-        let bound = listener::bind(config.port, config.network)
-            .map_err(|(address, e)| explain_bind(address, e, config.state_dir.as_deref()))?;
+        let bound = match listener::bind(config.port, config.network) {
+            Ok(bound) => bound,
+            Err((address, e)) => return Err(explain_bind(address, e, &config).await),
+        };
+        let secret = Key::random().map_err(StartupError::Key)?;
+        Self::take_over(config, clock, Taken { bound, interception: None, secret }).await
+    }
+
+    /// The same in the place of another, wherever `config` would listen.
+    pub async fn take_over(config: Config, clock: Clock, taken: Taken) -> Result<Self, StartupError> {
+        let Taken { bound, interception: intercepting, secret } = taken;
+        let settings = config.settings();
         if bound.without_ipv6 {
             info!("this machine has no IPv6: listening on 127.0.0.1 only");
         }
         let addr = bound.loopback;
+        // The address in the network is not for a command to take over.
+        let is_loopback = |listener: &&TcpListener| listener.local_addr().is_ok_and(|addr| addr.ip().is_loopback());
+        let offer = Offer::new(secret.clone(), bound.listeners.iter().filter(is_loopback).chain(&intercepting))
+            .map_err(|e| StartupError::Listen(addr, e))?;
+        let offer = Arc::new(offer);
         let mut listeners: Vec<_> = bound.listeners.into_iter().map(Listener::Tcp).collect();
         if let Some(path) = config.unix_socket {
             match UnixSocket::bind(&path).await {
@@ -152,6 +190,7 @@ impl App {
         };
 
         let events = Events::default();
+        let (accepted, was_accepted) = watch::channel(None);
         let by_the_clock = config.refresh == Refresh::Cli;
         let (refresher, refresh_asker, refresh) = match &watch {
             Some(watch) => {
@@ -159,11 +198,12 @@ impl App {
                     by_the_clock,
                     project: config.project.clone(),
                     state_dir: config.state_dir.clone(),
+                    upstream: config.upstream.name(),
                     surroundings: config.surroundings,
                 };
                 let (clock, events) = (clock.clone(), events.clone());
                 let (refresher, asker, refresh) =
-                    Refresher::new(options, watch.subscribe(), watch.offers(), clock, events);
+                    Refresher::new(options, watch.subscribe(), was_accepted, watch.offers(), clock, events);
                 (Some(refresher), asker, refresh)
             }
             None => (None, Asker::default(), watch::Sender::new(refresh::Snapshot::first(false)).subscribe()),
@@ -174,33 +214,49 @@ impl App {
             pid: std::process::id(),
             url: format!("http://{addr}"),
             key: key.text().to_owned(),
-            project: config.project.display().to_string(),
+            project: config.project.clone(),
+            began: instance::began(),
         };
         let instance_file = match &config.state_dir {
             _ if !config.is_announced => Ok(None),
             Some(dir) => InstanceFile::write(dir, addr.port(), instance).map(Some),
-            None => Err(io::Error::other("neither XDG_STATE_HOME nor HOME is set")),
+            None => Err(Problem::NoPlace),
         };
-        let instance_file = match instance_file {
-            Ok(file) => file,
-            Err(e) if config.policy.require_key => return Err(StartupError::InstanceFile(e)),
-            Err(e) => {
-                warn!("could not write the state file, other commands will not find this instance: {e}");
-                None
+        let (instance_file, kept_in) = match instance_file {
+            Ok(file) => (file, config.state_dir.as_deref()),
+            Err(problem) if config.policy.require_key => return Err(StartupError::InstanceFile(problem)),
+            Err(problem) => {
+                let hint = problem.command();
+                warn!(
+                    code = "state_directory",
+                    hint,
+                    "`status`, `run` and all other commands will not find this sidecar, and what it warns of and counts \
+                     is forgotten at its end: {}, and start it anew",
+                    String::from(problem)
+                );
+                (None, None)
             }
+        };
+
+        let door = match (&instance_file, &config.state_dir) {
+            (Some(_), Some(dir)) => Door::open(dir, addr.port())
+                .inspect_err(|e| warn!("commands that join this sidecar will lose it when it ends: {e}"))
+                .ok(),
+            _ => None,
         };
 
         let tasks = TaskTracker::new();
         let stats = Arc::new(Stats::default());
         let cache = Cache::new(config.cache, clock.clone(), tasks.clone());
+        let is_billed = !config.upstream.is_on_loopback();
         let (usage, usage_keeper) =
-            usage::begin(config.state_dir.clone(), stats.clone(), clock.clone(), identity.clone());
-        let names = config.upstream.names.clone();
+            usage::begin(is_billed, kept_in.map(Path::to_owned), stats.clone(), clock.clone(), identity.clone());
+        let (names, env_proxy) = (config.upstream.names.clone(), config.upstream.env_proxy.clone());
         let steps = Arc::new(Steps::new(config.warn_before));
         #[cfg(feature = "desktop")]
         let notices = config.desktop_notices.then(|| Notices::of(&events, steps.longest()));
         // What is said by one that nobody knows of is said to whoever started it alone.
-        let warned = Warned::kept_in(config.state_dir.as_deref().filter(|_| config.is_announced));
+        let warned = Warned::kept_in(kept_in.filter(|_| config.is_announced));
         let upstream = Arc::new(Upstream::new(config.upstream, clock.clone()));
         let status = Status {
             clock: clock.clone(),
@@ -213,6 +269,7 @@ impl App {
             upstream: upstream.name().to_owned(),
             project: config.project.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             credential_source: credential_source.clone(),
+            settings,
             steps: steps.clone(),
             started_at: clock.local(),
         };
@@ -221,6 +278,7 @@ impl App {
             relay: Relay::new(config.hosts, &upstream, clock.clone()),
             upstream,
             identity: identity.clone(),
+            accepted,
             reloader: reloader.clone(),
             clock: clock.clone(),
             about_to_end: steps.longest(),
@@ -234,7 +292,8 @@ impl App {
             tasks: tasks.clone(),
         };
         let mut policy = config.policy;
-        policy.key = Some(key.clone());
+        policy.key = Some(key);
+        policy.run_key = Some(secret.run_key());
         if !policy.allowed_hosts.is_empty() && !policy.require_key {
             warn!("--allowed-host lets in whoever can send that Host: consider --require-key");
         }
@@ -242,10 +301,12 @@ impl App {
         let server = Arc::new(Server::new(Arc::new(proxy), policy, status, refresh_asker, asking));
         let interception = Interception {
             server: server.clone(),
-            key,
+            secret,
             names,
+            env_proxy,
             plain_port: addr.port(),
-            port: config.interception_port,
+            listener: intercepting,
+            offer: offer.clone(),
             state_dir: config.state_dir,
             project: config.project,
             clock: clock.clone(),
@@ -268,6 +329,8 @@ impl App {
             tasks,
             usage: usage_keeper,
             instance_file,
+            offer,
+            door,
             #[cfg(feature = "desktop")]
             notices,
         })
@@ -316,7 +379,8 @@ impl App {
         let (identity, refresh) = (self.identity.clone(), self.refresh);
         let (clock, steps, warned) = (self.clock, self.steps, self.warned);
         spawn(Box::pin(expiry::run(identity, refresh, clock, steps, warned, events.clone(), ask_clock)));
-        spawn(Box::pin(follow(self.identity, proxy.clone())));
+        let at_start = self.identity.borrow().oidc().map(|token| token.fingerprint().to_owned());
+        spawn(Box::pin(follow(self.identity, at_start, proxy.clone())));
         let stopping = proxy.stopping.clone();
         spawn(Box::pin(async move { proxy.upstream.prepare().await }));
         // Ends by itself: what was counted last is still to be saved.
@@ -330,10 +394,22 @@ impl App {
             connections.spawn(self.server.clone().accept(listener, connections.clone(), stopping.clone()));
         }
 
-        stop.await;
+        let (offer, door) = (self.offer, self.door);
+        let handing_out = async {
+            match &door {
+                Some(door) => offer.hand_out(door).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = stop => {}
+            () = handing_out => {}
+        }
         stopping.cancel();
         // From now on another process may take this one's place.
         drop(self.instance_file);
+        drop(door);
+        offer.end();
         self.server.finish();
         events.end();
         connections.close();
@@ -354,16 +430,20 @@ impl App {
     }
 }
 
-/// Keeps the cache to the identity's principal also while nobody asks, and counts and tells rotations.
-async fn follow(mut identity: watch::Receiver<Arc<Identity>>, proxy: Arc<Proxy>) {
-    let mut fingerprint = None;
+/// Keeps the cache to the identity's principal also while nobody asks, and tells of each token that comes into use after
+/// the one `at_start`. One that takes another's place is a rotation, and counted; the first is none.
+async fn follow(mut identity: watch::Receiver<Arc<Identity>>, at_start: Option<String>, proxy: Arc<Proxy>) {
+    let (mut in_use, mut last) = (at_start.clone(), at_start);
     loop {
         let snapshot = identity.borrow_and_update().clone();
         proxy.cache.follow(&snapshot);
+        let before = std::mem::replace(&mut in_use, snapshot.oidc().map(|token| token.fingerprint().to_owned()));
         if let Some(token) = snapshot.oidc() {
-            let before = fingerprint.replace(token.fingerprint().to_owned());
-            if before.is_some() && before != fingerprint {
+            let replaced = last.replace(token.fingerprint().to_owned());
+            if replaced.is_some() && replaced != in_use {
                 proxy.stats.rotations.count();
+            }
+            if before != in_use {
                 proxy.events.tell(Event::Rotation(events::Rotation {
                     at: proxy.clock.now(),
                     project: token.claims.project_name(),
@@ -378,9 +458,13 @@ async fn follow(mut identity: watch::Receiver<Arc<Identity>>, proxy: Arc<Proxy>)
     }
 }
 
-fn explain_bind(address: SocketAddr, error: io::Error, state_dir: Option<&Path>) -> StartupError {
+async fn explain_bind(address: SocketAddr, error: io::Error, config: &Config) -> StartupError {
     match error.kind() {
-        io::ErrorKind::AddrInUse => StartupError::PortTaken { address, owner: port_owner::find(address, state_dir) },
+        io::ErrorKind::AddrInUse => StartupError::PortTaken {
+            address,
+            owner: port_owner::find(address, config.state_dir.as_deref()).await.map(Box::new),
+            project: config.project.clone(),
+        },
         _ => StartupError::Listen(address, error),
     }
 }

@@ -31,6 +31,21 @@ pub struct RefreshArgs {
     pub refresh: Option<String>,
 }
 
+/// What the emulator can be told to get wrong; a test holds that all of it is here.
+const FAULTS: &str = "\
+Faults, in [[faults]] of the seed or by POST /_emulator/faults, each with `on` (only requests whose target contains this)
+and `times` (until it is cleared if it is left out):
+  latency        the answer comes later: needs `by`, as \"2s\"
+  hang           no answer ever comes
+  reset          the connection is reset
+  cut            the answer breaks off in the middle
+  wrong_json     the answer is no JSON
+  unauthorized   401, the credential is over
+  rate_limited   429, with `retry_after`, as \"30\"
+  revoked_grant  422 no_token, the provider took the grant back
+  status         needs `status`, as 503; takes `code`, `message` and `retry_after`
+  clock_skew     the emulator's clock is off: needs `by`, as \"2h\" or \"-5m\"";
+
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Command {
@@ -105,6 +120,7 @@ pub enum Command {
     /// Stand in for Vercel Connect: the upstream of a sidecar, of the Vercel CLI and of tests, without account or network
     ///
     /// Listens on 127.0.0.1, on port 2775 unless --port says otherwise.
+    #[command(after_long_help = FAULTS)]
     Emulate(EmulateArgs),
 }
 
@@ -131,6 +147,12 @@ pub struct EmulateArgs {
     /// Who and what there is at the start, in TOML [default: the demo's team]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub seed: Option<PathBuf>,
+    /// Let the seed name this variable of the environment where a connector wants a secret; repeatable
+    #[arg(long, value_name = "NAME")]
+    pub secret_from_env: Vec<String>,
+    /// Let the seed name this provider, which is not on this machine, as an issuer; repeatable
+    #[arg(long, value_name = "URL", value_hint = ValueHint::Url)]
+    pub allow_issuer: Vec<String>,
     /// Keep everything in this file across restarts; once it is there, the seed is not read any more
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub state: Option<PathBuf>,
@@ -242,7 +264,7 @@ pub struct GlobalArgs {
     /// Read this configuration file instead of the project's sidecar.toml
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
-    /// The project directory [default: the current directory]
+    /// The project directory [default: the current directory, or the nearest above that is a project's]
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub project: Option<PathBuf>,
     /// The file that holds VERCEL_OIDC_TOKEN [default: .env.local in the project]
@@ -269,7 +291,7 @@ pub struct GlobalArgs {
     /// Listen on this unix socket, too; nobody else may enter its directory
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub unix_socket: Option<String>,
-    /// Reach Connect through HTTPS_PROXY
+    /// Reach Connect through the proxy that HTTPS_PROXY or ALL_PROXY names
     #[arg(long, global = true)]
     pub use_env_proxy: bool,
     /// As in [`RefreshArgs`], wherever it was given.

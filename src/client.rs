@@ -3,87 +3,180 @@
 //! [`find`] tells which of them is meant. The key goes to nobody who has not proven to hold it already: a state file may
 //! outlive its instance, and another program may have its port by now.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::future::join_all;
-use http::header::{CONTENT_TYPE, HOST};
-use http::{Method, Request, Response, Uri};
+use futures_util::StreamExt;
+use futures_util::future::{self, Either, join_all};
+use futures_util::stream::FuturesOrdered;
+use http::header::{CONTENT_TYPE, HOST, HeaderValue};
+use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::config::Wanted;
+use crate::config::{Settings, Wanted};
 use crate::instance_key::Key;
+use crate::proxy::env_proxy::{self, Environment};
 use crate::proxy::guard::KEY_HEADER;
+use crate::remedy::Remedy;
 use crate::server::{NONCE_HEADER, PROOF_HEADER};
 use crate::status::instance::{self, Instance};
 
-/// Whoever does not answer by then is no sidecar that could serve an app.
+/// Whoever does not answer by then does not answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// The largest answer, in bytes: the state of some 100,000 tokens.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
+/// Why there is no sidecar to ask.
+#[derive(Debug, thiserror::Error)]
+pub enum NotFound {
+    /// None is there.
+    #[error(transparent)]
+    NoneRuns(#[from] NoneRuns),
+    /// One is, and does not answer.
+    #[error(transparent)]
+    Silent(#[from] Silent),
+}
+
 /// There is no sidecar of that kind.
 #[derive(Debug, thiserror::Error)]
 pub struct NoneRuns {
-    project: PathBuf,
+    directory: PathBuf,
     /// The port, if the user named one.
     port: Option<u16>,
     /// Those that run, for other projects.
     others: Vec<Instance>,
 }
 
-impl NoneRuns {
-    /// None that is as this project would have it.
-    pub fn for_project(project: &Path) -> Self {
-        Self { project: project.to_owned(), port: None, others: Vec::new() }
-    }
-}
-
 impl std::fmt::Display for NoneRuns {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.port {
             Some(port) => write!(f, "no sidecar of yours runs at port {port}")?,
-            None => write!(f, "no sidecar runs for {}", self.project.display())?,
+            None => write!(f, "no sidecar runs for {}", self.directory.display())?,
         }
         write!(f, ": start one with `connect-sidecar` in another terminal")?;
         for Instance { project, url, .. } in &self.others {
             let port = url.rsplit(':').next().unwrap_or_default();
-            write!(f, "\none runs for {project}: that is --port {port}")?;
+            write!(f, "\none runs for {}: that is --port {port}", project.display())?;
         }
         Ok(())
     }
 }
 
-/// The running sidecar that is meant: the one at the port, or else the one of the project or of the nearest directory
-/// above it. Each that is asked has to prove what it is.
-pub async fn find(wanted: &Wanted) -> Result<(Instance, Client), NoneRuns> {
+/// A sidecar is there and does not answer: it is stopped, or hangs.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the sidecar for {}: process {pid} does not answer; if it is stopped: `{}`", project.display(), self.remedy())]
+pub struct Silent {
+    /// Its process.
+    pub pid: u32,
+    /// Its project.
+    pub project: PathBuf,
+}
+
+impl Silent {
+    fn of(instance: &Instance) -> Self {
+        Self { pid: instance.pid, project: PathBuf::from(&instance.project) }
+    }
+
+    /// The command that lets it go on, if it is stopped.
+    pub fn remedy(&self) -> String {
+        format!("kill -CONT {}", self.pid)
+    }
+}
+
+/// The running sidecar that is meant: the one at the port, or else the one of the directory or of the nearest above it.
+/// Each that is asked has to prove what it is.
+pub async fn find(wanted: &Wanted) -> Result<(Instance, Client), NotFound> {
+    find_within(wanted, TIMEOUT).await
+}
+
+/// The same for who cannot wait: whoever does not answer within `patience` does not answer.
+pub async fn find_within(wanted: &Wanted, patience: Duration) -> Result<(Instance, Client), NotFound> {
     let mut running = wanted.state_dir.as_deref().map(instance::all).unwrap_or_default();
     running.retain(Instance::is_running);
     let port_of = |instance: &Instance| instance.address().map(|address| address.port());
     let is_meant = |instance: &Instance| match wanted.port {
         Some(port) => port_of(instance) == Some(port),
-        None => wanted.project.starts_with(&instance.project),
+        None => wanted.directory.starts_with(&instance.project),
     };
     // The nearest first, and of one project always the same.
-    running.sort_by_key(|instance| {
-        (std::cmp::Reverse(Path::new(&instance.project).components().count()), port_of(instance))
-    });
+    running.sort_by_key(|instance| (std::cmp::Reverse(instance.project.components().count()), port_of(instance)));
     let (meant, others): (Vec<_>, Vec<_>) = running.into_iter().partition(is_meant);
-    for instance in meant {
-        if let Some(client) = Client::to(&instance).await {
-            return Ok((instance, client));
+    let others_are_asked = async {
+        // They are only told of, and not waited for as long.
+        let asked = others.iter().map(|other| ask(other, patience / 4));
+        let proven = join_all(asked).await.into_iter().map(|answer| matches!(answer, Answer::Proven(_)));
+        others.iter().cloned().zip(proven).filter_map(|(other, is_proven)| is_proven.then_some(other)).collect()
+    };
+    // All are asked at once, and heard in their order.
+    let asked = meant.iter().map(|instance| ask(instance, patience)).collect::<FuturesOrdered<_>>();
+    let chosen = async {
+        let mut answers = asked.zip(futures_util::stream::iter(&meant));
+        let mut silent: Option<Silent> = None;
+        while let Some((answer, instance)) = answers.next().await {
+            // One that does not answer hides those of the directories above it, but no other of its own.
+            if let Some(silent) = silent.take_if(|silent| silent.project != instance.project) {
+                return Err(Some(silent));
+            }
+            match answer {
+                Answer::Proven(client) => return Ok((instance.clone(), client)),
+                Answer::Silence => silent = silent.or_else(|| Some(Silent::of(instance))),
+                Answer::OfAnother => {}
+            }
         }
+        Err(silent)
+    };
+    let chosen = pin!(chosen);
+    let others_are_asked = pin!(others_are_asked);
+    match future::select(chosen, others_are_asked).await {
+        Either::Left((Ok(found), _)) => Ok(found),
+        Either::Left((Err(Some(silent)), _)) => Err(silent.into()),
+        Either::Left((Err(None), others)) => Err(none_runs(wanted, others.await)),
+        Either::Right((others, chosen)) => chosen.await.map_err(|silent| match silent {
+            Some(silent) => silent.into(),
+            None => none_runs(wanted, others),
+        }),
     }
-    let proven = join_all(others.iter().map(Client::to)).await;
-    let others = others.into_iter().zip(proven).filter_map(|(other, client)| client.and(Some(other))).collect();
-    Err(NoneRuns { port: wanted.port, others, ..NoneRuns::for_project(&wanted.project) })
+}
+
+fn none_runs(wanted: &Wanted, others: Vec<Instance>) -> NotFound {
+    NoneRuns { directory: wanted.directory.clone(), port: wanted.port, others }.into()
+}
+
+/// Whether an instance is there and does not answer.
+pub async fn is_silent(instance: &Instance) -> bool {
+    matches!(ask(instance, TIMEOUT).await, Answer::Silence)
+}
+
+/// What comes of asking an instance who it is.
+enum Answer {
+    /// It is the one.
+    Proven(Client),
+    /// There is none, of the process that the file tells of.
+    Silence,
+    /// Nobody is there, or somebody else.
+    OfAnother,
+}
+
+async fn ask(instance: &Instance, patience: Duration) -> Answer {
+    let asked = match instance.is_stopped() {
+        true => Err(Failure::TooLong),
+        false => Client::to(instance, patience).await,
+    };
+    match asked {
+        Ok(Some(client)) => Answer::Proven(client),
+        Err(Failure::TooLong) if instance.may_be_its_process() => Answer::Silence,
+        Ok(None) | Err(_) => Answer::OfAnother,
+    }
 }
 
 /// A way to one instance.
@@ -91,6 +184,8 @@ pub struct Client {
     address: SocketAddr,
     key: Key,
     patience: Duration,
+    /// What is to be said if it does not answer, where it is known which process it is.
+    silent: Option<Silent>,
 }
 
 /// What a command needs to go through the sidecar: the answer of `POST /_sidecar/v1/runs`.
@@ -105,18 +200,29 @@ pub struct Run {
     /// Hosts to which a request with the placeholder goes with the real token.
     #[serde(default)]
     pub bearer_hosts: Vec<String>,
-    /// Whether every request needs the instance key.
-    #[serde(default)]
-    pub key_required: bool,
+    /// What every request of its programs needs, if it needs one.
+    pub key: Option<String>,
 }
 
-/// Of the state, what tells whether it is a sidecar as we would start one.
+/// Of the state, what tells whether it is a sidecar as a command would have it.
 #[derive(Debug, Deserialize)]
 pub struct State {
     /// Where Connect is.
     pub upstream: Upstream,
     /// The credential.
     pub oidc: Source,
+    /// What it was told.
+    pub settings: Settings,
+    /// What went wrong.
+    #[serde(default)]
+    pub failures: Failures,
+}
+
+/// Part of [`State`].
+#[derive(Debug, Default, Deserialize)]
+pub struct Failures {
+    /// Requests that were answered with an error.
+    pub count: u64,
 }
 
 /// Part of [`State`].
@@ -129,10 +235,33 @@ pub struct Upstream {
 /// Part of [`State`].
 #[derive(Debug, Deserialize)]
 pub struct Source {
-    /// What people call it.
-    pub source: String,
     /// Of what it is, where it says so.
     pub environment: Option<String>,
+}
+
+/// An error of the sidecar's own, as it answers with.
+#[derive(Debug, Deserialize)]
+pub struct Refusal {
+    code: String,
+    message: String,
+    #[serde(flatten)]
+    remedy: Option<Remedy>,
+}
+
+impl Refusal {
+    /// Reads the body of an answer.
+    pub fn read(body: &[u8]) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Envelope {
+            error: Refusal,
+        }
+        serde_json::from_slice::<Envelope>(body).ok().map(|envelope| envelope.error)
+    }
+
+    /// What is wrong and what mends it.
+    pub fn line(&self) -> String {
+        self.remedy.as_ref().map_or_else(|| self.message.clone(), |remedy| remedy.after(&self.message))
+    }
 }
 
 /// Why there is no answer. Without a secret, for people.
@@ -144,22 +273,18 @@ pub enum Unanswered {
     /// It said no, in its own words.
     #[error("the sidecar refused: {0}")]
     Refused(String),
+    /// It has become silent.
+    #[error(transparent)]
+    Silent(#[from] Silent),
     /// There was no answer, or it was none of a sidecar of this version.
     #[error("the sidecar at {0} did not answer as one of this version: {1}; end it and try again")]
     Failed(SocketAddr, String),
 }
 
-impl Run {
-    /// The port of the proxy.
-    pub fn proxy_port(&self) -> Option<u16> {
-        self.proxy.as_deref()?.parse::<Uri>().ok()?.port_u16()
-    }
-}
-
 impl Client {
     /// A way to an instance that is known to be itself.
     pub fn new(address: SocketAddr, key: Key) -> Self {
-        Self { address, key, patience: TIMEOUT }
+        Self { address, key, patience: TIMEOUT, silent: None }
     }
 
     /// The same, for answers that may take this long: those that the sidecar has to get from elsewhere.
@@ -167,14 +292,18 @@ impl Client {
         Self { patience, ..self }
     }
 
-    /// A way to the instance that a state file tells of, once it has proven to be that.
-    pub async fn to(instance: &Instance) -> Option<Self> {
-        let this = Self::new(instance.address()?, Key::new(instance.key.clone()));
-        let nonce = Key::random().ok()?;
+    /// A way to the instance that a state file tells of, if it proves to be that within `patience`.
+    async fn to(instance: &Instance, patience: Duration) -> Result<Option<Self>, Failure> {
+        let Some(address) = instance.address() else { return Ok(None) };
+        let this = Self::new(address, Key::new(instance.key.clone())).with_patience(patience);
+        let nonce = Key::random().map_err(|e| Failure::Other(e.to_string()))?;
         let request = this.unkeyed(Method::GET, "/healthz").header(NONCE_HEADER, nonce.text());
-        let reply = this.exchange(request.body(Full::default()).ok()?).await.ok()?;
-        let proof = reply.headers().get(PROOF_HEADER)?;
-        this.key.is_proven_by(this.address.port(), nonce.text().as_bytes(), proof.as_bytes()).then_some(this)
+        let request = request.body(Full::default()).map_err(|e| Failure::Other(e.to_string()))?;
+        let reply = this.exchange(request).await?;
+        let is_proven =
+            |proof: &HeaderValue| this.key.is_proven_by(this.address.port(), nonce.text().as_bytes(), proof.as_bytes());
+        let is_proven = reply.headers().get(PROOF_HEADER).is_some_and(is_proven);
+        Ok(is_proven.then(|| Self { silent: Some(Silent::of(instance)), patience: TIMEOUT, ..this }))
     }
 
     /// Where it listens, on loopback.
@@ -192,14 +321,29 @@ impl Client {
         self.ask(Method::GET, "/_sidecar/v1/status", "").await
     }
 
-    /// Lets a command go through the sidecar from now on.
-    pub async fn begin_run(&self, intercept: bool) -> Result<Run, Unanswered> {
-        self.ask(Method::POST, "/_sidecar/v1/runs", &format!(r#"{{"intercept":{intercept}}}"#)).await
+    /// Lets a command go through the sidecar from now on. What it is not intercepted for goes by the proxy of this
+    /// environment.
+    pub async fn begin_run(&self, intercept: bool, environment: Environment<'_>) -> Result<Run, Unanswered> {
+        let (https_proxy, no_proxy) = env_proxy::for_https(environment);
+        let https_proxy = https_proxy.as_deref().and_then(OsStr::to_str);
+        let body = match intercept {
+            true => json!({"intercept": true, "environment": {"https_proxy": https_proxy, "no_proxy": no_proxy}}),
+            false => json!({"intercept": false}),
+        };
+        self.ask(Method::POST, "/_sidecar/v1/runs", &body.to_string()).await
     }
 
     /// What happened lately and what happens from now on.
     pub async fn events(&self) -> Result<EventLines, Unanswered> {
-        let path = "/_sidecar/v1/events";
+        self.follow("/_sidecar/v1/events").await
+    }
+
+    /// What goes wrong from now on.
+    pub async fn problems(&self) -> Result<EventLines, Unanswered> {
+        self.follow("/_sidecar/v1/events?only=problems").await
+    }
+
+    async fn follow(&self, path: &str) -> Result<EventLines, Unanswered> {
         let begin = async {
             let (reply, connection) = self.begin(self.request(Method::GET, path, "")?).await?;
             match reply.status().is_success() {
@@ -207,7 +351,7 @@ impl Client {
                 false => Err(format!("{path} gave status {}", reply.status())),
             }
         };
-        self.in_time(begin).await.map_err(|reason| self.failed(reason))
+        self.in_time(begin).await.map_err(|failure| self.unanswered(failure))
     }
 
     /// Asks for something of ours: JSON, both ways. No body if it is empty.
@@ -222,22 +366,11 @@ impl Client {
         if reply.status().is_success() {
             return serde_json::from_slice(reply.body()).map_err(|e| self.failed(format!("{path}: {e}")));
         }
-        #[derive(Deserialize)]
-        struct Refusal {
-            error: Reason,
-        }
-        #[derive(Deserialize)]
-        struct Reason {
-            code: String,
-            message: String,
-        }
-        match serde_json::from_slice(reply.body()) {
-            Ok(Refusal { error: Reason { code, message } }) if code == "interception_unavailable" => {
+        match Refusal::read(reply.body()) {
+            Some(Refusal { code, message, .. }) if code == "interception_unavailable" => {
                 Err(Unanswered::NoInterception(message))
             }
-            Ok(Refusal { error: Reason { code, message } }) if code != "route_not_found" => {
-                Err(Unanswered::Refused(message))
-            }
+            Some(refusal) if refusal.code != "route_not_found" => Err(Unanswered::Refused(refusal.line())),
             _ => Err(self.failed(format!("{path} gave status {}", reply.status()))),
         }
     }
@@ -253,7 +386,7 @@ impl Client {
 
     /// Sends a request; whatever comes back.
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, Unanswered> {
-        self.exchange(request).await.map_err(|reason| self.failed(reason))
+        self.exchange(request).await.map_err(|failure| self.unanswered(failure))
     }
 
     fn unkeyed(&self, method: Method, path: &str) -> http::request::Builder {
@@ -264,7 +397,15 @@ impl Client {
         Unanswered::Failed(self.address, reason)
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, String> {
+    fn unanswered(&self, failure: Failure) -> Unanswered {
+        match (failure, &self.silent) {
+            (Failure::TooLong, Some(silent)) => silent.clone().into(),
+            (Failure::TooLong, None) => self.failed("it takes too long".into()),
+            (Failure::Other(reason), _) => self.failed(reason),
+        }
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, Failure> {
         let exchange = async {
             let (reply, _connection) = self.begin(request).await?;
             let (head, body) = reply.into_parts();
@@ -290,9 +431,17 @@ impl Client {
         Ok((reply, connection))
     }
 
-    async fn in_time<T>(&self, answer: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-        tokio::time::timeout(self.patience, answer).await.unwrap_or_else(|_| Err("it takes too long".into()))
+    async fn in_time<T>(&self, answer: impl Future<Output = Result<T, String>>) -> Result<T, Failure> {
+        let answer = tokio::time::timeout(self.patience, answer).await;
+        answer.map_err(|_| Failure::TooLong)?.map_err(Failure::Other)
     }
+}
+
+/// Why an exchange came to nothing.
+enum Failure {
+    TooLong,
+    /// For people.
+    Other(String),
 }
 
 /// What a sidecar tells of what happens, line by line.

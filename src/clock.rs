@@ -2,18 +2,25 @@
 //!
 //! Expiry is compared on use, never waited for: monotonic timers stand still while a laptop sleeps, so a timer
 //! ([`Ticker`]) is only a hint to look again. The clock corrects itself by upstream's `Date` (interface.md section 5), for as
-//! long as the machine's own clock does not jump: what was learned of it does not hold for the one that it is then.
+//! long as the machine's own clock does not jump: what was learned of it does not hold for the one that it is then. It
+//! believes no single answer, no difference that is beyond reason, and keeps nothing longer for it ([`Clock::latest`]).
 //! It must never panic on odd times: all arithmetic saturates.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
 /// Differences from upstream's clock up to this are left alone (interface.md section 5).
 const TOLERATED_SKEW_MS: u64 = 30_000;
+/// A greater difference is never believed. A machine that slept through a holiday is behind by so much; beyond it the
+/// certificates of servers, most of which are renewed after a month or two, would not pass by the machine's clock either.
+const MAX_CORRECTION_MS: u64 = 31 * 86_400_000;
+/// Two answers agree if what they say differs by no more than this: `Date` has whole seconds and has been on its way for
+/// a while. A `Date` that stands still, as that of a copy, agrees with no later one.
+const AGREEMENT_MS: u64 = 5_000;
 
 /// A point in wall-clock time: milliseconds since the Unix epoch, the unit of Connect's `expiresAt`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,6 +101,31 @@ pub enum Correction {
     },
     /// The local clock is right again.
     Ended,
+    /// The difference is beyond reason, and was not believed; it was not before. Say so, once.
+    Disbelieved {
+        /// Upstream's time minus ours, in milliseconds.
+        offset_ms: i64,
+    },
+}
+
+/// A moment of the machine's clock: another is comparable to it for as long as the clock has not jumped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    lead_ms: i64,
+}
+
+/// What answers have said that is not believed.
+#[derive(Default)]
+struct Doubts {
+    /// What one answer has said, which another has to confirm.
+    unconfirmed: Option<Unconfirmed>,
+    said_disbelieved: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Unconfirmed {
+    offset_ms: i64,
+    lead_ms: i64,
 }
 
 /// The wall clock, corrected by upstream's. Clones share one state.
@@ -108,6 +140,7 @@ struct Inner {
     /// How far the machine's clock was ahead of its timers when that was learned, in milliseconds: another number is
     /// another clock.
     learned_at_lead_ms: AtomicI64,
+    doubts: Mutex<Doubts>,
     started: Instant,
     /// How far a test clock was advanced, in milliseconds; setting it is a jump.
     advanced_ms: AtomicI64,
@@ -129,6 +162,7 @@ impl Clock {
             test,
             offset_ms: AtomicI64::new(0),
             learned_at_lead_ms: AtomicI64::new(0),
+            doubts: Mutex::default(),
             started: Instant::now(),
             advanced_ms: AtomicI64::new(0),
         }))
@@ -138,6 +172,12 @@ impl Clock {
     pub fn now(&self) -> Timestamp {
         let local = self.local();
         Timestamp(local.0.saturating_add_signed(self.offset_at(local)))
+    }
+
+    /// The later of what the machine and upstream say: what ends is over by the one or the other.
+    pub fn latest(&self) -> Timestamp {
+        let local = self.local();
+        Timestamp(local.0.saturating_add_signed(self.offset_at(local).max(0)))
     }
 
     /// What the machine itself says the time is.
@@ -174,16 +214,50 @@ impl Clock {
         i64::try_from(local.0).unwrap_or(i64::MAX).saturating_sub(passed)
     }
 
-    /// Learns from a `Date` that upstream has just sent.
+    /// What the machine's clock is at.
+    pub fn mark(&self) -> Mark {
+        Mark { lead_ms: self.lead_ms(self.local()) }
+    }
+
+    /// Whether the machine's clock has jumped since, or the machine slept.
+    pub fn has_jumped_since(&self, mark: Mark) -> bool {
+        self.mark().lead_ms.abs_diff(mark.lead_ms) > TOLERATED_SKEW_MS
+    }
+
+    /// Whether an answer has said what another has to confirm before it is believed.
+    pub fn is_in_doubt(&self) -> bool {
+        self.0.doubts.lock().unwrap_or_else(PoisonError::into_inner).unconfirmed.is_some()
+    }
+
+    /// Learns from a `Date` that upstream has just sent. That the machine's clock is right is believed at once; that it is
+    /// not, when two answers agree.
     pub fn observe(&self, upstream: Timestamp) -> Correction {
         let local = self.local();
-        let offset = if local.0.abs_diff(upstream.0) > TOLERATED_SKEW_MS {
-            i64::try_from(i128::from(upstream.0) - i128::from(local.0)).unwrap_or(0)
-        } else {
-            0
-        };
-        self.0.learned_at_lead_ms.store(self.lead_ms(local), Ordering::Relaxed);
-        match (self.0.offset_ms.swap(offset, Ordering::Relaxed), offset) {
+        let lead_ms = self.lead_ms(local);
+        let offset_ms = i64::try_from(i128::from(upstream.0) - i128::from(local.0)).unwrap_or(i64::MAX);
+        let mut doubts = self.0.doubts.lock().unwrap_or_else(PoisonError::into_inner);
+        if offset_ms.unsigned_abs() > MAX_CORRECTION_MS {
+            doubts.unconfirmed = None;
+            return match std::mem::replace(&mut doubts.said_disbelieved, true) {
+                true => Correction::Unchanged,
+                false => Correction::Disbelieved { offset_ms },
+            };
+        }
+        let is_right = offset_ms.unsigned_abs() <= TOLERATED_SKEW_MS;
+        let believed = self.offset_at(local);
+        let is_known = believed != 0 && offset_ms.abs_diff(believed) <= TOLERATED_SKEW_MS;
+        let is_confirmed = doubts.unconfirmed.is_some_and(|before| {
+            lead_ms.abs_diff(before.lead_ms) <= AGREEMENT_MS && offset_ms.abs_diff(before.offset_ms) <= AGREEMENT_MS
+        });
+        if !(is_right || is_known || is_confirmed) {
+            doubts.unconfirmed = Some(Unconfirmed { offset_ms, lead_ms });
+            return Correction::Unchanged;
+        }
+        doubts.unconfirmed = None;
+        doubts.said_disbelieved &= !is_right;
+        let offset_ms = if is_right { 0 } else { offset_ms };
+        self.0.learned_at_lead_ms.store(lead_ms, Ordering::Relaxed);
+        match (self.0.offset_ms.swap(offset_ms, Ordering::Relaxed), offset_ms) {
             (0, 0) => Correction::Unchanged,
             (0, offset_ms) => Correction::Began { offset_ms },
             (_, 0) => Correction::Ended,
@@ -262,17 +336,106 @@ mod tests {
         assert_eq!(Timestamp::parse("1970-01-01T00:00:01Z"), Some(at(1000)));
     }
 
+    /// What comes of two equal answers.
+    fn observe_twice(clock: &Clock, upstream: Timestamp) -> Correction {
+        assert_eq!(clock.observe(upstream), Correction::Unchanged, "one is not believed");
+        clock.observe(upstream)
+    }
+
     #[test]
-    fn a_skew_of_30_s_is_tolerated_and_more_is_corrected() {
+    fn a_skew_of_30_s_is_tolerated_and_more_is_corrected_when_two_answers_agree() {
         let clock = Clock::test(at(1_000_000));
         assert_eq!(clock.observe(at(1_030_000)), Correction::Unchanged);
-        assert_eq!(clock.now(), at(1_000_000));
+        assert!(!clock.is_in_doubt());
+        assert_eq!(clock.observe(at(1_030_001)), Correction::Unchanged);
+        assert_eq!((clock.now(), clock.is_in_doubt()), (at(1_000_000), true), "one answer may be wrong");
         assert_eq!(clock.observe(at(1_030_001)), Correction::Began { offset_ms: 30_001 });
-        assert_eq!(clock.now(), at(1_030_001));
-        assert_eq!(clock.observe(at(900_000)), Correction::Unchanged, "still off: said once");
+        assert_eq!((clock.now(), clock.is_in_doubt()), (at(1_030_001), false));
+        assert_eq!(clock.observe(at(900_000)), Correction::Unchanged);
+        assert_eq!(clock.now(), at(1_030_001), "nor is one that contradicts two");
+        assert_eq!(clock.observe(at(1_040_000)), Correction::Unchanged);
+        assert_eq!(clock.now(), at(1_040_000), "what agrees with what is known is followed");
+        assert_eq!(observe_twice(&clock, at(900_000)), Correction::Unchanged, "still off: said once");
         assert_eq!(clock.now(), at(900_000));
-        assert_eq!(clock.observe(at(1_000_000)), Correction::Ended);
+        assert_eq!(clock.observe(at(1_000_000)), Correction::Ended, "the machine's clock is the second witness");
         assert_eq!(clock.now(), at(1_000_000));
+    }
+
+    #[test]
+    fn answers_that_contradict_each_other_or_stand_still_are_not_believed() {
+        let start = 1_900_000_000_000;
+        let day = Duration::from_secs(86_400);
+        let clock = Clock::test(at(start));
+        for hours in [3, 1, 2, 5, 4] {
+            clock.observe(at(start).plus(Duration::from_secs(3600 * hours)));
+            assert_eq!(clock.now(), at(start), "{hours}");
+        }
+        let copied = at(start).minus(day);
+        for _ in 0..5 {
+            clock.observe(copied);
+            clock.advance(Duration::from_secs(6));
+        }
+        assert_eq!(clock.now(), clock.local(), "the same `Date` again and again");
+        let jumped = Clock::test(at(start));
+        jumped.observe(at(start).plus(day));
+        jumped.set(at(start).minus(day));
+        jumped.observe(at(start));
+        assert_eq!(jumped.now(), jumped.local(), "the machine's clock has jumped between the two");
+    }
+
+    #[test]
+    fn no_answer_moves_the_clock_beyond_reason() {
+        let local = at(1_900_000_000_000);
+        let most = Duration::from_millis(MAX_CORRECTION_MS);
+        let second = Duration::from_secs(1);
+        for absurd in
+            [at(0), at(u64::MAX), at(253_402_300_799_000), local.plus(most + second), local.minus(most + second)]
+        {
+            let clock = Clock::test(local);
+            assert!(matches!(clock.observe(absurd), Correction::Disbelieved { .. }), "{absurd}");
+            for _ in 0..5 {
+                assert_eq!(clock.observe(absurd), Correction::Unchanged, "{absurd}: said once");
+            }
+            assert_eq!((clock.now(), clock.latest(), clock.offset_ms()), (local, local, 0), "{absurd}");
+            assert!(!clock.is_in_doubt(), "{absurd}");
+        }
+        for far in [local.plus(most), local.minus(most)] {
+            let clock = Clock::test(local);
+            assert!(matches!(observe_twice(&clock, far), Correction::Began { .. }), "{far}");
+            assert_eq!(clock.now(), far);
+        }
+    }
+
+    #[test]
+    fn what_ends_is_over_by_the_one_clock_or_the_other() {
+        let local = at(1_900_000_000_000);
+        let hour = Duration::from_secs(3600);
+        for (upstream, latest) in [(local.plus(hour), local.plus(hour)), (local.minus(hour), local), (local, local)] {
+            let clock = Clock::test(local);
+            clock.observe(upstream);
+            clock.observe(upstream);
+            assert_eq!((clock.now(), clock.latest()), (upstream, latest));
+        }
+    }
+
+    #[test]
+    fn a_jump_is_seen_and_the_passing_of_time_is_none() {
+        let start = at(1_900_000_000_000);
+        let hour = Duration::from_secs(3600);
+        let clock = Clock::test(start);
+        let mark = clock.mark();
+        clock.advance(hour);
+        assert!(!clock.has_jumped_since(mark));
+        for (to, has_jumped) in [
+            (start.plus(hour + Duration::from_secs(30)), false),
+            (start.plus(hour + Duration::from_secs(31)), true),
+            (start.plus(hour - Duration::from_secs(31)), true),
+            (start, true),
+            (start.plus(hour), false),
+        ] {
+            clock.set(to);
+            assert_eq!(clock.has_jumped_since(mark), has_jumped, "{to}");
+        }
     }
 
     #[test]
@@ -280,7 +443,7 @@ mod tests {
         let (right, day) = (at(1_900_000_000_000), Duration::from_secs(86_400));
         for wrong in [right.plus(day), right.minus(day)] {
             let clock = Clock::test(wrong);
-            clock.observe(right);
+            observe_twice(&clock, right);
             clock.advance(day);
             assert_eq!(clock.now(), right.plus(day), "time passes");
             clock.set(wrong.plus(day + Duration::from_secs(30)));

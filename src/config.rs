@@ -5,10 +5,12 @@
 //! or widen access (interface.md section 1, trust-policy.md 4.10). No value of a file is repeated in a mistake.
 
 mod carried;
+mod project;
+mod settings;
 mod sources;
 mod values;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
@@ -16,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::Uri;
+use http::uri::Scheme;
 use secrecy::SecretString;
 
 use crate::cli::{Cli, Command, GlobalArgs};
@@ -23,13 +26,15 @@ use crate::identity::refresh::vercel_cli::Surroundings;
 use crate::instance_key::Key;
 use crate::logging;
 use crate::proxy::cache::Limits;
+use crate::proxy::env_proxy::{EnvProxy, Unusable};
 use crate::proxy::guard::{self, Policy};
 use crate::proxy::hosts::Hosts;
 use crate::proxy::resolver::Names;
 use crate::proxy::upstream;
 pub use carried::{Carried, carried};
+pub use settings::{Difference, Settings};
 use sources::Sources;
-pub use sources::{Environment, config_home, state_dir};
+pub use sources::{Environment, config_home, state_dir, unknown_variables};
 pub use values::Refresh;
 
 /// The port unless another is asked for.
@@ -48,18 +53,22 @@ const DEFAULT_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 pub struct Config {
     /// The port on both loopback addresses; 0 for any free one.
     pub port: u16,
-    /// The key of the instance whose place this one takes; no setting.
+    /// The instance key, if it is known already; no setting.
     pub instance_key: Option<Key>,
-    /// Where that instance intercepted; no setting.
-    pub interception_port: Option<u16>,
     /// Whether other commands may find this instance; no setting.
     pub is_announced: bool,
     /// Where to listen besides: a unix socket.
     pub unix_socket: Option<PathBuf>,
     /// Where to listen besides: an address that is not loopback. Set only with a required key and further hosts.
     pub network: Option<IpAddr>,
+    /// The directory that the command is for, absolute: the project's, or one below it.
+    pub directory: PathBuf,
     /// The project's directory, absolute.
     pub project: PathBuf,
+    /// What the project was found by, where it is above that directory.
+    pub found_by: Option<String>,
+    /// The settings that some source names, each with its place.
+    pub named: BTreeMap<&'static str, String>,
     /// Where the credential comes from.
     pub auth: Auth,
     /// When to warn before the token's end.
@@ -118,7 +127,7 @@ pub struct Wanted {
     /// Where the state of running instances is kept, if there is a place.
     pub state_dir: Option<PathBuf>,
     /// The directory that the command is for: the project's, or one below it.
-    pub project: PathBuf,
+    pub directory: PathBuf,
     /// The port, if the user named one: then it is that, whatever its project.
     pub port: Option<u16>,
 }
@@ -183,11 +192,18 @@ pub fn wanted(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Pat
     let mut s = Sources::without_files(args, environment, current_dir);
     // Any free port is a port for `serve` to take, and names no instance.
     let port = s.get("port", values::port).filter(|port| *port != 0);
-    let wanted = Wanted { state_dir: state_dir(environment), project: s.project().to_owned(), port };
+    let wanted = Wanted { state_dir: state_dir(environment), directory: s.directory().to_owned(), port };
     match s.mistakes() {
         mistakes if mistakes.is_empty() => Ok(wanted),
         mistakes => Err(ConfigError(mistakes)),
     }
+}
+
+/// Whether the command line or the environment names a setting that a running sidecar may have otherwise.
+pub fn names_settings(args: &GlobalArgs, environment: Environment<'_>) -> bool {
+    let nowhere = Path::new("");
+    let named = sources::flags(args, nowhere).into_iter().chain(sources::variables(environment, nowhere));
+    named.into_iter().any(|(key, _)| settings::COMPARED.contains(&key))
 }
 
 /// All that is wrong with the configuration. Ends the process with exit code 2.
@@ -207,12 +223,38 @@ impl fmt::Display for ConfigError {
 impl std::error::Error for ConfigError {}
 
 impl Config {
+    /// Which running sidecar a command with these settings means.
+    pub fn wanted(&self) -> Wanted {
+        let port = self.named.contains_key("port").then_some(self.port).filter(|port| *port != 0);
+        Wanted { state_dir: self.state_dir.clone(), directory: self.directory.clone(), port }
+    }
+
+    /// What people are to know of the project where it is not the directory that they are in.
+    pub fn project_note(&self) -> Option<String> {
+        let name = self.found_by.as_ref()?;
+        Some(format!("the project is {}, the nearest directory above with {name}", self.project.display()))
+    }
+
     /// Reads and checks all sources. `current_dir` is what relative flags refer to.
     pub fn load(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Result<Self, ConfigError> {
-        match Self::examine(args, environment, current_dir) {
-            (config, mistakes) if mistakes.is_empty() => Ok(config),
-            (_, mistakes) => Err(ConfigError(mistakes)),
+        checked(Self::examine(args, environment, current_dir))
+    }
+
+    /// The same for a command whose programs are intercepted: what they send elsewhere goes by the proxy of the
+    /// environment.
+    pub fn load_to_intercept(
+        args: &GlobalArgs,
+        environment: Environment<'_>,
+        current_dir: &Path,
+    ) -> Result<Self, ConfigError> {
+        let (config, mut mistakes) = Self::examine(args, environment, current_dir);
+        for mut mistake in mistakes_of(&config.upstream.env_proxy, &Scheme::HTTPS) {
+            if !mistakes.contains(&mistake) {
+                mistake.message.push_str("; --no-intercept does without the proxy");
+                mistakes.push(mistake);
+            }
         }
+        checked((config, mistakes))
     }
 
     /// The same with all mistakes, for whoever only looks: what is set by mistake is as if it were not set, and an access
@@ -228,7 +270,12 @@ impl Config {
             extra_roots: s.get("upstream_ca", values::certificates).unwrap_or_default(),
             team_id: s.get("team_id", values::team_id),
             use_env_proxy: s.get("use_env_proxy", values::boolean).unwrap_or_default(),
+            env_proxy: EnvProxy::read(environment),
         };
+        if upstream.use_env_proxy {
+            let scheme = upstream.origin.scheme().unwrap_or(&Scheme::HTTPS);
+            mistakes_of(&upstream.env_proxy, scheme).for_each(|mistake| s.mistake(&mistake.place, mistake.message));
+        }
         let hosts = s.get("bearer_hosts", values::bearer_hosts).unwrap_or_default();
         let policy = Policy {
             allowed_hosts: s.get("allowed_hosts", values::hosts).unwrap_or_default(),
@@ -236,6 +283,7 @@ impl Config {
             allow_forwarded: s.get("allow_forwarded", values::boolean).unwrap_or_default(),
             require_key: s.get("require_key", values::boolean).unwrap_or_default(),
             key: None,
+            run_key: None,
         };
         let network = s.get("dangerously_listen_on_network", values::network_address);
         if network.is_some() {
@@ -259,7 +307,6 @@ impl Config {
         let config = Self {
             port: s.get("port", values::port).unwrap_or(DEFAULT_PORT),
             instance_key: None,
-            interception_port: None,
             is_announced: true,
             unix_socket: s.get("unix_socket", values::path),
             network,
@@ -281,7 +328,10 @@ impl Config {
             wait: s.get("wait", values::wait).unwrap_or_default(),
             desktop_notices: s.get("desktop_notices", values::boolean).unwrap_or(true) && has_desktop(&s),
             state_dir: state_dir(environment),
+            directory: s.directory().to_owned(),
             project: s.project().to_owned(),
+            found_by: s.found_by(),
+            named: s.named(),
             cache,
             upstream,
             hosts,
@@ -290,6 +340,16 @@ impl Config {
         };
         (config, s.mistakes())
     }
+}
+
+fn checked((config, mistakes): (Config, Vec<Mistake>)) -> Result<Config, ConfigError> {
+    if mistakes.is_empty() { Ok(config) } else { Err(ConfigError(mistakes)) }
+}
+
+/// What is wrong with the proxy that the environment names for this scheme.
+fn mistakes_of(env_proxy: &EnvProxy, scheme: &Scheme) -> impl Iterator<Item = Mistake> {
+    let mistake = |unusable: &Unusable| Mistake { place: unusable.variable.into(), message: unusable.reason.clone() };
+    env_proxy.unusable(scheme).iter().map(mistake)
 }
 
 /// Whether there is a desktop that could show something. Without the address of its bus, none is looked for.

@@ -2,6 +2,7 @@
 //!
 //! What it prints holds no secret but those of the seed, which are made up.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::PermissionsExt;
@@ -10,26 +11,23 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::cli::{EmulateArgs, GlobalArgs};
-use crate::config::{self, ConfigError};
+use crate::config::{self, ConfigError, Environment, Mistake};
+use crate::emulator::outside::{Outside, is_issuer, is_variable};
 pub use crate::emulator::seed::EXAMPLE as EXAMPLE_SEED;
 use crate::emulator::seed::{self, SeedError};
 use crate::emulator::world::World;
 use crate::emulator::{Emulator, Options};
+use crate::proxy::upstream::EMULATOR_PORT;
 
-/// The port unless another is asked for: the sidecar's neighbour.
-pub const DEFAULT_PORT: u16 = 2775;
 /// How many of the last requests are remembered.
 const REMEMBERED: usize = 1000;
 
 /// Why the emulator does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum EmulateError {
-    /// A flag that it has no use for, or one that is wrong. Exit code 2.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// A seed with mistakes. Exit code 2.
-    #[error("{}", at(.0, .1))]
-    Seed(PathBuf, SeedError),
+    /// Flags that it has no use for or that are wrong, and all that is wrong with the seed, a line each. Exit code 2.
+    #[error("{}", .0.join("\n"))]
+    Mistakes(Vec<String>),
     /// A seed or a state that could not be read. Exit code 2.
     #[error("could not read {path}: {1}", path = .0.display())]
     File(PathBuf, io::Error),
@@ -39,11 +37,6 @@ pub enum EmulateError {
     /// Anything else.
     #[error("could not {0}: {1}")]
     Setup(&'static str, io::Error),
-}
-
-fn at(path: &Path, SeedError(mistakes): &SeedError) -> String {
-    let lines = mistakes.iter().map(|mistake| format!("{}:{}: {}", path.display(), mistake.line, mistake.message));
-    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// A running emulator; what it has made goes when this is dropped.
@@ -56,19 +49,35 @@ pub struct Emulation {
 }
 
 impl Emulation {
-    /// Reads the seed and starts.
-    pub async fn start(args: &EmulateArgs, global: &GlobalArgs) -> Result<Self, EmulateError> {
+    /// Reads the seed and starts. Of the environment it reads the variables that the flags name.
+    pub async fn start(
+        args: &EmulateArgs,
+        global: &GlobalArgs,
+        environment: Environment<'_>,
+    ) -> Result<Self, EmulateError> {
         let why = "the emulator reads no configuration: who and what there is stands in its seed";
-        let port = config::port_of(global, &[], why)?.unwrap_or(DEFAULT_PORT);
+        let mut mistakes = Vec::new();
+        let port = config::port_of(global, &[], why).unwrap_or_else(|ConfigError(found)| {
+            mistakes.extend(found.iter().map(|Mistake { place, message }| format!("{place}: {message}")));
+            None
+        });
+        let port = port.unwrap_or(EMULATOR_PORT);
+        let outside = outside(args, environment, &mut mistakes);
         let kept = args.state.as_ref().filter(|state| state.exists());
         let (mut world, source) = match (kept, &args.seed) {
             (Some(state), _) => (World::demo(), format!("as it was kept in {}", state.display())),
-            (None, Some(path)) => (read_seed(path)?, format!("as seeded by {}", path.display())),
+            (None, Some(path)) => {
+                let world = read_seed(path, &outside, &mut mistakes)?;
+                (world, format!("as seeded by {}", path.display()))
+            }
             (None, None) => (World::demo(), "as in the demo".into()),
         };
+        if !mistakes.is_empty() {
+            return Err(EmulateError::Mistakes(mistakes));
+        }
         world.limits.get_or_insert_default();
         let (tls, state) = (args.tls, args.state.clone());
-        let options = Options { port, tls, world, state, remember: REMEMBERED, ..Options::default() };
+        let options = Options { port, tls, world, outside, state, remember: REMEMBERED, ..Options::default() };
         let emulator = Emulator::start(options).await.map_err(|e| match (e.kind(), &args.state) {
             (ErrorKind::AddrInUse, _) => EmulateError::PortTaken(port),
             (ErrorKind::InvalidData, Some(state)) => EmulateError::File(state.clone(), e),
@@ -107,16 +116,36 @@ impl Emulation {
         if let Some((id, _)) = project {
             line(".vercel/project.json", format!(r#"{{"projectId":"{id}","orgId":"{}"}}"#, team.id));
             let trust = with_ca(" --cacert {}");
-            line("an env file", format!("curl -sS{trust} '{url}/_emulator/env.local' -o .env.local"));
+            line("an env file", format!("(umask 077; curl -sS{trust} '{url}/_emulator/env.local' -o .env.local)"));
         }
         line("the sidecar", format!("connect-sidecar --upstream {url}{}", with_ca(" --upstream-ca {}")));
         text
     }
 }
 
-fn read_seed(path: &Path) -> Result<World, EmulateError> {
+fn read_seed(path: &Path, outside: &Outside, mistakes: &mut Vec<String>) -> Result<World, EmulateError> {
     let text = std::fs::read_to_string(path).map_err(|e| EmulateError::File(path.to_owned(), e))?;
-    seed::read(&text).map_err(|e| EmulateError::Seed(path.to_owned(), e))
+    Ok(seed::read_with(&text, outside).unwrap_or_else(|SeedError(found)| {
+        mistakes.extend(found.iter().map(|found| format!("{}:{}: {}", path.display(), found.line, found.message)));
+        World::demo()
+    }))
+}
+
+/// What the flags let the seed use.
+fn outside(args: &EmulateArgs, environment: Environment<'_>, mistakes: &mut Vec<String>) -> Outside {
+    let mut secrets = BTreeMap::new();
+    for name in &args.secret_from_env {
+        let value = Some(name).filter(|name| is_variable(name)).and_then(|name| environment(name)?.into_string().ok());
+        if value.is_none() {
+            mistakes.push(format!("--secret-from-env {name}: there is no such variable in the environment"));
+        }
+        // That the seed names it is no second mistake.
+        secrets.insert(name.clone(), value.unwrap_or_default().into());
+    }
+    for url in args.allow_issuer.iter().filter(|url| !is_issuer(url)) {
+        mistakes.push(format!("--allow-issuer {url}: expected an https URL, or one of this machine"));
+    }
+    Outside::new(secrets, args.allow_issuer.clone())
 }
 
 fn private_file(pem: &str) -> io::Result<(TempDir, PathBuf)> {

@@ -1,8 +1,8 @@
-//! What happens, told to whoever listens now: requests, rotations, warnings. Tellers never wait, and a hit that nobody
-//! hears costs no more than to find that out.
+//! What happens, told to whoever listens now: requests, refusals, rotations, warnings. Tellers never wait, and a hit that
+//! nobody hears allocates nothing.
 //!
-//! No token, no body and no header ever stands in an event; connectors and names of projects do. The last events but for
-//! hits are kept, so that who comes late has something to look at.
+//! No token, no body and no header ever stands in an event; connectors and names of projects do. The last events are
+//! kept, so that who comes late has something to look at: hits apart from the others, which they would push out.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,7 +26,9 @@ const BUFFERED: usize = 256;
 pub enum Event {
     /// An app's request to Connect was answered.
     Request(Request),
-    /// Another OIDC token is in use.
+    /// A request was answered with an error that asked Connect for nothing.
+    Refusal(Refusal),
+    /// Another OIDC token is in use, or the first one.
     Rotation(Rotation),
     /// Something to act on.
     Warning(Warning),
@@ -53,6 +55,9 @@ pub struct Request {
     /// The code of an error, ours or Connect's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
+    /// What is wrong, a sentence or two for people, of an error of our own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
     /// What mends it, where that is known.
     #[serde(flatten)]
     pub remedy: Option<Remedy>,
@@ -60,7 +65,30 @@ pub struct Request {
     pub ms: u64,
 }
 
-/// A fresh token of the same principal, or one of another.
+/// A request that is none of Connect's or was not let in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Refusal {
+    /// When it was answered, by our clock.
+    #[serde(serialize_with = "rfc3339")]
+    pub at: Timestamp,
+    /// The method of the request, if that was understood: foreign text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// Its path, shortened and escaped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// The status of the reply.
+    pub status: u16,
+    /// The code of the error.
+    pub code: &'static str,
+    /// What is wrong, a sentence or two for people.
+    pub message: String,
+    /// What mends it.
+    #[serde(flatten)]
+    pub remedy: Remedy,
+}
+
+/// A fresh token of the same principal, or one of another; or the first, where there was none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Rotation {
     /// When it was picked up, by our clock.
@@ -81,6 +109,8 @@ pub struct Warning {
     /// When it was said, by our clock.
     #[serde(serialize_with = "rfc3339")]
     pub at: Timestamp,
+    /// How bad, as in the log: `ERROR` or `WARN`.
+    pub level: &'static str,
     /// As in the log and in the state's `warnings`.
     pub code: &'static str,
     /// What is wrong, a sentence for people.
@@ -96,6 +126,96 @@ fn rfc3339<S: serde::Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok,
     serializer.collect_str(at)
 }
 
+/// A request that was answered without asking Connect, as it is told: by reference, since there are many.
+#[derive(Debug, Clone, Copy)]
+pub struct Hit<'a> {
+    /// When it was answered, by our clock.
+    pub at: Timestamp,
+    /// What was asked for.
+    pub action: &'static str,
+    /// Of which connector.
+    pub connector: &'a str,
+    /// On whose behalf, where that was looked at.
+    pub subject: Option<&'static str>,
+    /// `hit` or `joined`.
+    pub cache: &'static str,
+    /// The status of the reply.
+    pub status: u16,
+    /// How long the app waited.
+    pub ms: u64,
+}
+
+impl Hit<'_> {
+    fn event(&self) -> Event {
+        let Self { at, action, connector, subject, cache, status, ms } = *self;
+        let (connector, cache) = (connector.to_owned(), Some(cache));
+        Event::Request(Request {
+            at,
+            action,
+            connector,
+            subject,
+            cache,
+            status,
+            code: None,
+            message: None,
+            remedy: None,
+            ms,
+        })
+    }
+}
+
+/// The last events, each with its number.
+#[derive(Debug, Default)]
+struct Recent {
+    told: u64,
+    events: VecDeque<(u64, Arc<Event>)>,
+    hits: VecDeque<KeptHit>,
+}
+
+/// A [`Hit`] that owns its name.
+#[derive(Debug)]
+struct KeptHit {
+    number: u64,
+    hit: Hit<'static>,
+    connector: String,
+}
+
+impl Recent {
+    fn number(&mut self) -> u64 {
+        self.told += 1;
+        self.told
+    }
+
+    fn keep(&mut self, event: Arc<Event>) {
+        let number = self.number();
+        if self.events.len() == RECENT {
+            self.events.pop_front();
+        }
+        self.events.push_back((number, event));
+    }
+
+    /// The oldest makes room, and its name's memory is used again.
+    fn keep_hit(&mut self, hit: Hit<'_>) {
+        let number = self.number();
+        let oldest = if self.hits.len() == RECENT { self.hits.pop_front() } else { None };
+        let mut connector = oldest.map(|oldest| oldest.connector).unwrap_or_default();
+        connector.clear();
+        connector.push_str(hit.connector);
+        self.hits.push_back(KeptHit { number, hit: Hit { connector: "", ..hit }, connector });
+    }
+
+    /// All of them, in their order.
+    fn all(&self) -> Vec<Arc<Event>> {
+        let hits = self.hits.iter().map(|kept| {
+            let hit = Hit { connector: &kept.connector, ..kept.hit };
+            (kept.number, Arc::new(hit.event()))
+        });
+        let mut all: Vec<_> = self.events.iter().cloned().chain(hits).collect();
+        all.sort_unstable_by_key(|(number, _)| *number);
+        all.into_iter().map(|(_, event)| event).collect()
+    }
+}
+
 /// Where events are told and heard.
 #[derive(Debug, Clone)]
 pub struct Events(Arc<Inner>);
@@ -104,7 +224,7 @@ pub struct Events(Arc<Inner>);
 struct Inner {
     listeners: AtomicUsize,
     sender: broadcast::Sender<Arc<Event>>,
-    recent: Mutex<VecDeque<Arc<Event>>>,
+    recent: Mutex<Recent>,
     ended: CancellationToken,
 }
 
@@ -119,6 +239,17 @@ impl Default for Events {
     }
 }
 
+impl Event {
+    /// Whether something is wrong.
+    pub fn is_problem(&self) -> bool {
+        match self {
+            Self::Request(request) => request.status >= 400,
+            Self::Refusal(_) | Self::Warning(_) => true,
+            Self::Rotation(_) => false,
+        }
+    }
+}
+
 impl Events {
     /// Whether anybody listens now.
     pub fn is_heard(&self) -> bool {
@@ -129,18 +260,17 @@ impl Events {
     pub fn tell(&self, event: Event) {
         let event = Arc::new(event);
         let mut recent = self.recent();
-        if recent.len() == RECENT {
-            recent.pop_front();
-        }
-        recent.push_back(event.clone());
+        recent.keep(event.clone());
         // Within the lock, so that who begins to listen gets each event once.
         let _ = self.0.sender.send(event);
     }
 
-    /// Tells those who listen now, of what happens too often to be kept.
-    pub fn tell_listeners(&self, event: impl FnOnce() -> Event) {
+    /// The same of a request that Connect was not asked for.
+    pub fn tell_hit(&self, hit: Hit<'_>) {
+        let mut recent = self.recent();
+        recent.keep_hit(hit);
         if self.is_heard() {
-            let _ = self.0.sender.send(Arc::new(event()));
+            let _ = self.0.sender.send(Arc::new(hit.event()));
         }
     }
 
@@ -149,10 +279,10 @@ impl Events {
         let recent = self.recent();
         self.0.listeners.fetch_add(1, Ordering::Relaxed);
         let listener = Listener { receiver: self.0.sender.subscribe(), hears_hits: true, events: self.clone() };
-        (recent.iter().cloned().collect(), listener)
+        (recent.all(), listener)
     }
 
-    /// Listens from now on to what is kept, and is nobody for whom hits are told.
+    /// Listens from now on to all but hits, and is nobody for whom these are told.
     pub fn listen_to_kept(&self) -> Listener {
         Listener { receiver: self.0.sender.subscribe(), hears_hits: false, events: self.clone() }
     }
@@ -167,7 +297,7 @@ impl Events {
         self.0.ended.cancel();
     }
 
-    fn recent(&self) -> MutexGuard<'_, VecDeque<Arc<Event>>> {
+    fn recent(&self) -> MutexGuard<'_, Recent> {
         self.0.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -212,25 +342,32 @@ mod tests {
         Event::Rotation(Rotation { at, project: "acme/web".into(), fingerprint: "0".into(), expires_at: at })
     }
 
+    fn hit(connector: &str, n: u64) -> Hit<'_> {
+        let at = Timestamp::from_millis(n * 1000);
+        Hit { at, action: "token", connector, subject: None, cache: "hit", status: 200, ms: n }
+    }
+
     #[tokio::test]
     async fn who_comes_late_gets_what_was_kept_and_then_each_event_once() {
         let events = Events::default();
         events.tell(rotation(1));
-        events.tell_listeners(|| panic!("nobody listens"));
-        let (recent, mut listener) = events.listen();
-        assert_eq!(recent.iter().map(|event| (**event).clone()).collect::<Vec<_>>(), [rotation(1)]);
-        assert!(events.is_heard());
+        events.tell_hit(hit("a", 1));
         events.tell(rotation(2));
-        events.tell_listeners(|| rotation(3));
-        for n in [2, 3] {
-            assert_eq!(listener.next().await.as_deref(), Some(&rotation(n)));
+        let (recent, mut listener) = events.listen();
+        let recent: Vec<_> = recent.iter().map(|event| (**event).clone()).collect();
+        assert_eq!(recent, [rotation(1), hit("a", 1).event(), rotation(2)]);
+        assert!(events.is_heard());
+        events.tell(rotation(3));
+        events.tell_hit(hit("b", 4));
+        for event in [rotation(3), hit("b", 4).event()] {
+            assert_eq!(listener.next().await.as_deref(), Some(&event));
         }
         events.end();
         assert_eq!(listener.next().await, None);
         drop(listener);
         assert!(!events.is_heard());
         let (recent, _) = events.listen();
-        assert_eq!(recent.len(), 2, "what was only for those who listened is not kept");
+        assert_eq!(recent.len(), 5);
     }
 
     #[tokio::test]
@@ -247,10 +384,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_listens_to_what_is_kept_makes_no_hit_worth_telling() {
+    async fn hits_push_out_no_other_event_and_are_kept_in_their_order() {
+        let events = Events::default();
+        events.tell(rotation(1));
+        for n in 0..=RECENT as u64 {
+            events.tell_hit(hit(if n % 2 == 0 { "a much longer name" } else { "b" }, n));
+        }
+        events.tell(rotation(2));
+        let (recent, _) = events.listen();
+        let recent: Vec<_> = recent.iter().map(|event| (**event).clone()).collect();
+        assert_eq!((recent.len(), &recent[0], &recent[RECENT + 1]), (RECENT + 2, &rotation(1), &rotation(2)));
+        assert_eq!((&recent[1], &recent[2]), (&hit("b", 1).event(), &hit("a much longer name", 2).event()));
+    }
+
+    #[tokio::test]
+    async fn who_listens_to_all_but_hits_makes_no_hit_worth_telling() {
         let events = Events::default();
         let mut listener = events.listen_to_kept();
-        events.tell_listeners(|| panic!("nobody listens to hits"));
+        events.tell_hit(hit("a", 0));
         events.tell(rotation(1));
         assert_eq!(listener.next().await.as_deref(), Some(&rotation(1)));
         drop(listener);
@@ -267,6 +418,7 @@ mod tests {
             cache: Some("hit"),
             status: 200,
             code: None,
+            message: None,
             remedy: None,
             ms: 0,
         };

@@ -2,7 +2,8 @@
 //! is that instance.
 //!
 //! It is made anew at each start and appears nowhere but in the instance's own file. It must never be shown, nor sent to
-//! a port whose owner has not proven to have it, and nothing that is derived from it may serve as anything else.
+//! a port whose owner has not proven to have it, and nothing that is derived from it may serve as anything else. What runs
+//! are given is made from another key of this kind, which whoever takes the instance's place goes on with.
 
 use std::{fmt, io};
 
@@ -48,6 +49,11 @@ impl Key {
     pub fn is_proven_by(&self, port: u16, nonce: &[u8], proof: &[u8]) -> bool {
         let tag = URL_SAFE_NO_PAD.decode(proof).unwrap_or_default();
         hmac::verify(&self.signing(), &statement(port, nonce), &tag).is_ok()
+    }
+
+    /// The key that the programs of runs send: who has it may ask what apps may, and nothing else.
+    pub fn run_key(&self) -> Self {
+        Self(URL_SAFE_NO_PAD.encode(hmac::sign(&self.signing(), b"run key\n")))
     }
 
     /// The secret of a run of this name: who has it may use our interception. Nothing of it has to be remembered, and it
@@ -114,7 +120,10 @@ mod tests {
         assert!(key.is_run_secret("r1", secret.as_bytes()));
         assert!(!key.is_run_secret("r2", secret.as_bytes()));
         assert!(!Key::new("other".into()).is_run_secret("r1", secret.as_bytes()));
-        for forged in ["", "x", &secret[1..], key.text(), &key.proof(1, b"r1"), &key.proof(1, b"run secret\nr1")] {
+        let run_key = key.run_key();
+        assert_eq!((run_key.text().len(), key.is(run_key.text().as_bytes())), (43, false));
+        let others = [key.text(), run_key.text(), &key.proof(1, b"r1"), &key.proof(1, b"run secret\nr1")];
+        for forged in ["", "x", &secret[1..]].into_iter().chain(others) {
             assert!(!key.is_run_secret("r1", forged.as_bytes()), "{forged}");
         }
     }

@@ -36,6 +36,7 @@ pub mod demo;
 pub mod doctor;
 pub mod emulate;
 pub mod emulator;
+pub mod event_line;
 pub mod events;
 pub mod executable;
 pub mod hardening;

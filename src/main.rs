@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::future::Future;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use connect_sidecar::config::{self, Config, ConfigError};
 use connect_sidecar::demo::{Demo, DemoError};
 use connect_sidecar::emulate::{self, EmulateError, Emulation};
 use connect_sidecar::hardening::Inherited;
-use connect_sidecar::identity::Reloader;
+use connect_sidecar::identity::{Reloader, State};
 use connect_sidecar::intercept::ca;
 use connect_sidecar::run::{self, RunError, shell};
 use connect_sidecar::server::unix_socket::Problem;
@@ -26,6 +27,7 @@ use connect_sidecar::{doctor, hardening, logging};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 const FAILED: u8 = 1;
 const BAD_CONFIGURATION: u8 = 2;
@@ -56,12 +58,11 @@ impl Failure {
             Self::Config(_) | Self::Demo(DemoError::Config(_)) | Self::Command(CommandError::Config(_)) => {
                 BAD_CONFIGURATION
             }
-            Self::Emulate(EmulateError::Config(_) | EmulateError::Seed(..) | EmulateError::File(..)) => {
-                BAD_CONFIGURATION
-            }
+            Self::Emulate(EmulateError::Mistakes(_) | EmulateError::File(..)) => BAD_CONFIGURATION,
             Self::Emulate(EmulateError::PortTaken(_)) => PORT_TAKEN,
             Self::Startup(error) | Self::Run(RunError::Startup(error)) => exit_code(error),
             Self::Run(RunError::Command(error)) => error.exit_code(),
+            Self::Run(RunError::Differs(_)) | Self::Command(CommandError::Differs(_)) => BAD_CONFIGURATION,
             // A local CA that is not safe to use.
             Self::Run(RunError::Unanswered(Unanswered::NoInterception(_))) => BAD_CONFIGURATION,
             Self::Run(_)
@@ -116,7 +117,11 @@ fn run(cli: &Cli, limits: Inherited) -> Result<ExitCode, Failure> {
             None | Some(Command::Serve(_)) => serve(global).await,
             Some(Command::Demo { once }) => demo(global, *once).await,
             Some(Command::Run { no_intercept, expose_token, command, .. }) => {
-                let options = run::Options { intercept: !no_intercept, expose_token: *expose_token };
+                let options = run::Options {
+                    intercept: !no_intercept,
+                    expose_token: *expose_token,
+                    tells_problems: !global.quiet,
+                };
                 run_command(global, options, command, limits).await
             }
             Some(Command::Env { format, no_intercept }) => print_env(global, *format, !no_intercept).await,
@@ -146,17 +151,37 @@ fn run(cli: &Cli, limits: Inherited) -> Result<ExitCode, Failure> {
 }
 
 fn load(args: &GlobalArgs) -> Result<Config, Failure> {
-    let current_dir = std::env::current_dir().map_err(|e| Failure::System("find the current directory", e))?;
-    Ok(Config::load(args, &|name| std::env::var_os(name), &current_dir)?)
+    Ok(Config::load(args, &|name| std::env::var_os(name), &current_dir()?)?)
+}
+
+/// For a command whose environment is to lead to the sidecar.
+fn load_for_programs(args: &GlobalArgs, intercept: bool) -> Result<Config, Failure> {
+    let environment: config::Environment<'_> = &|name| std::env::var_os(name);
+    let args = config::of_a_command(args, environment);
+    Ok(match intercept {
+        true => Config::load_to_intercept(&args, environment, &current_dir()?)?,
+        false => Config::load(&args, environment, &current_dir()?)?,
+    })
+}
+
+fn current_dir() -> Result<PathBuf, Failure> {
+    std::env::current_dir().map_err(|e| Failure::System("find the current directory", e))
 }
 
 async fn serve(args: &GlobalArgs) -> Result<ExitCode, Failure> {
     let config = load(args)?;
     let _log = logging::start(config.logging);
+    for unknown in config::unknown_variables(std::env::vars_os().map(|(name, _)| name)) {
+        warn!("{unknown}");
+    }
+    if let Some(note) = config.project_note() {
+        info!("{note}");
+    }
     let app = App::bind(config, Clock::system()).await?;
     let stops = Stops::listen(Some(app.reloader()))?;
     let manager = std::env::var_os("NOTIFY_SOCKET");
     let tell_manager = |state: &str| readiness::tell(manager.as_deref(), state);
+    say_first_words(&app);
     say_ready("connect-sidecar", &format!("http://{}", app.addr()));
     tell_manager("READY=1");
     let stopping = |stop| async {
@@ -167,6 +192,19 @@ async fn serve(args: &GlobalArgs) -> Result<ExitCode, Failure> {
         app.serve(stop).await
     };
     Ok(until_stopped(stops, stopping).await)
+}
+
+/// Whoever begins without a token is told where requests would go, and what can be done without an account.
+fn say_first_words(app: &App) {
+    if !matches!(app.identity().borrow().state, State::Missing) {
+        return;
+    }
+    let upstream = &app.server().proxy().upstream;
+    let upstream = upstream.name();
+    info!(
+        "requests go to {upstream}; without an account, see `connect-sidecar demo`, or start `connect-sidecar emulate` and \
+         name it with --upstream; the status page opens with `connect-sidecar status --open`"
+    );
 }
 
 fn remove_ca() -> Result<ExitCode, Failure> {
@@ -218,13 +256,13 @@ async fn run_command(
     command: &[OsString],
     limits: Inherited,
 ) -> Result<ExitCode, Failure> {
-    let config = load(&config::of_a_command(args, &|name| std::env::var_os(name)))?;
+    let config = load_for_programs(args, options.intercept)?;
     let _log = logging::start(config.logging);
     Ok(run::run(config, options, command, &|name| std::env::var_os(name), limits).await?.into())
 }
 
 async fn print_env(args: &GlobalArgs, format: Format, intercept: bool) -> Result<ExitCode, Failure> {
-    let config = load(&config::of_a_command(args, &|name| std::env::var_os(name)))?;
+    let config = load_for_programs(args, intercept)?;
     let _log = logging::start(config.logging);
     let variables = run::env(config, intercept, &|name| std::env::var_os(name)).await?;
     io::stdout().write_all(&shell::print(format, &variables)).map_err(|e| Failure::System("print the variables", e))?;
@@ -237,7 +275,7 @@ async fn emulate(args: &EmulateArgs, global: &GlobalArgs) -> Result<ExitCode, Fa
         return Ok(ExitCode::SUCCESS);
     }
     let stops = Stops::listen(None)?;
-    let emulation = Emulation::start(args, global).await?;
+    let emulation = Emulation::start(args, global, &|name| std::env::var_os(name)).await?;
     if !global.quiet {
         let _ = io::stderr().write_all(emulation.first_use().as_bytes());
     }

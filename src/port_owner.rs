@@ -4,13 +4,19 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use crate::client;
 use crate::status::instance::{self, Instance};
 
 /// Whoever listens there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Owner {
     /// Another of ours.
-    Sidecar(Instance),
+    Sidecar {
+        /// What its file says.
+        instance: Instance,
+        /// Whether it answers.
+        answers: bool,
+    },
     /// Any other process.
     Process {
         /// Its number.
@@ -23,8 +29,8 @@ pub enum Owner {
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Sidecar(Instance { pid, project, .. }) => {
-                write!(f, "another connect-sidecar (process {pid}) for {project}")
+            Self::Sidecar { instance: Instance { pid, project, .. }, .. } => {
+                write!(f, "another connect-sidecar (process {pid}) for {}", project.display())
             }
             Self::Process { pid, name } => write!(f, "{name} (process {pid})"),
         }
@@ -32,7 +38,7 @@ impl fmt::Display for Owner {
 }
 
 /// Who listens at an address, where that can be found out: others' processes are not shown to everybody.
-pub fn find(address: SocketAddr, state_dir: Option<&Path>) -> Option<Owner> {
+pub async fn find(address: SocketAddr, state_dir: Option<&Path>) -> Option<Owner> {
     let holds_it = |l: &listeners::Listener| {
         let held = l.socket;
         held.port() == address.port()
@@ -44,7 +50,8 @@ pub fn find(address: SocketAddr, state_dir: Option<&Path>) -> Option<Owner> {
     match (process, instance) {
         // Who holds it cannot be seen of a sidecar, which is closed to others: then its own file tells.
         (process, Some(instance)) if process.as_ref().map_or(instance.is_running(), |p| p.pid == instance.pid) => {
-            Some(Owner::Sidecar(instance))
+            let answers = !client::is_silent(&instance).await;
+            Some(Owner::Sidecar { instance, answers })
         }
         (process, _) => process.map(|process| Owner::Process { pid: process.pid, name: process.name }),
     }

@@ -6,6 +6,7 @@
 
 mod connections;
 mod event_stream;
+pub mod handover;
 mod head;
 mod intercepted;
 pub mod listener;
@@ -13,7 +14,7 @@ pub mod peer;
 mod refresh;
 mod refusals;
 pub mod runs;
-mod stream;
+pub mod stream;
 pub mod unix_socket;
 
 use std::convert::Infallible;
@@ -23,9 +24,11 @@ use std::ops::RangeInclusive;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use connections::{Connections, Open, Place};
+use event_stream::Of;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -38,7 +41,7 @@ use listener::{Accepted, Listener};
 use peer::Peer;
 use refusals::Refusals;
 use runs::Interception;
-use stream::Observed;
+use stream::{Connection, Observed};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
@@ -46,6 +49,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use crate::events::{Event, Refusal};
 use crate::identity::refresh::Asker;
 use crate::proxy::Proxy;
 use crate::proxy::body;
@@ -75,6 +79,8 @@ pub struct Server {
     interception: Interception,
     connections: Arc<Connections>,
     listeners: Arc<Semaphore>,
+    /// Places of runs that follow what goes wrong.
+    followers: Arc<Semaphore>,
     refusals: Refusals,
     said_credentials_dropped: AtomicBool,
 }
@@ -91,6 +97,7 @@ impl Server {
             interception,
             connections: Arc::new(Connections::new()),
             listeners: event_stream::places(),
+            followers: event_stream::places(),
             refusals: Refusals::default(),
             said_credentials_dropped: AtomicBool::new(false),
         }
@@ -125,6 +132,8 @@ impl Server {
             match accepted {
                 Ok(accepted) => {
                     pause = ACCEPT_PAUSE;
+                    // At once: the longer a caller has to leave, the less there is to be found out about it.
+                    let Some(accepted) = self.identify(accepted) else { continue };
                     // In the order in which they come, which that of their tasks need not be.
                     match self.connections.open().await {
                         Some(open) => drop(tasks.spawn(self.clone().connection(accepted, open))),
@@ -142,64 +151,63 @@ impl Server {
         }
     }
 
-    /// Serves one connection, if it may come the way that it came.
-    async fn connection(self: Arc<Self>, accepted: Accepted, open: Open) {
-        let place = &open.place;
-        open.serve_here().await;
+    /// Who has come, by what is known before anything is read; `None` if they may not come the way that they came.
+    fn identify(&self, accepted: Accepted) -> Option<Identified> {
         match accepted {
             Accepted::Tcp(stream, from) => {
-                if let Some((entrance, peer)) = self.let_in_tcp(&stream, from) {
-                    let _ = stream.set_nodelay(true);
-                    let caller = Caller { entrance, peer, place };
-                    self.converse(stream, place, |request| self.answer(request, caller)).await;
-                }
+                let (entrance, peer) = self.let_in_tcp(&stream, from)?;
+                Some(Identified::Tcp(stream, entrance, peer))
             }
-            Accepted::Unix(stream) => {
-                if may_use_socket(&stream) {
-                    let caller = Caller { entrance: Entrance::UnixSocket, peer: Peer::Ours, place };
-                    self.converse(stream, place, |request| self.answer(request, caller)).await;
-                }
+            Accepted::Unix(stream) => may_use_socket(&stream).then_some(Identified::Unix(stream)),
+        }
+    }
+
+    /// Serves one connection.
+    async fn connection(self: Arc<Self>, identified: Identified, open: Open) {
+        let place = &open.place;
+        open.serve_here().await;
+        match identified {
+            Identified::Tcp(stream, entrance, peer) => {
+                let _ = stream.set_nodelay(true);
+                let caller = Caller { entrance, peer, place };
+                self.converse(stream, place, Lines::Few, |request| self.answer(request, caller)).await;
+            }
+            Identified::Unix(stream) => {
+                let caller = Caller { entrance: Entrance::UnixSocket, peer: Peer::NotAsked, place };
+                self.converse(stream, place, Lines::Few, |request| self.answer(request, caller)).await;
             }
         }
     }
 
-    /// By which address a connection came in and whose it is; `None` if it may not come by that address.
+    /// By which address a connection came in and whose it is; `None` if it may not come by that address, or has gone.
     fn let_in_tcp(&self, stream: &TcpStream, from: SocketAddr) -> Option<(Entrance, Peer)> {
         let local = stream.local_addr().ok()?;
         let is_loopback = |address: SocketAddr| address.ip().to_canonical().is_loopback();
         if !is_loopback(local) {
             // Only a listener that was asked for accepts there. The key tells who may ask, not the kernel.
-            return Some((Entrance::Network(local.port()), Peer::Unknown));
+            return Some((Entrance::Network(local.port()), Peer::NotAsked));
         }
         if !is_loopback(from) {
             debug!("closed a connection from {from}, which is not this machine");
             return None;
         }
-        let peer = peer::of(from, local).ok()?;
+        let peer = peer::of(stream, from, local);
+        let peer = peer.inspect_err(|e| debug!("closed a connection of which the user cannot be told: {e}")).ok()?;
         if peer == Peer::Unknown {
             self.proxy.stats.unknown_peers.count();
         }
         Some((Entrance::Loopback(local.port()), peer))
     }
 
-    /// Answers a connection's requests, one after another, until it ends.
-    async fn converse<S, F>(&self, stream: S, place: &Place, answer: impl Fn(Request<Incoming>) -> F)
+    /// Answers a connection's requests, one after another, until it ends. A head has as many lines at most.
+    async fn converse<S, F>(&self, stream: S, place: &Place, lines: Lines, answer: impl Fn(Request<Incoming>) -> F)
     where
-        S: AsyncRead + AsyncWrite + Unpin,
+        S: Connection,
         F: Future<Output = Reply>,
     {
-        tokio::select! {
-            biased;
-            () = place.ended() => {}
-            () = self.answer_all(stream, place, answer) => {}
+        if let Some(ends) = stream.socket().ends() {
+            place.is_between(ends);
         }
-    }
-
-    async fn answer_all<S, F>(&self, stream: S, place: &Place, answer: impl Fn(Request<Incoming>) -> F)
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-        F: Future<Output = Reply>,
-    {
         let answer = &answer;
         let service = service_fn(move |request: Request<Incoming>| async move {
             let number = place.begin_request();
@@ -212,14 +220,21 @@ impl Server {
             place.end_request();
             Ok::<_, Infallible>(reply)
         });
-        let mut connection = http1::Builder::new()
-            // `connections` sees to it, for less than a timer costs.
-            .header_read_timeout(None)
-            .max_header_size(head::MAX_BYTES)
-            .writev(false)
-            .serve_connection(TokioIo::new(Observed::new(stream, place)), service);
+        let mut http = http1::Builder::new();
+        // `connections` sees to it, for less than a timer costs.
+        http.header_read_timeout(None);
+        // Whoever has sent its last request may say so and wait for the answer. `stream` sees who has left.
+        http.half_close(true);
+        http.max_header_size(head::MAX_READ_BYTES).max_buf_size(head::MAX_READ_BYTES).writev(false);
+        if let Lines::Many = lines {
+            http.max_headers(head::MANY_LINES);
+        }
+        let mut connection = http.serve_connection(TokioIo::new(Observed::new(stream, place)), service);
         let ended = poll_fn(|cx| {
             let mut connection = Pin::new(&mut connection);
+            if place.must_end() {
+                return Poll::Ready(Ok(()));
+            }
             if place.is_finishing() {
                 connection.as_mut().graceful_shutdown();
             }
@@ -229,8 +244,13 @@ impl Server {
             // Callers hang up: that is no fault of ours, nor of theirs.
             debug!("a connection ended: {error}");
         }
-        if !place.is_finishing() {
-            linger(connection.into_parts().io.into_inner().into_inner()).await;
+        let stream = connection.into_parts().io.into_inner().into_inner();
+        if place.must_end() {
+            if place.is_stuck() {
+                stream.socket().abort();
+            }
+        } else if !place.is_finishing() {
+            linger(stream).await;
         }
     }
 
@@ -239,7 +259,7 @@ impl Server {
     pub async fn answer_alone(&self, request: Request<Incoming>, port: u16) -> Option<Reply> {
         let open = self.connections.open().await?;
         open.serve_here().await;
-        let caller = Caller { entrance: Entrance::Loopback(port), peer: Peer::Ours, place: &open.place };
+        let caller = Caller { entrance: Entrance::Loopback(port), peer: Peer::NotAsked, place: &open.place };
         open.place.begin_request();
         Some(self.answer(request, caller).await)
     }
@@ -254,7 +274,7 @@ impl Server {
             }
             Err(refusal) => (Admitted::default(), Err(refusal)),
         };
-        let mut reply = outcome.unwrap_or_else(|error| self.refuse(&error, Some(&head)));
+        let mut reply = self.reply(outcome, &head);
         if let Some(origin) = admitted.origin {
             reply.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
             reply.headers_mut().insert(header::VARY, HeaderValue::from_static("Origin"));
@@ -265,7 +285,10 @@ impl Server {
     /// Whether this caller may ask with this head at all.
     fn admit(&self, head: &Parts, caller: Caller<'_>) -> Result<Admitted, RequestError> {
         check_peer(caller.peer)?;
-        head::check(head)?;
+        // What is passed on has no limits of ours.
+        if !head.uri.path().starts_with(RELAY) {
+            head::check(head)?;
+        }
         let admitted = guard::check(head, caller.entrance, &self.policy)?;
         self.notice_credentials(&admitted);
         Ok(admitted)
@@ -284,23 +307,51 @@ impl Server {
         self.let_in_tcp(stream, from).map(|(_, peer)| check_peer(peer))
     }
 
-    /// The reply for an error of our own, counted and logged.
+    /// The reply of a request, whatever came of it. Errors of upstream's are counted among those that apps met.
+    fn reply(&self, outcome: Result<Reply, RequestError>, head: &Parts) -> Reply {
+        let reply = outcome.unwrap_or_else(|error| self.refuse(&error, Some(head)));
+        // A probe that is told "not now" is no app that was let down.
+        if reply.status().as_u16() >= 400 && !guard::is_health(head.uri.path()) {
+            self.proxy.count_failure();
+        }
+        reply
+    }
+
+    /// The reply for an error of our own, counted, logged and told.
     pub fn refuse(&self, error: &RequestError, head: Option<&Parts>) -> Reply {
         self.proxy.stats.refused.count();
         if self.refusals.show_next() {
             let shown = |of: fn(&Parts) -> &str| head.map(|head| excerpt(of(head).as_bytes()));
+            let (method, path) = (shown(|head| head.method.as_str()), shown(|head| head.uri.path()));
             warn!(
                 code = error.code.as_str(),
                 status = error.status.as_u16(),
-                method = shown(|head| head.method.as_str()),
-                path = shown(|head| head.uri.path()),
+                method,
+                path,
                 hint = &*error.remedy.hint,
                 command = error.remedy.command.as_deref(),
                 "{}",
                 error.line()
             );
+            if !error.is_told {
+                self.proxy.events.tell(Event::Refusal(Refusal {
+                    at: self.proxy.clock.now(),
+                    method,
+                    path,
+                    status: error.status.as_u16(),
+                    code: error.code.as_str(),
+                    message: error.message.clone(),
+                    remedy: (*error.remedy).clone(),
+                }));
+            }
         }
-        reply::error(error)
+        match head {
+            // Who reads it is a person, and not a program.
+            Some(head) if error.code == Code::HeadTooLarge && guard::is_browser_window(&head.headers) => {
+                reply::error_in_words(error)
+            }
+            _ => reply::error(error),
+        }
     }
 
     /// The answer to the caller's nonce, if it sends one (trust-policy.md S5).
@@ -353,12 +404,26 @@ impl Server {
                 if head.method != Method::GET {
                     return Err(RequestError::method_not_allowed("GET"));
                 }
-                no_query(head)?;
-                event_stream::reply(&self.status.events, &self.listeners, caller.place.relay())
+                let (of, places) = match head.uri.query() {
+                    Some("only=problems") => (Of::Problems, &self.followers),
+                    _ => (Of::Everything, &self.listeners),
+                };
+                if of == Of::Everything {
+                    no_query(head)?;
+                }
+                event_stream::reply(&self.status.events, of, places, caller.place.relay())
             }
             guard::OURS => {
                 read_only(head)?;
                 Ok(page::reply())
+            }
+            _ if guard::is_led_to_the_page(head) => {
+                no_query(head)?;
+                Ok(page::elsewhere())
+            }
+            path if guard::NEAR_THE_PAGE.contains(&path) => {
+                let message = format!("Nothing is answered here. The status page is at {}.", guard::OURS);
+                Err(RequestError::new(Code::RouteNotFound, message).hint("connect-sidecar status --open"))
             }
             // Boxed: it is rare, and every request would carry the room for it.
             path if path.starts_with(RELAY) => Box::pin(self.relay(head, body, caller.place)).await,
@@ -390,7 +455,7 @@ impl Server {
                 no_query(head)?;
                 body::check_content_type(head, &body)?;
                 let body = body::read(body).await?;
-                let given = runs::begin(&body, &self.proxy, &self.interception, self.policy.require_key).await?;
+                let given = runs::begin(&body, &self.proxy, &self.interception, self.policy.key_of_runs()).await?;
                 Ok(reply::own(StatusCode::OK, JSON, given))
             }
             // The proxy's 404 is that of any unknown path.
@@ -421,6 +486,21 @@ pub const NONCE_HEADER: HeaderName = HeaderName::from_static("sidecar-nonce");
 pub const PROOF_HEADER: HeaderName = HeaderName::from_static("sidecar-proof");
 const NONCE_BYTES: RangeInclusive<usize> = 16..=64;
 
+/// How many lines a head may have.
+#[derive(Clone, Copy)]
+enum Lines {
+    /// Those that cost nothing to be ready for.
+    Few,
+    /// As many as other servers take.
+    Many,
+}
+
+/// A connection, and who has come by it.
+enum Identified {
+    Tcp(TcpStream, Entrance, Peer),
+    Unix(UnixStream),
+}
+
 /// Who asks, on which connection.
 #[derive(Clone, Copy)]
 struct Caller<'a> {
@@ -431,11 +511,16 @@ struct Caller<'a> {
 }
 
 fn check_peer(peer: Peer) -> Result<(), RequestError> {
-    if peer == Peer::Other {
-        let message = "This sidecar answers the user that started it, and no other user of this machine.";
-        return Err(RequestError::new(Code::PeerUidMismatch, message).closing());
+    if peer.may_ask() {
+        return Ok(());
     }
-    Ok(())
+    let message = match peer {
+        Peer::Unknown => {
+            "The system does not say whose connection this is. Ask from this machine itself, or use --unix-socket."
+        }
+        _ => "This sidecar answers the user that started it, and no other user of this machine.",
+    };
+    Err(RequestError::new(Code::PeerUidMismatch, message).closing())
 }
 
 /// Whether whoever is at the other end of the unix socket may use it.

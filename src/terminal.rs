@@ -2,8 +2,8 @@
 //!
 //! No text that others have written may move the cursor, begin a line or reorder what stands around it.
 
-use std::fmt::Write;
-use std::io::IsTerminal;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write as _};
 
 /// Colours, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +61,16 @@ pub fn escaped(text: &str) -> String {
         }
     }
     out
+}
+
+/// A line on stderr of what does not count as people may think. A closed stderr is no reason to fail.
+pub fn warn(text: &str) {
+    let _ = writeln!(io::stderr(), "warning: {}", escaped(text));
+}
+
+/// A line on stderr of what is good to know.
+pub fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "note: {}", escaped(text));
 }
 
 /// JSON for this stream: where that is a terminal, with the characters that [`escaped`] would write out as `\uXXXX`, so that

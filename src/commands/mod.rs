@@ -14,6 +14,7 @@ pub mod token;
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::AsyncWriteExt;
@@ -21,11 +22,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app::StartupError;
 use crate::cli::GlobalArgs;
-use crate::client::{self, Client, NoneRuns, Unanswered};
-use crate::config::{self, ConfigError, Mistake};
+use crate::client::{self, Client, NotFound, Unanswered};
+use crate::config::{self, Config, ConfigError, Mistake, Wanted};
 use crate::proxy::route;
+use crate::run::joining::Differs;
 use crate::status::instance::Instance;
-use crate::terminal::escaped;
+use crate::terminal::{self, escaped};
 
 /// Why a command has no answer. Exit code 2 for the configuration, else 1.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +37,10 @@ pub enum CommandError {
     Config(#[from] ConfigError),
     /// Nobody to ask.
     #[error(transparent)]
-    NoneRuns(#[from] NoneRuns),
+    NotFound(#[from] NotFound),
+    /// The sidecar that runs has other settings than were named.
+    #[error(transparent)]
+    Differs(#[from] Differs),
     /// No answer, or a refusal.
     #[error(transparent)]
     Unanswered(#[from] Unanswered),
@@ -50,11 +55,29 @@ pub enum CommandError {
     Other(String),
 }
 
-/// The running sidecar that the flags mean.
-pub async fn find(args: &GlobalArgs) -> Result<(Instance, Client), CommandError> {
-    let current_dir = std::env::current_dir().map_err(|e| CommandError::System("find the current directory", e))?;
-    let wanted = config::wanted(args, &|name| std::env::var_os(name), &current_dir)?;
-    Ok(client::find(&wanted).await?)
+/// The running sidecar that the flags mean. People are told which of the
+/// settings that they have named do not count.
+async fn find(args: &GlobalArgs) -> Result<(Instance, Client), CommandError> {
+    let environment = |name: &str| std::env::var_os(name);
+    let (instance, client) = client::find(&wanted(args)?).await?;
+    if config::names_settings(args, &environment) {
+        let (config, _) = Config::examine(args, &environment, &current_dir()?);
+        // What it is asked next says what is wrong, if something is.
+        let differences = client.state().await.map(|state| config.differences(&state.settings)).unwrap_or_default();
+        for difference in differences.iter().filter(|difference| !difference.is_of_a_file()) {
+            terminal::warn(&format!("{difference}, which counts"));
+        }
+    }
+    Ok((instance, client))
+}
+
+/// Which one that is.
+fn wanted(args: &GlobalArgs) -> Result<Wanted, CommandError> {
+    Ok(config::wanted(args, &|name| std::env::var_os(name), &current_dir()?)?)
+}
+
+fn current_dir() -> Result<PathBuf, CommandError> {
+    std::env::current_dir().map_err(|e| CommandError::System("find the current directory", e))
 }
 
 /// A connector, as it stands in a path.

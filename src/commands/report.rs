@@ -20,6 +20,8 @@ pub(super) struct Report {
     oidc: Oidc,
     cache: Cache,
     upstream: Upstream,
+    #[serde(default)]
+    failures: Failures,
     tokens: Vec<Token>,
     warnings: Vec<Warning>,
 }
@@ -51,6 +53,12 @@ struct Upstream {
     url: String,
     requests: u64,
     errors: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Failures {
+    count: u64,
+    last_at: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -87,7 +95,7 @@ impl Report {
 
     /// All there is to know. `local` is this machine's time, which counts where the sidecar does not tell its own.
     pub(super) fn long(&self, url: &str, palette: Palette, local: Timestamp) -> String {
-        let Self { version, pid, project, oidc, cache, upstream, warnings, .. } = self;
+        let Self { version, pid, project, oidc, cache, upstream, failures, warnings, .. } = self;
         let mut page = Page { palette, text: String::new() };
         let title = palette.paint(Color::Bold, &escaped(oidc.project.as_ref().unwrap_or(project)));
         let state = palette.paint(oidc.color(), &escaped(&oidc.in_words()));
@@ -101,10 +109,12 @@ impl Report {
         let token: Vec<_> = [oidc.source.clone()].into_iter().chain(fingerprint).chain(end).collect();
         page.row("token", &token.join(", "));
         page.row("sidecar", &format!("{url}, version {version}, process {pid}"));
-        page.row(
-            "upstream",
-            &format!("{}, {}, {}", upstream.url, count(upstream.requests, "request"), count(upstream.errors, "error")),
-        );
+        page.row("upstream", &format!("{}, {}", upstream.url, upstream.in_words(failures.count > 0)));
+        if failures.count > 0 {
+            let last = failures.last_at.as_ref().map(|at| format!(", the last at {at}")).unwrap_or_default();
+            let failed = palette.paint(Color::Yellow, &count(failures.count, "request"));
+            page.colored_row("failed", &format!("{failed}{}, see `connect-sidecar logs`", escaped(&last)));
+        }
         page.row(
             "cache",
             &format!(
@@ -162,6 +172,16 @@ impl Oidc {
     }
 }
 
+impl Upstream {
+    fn in_words(&self, has_failures: bool) -> String {
+        match (self.requests, self.errors) {
+            (0, 0) => "nothing sent yet".to_owned(),
+            (requests, 0) if has_failures => count(requests, "request"),
+            (requests, errors) => format!("{}, {}", count(requests, "request"), count(errors, "error")),
+        }
+    }
+}
+
 struct Page {
     palette: Palette,
     text: String,
@@ -170,9 +190,14 @@ struct Page {
 impl Page {
     fn row(&mut self, name: &str, value: &str) {
         if !value.is_empty() {
-            let name = self.palette.paint(Color::Dim, &format!("{name:<10}"));
-            let _ = writeln!(self.text, "  {name}{}", escaped(value));
+            self.colored_row(name, &escaped(value));
         }
+    }
+
+    /// A value that is escaped already.
+    fn colored_row(&mut self, name: &str, value: &str) {
+        let name = self.palette.paint(Color::Dim, &format!("{name:<10}"));
+        let _ = writeln!(self.text, "  {name}{value}");
     }
 
     fn tokens(&mut self, tokens: &[Token], now: Timestamp) {
@@ -201,7 +226,7 @@ impl Page {
 
 fn count(number: u64, what: &str) -> String {
     match number {
-        0 => format!("no {what}"),
+        0 => format!("no {what}s"),
         1 => format!("1 {what}"),
         number => format!("{number} {what}s"),
     }
@@ -272,7 +297,7 @@ web  expiring, 11 h 59 min left
   identity  project web, team acme, environment development
   token     .env.local, fingerprint 3f9a1c20, until 2026-11-23T12:00:00Z
   sidecar   http://127.0.0.1:2774, version 0.1.0, process 4711
-  upstream  https://api.vercel.com, 3 requests, no error
+  upstream  https://api.vercel.com, 3 requests, no errors
   cache     2 tokens; hits 10, misses 3, joined 2: 12 requests saved
 
   CONNECTOR         SUBJECT  LEFT    HITS
@@ -294,5 +319,26 @@ warning: It is.
         let page = report.long("http://127.0.0.1:1", Palette::new(true), Timestamp::from_millis(0));
         assert!(page.starts_with("\x1b[1mfolder\x1b[0m  \x1b[31minvalid: it is \\u{1b}[2J\x1b[0m\n"), "{page}");
         assert!(!page.contains("identity") && !page.contains("CONNECTOR"), "{page}");
+    }
+
+    #[test]
+    fn no_errors_means_that_something_was_sent_and_nothing_failed() {
+        for (requests, errors, failures, upstream, failed) in [
+            (0, 0, 0, "https://api.vercel.com, nothing sent yet\n", None),
+            (3, 0, 0, "https://api.vercel.com, 3 requests, no errors\n", None),
+            (3, 1, 2, "https://api.vercel.com, 3 requests, 1 error\n", Some("  failed    2 requests, the last at ")),
+            (3, 0, 1, "https://api.vercel.com, 3 requests\n", Some("  failed    1 request, the last at ")),
+            (0, 0, 1, "https://api.vercel.com, nothing sent yet\n", Some("  failed    1 request, the last at ")),
+        ] {
+            let report = report(|state| {
+                state["upstream"]["requests"] = requests.into();
+                state["upstream"]["errors"] = errors.into();
+                state["failures"] = json!({"count": failures, "last_at": "2026-11-23T00:00:00Z"});
+            });
+            let page = report.long("u", Palette::new(false), Timestamp::from_millis(0));
+            assert!(page.contains(upstream), "{page}");
+            assert_eq!(page.contains("  failed "), failed.is_some(), "{page}");
+            assert!(failed.is_none_or(|failed| page.contains(failed)), "{page}");
+        }
     }
 }

@@ -1,9 +1,8 @@
 //! `status`: what the running sidecar knows, as text, as JSON, in one line, again and again, or as its page.
 
 use std::io::{self, Write};
-use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use serde_json::value::RawValue;
@@ -12,7 +11,7 @@ use terminal_size::{Height, terminal_size};
 use super::report::Report;
 use super::{Interruptions, Reader, browser};
 use crate::cli::{GlobalArgs, StatusArgs};
-use crate::client::{Client, Unanswered};
+use crate::client::{self, Client, Unanswered};
 use crate::clock::Clock;
 use crate::commands::CommandError;
 use crate::proxy::guard::OURS;
@@ -21,23 +20,37 @@ use crate::terminal::{self, Palette, escaped};
 
 /// Time between two looks of `--watch`.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// With what the start of the process takes, a prompt is there within 300 ms.
+const SHORT_LIMIT: Duration = Duration::from_millis(200);
 
 /// Shows it.
 pub async fn show(args: StatusArgs, global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     if args.watch {
         return watch(global).await;
     }
+    if args.short {
+        return short(global).await;
+    }
     let (instance, client) = super::find(global).await?;
     if args.open {
         return open(&instance).await;
     }
     let state: Box<RawValue> = client.ask(Method::GET, PATH, "").await?;
-    super::print(match (args.json, args.short) {
-        (true, _) => terminal::json_for(&io::stdout(), format!("{}\n", state.get())),
-        (_, true) => format!("{}\n", read(&state, &client)?.short()),
-        _ => read(&state, &client)?.long(&instance.url, Palette::of(&io::stdout()), Clock::system().local()),
+    super::print(match args.json {
+        true => terminal::json_for(&io::stdout(), format!("{}\n", state.get())),
+        false => read(&state, &client)?.long(&instance.url, Palette::of(&io::stdout()), Clock::system().local()),
     })
     .await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One line for a prompt, which waits for it: within `SHORT_LIMIT`, or not at all.
+async fn short(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
+    let begun = Instant::now();
+    let (_, client) = client::find_within(&super::wanted(global)?, SHORT_LIMIT * 2 / 3).await?;
+    let client = client.with_patience(SHORT_LIMIT.saturating_sub(begun.elapsed()));
+    let state: Box<RawValue> = client.ask(Method::GET, PATH, "").await?;
+    super::print(format!("{}\n", read(&state, &client)?.short())).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -49,7 +62,7 @@ fn read(state: &RawValue, client: &Client) -> Result<Report, Unanswered> {
 
 async fn open(Instance { url, key, project, .. }: &Instance) -> Result<ExitCode, CommandError> {
     let page = format!("{url}{OURS}");
-    if let Err(reason) = browser::open(&format!("{page}#key={key}"), Path::new(project)).await {
+    if let Err(reason) = browser::open(&format!("{page}#key={key}"), project).await {
         let port = url.rsplit(':').next().unwrap_or_default();
         super::print(format!("{page}\n")).await?;
         return Err(CommandError::Other(format!(
@@ -89,7 +102,7 @@ async fn look(global: &GlobalArgs) -> Result<String, CommandError> {
         Ok(report.long(&instance.url, Palette::of(&io::stdout()), Clock::system().local()))
     };
     match looked.await {
-        Err(passing @ (CommandError::NoneRuns(_) | CommandError::Unanswered(_))) => {
+        Err(passing @ (CommandError::NotFound(_) | CommandError::Unanswered(_))) => {
             let lines = passing.to_string();
             Ok(lines.lines().map(|line| escaped(line) + "\n").collect())
         }

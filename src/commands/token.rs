@@ -12,14 +12,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::cli::{GlobalArgs, SubjectArg, TokenArgs};
-use crate::client::Client;
+use crate::client::{self, Client, NotFound, Refusal};
 use crate::clock::Timestamp;
 use crate::commands::CommandError;
 use crate::config::{self, Config, ConfigError, Mistake};
 use crate::logging;
 use crate::proxy::coach::{self, UpstreamError};
 use crate::run::child::Signals;
+use crate::run::joining::{self, Joined, Note};
 use crate::run::sidecar::Sidecar;
+use crate::terminal;
 
 /// The sidecar answers every request within 60 s.
 const PATIENCE: Duration = Duration::from_secs(65);
@@ -28,33 +30,48 @@ const PATIENCE: Duration = Duration::from_secs(65);
 pub async fn print(args: &TokenArgs, global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     let path = format!("/v1/connect/token/{}", super::segment(&args.connector)?);
     let ask = Ask { connector: &args.connector, path, body: body(args)?, is_forced: args.refresh };
-    let answer = match running(global).await? {
-        Some(client) => ask.by(client).await?,
-        None => ask_without_sidecar(&ask, global).await?,
+    let answer = match way(global).await? {
+        Way::Running(client) => ask.by(client).await?,
+        Way::Own(config) => ask_without_sidecar(&ask, *config).await?,
     };
     super::print(if args.json { answer.json() } else { answer.token + "\n" }).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The running sidecar that is meant, if one is: who says by flags which credential or which upstream is to be used, means
-/// none that runs already, and who names a port means that one.
-async fn running(global: &GlobalArgs) -> Result<Option<Client>, CommandError> {
-    let GlobalArgs { config, env_file, upstream, upstream_ca, auth, team_id, port, .. } = global;
-    let is_other =
-        config.is_some() || [env_file, upstream, upstream_ca, auth, team_id].into_iter().any(Option::is_some);
-    match super::find(global).await {
-        _ if is_other && port.is_none() => Ok(None),
-        Err(CommandError::NoneRuns(_)) if port.is_none() => Ok(None),
-        found => found.map(|(_, client)| Some(client)),
-    }
+/// Who is asked.
+enum Way {
+    /// The running sidecar that is meant.
+    Running(Client),
+    /// One in this process: none runs, or none by the credential that was named.
+    Own(Box<Config>),
 }
 
-async fn ask_without_sidecar(ask: &Ask<'_>, global: &GlobalArgs) -> Result<Answer, CommandError> {
-    let system = |what| move |e| CommandError::System(what, e);
-    let current_dir = std::env::current_dir().map_err(system("find the current directory"))?;
+async fn way(global: &GlobalArgs) -> Result<Way, CommandError> {
+    let found = match client::find(&super::wanted(global)?).await {
+        // A port in the environment may be meant for `serve`.
+        Err(NotFound::NoneRuns(_)) if global.port.is_none() => None,
+        found => Some(found?),
+    };
     let environment = |name: &str| std::env::var_os(name);
-    let config = Config::load(&config::of_a_command(global, &environment), &environment, &current_dir)?;
+    let global = config::of_a_command(global, &environment);
+    let (mut config, mistakes) = Config::examine(&global, &environment, &super::current_dir()?);
+    if let Some(found) = found {
+        match joining::join(found, &mut config).await?? {
+            Joined::Through(client, notes) => {
+                notes.iter().for_each(Note::tell);
+                return Ok(Way::Running(client));
+            }
+            Joined::OtherCredential(_, notes) => notes.iter().for_each(Note::tell),
+        }
+    }
+    // They are none of one that runs.
+    if mistakes.is_empty() { Ok(Way::Own(Box::new(config))) } else { Err(ConfigError(mistakes).into()) }
+}
+
+async fn ask_without_sidecar(ask: &Ask<'_>, config: Config) -> Result<Answer, CommandError> {
+    let system = |what| move |e| CommandError::System(what, e);
     let _log = logging::start(config.logging);
+    config.project_note().iter().for_each(|note| terminal::note(note));
     let mut signals = Signals::listen().map_err(system("listen for signals"))?;
     let sidecar = Sidecar::start_alone(config).await?;
     let answer = tokio::select! {
@@ -116,7 +133,7 @@ impl Answer {
 async fn why_not(client: &Client, connector: &str, reply: &Response<Bytes>) -> String {
     let error = UpstreamError::read(reply.body());
     if reply.headers().contains_key("sidecar-error") {
-        return error.message;
+        return Refusal::read(reply.body()).map_or(error.message, |refusal| refusal.line());
     }
     let environment = client.state().await.ok().and_then(|state| state.oidc.environment);
     let environment = environment.as_deref().unwrap_or("development");

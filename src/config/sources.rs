@@ -1,5 +1,6 @@
 //! The sources of settings, their order, and who may set what. Collects mistakes instead of stopping at the first.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use secrecy::SecretString;
 use toml::de::{DeTable, DeValue};
 
-use super::Mistake;
+use super::{DEFAULT_ENV_FILE, Mistake, project};
 use crate::cli::GlobalArgs;
 use crate::proxy::error::excerpt;
 use crate::safe_read::{self, Problem};
@@ -18,6 +19,8 @@ pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// The file's name in a project and in the user's configuration directory.
 const FILE_NAME: &str = "sidecar.toml";
+/// Where the Vercel CLI keeps which project a directory is linked to.
+const LINK: &str = ".vercel/project.json";
 
 /// A setting, by its key in a file.
 pub(super) struct Setting {
@@ -90,47 +93,80 @@ pub(super) struct Value {
 pub(super) struct Sources<'a> {
     layers: Vec<Vec<(&'static str, Value)>>,
     environment: Environment<'a>,
+    /// Where the command is: the project that was named, or the current directory.
+    directory: PathBuf,
     project: PathBuf,
+    /// What it was found by, where it is above the directory.
+    found_by: Option<String>,
     mistakes: Vec<Mistake>,
+}
+
+impl Value {
+    /// One as a variable of this name would have it.
+    pub(super) fn of_a_variable(raw: Raw, name: &str) -> Self {
+        given(raw, name, Path::new(""), true)
+    }
 }
 
 impl<'a> Sources<'a> {
     pub(super) fn read(args: &GlobalArgs, environment: Environment<'a>, current_dir: &Path) -> Self {
         let mut this = Self::without_files(args, environment, current_dir);
-        let project = this.project.clone();
+        let directory = this.directory.clone();
         let explicit = args.config.clone().or_else(|| environment("CONNECT_SIDECAR_CONFIG").map(PathBuf::from));
         let explicit = explicit.map(|path| current_dir.join(path));
-        match explicit {
-            Some(path) => {
-                let layer = this.file(&path, &project, false);
-                if layer.is_none() {
-                    this.mistake("--config", format!("{} is not there", path.display()));
-                }
-                this.layers.extend(layer);
-                this.user_file(&project);
+        if let Some(path) = &explicit {
+            let layer = this.file(path, &directory, false);
+            if layer.is_none() {
+                this.mistake("--config", format!("{} is not there", path.display()));
             }
-            None => {
-                this.user_file(&project);
-                let layer = this.file(&project.join(FILE_NAME), &project, true);
-                this.layers.extend(layer);
-            }
+            this.layers.extend(layer);
+        }
+        this.user_file(&directory);
+        if args.project.is_none() && environment("CONNECT_SIDECAR_PROJECT").is_none() {
+            this.find_project();
+        }
+        if explicit.is_none() {
+            let project = this.project.clone();
+            let layer = this.file(&project.join(FILE_NAME), &project, true);
+            this.layers.extend(layer);
         }
         this
+    }
+
+    /// Takes the nearest directory above for the project, where that is one and this directory is not. Whoever names the
+    /// env file means it from this directory.
+    fn find_project(&mut self) {
+        let env_file = self.layers.iter().flatten().find(|(key, _)| *key == "env_file").map(|(_, value)| value.clone());
+        let env_file = match &env_file {
+            None => DEFAULT_ENV_FILE,
+            Some(Value { raw: Raw::Text(path), is_file: true, .. }) if Path::new(path).is_relative() => path,
+            Some(_) => return,
+        };
+        let home = (self.environment)("HOME").map(PathBuf::from);
+        let names = [env_file, LINK, FILE_NAME];
+        let Some((project, name)) = project::above(&self.directory, &names, home.as_deref()) else { return };
+        (self.project, self.found_by) = (project.to_owned(), Some(name.to_owned()));
+        // A file that names an env file means it from the project, whichever that is.
+        for (_, value) in self.layers.iter_mut().flatten().filter(|(key, value)| *key == "env_file" && value.is_file) {
+            self.project.clone_into(&mut value.base);
+        }
     }
 
     /// Flags and our own environment alone.
     pub(super) fn without_files(args: &GlobalArgs, environment: Environment<'a>, current_dir: &Path) -> Self {
         let layers = vec![flags(args, current_dir), variables(environment, current_dir)];
-        let mut this = Self { layers, environment, project: PathBuf::new(), mistakes: Vec::new() };
+        let (directory, project, found_by) = (PathBuf::new(), PathBuf::new(), None);
+        let mut this = Self { layers, environment, directory, project, found_by, mistakes: Vec::new() };
         let project = args.project.clone().or_else(|| environment("CONNECT_SIDECAR_PROJECT").map(PathBuf::from));
         let project = project.map_or(current_dir.to_owned(), |path| current_dir.join(path));
-        this.project = match project.canonicalize() {
+        this.directory = match project.canonicalize() {
             Ok(project) if project.is_dir() => project,
             _ => {
                 this.mistake("--project", format!("{} is not a directory", project.display()));
                 project
             }
         };
+        this.project = this.directory.clone();
         this
     }
 
@@ -205,6 +241,24 @@ impl<'a> Sources<'a> {
         &self.project
     }
 
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// What the project was found by, where it is above the directory.
+    pub(super) fn found_by(&self) -> Option<String> {
+        self.found_by.clone()
+    }
+
+    /// The settings that some source names, each with the strongest one's place.
+    pub(super) fn named(&self) -> BTreeMap<&'static str, String> {
+        let mut named = BTreeMap::new();
+        for (key, value) in self.layers.iter().flatten() {
+            named.entry(*key).or_insert_with(|| value.place.clone());
+        }
+        named
+    }
+
     pub(super) fn mistakes(&self) -> Vec<Mistake> {
         self.mistakes.clone()
     }
@@ -251,9 +305,19 @@ impl<'a> Sources<'a> {
         for (key, at, value) in entries(table.get_ref()) {
             let place = format!("{shown}:{}", line(at));
             match SETTINGS.iter().find(|setting| setting.key == key && setting.in_files) {
+                None if is_section(&key) => {
+                    let keys =
+                        SETTINGS.iter().filter(|known| known.key.split('.').next() == Some(&key) && known.in_files);
+                    let keys: Vec<_> = keys.map(|known| format!("`{}`", known.key)).collect();
+                    self.mistake(&place, format!("`{key}` is a table, with {}", keys.join(", ")));
+                }
+                None if SETTINGS.iter().any(|setting| setting.key == key) => {
+                    let flag = key.replace('_', "-");
+                    self.mistake(&place, format!("`{key}` may be set by no file; use --{flag}"));
+                }
                 None => {
-                    let near = nearest_key(&key).map(|near| format!(", did you mean `{near}`?")).unwrap_or_default();
-                    self.mistake(&place, format!("unknown key `{}`{near}", excerpt(key.as_bytes())));
+                    let meant = meant(&key, value);
+                    self.mistake(&place, format!("unknown key `{}`{meant}", excerpt(key.as_bytes())));
                 }
                 Some(setting) if is_project && !setting.in_project => self.mistake(
                     &place,
@@ -312,22 +376,109 @@ fn entries<'t>(table: &'t DeTable<'t>) -> Vec<(String, Range<usize>, &'t DeValue
 }
 
 fn is_section(name: &str) -> bool {
-    SETTINGS.iter().any(|setting| setting.key.split_once('.').is_some_and(|(section, _)| section == name))
+    sections().any(|section| section == name)
 }
 
-/// The known key that looks most like `key`, if one does; its table may be what is forgotten.
-fn nearest_key(key: &str) -> Option<&'static str> {
-    let likeness = |known: &str| {
-        let name = known.rsplit('.').next().unwrap_or_default();
-        strsim::jaro_winkler(known, key).max(strsim::jaro_winkler(name, key))
+fn sections() -> impl Iterator<Item = &'static str> {
+    SETTINGS.iter().filter_map(|setting| Some(setting.key.split_once('.')?.0))
+}
+
+/// What people look for under another name, and the keys that it is here.
+const OTHER_NAMES: &[(&str, &str)] = &[
+    ("listen", "`port` or `unix_socket`"),
+    ("bind", "`port` or `unix_socket`"),
+    ("address", "`port` or `unix_socket`"),
+    ("host", "`port` or `allowed_hosts`"),
+    ("socket", "`unix_socket`"),
+    ("proxy", "`use_env_proxy`"),
+    ("https_proxy", "`use_env_proxy`"),
+    ("ca", "`upstream_ca`"),
+    ("key", "`require_key`"),
+    ("cors", "`allowed_origins`"),
+    ("ttl", "`cache.max_age`"),
+    ("timeout", "`wait`"),
+    ("verbose", "`log_level`"),
+    ("debug", "`log_level`"),
+    ("url", "`upstream`"),
+    ("notifications", "`desktop_notices`"),
+];
+
+/// What was meant by a key that is not known, as the end of a sentence, if something is like it: a key, a key of another
+/// table, a table, or what is called otherwise elsewhere.
+fn meant(key: &str, value: &DeValue<'_>) -> String {
+    let suggestion = || {
+        if let DeValue::Table(inner) = value {
+            let (likeness, section) = nearest(key, sections())?;
+            let known = |inner: &str| SETTINGS.iter().find(|known| known.key == format!("{section}.{inner}"));
+            let only = inner.iter().next().filter(|_| inner.len() == 1).and_then(|(name, _)| known(name.get_ref()));
+            let meant = only.map_or_else(|| format!("`[{section}]`"), |known| format!("`{}`", known.key));
+            if likeness > ALIKE {
+                return Some(meant);
+            }
+        }
+        let plain = plain(key);
+        let name = plain.rsplit('.').next().unwrap_or_default();
+        if let Some((_, meant)) = OTHER_NAMES.iter().find(|(other, _)| *other == plain || *other == name) {
+            return Some((*meant).to_owned());
+        }
+        let (likeness, known) = nearest(key, SETTINGS.iter().filter(|known| known.in_files).map(|known| known.key))?;
+        let is_misplaced = key.contains('.') && !known.contains('.');
+        let place = if is_misplaced { " above the first table" } else { "" };
+        (likeness > ALIKE).then(|| format!("`{known}`{place}"))
     };
-    SETTINGS
-        .iter()
-        .filter(|setting| setting.in_files)
-        .map(|setting| (likeness(setting.key), setting.key))
-        .filter(|(likeness, _)| *likeness > 0.7)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, key)| key)
+    suggestion().map(|meant| format!(", did you mean {meant}?")).unwrap_or_default()
+}
+
+/// Names that are less alike than this are not taken for each other.
+const ALIKE: f64 = 0.7;
+
+/// The most alike of some names, and how much it is: as a whole or without its table, which may be what is wrong.
+fn nearest(key: &str, names: impl Iterator<Item = &'static str>) -> Option<(f64, &'static str)> {
+    let key = plain(key);
+    let name = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
+    let likeness = |known: &str| {
+        let alike = |a: &str, b: &str| strsim::jaro_winkler(a, b);
+        alike(known, &key).max(alike(&name(known), &key)).max(alike(&name(known), &name(&key)))
+    };
+    names.map(|known| (likeness(known), known)).max_by(|(a, _), (b, _)| a.total_cmp(b))
+}
+
+/// `logLevel`, `log-level` and `LOG_LEVEL` as `log_level`.
+fn plain(key: &str) -> String {
+    let mut plain = String::with_capacity(key.len() + 4);
+    let mut before_is_lower = false;
+    for c in key.chars() {
+        if c.is_ascii_uppercase() && before_is_lower {
+            plain.push('_');
+        }
+        before_is_lower = c.is_ascii_lowercase();
+        plain.push(if c == '-' { '_' } else { c.to_ascii_lowercase() });
+    }
+    plain
+}
+
+/// Variables of the environment that begin as ours and are none, each with what was meant by it.
+pub fn unknown_variables(names: impl Iterator<Item = OsString>) -> Vec<String> {
+    const PREFIX: &str = "CONNECT_SIDECAR_";
+    // Some are what `run` gives its command.
+    const OTHERS: [&str; 5] = ["CONFIG", "PROJECT", "URL", "KEY", "BEARER_HOSTS"];
+    let known =
+        |name: &str| OTHERS.contains(&name) || VARIABLES.iter().any(|(_, known)| &known[PREFIX.len()..] == name);
+    let mut unknown: Vec<_> = names
+        .filter_map(|name| Some(name.to_str()?.strip_prefix(PREFIX)?.to_owned()))
+        .filter(|name| !known(name))
+        .map(|name| {
+            let names = VARIABLES.iter().map(|(_, known)| &known[PREFIX.len()..]).chain(["CONFIG", "PROJECT"]);
+            let near = names
+                .map(|known| (strsim::jaro_winkler(known, &name), known))
+                .max_by(|(a, _), (b, _)| a.total_cmp(b))
+                .filter(|(likeness, _)| *likeness > ALIKE);
+            let meant = near.map(|(_, known)| format!(", did you mean {PREFIX}{known}?")).unwrap_or_default();
+            format!("unknown variable {PREFIX}{}{meant}", excerpt(name.as_bytes()))
+        })
+        .collect();
+    unknown.sort();
+    unknown
 }
 
 fn raw(value: &DeValue<'_>) -> Raw {
@@ -375,34 +526,35 @@ pub(super) fn flags(args: &GlobalArgs, current_dir: &Path) -> Vec<(&'static str,
     .collect()
 }
 
+/// The variables that set something, each with the key of what it sets.
+const VARIABLES: &[(&str, &str)] = &[
+    ("env_file", "CONNECT_SIDECAR_ENV_FILE"),
+    ("port", "CONNECT_SIDECAR_PORT"),
+    ("upstream", "CONNECT_SIDECAR_UPSTREAM"),
+    ("upstream_ca", "CONNECT_SIDECAR_UPSTREAM_CA"),
+    ("auth", "CONNECT_SIDECAR_AUTH"),
+    ("team_id", "CONNECT_SIDECAR_TEAM_ID"),
+    ("allowed_hosts", "CONNECT_SIDECAR_ALLOWED_HOST"),
+    ("allowed_origins", "CONNECT_SIDECAR_ALLOWED_ORIGIN"),
+    ("bearer_hosts", "CONNECT_SIDECAR_BEARER_HOST"),
+    ("allow_forwarded", "CONNECT_SIDECAR_ALLOW_FORWARDED"),
+    ("require_key", "CONNECT_SIDECAR_REQUIRE_KEY"),
+    ("unix_socket", "CONNECT_SIDECAR_UNIX_SOCKET"),
+    ("dangerously_listen_on_network", "CONNECT_SIDECAR_DANGEROUSLY_LISTEN_ON_NETWORK"),
+    ("use_env_proxy", "CONNECT_SIDECAR_USE_ENV_PROXY"),
+    ("refresh", "CONNECT_SIDECAR_REFRESH"),
+    ("wait", "CONNECT_SIDECAR_WAIT"),
+    ("desktop_notices", "CONNECT_SIDECAR_DESKTOP_NOTICES"),
+    ("log_format", "CONNECT_SIDECAR_LOG_FORMAT"),
+    ("log_level", "CONNECT_SIDECAR_LOG_LEVEL"),
+];
+
 pub(super) fn variables(environment: Environment<'_>, current_dir: &Path) -> Vec<(&'static str, Value)> {
-    [
-        ("env_file", "CONNECT_SIDECAR_ENV_FILE"),
-        ("port", "CONNECT_SIDECAR_PORT"),
-        ("upstream", "CONNECT_SIDECAR_UPSTREAM"),
-        ("upstream_ca", "CONNECT_SIDECAR_UPSTREAM_CA"),
-        ("auth", "CONNECT_SIDECAR_AUTH"),
-        ("team_id", "CONNECT_SIDECAR_TEAM_ID"),
-        ("allowed_hosts", "CONNECT_SIDECAR_ALLOWED_HOST"),
-        ("allowed_origins", "CONNECT_SIDECAR_ALLOWED_ORIGIN"),
-        ("bearer_hosts", "CONNECT_SIDECAR_BEARER_HOST"),
-        ("allow_forwarded", "CONNECT_SIDECAR_ALLOW_FORWARDED"),
-        ("require_key", "CONNECT_SIDECAR_REQUIRE_KEY"),
-        ("unix_socket", "CONNECT_SIDECAR_UNIX_SOCKET"),
-        ("dangerously_listen_on_network", "CONNECT_SIDECAR_DANGEROUSLY_LISTEN_ON_NETWORK"),
-        ("use_env_proxy", "CONNECT_SIDECAR_USE_ENV_PROXY"),
-        ("refresh", "CONNECT_SIDECAR_REFRESH"),
-        ("wait", "CONNECT_SIDECAR_WAIT"),
-        ("desktop_notices", "CONNECT_SIDECAR_DESKTOP_NOTICES"),
-        ("log_format", "CONNECT_SIDECAR_LOG_FORMAT"),
-        ("log_level", "CONNECT_SIDECAR_LOG_LEVEL"),
-    ]
-    .into_iter()
-    .filter_map(|(key, name)| {
+    let set = VARIABLES.iter().filter_map(|(key, name)| {
         let text = environment(name)?.into_string().map_or(Raw::Other, Raw::Text);
-        Some((key, given(text, name, current_dir, true)))
-    })
-    .collect()
+        Some((*key, given(text, name, current_dir, true)))
+    });
+    set.collect()
 }
 
 fn given(raw: Raw, place: &str, base: &Path, is_variable: bool) -> Value {

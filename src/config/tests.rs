@@ -1,6 +1,7 @@
 //! The rules of interface.md section 1: what each source may set, which one wins, and what is said of a mistake.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::symlink;
 
@@ -66,6 +67,11 @@ impl Machine {
         let flags = std::iter::once("connect-sidecar").chain(self.flags.iter().map(String::as_str));
         let cli = Cli::try_parse_from(flags).expect("flags that exist");
         Config::load(&flags_of(&cli)?, &|name| self.environment.get(name).map(Into::into), &self.path("web"))
+    }
+
+    /// All that comes of the settings, but for who named them.
+    fn effect(&self) -> String {
+        format!("{:?}", Config { named: BTreeMap::new(), ..self.load() })
     }
 
     fn load(&self) -> Config {
@@ -139,8 +145,8 @@ fn no_color_is_used_where_it_is_not_wanted_or_not_known() {
 fn the_sidecar_toml_of_this_repository_names_every_key_of_a_project_with_its_default() {
     let text = include_str!("../../sidecar.toml");
     let machine = Machine::new();
-    let defaults = format!("{:?}", machine.load());
-    assert_eq!(format!("{:?}", machine.projects_file(text).load()), defaults);
+    let defaults = machine.effect();
+    assert_eq!(machine.projects_file(text).effect(), defaults);
     for setting in SETTINGS.iter().filter(|setting| setting.in_project) {
         let name = setting.key.rsplit('.').next().expect("a name");
         assert!(text.contains(name), "{name}");
@@ -222,7 +228,7 @@ fn every_flag_has_a_variable_of_its_name_that_means_the_same() {
             _ => machine,
         }
     };
-    let shown = |machine: &Machine| format!("{:?}", machine.load()).replace(&*machine.path("").to_string_lossy(), "");
+    let shown = |machine: &Machine| machine.effect().replace(&*machine.path("").to_string_lossy(), "");
     for (flag, value) in cases {
         let name = format!("CONNECT_SIDECAR_{}", flag.to_uppercase().replace('-', "_"));
         let is_switch = ["allow-forwarded", "require-key", "use-env-proxy"].contains(&flag);
@@ -488,6 +494,17 @@ fn an_unknown_key_names_file_line_and_the_nearest_key() {
             "sidecar.toml:2: unknown key `connectors.allowed`, did you mean `connectors.allow`?",
         ),
         ("[connector]\nallow = []", "sidecar.toml:1: unknown key `connector`, did you mean `connectors.allow`?"),
+        ("[chache]\nmax_age = \"1h\"", "sidecar.toml:1: unknown key `chache`, did you mean `cache.max_age`?"),
+        ("chache.max_age = \"1h\"", "sidecar.toml:1: unknown key `chache`, did you mean `cache.max_age`?"),
+        ("[chache]\nmax_age = 1\nbuffer = 1", "sidecar.toml:1: unknown key `chache`, did you mean `[cache]`?"),
+        ("[chache]", "sidecar.toml:1: unknown key `chache`, did you mean `[cache]`?"),
+        ("[cache]\nport = 1", "sidecar.toml:2: unknown key `cache.port`, did you mean `port` above the first table?"),
+        ("[cache]\nallow = []", "sidecar.toml:2: unknown key `cache.allow`, did you mean `connectors.allow`?"),
+        ("cache = 5", "sidecar.toml:1: `cache` is a table, with `cache.max_entries`, `cache.buffer`, `cache.max_age`"),
+        ("listen = \"x\"", "sidecar.toml:1: unknown key `listen`, did you mean `port` or `unix_socket`?"),
+        ("[listen]\nport = 1", "sidecar.toml:1: unknown key `listen`, did you mean `port` or `unix_socket`?"),
+        ("logLevel = \"info\"", "sidecar.toml:1: unknown key `logLevel`, did you mean `log_level`?"),
+        ("log_format = \"json\"", "sidecar.toml:1: `log_format` may be set by no file; use --log-format"),
         ("zzz = 1", "sidecar.toml:1: unknown key `zzz`"),
         ("\"a\\u001b[31m\" = 1", "sidecar.toml:1: unknown key `a\\x1b[31m`"),
     ] {
@@ -721,4 +738,15 @@ fn port_0_is_any_and_names_no_running_sidecar() {
     let args = |port: &str| GlobalArgs { port: Some(port.into()), ..GlobalArgs::default() };
     let port = |port: &str| wanted(&args(port), &|_| None, &Machine::new().path("web")).expect("no mistake").port;
     assert_eq!((port("0"), port("2774")), (None, Some(2774)));
+}
+
+#[test]
+fn a_variable_that_begins_as_ours_and_is_none_is_named_with_what_was_meant() {
+    let names = ["CONNECT_SIDECAR_PROT", "CONNECT_SIDECAR_PORT", "CONNECT_SIDECAR_KEY", "CONNECT_SIDECAR_ZZZ", "PROT"];
+    let named = unknown_variables(names.into_iter().map(OsString::from));
+    let expected = [
+        "unknown variable CONNECT_SIDECAR_PROT, did you mean CONNECT_SIDECAR_PORT?",
+        "unknown variable CONNECT_SIDECAR_ZZZ",
+    ];
+    assert_eq!(named, expected);
 }

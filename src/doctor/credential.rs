@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::env_files::EnvFile;
+use super::env_files::{EnvFile, Oddity};
 use super::finding::{Finding, Severity};
 use crate::clock::{Timestamp, spoken};
 use crate::identity::succession::Observed;
-use crate::shell_quoting;
+use crate::identity::warning;
 
 /// What a verdict depends on besides the file.
 pub(super) struct Circumstances {
@@ -28,16 +28,17 @@ pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Findin
     let refused = "Without a good token nothing is sent to Connect: requests get 503.";
     let token = match &file.found {
         Observed::Missing => {
-            let title = format!("there is no VERCEL_OIDC_TOKEN in {source}");
+            let title = match file.oddity {
+                Some(Oddity::Duplicates(count)) => {
+                    format!("the last of {count} assignments of VERCEL_OIDC_TOKEN in {source} is empty")
+                }
+                _ => format!("there is no VERCEL_OIDC_TOKEN in {source}"),
+            };
             return vec![bad("oidc_token_missing", title, refused).fix("vercel link && vercel env pull")];
         }
-        Observed::Invalid(reason) => {
-            let title = format!("the OIDC token in {source} cannot be used: {reason}");
-            let fix = match file.is_writable_by_all {
-                true => format!("chmod 600 {}", shell_quoting::path(source)),
-                false => "vercel env pull".to_owned(),
-            };
-            return vec![bad("oidc_token_invalid", title, refused).fix(fix)];
+        Observed::Invalid(flaw) => {
+            let title = format!("the OIDC token in {source} cannot be used: {flaw}");
+            return vec![bad("oidc_token_invalid", title, refused).remedy(warning::mends(flaw, source))];
         }
         Observed::Token { token, .. } => token,
     };
@@ -51,7 +52,7 @@ pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Findin
         let title = format!("the OIDC token in {source} is not valid yet");
         let detail =
             "Either this machine's clock is behind, or that of the machine that the token came from was ahead.";
-        findings.push(bad("oidc_token_invalid", title, detail).fix("vercel env pull"));
+        findings.push(bad("oidc_token_invalid", title, detail).remedy(warning::set_clock()));
     } else if left <= *expiring_below {
         let title = format!("the OIDC token of {project} expires in {}", spoken(left));
         let detail = "From then on requests get 503, but for tokens that are cached already.";
@@ -75,7 +76,7 @@ pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Findin
         && notes.duplicate_assignments
     {
         let title = format!("{source} assigns VERCEL_OIDC_TOKEN more than once; the last one counts");
-        let detail = "What writes the file may change another line than the one that is read.";
+        let detail = "What writes the file may change another line than the one that is read; Deno takes the first.";
         findings.push(Finding::new(Severity::Warning, "duplicate_assignments", title, detail).fix("vercel link --yes"));
     }
     findings
@@ -85,6 +86,7 @@ pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Findin
 mod tests {
     use super::*;
     use crate::doctor::env_files::fixtures::{NOW, NOW_SECONDS, file, token};
+    use crate::safe_read::{Cause, Flaw};
 
     fn judged(found: &str, covered: Option<&'static str>) -> Vec<(Severity, String, Option<String>)> {
         let circumstances = Circumstances { now: NOW, expiring_below: Duration::from_secs(3600), covered };
@@ -127,9 +129,15 @@ mod tests {
     }
 
     #[test]
+    fn what_dotenvx_has_encrypted_is_decrypted() {
+        let fix = Some("npx dotenvx decrypt -f .env.local".to_owned());
+        assert_eq!(judged("encrypted:BDq", None), [(Severity::Problem, "oidc_token_invalid".into(), fix)]);
+    }
+
+    #[test]
     fn a_file_that_all_may_write_is_closed_and_not_pulled_again() {
         let mut file = file(".env.local", "");
-        (file.found, file.is_writable_by_all) = (Observed::Invalid("everybody may write to it".into()), true);
+        file.found = Observed::Invalid(Flaw::new("everybody may write to it", Cause::WritableByAll));
         let circumstances = Circumstances { now: NOW, expiring_below: Duration::ZERO, covered: None };
         assert_eq!(judge(&file, &circumstances)[0].fix.as_deref(), Some("chmod 600 .env.local"));
     }

@@ -6,12 +6,12 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::env_files::EnvFile;
+use super::env_files::{EnvFile, Purpose};
 use super::finding::{Finding, Severity};
 use super::program;
 use crate::executable;
 use crate::intercept::ca;
-use crate::private_dir;
+use crate::private_dir::{self, Problem};
 use crate::shell_quoting;
 
 /// Git has this long for each question.
@@ -95,6 +95,10 @@ pub(super) fn judge(file: &EnvFile, tracking: Tracking, project: &Path) -> Vec<F
         }
         _ => format!("echo {} >> .gitignore", shell_quoting::word(shown)),
     };
+    if file.purpose == Purpose::Template {
+        // It is meant to be read, and to be published.
+        return Vec::new();
+    }
     let mut findings = Vec::new();
     if file.is_readable_by_others {
         let title = format!("other users of this machine can read {shown}");
@@ -124,16 +128,32 @@ pub(super) fn judge(file: &EnvFile, tracking: Tracking, project: &Path) -> Vec<F
     findings
 }
 
-/// Judges where the state of running sidecars and the local CA are kept. Reads.
-pub(super) fn judge_state(state_dir: &Path, project: &Path) -> Vec<Finding> {
+/// Judges where the state of running sidecars and the local CA are kept, if there is a place. Reads. `xdg` is
+/// `XDG_STATE_HOME`; with `require_key` no sidecar starts without it.
+pub(super) fn judge_state(
+    state_dir: Option<&Path>,
+    xdg: Option<OsString>,
+    require_key: bool,
+    project: &Path,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if state_dir.symlink_metadata().is_ok()
-        && let Err(reason) = private_dir::check(state_dir)
-    {
-        let detail = "The keys of running sidecars are kept there.";
-        let finding = Finding::new(Severity::Warning, "state_directory", reason, detail);
-        findings.push(finding.fix(format!("chmod 700 {}", shell_quoting::path(&state_dir.display().to_string()))));
+    if xdg.is_some_and(|xdg| !xdg.is_empty() && Path::new(&xdg).is_relative()) {
+        let title = "XDG_STATE_HOME is a relative path, which does not count";
+        let detail = "State is kept below HOME: in ~/.local/state/connect-sidecar.";
+        findings.push(Finding::new(Severity::Note, "relative_state_home", title, detail).fix("unset XDG_STATE_HOME"));
     }
+    if let Err(problem) = state_dir.map_or(Err(Problem::NoPlace), private_dir::examine) {
+        let severity = if require_key { Severity::Problem } else { Severity::Warning };
+        let lost = "What runs is not found by `status`, `run` and all other commands, and what is warned of and counted \
+                    is forgotten.";
+        let advice = problem.advice().map_or_else(String::new, |advice| format!(" What to do: {advice}."));
+        let finding = Finding::new(severity, "state_directory", problem.to_string(), format!("{lost}{advice}"));
+        findings.push(match problem.command() {
+            Some(command) => finding.fix(command),
+            None => finding,
+        });
+    }
+    let Some(state_dir) = state_dir else { return findings };
     if let Err(unfit) = ca::is_there(state_dir, project) {
         let detail = "`connect-sidecar run` intercepts nothing with it.";
         let finding = Finding::new(Severity::Warning, "local_ca", unfit.to_string(), detail);
@@ -164,5 +184,16 @@ mod tests {
         assert_eq!(codes(Tracking::Unignored, true, &good), [readable, unignored]);
         assert_eq!(codes(Tracking::Tracked, false, &good), [tracked]);
         assert!(codes(Tracking::Tracked, true, "").is_empty(), "there is nothing to lose");
+    }
+
+    #[test]
+    fn a_template_is_there_to_be_published() {
+        let good = token("web", 9000, "development");
+        for (name, count) in
+            [(".env.example", 0), (".env.local.sample", 0), (".env.local.bak", 2), (".env.development", 2)]
+        {
+            let file = EnvFile { is_readable_by_others: true, ..file(name, &good) };
+            assert_eq!(judge(&file, Tracking::Tracked, Path::new("/web")).len(), count, "{name}");
+        }
     }
 }

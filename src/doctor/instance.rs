@@ -7,11 +7,13 @@ use http::Method;
 use serde::Deserialize;
 
 use super::finding::{Finding, Severity};
-use crate::client::{self, Client};
-use crate::config::{Config, Wanted};
+use crate::client::{self, Client, NotFound, Silent};
+use crate::config::{Config, Difference, Settings, Wanted};
+use crate::identity::VERCEL_CLI;
 use crate::port_owner::{self, Owner};
 use crate::remedy::Remedy;
 use crate::server::listener;
+use crate::status::instance::Instance;
 
 /// What a running sidecar says of itself, of which this is all that is looked at.
 #[derive(Debug, Deserialize)]
@@ -19,11 +21,13 @@ pub(super) struct State {
     version: String,
     oidc: Oidc,
     warnings: Vec<Warning>,
+    settings: Settings,
 }
 
 #[derive(Debug, Deserialize)]
 struct Oidc {
     state: String,
+    source: String,
     fingerprint: Option<String>,
 }
 
@@ -38,8 +42,10 @@ struct Warning {
 /// What there is.
 #[derive(Debug)]
 pub(super) enum Place {
-    /// A sidecar runs at this URL for this project and has proven to be that, with what it says or why it says nothing.
-    Runs(String, Result<State, String>),
+    /// A sidecar runs for the directory and has proven to be that, with what it says or why it says nothing.
+    Runs(Instance, Result<State, String>),
+    /// One is there and does not answer.
+    Silent(Silent),
     /// None runs, and one could.
     Free,
     /// None runs, and none could at this address, for this reason.
@@ -51,14 +57,25 @@ impl Place {
     pub(super) fn has_a_good_token(&self) -> bool {
         matches!(self, Self::Runs(_, Ok(state)) if state.oidc.state == "valid")
     }
+
+    /// Has the settings be those of the sidecar that runs, but for those that were named here; those of them that it has
+    /// otherwise.
+    pub(super) fn settle(&self, config: &mut Config) -> Vec<Difference> {
+        let Self::Runs(instance, Ok(state)) = self else { return Vec::new() };
+        let differences = config.differences(&state.settings);
+        config.take_settings(&state.settings, &instance.project, true);
+        differences
+    }
 }
 
 /// Looks for it. Takes no port.
 pub(super) async fn gather(config: &Config) -> Place {
     // By the project alone: at a port that the user names, another project's may be what is in the way.
-    let wanted = Wanted { state_dir: config.state_dir.clone(), project: config.project.clone(), port: None };
-    if let Ok((instance, client)) = client::find(&wanted).await {
-        return Place::Runs(instance.url, ask(&client).await);
+    let wanted = Wanted { port: None, ..config.wanted() };
+    match client::find(&wanted).await {
+        Ok((instance, client)) => return Place::Runs(instance, ask(&client).await),
+        Err(NotFound::Silent(silent)) => return Place::Silent(silent),
+        Err(NotFound::NoneRuns(_)) => {}
     }
     if config.port == 0 {
         return Place::Free;
@@ -68,7 +85,7 @@ pub(super) async fn gather(config: &Config) -> Place {
         let address = SocketAddr::new(ip, config.port);
         match listener::try_listen(address) {
             Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
-                let owner = port_owner::find(address, config.state_dir.as_deref());
+                let owner = port_owner::find(address, config.state_dir.as_deref()).await;
                 return Place::Blocked(address, e, owner);
             }
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Place::Blocked(address, e, None),
@@ -83,10 +100,23 @@ async fn ask(client: &Client) -> Result<State, String> {
     client.ask(Method::GET, "/_sidecar/v1/status", "").await.map_err(|e| e.to_string())
 }
 
+/// Judges what was named here otherwise than the sidecar that runs has it.
+pub(super) fn judge_differences(differences: &[Difference]) -> impl Iterator<Item = Finding> {
+    differences.iter().map(|difference| {
+        let detail = "This looks at the former; requests go by the latter.";
+        Finding::new(Severity::Warning, "other_setting", difference.to_string(), detail)
+    })
+}
+
 /// Judges it. `fingerprint` is that of the token in the env file; what the sidecar warns of is left out where a finding
 /// `is_known` by its code.
 pub(super) fn judge(place: &Place, fingerprint: Option<&str>, is_known: impl Fn(&str) -> bool) -> Vec<Finding> {
-    let (url, state) = match place {
+    let (Instance { url, project, .. }, state) = match place {
+        Place::Silent(silent) => {
+            let detail = "Requests to it wait in vain, and no other is started beside it.";
+            let finding = Finding::new(Severity::Problem, "instance_silent", silent.to_string(), detail);
+            return vec![finding.fix(silent.remedy())];
+        }
         Place::Free => {
             let title = "no sidecar runs for this project";
             let detail = "Apps get their tokens while one runs.";
@@ -107,7 +137,7 @@ pub(super) fn judge(place: &Place, fingerprint: Option<&str>, is_known: impl Fn(
                     .fix("connect-sidecar --port 2774"),
             }];
         }
-        Place::Runs(url, state) => (url, state),
+        Place::Runs(instance, state) => (instance, state),
     };
     let state = match state {
         Ok(state) => state,
@@ -116,7 +146,7 @@ pub(super) fn judge(place: &Place, fingerprint: Option<&str>, is_known: impl Fn(
             return vec![Finding::new(Severity::Warning, "instance_unanswering", reason, detail)];
         }
     };
-    let mut findings = vec![Finding::ok("instance", format!("a sidecar runs at {url}"))];
+    let mut findings = vec![Finding::ok("instance", format!("a sidecar runs at {url} for {}", project.display()))];
     let version = env!("CARGO_PKG_VERSION");
     if state.version != version {
         let title = format!("the sidecar that runs is version {}, this is {version}", state.version);
@@ -127,7 +157,10 @@ pub(super) fn judge(place: &Place, fingerprint: Option<&str>, is_known: impl Fn(
         && used != in_file
     {
         let title = format!("the sidecar that runs uses another token ({used}) than the env file's ({in_file})");
-        let detail = "A fresher one of the same project, or another env file.";
+        let detail = match state.oidc.source.as_str() {
+            VERCEL_CLI => "The Vercel CLI got it, which writes no file.",
+            _ => "A fresher one of the same project, or another env file.",
+        };
         findings.push(Finding::new(Severity::Note, "other_token", title, detail));
     }
     for Warning { code, message, remedy } in state.warnings.iter().filter(|warning| !is_known(&warning.code)) {
@@ -147,10 +180,15 @@ mod tests {
     fn state(fingerprint: &str, warnings: &[&str]) -> Place {
         let warnings: Vec<_> = warnings.iter().map(|code| serde_json::json!({"code": code, "message": "m"})).collect();
         let state = serde_json::json!({
-            "version": env!("CARGO_PKG_VERSION"), "oidc": {"state": "valid", "fingerprint": fingerprint},
-            "warnings": warnings, "more": 1,
+            "version": env!("CARGO_PKG_VERSION"), "oidc": {"state": "valid", "source": ".env.local", "fingerprint": fingerprint},
+            "warnings": warnings, "settings": {}, "more": 1,
         });
-        Place::Runs("http://127.0.0.1:2774".into(), Ok(serde_json::from_value(state).expect("a state")))
+        Place::Runs(running(), Ok(serde_json::from_value(state).expect("a state")))
+    }
+
+    fn running() -> Instance {
+        let url = "http://127.0.0.1:2774".into();
+        Instance { pid: 7, url, key: String::new(), project: "/p".into(), began: None }
     }
 
     #[test]
@@ -167,7 +205,8 @@ mod tests {
                 vec!["port_not_permitted"],
                 "permission",
             ),
-            (Place::Runs("u".into(), Err("no".into())), vec!["instance_unanswering"], "no"),
+            (Place::Runs(running(), Err("no".into())), vec!["instance_unanswering"], "no"),
+            (Place::Silent(Silent { pid: 7, project: "/p".into() }), vec!["instance_silent"], "kill -CONT 7"),
             (state("f", &[]), vec!["instance"], "http://127.0.0.1:2774"),
             (state("f", &["known", "other"]), vec!["instance", "other"], "runs"),
             (state("g", &[]), vec!["instance", "other_token"], "runs"),

@@ -110,7 +110,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Option<Result<T, String>> {
             Some(serde_json::from_slice(&content.bytes).map_err(|_| "it is not as the CLI writes it".into()))
         }
         Err(Problem::Missing) => None,
-        Err(Problem::Unsafe(reason)) => Some(Err(reason)),
+        Err(Problem::Unsafe(flaw)) => Some(Err(flaw.reason)),
     }
 }
 

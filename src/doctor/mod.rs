@@ -25,6 +25,7 @@ mod instance;
 mod link;
 mod network;
 mod program;
+mod readers;
 mod vercel;
 mod watching;
 
@@ -40,6 +41,7 @@ use self::env_files::EnvFile;
 use self::files::{Git, Tracking};
 use self::finding::{Finding, Report, Severity};
 use self::network::Surroundings;
+use self::readers::Used;
 use self::vercel::Login;
 use crate::cli::GlobalArgs;
 use crate::clock::Clock;
@@ -66,12 +68,18 @@ pub async fn examine(json: bool, global: &GlobalArgs) -> Result<ExitCode, Comman
 }
 
 async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Vec<Finding> {
-    let (config, mistakes) = Config::examine(global, environment, current_dir);
+    let (mut config, mistakes) = Config::examine(global, environment, current_dir);
     let mut findings = judge_configuration(&mistakes);
     if !config.project.is_dir() {
         // Of nothing, nothing can be said.
         return findings;
     }
+    // What is looked at is what the sidecar that runs goes by.
+    let place = within(instance::gather(&config)).await;
+    let differences = place.as_ref().map(|place| place.settle(&mut config)).unwrap_or_default();
+    findings.extend(instance::judge_differences(&differences));
+    let above = config.project_note();
+    findings.extend(above.map(|note| Finding::new(Severity::Note, "project_above", note, "")));
     let text = |name: &str| environment(name)?.into_string().ok().filter(|value| !value.is_empty());
     let project = config.project.clone();
     let home = environment("HOME");
@@ -83,16 +91,16 @@ async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir
     };
     let clock = Clock::system();
     let surroundings = Surroundings {
-        proxy: ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].into_iter().find_map(text),
         extra_certificates: text("NODE_EXTRA_CA_CERTS"),
         is_of_a_run: text("CONNECT_SIDECAR_URL").is_some(),
     };
 
-    let shell = text("VERCEL_OIDC_TOKEN");
+    // One that is set to nothing hides what the files say.
+    let shell = environment("VERCEL_OIDC_TOKEN").map(|value| value.to_string_lossy().into_owned());
     let ids = (text("VERCEL_ORG_ID"), text("VERCEL_PROJECT_ID"));
     let (has_token, storage) = (text("VERCEL_TOKEN").is_some(), text("VERCEL_TOKEN_STORAGE"));
     let cli_directory = vercel::directory(environment("XDG_DATA_HOME"), home.clone());
-    let (copies, linked, login, watching, place, cli, asked) = tokio::join!(
+    let (copies, linked, login, watching, cli, asked) = tokio::join!(
         within(look_at_files(project.clone(), source.clone(), shell, git)),
         within(blocking({
             let (project, home) = (project.clone(), home.map(PathBuf::from));
@@ -104,10 +112,10 @@ async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir
             None => Login::Missing,
         })),
         within(blocking({
-            let dir = source.as_ref().and_then(|(file, _)| file.parent()).unwrap_or(&project).to_owned();
-            move || watching::gather(&dir)
+            let file = source.as_ref().map(|(file, _)| file.clone());
+            let dir = file.as_deref().and_then(Path::parent).unwrap_or(&project).to_owned();
+            move || watching::gather(&dir, file.as_deref())
         })),
-        within(instance::gather(&config)),
         within(vercel::find(&path, &project)),
         within(network::ask(config.upstream.clone(), clock.clone(), UPSTREAM_LIMIT)),
     );
@@ -120,7 +128,7 @@ async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir
     });
     let mut token = None;
     match &copies {
-        Some(copies) => {
+        Some((copies, used)) => {
             let files = copies.iter().map(|(file, _)| file);
             let source = files.clone().find(|file| file.is_source);
             token = source.and_then(EnvFile::token);
@@ -131,7 +139,7 @@ async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir
             };
             findings.extend(source.into_iter().flat_map(|file| credential::judge(file, &circumstances)));
             if source.is_some() {
-                findings.extend(copies::judge(files, text("NODE_ENV").as_deref(), now));
+                findings.extend(copies::judge(files, used, text("NODE_ENV").as_deref(), now));
             }
             findings.extend(copies.iter().flat_map(|(file, tracking)| files::judge(file, *tracking, &project)));
         }
@@ -142,7 +150,12 @@ async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir
     {
         findings.push(Finding::ok("credential", "an access token is set, which does not say when it ends"));
     }
-    findings.extend(config.state_dir.iter().flat_map(|dir| files::judge_state(dir, &project)));
+    findings.extend(files::judge_state(
+        config.state_dir.as_deref(),
+        environment("XDG_STATE_HOME"),
+        config.policy.require_key,
+        &project,
+    ));
     findings.push(match &linked {
         Some(linked) => link::judge(linked, token.map(|token| &token.claims)),
         None => undecided("the link"),
@@ -186,20 +199,21 @@ fn covered(place: Option<&instance::Place>, config: &Config) -> Option<&'static 
     }
 }
 
-/// The env files, each with what git makes of it.
+/// The env files, each with what git makes of it, and the programs that read them.
 async fn look_at_files(
     project: PathBuf,
     source: Option<(PathBuf, String)>,
     shell: Option<String>,
     git: Option<Git>,
-) -> Vec<(EnvFile, Tracking)> {
-    let files = blocking(move || env_files::gather(&project, source, shell)).await;
+) -> (Vec<(EnvFile, Tracking)>, Used) {
+    let gathered = blocking(move || (env_files::gather(&project, source, shell), Used::gather(&project)));
+    let (files, used) = gathered.await;
     let asked = files.iter().map(async |file| match (&git, &file.path) {
         (Some(git), Some(path)) if file.has_a_value() => git.ask(path).await,
         _ => Tracking::Unknown,
     });
     let tracking = futures_util::future::join_all(asked).await;
-    files.into_iter().zip(tracking).collect()
+    (files.into_iter().zip(tracking).collect(), used)
 }
 
 /// Work that may wait for a file system.

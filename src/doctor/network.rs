@@ -3,14 +3,16 @@
 //! Goes the way that a request goes, without a credential. A proxy's address is shown without the password that may stand
 //! in it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::Uri;
+use http::uri::Scheme;
 use hyper_util::client::legacy::connect::dns::Name;
 
 use super::finding::{Finding, Severity};
 use crate::clock::{Clock, spoken};
 use crate::identity::warning;
+use crate::proxy::env_proxy::{ProxyServer, Unusable};
 use crate::proxy::error::{Code, RequestError};
 use crate::proxy::reply::Answer;
 use crate::proxy::upstream::{Options, Upstream};
@@ -20,8 +22,6 @@ use crate::shell_quoting;
 /// What of our environment has to do with the way there.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Surroundings {
-    /// The proxy for HTTPS, as its variable has it.
-    pub(super) proxy: Option<String>,
     /// `NODE_EXTRA_CA_CERTS`.
     pub(super) extra_certificates: Option<String>,
     /// This is the environment of a `run` or of what `env` prints, whose proxy is the sidecar.
@@ -31,7 +31,12 @@ pub(super) struct Surroundings {
 /// What came of asking.
 pub(super) struct Asked {
     name: String,
+    is_on_loopback: bool,
     uses_env_proxy: bool,
+    /// The proxy that our environment names for it.
+    proxy: Option<Arc<ProxyServer>>,
+    /// What our environment names in place of one for `https`.
+    unusable: Vec<Unusable>,
     answer: Result<Answer, RequestError>,
     /// Why the name has no address, if that is so.
     unresolved: Option<String>,
@@ -40,6 +45,9 @@ pub(super) struct Asked {
 /// Asks, for at most `limit`. `clock` learns upstream's time.
 pub(super) async fn ask(options: Options, clock: Clock, limit: Duration) -> Asked {
     let (name, uses_env_proxy, names) = (options.name(), options.use_env_proxy, options.names.clone());
+    let is_on_loopback = options.is_on_loopback();
+    let proxy = options.env_proxy.server_for(&options.origin).ok().flatten().cloned();
+    let unusable = options.env_proxy.unusable(&Scheme::HTTPS).to_vec();
     let host = options.origin.host().and_then(|host| host.parse::<Name>().ok());
     let upstream = Upstream::new(options, clock);
     let resolve = async {
@@ -55,18 +63,16 @@ pub(super) async fn ask(options: Options, clock: Clock, limit: Duration) -> Aske
         tokio::time::timeout(limit, upstream.probe()).await.unwrap_or_else(|e| Err(too_slow(e)))
     };
     let (answer, unresolved) = tokio::join!(probe, resolve);
-    Asked { name, uses_env_proxy, answer, unresolved }
+    Asked { name, is_on_loopback, uses_env_proxy, proxy, unusable, answer, unresolved }
 }
 
 /// Judges what came of it.
 pub(super) fn judge(asked: &Asked, surroundings: &Surroundings, offset_ms: i64) -> Vec<Finding> {
-    let Surroundings { proxy, extra_certificates, is_of_a_run } = surroundings;
+    let Surroundings { extra_certificates, is_of_a_run } = surroundings;
     let name = &asked.name;
     let problem = |code, title: String, detail: &str| Finding::new(Severity::Problem, code, title, detail);
-    // What a run is given, no sidecar is to be told to use.
-    let users_own = |variable: &'_ Option<String>| variable.clone().filter(|_| !is_of_a_run);
     let finding = match &asked.answer {
-        _ if asked.uses_env_proxy && proxy.is_some() && *is_of_a_run => {
+        _ if asked.uses_env_proxy && asked.proxy.is_some() && *is_of_a_run => {
             let title = "the proxy of this shell is a sidecar, which would be asked to reach Connect through itself";
             problem("proxy_is_a_sidecar", title.into(), "HTTPS_PROXY was set by `connect-sidecar run` or `env`.")
                 .remedy(
@@ -81,11 +87,20 @@ pub(super) fn judge(asked: &Asked, surroundings: &Surroundings, offset_ms: i64) 
         }
         Ok(_) => Finding::ok("network", format!("{name} answers")),
         Err(error) => {
-            let (proxy, certificates) = (users_own(proxy), users_own(extra_certificates));
-            unanswered(asked, error, proxy.as_deref(), certificates.as_deref())
+            // What a run is given, no sidecar is to be told to use.
+            let proxy = asked.proxy.as_deref().filter(|_| !is_of_a_run);
+            let certificates = extra_certificates.as_deref().filter(|_| !is_of_a_run);
+            unanswered(asked, error, proxy, certificates)
         }
     };
     let mut findings = vec![finding];
+    // Where the sidecar is to use it, that is a mistake in its configuration.
+    for Unusable { variable, reason } in asked.unusable.iter().filter(|_| !asked.uses_env_proxy) {
+        let detail = "`connect-sidecar run` does not start with it: what a command sends elsewhere goes by that proxy.";
+        let title = format!("{variable}: {reason}");
+        let finding = Finding::new(Severity::Warning, "proxy_not_supported", title, detail);
+        findings.push(finding.fix(format!("unset {variable}")));
+    }
     if offset_ms != 0 {
         let off = spoken(Duration::from_millis(offset_ms.unsigned_abs()));
         let how = if offset_ms > 0 { "behind" } else { "ahead of" };
@@ -96,29 +111,31 @@ pub(super) fn judge(asked: &Asked, surroundings: &Surroundings, offset_ms: i64) 
     findings
 }
 
-fn unanswered(asked: &Asked, error: &RequestError, proxy: Option<&str>, certificates: Option<&str>) -> Finding {
+fn unanswered(asked: &Asked, error: &RequestError, proxy: Option<&ProxyServer>, certificates: Option<&str>) -> Finding {
     let name = &asked.name;
     let problem = |code, title: String, detail: &str| Finding::new(Severity::Problem, code, title, detail);
     let message = error.message.trim_end_matches('.').to_owned();
     let fails = "Every request that is not cached fails with this.";
     match error.code {
-        Code::UpstreamUnreachable if asked.uses_env_proxy => {
-            let proxy = proxy.and_then(shown).unwrap_or_else(|| "no proxy".into());
-            let detail = format!("--use-env-proxy is set, and HTTPS_PROXY names {proxy}.");
-            problem("upstream_unreachable", message, &detail).advice("check HTTPS_PROXY and NO_PROXY")
-        }
-        Code::UpstreamUnreachable if proxy.and_then(shown).is_some() => {
-            let proxy = proxy.and_then(shown).unwrap_or_default();
-            let detail = format!("HTTPS_PROXY names {proxy}, which the sidecar does not use unless told to.");
-            problem("proxy_not_used", message, &detail).fix("connect-sidecar --use-env-proxy")
-        }
-        Code::UpstreamUnreachable => match &asked.unresolved {
-            Some(reason) => {
+        Code::UpstreamUnreachable => match (proxy, &asked.unresolved) {
+            _ if asked.uses_env_proxy => {
+                let detail = match proxy {
+                    Some(server) => format!("--use-env-proxy is set, and {} names {}.", server.variable, server.name()),
+                    None => format!("--use-env-proxy is set, and no variable names a proxy for {name}."),
+                };
+                problem("upstream_unreachable", message, &detail).remedy((*error.remedy).clone())
+            }
+            (Some(server), _) if !asked.is_on_loopback => {
+                let (variable, server) = (server.variable, server.name());
+                let detail = format!("{variable} names {server}, which the sidecar does not use unless told to.");
+                problem("proxy_not_used", message, &detail).fix("connect-sidecar --use-env-proxy")
+            }
+            (_, Some(reason)) => {
                 let title = format!("the name of {name} has no address: {reason}");
                 problem("dns_failed", title, "This machine is offline, or its resolver does not know the name.")
                     .advice("check the network, VPN and resolver; behind a proxy: connect-sidecar --use-env-proxy")
             }
-            None => problem("upstream_unreachable", message, fails).remedy((*error.remedy).clone()),
+            (_, None) => problem("upstream_unreachable", message, fails).remedy((*error.remedy).clone()),
         },
         Code::UpstreamTls => {
             let detail = "Whoever answers has not proven to be Connect: a proxy of your company, or somebody else.";
@@ -151,18 +168,11 @@ fn unanswered(asked: &Asked, error: &RequestError, proxy: Option<&str>, certific
     }
 }
 
-/// A proxy without its password.
-fn shown(proxy: &str) -> Option<String> {
-    let with_scheme = if proxy.contains("://") { proxy.to_owned() } else { format!("http://{proxy}") };
-    let uri = with_scheme.parse::<Uri>().ok()?;
-    let port = uri.port_u16().map_or(String::new(), |port| format!(":{port}"));
-    Some(format!("{}{port}", uri.host()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::{HeaderMap, StatusCode};
+    use crate::proxy::env_proxy::EnvProxy;
+    use http::{HeaderMap, StatusCode, Uri};
 
     fn judged(asked: &Asked, surroundings: &Surroundings) -> (String, String) {
         let finding = judge(asked, surroundings, 0).remove(0);
@@ -170,7 +180,15 @@ mod tests {
     }
 
     fn asked(answer: Result<Answer, RequestError>) -> Asked {
-        Asked { name: "https://api.vercel.com".into(), uses_env_proxy: false, answer, unresolved: None }
+        Asked {
+            name: "https://api.vercel.com".into(),
+            is_on_loopback: false,
+            uses_env_proxy: false,
+            proxy: None,
+            unusable: Vec::new(),
+            answer,
+            unresolved: None,
+        }
     }
 
     fn failed(code: Code, status: Option<u16>, hint: Option<&str>) -> Asked {
@@ -206,22 +224,44 @@ mod tests {
         assert_eq!(judged(&nowhere, &surroundings).0, "dns_failed");
     }
 
+    fn environment(https_proxy: &str) -> EnvProxy {
+        EnvProxy::read(&|name| (name == "HTTPS_PROXY").then(|| https_proxy.into()))
+    }
+
     #[test]
     fn a_proxy_is_named_without_its_password() {
-        let unreachable = || failed(Code::UpstreamUnreachable, None, None);
-        let proxy = Some("http://user:hunter2@proxy.corp:3128".to_owned());
-        let behind = Surroundings { proxy, ..Surroundings::default() };
-        let (code, said) = judged(&unreachable(), &behind);
-        assert_eq!(code, "proxy_not_used");
-        assert!(said.contains("proxy.corp:3128") && !said.contains("hunter2"), "{said}");
-        let through = Asked { uses_env_proxy: true, ..unreachable() };
-        let (code, said) = judged(&through, &behind);
-        assert_eq!(code, "upstream_unreachable");
-        assert!(said.contains("proxy.corp:3128") && !said.contains("hunter2"), "{said}");
-        let of_a_run = Surroundings { is_of_a_run: true, ..behind };
-        assert_eq!(judged(&through, &of_a_run).0, "proxy_is_a_sidecar");
+        let origin = Uri::from_static("https://api.vercel.com");
+        let environment = environment("socks5h://user:hunter2@proxy.corp");
+        let proxy = environment.server_for(&origin).expect("usable").cloned();
+        let unreachable = || Asked { proxy: proxy.clone(), ..failed(Code::UpstreamUnreachable, None, None) };
+        let through = || Asked { uses_env_proxy: true, ..unreachable() };
+        let (users, of_a_run) =
+            (Surroundings::default(), Surroundings { is_of_a_run: true, ..Surroundings::default() });
+        for (asked, expected) in [(unreachable(), "proxy_not_used"), (through(), "upstream_unreachable")] {
+            let (code, said) = judged(&asked, &users);
+            assert_eq!(code, expected);
+            assert!(
+                said.contains("HTTPS_PROXY names socks5h://proxy.corp:1080") && !said.contains("hunter2"),
+                "{said}"
+            );
+        }
+        assert_eq!(judged(&through(), &of_a_run).0, "proxy_is_a_sidecar");
         assert_eq!(judged(&unreachable(), &of_a_run).0, "upstream_unreachable");
-        assert_eq!(judged(&unreachable(), &Surroundings::default()).0, "upstream_unreachable");
+        assert_eq!(judged(&failed(Code::UpstreamUnreachable, None, None), &users).0, "upstream_unreachable");
+        let on_loopback = Asked { is_on_loopback: true, ..unreachable() };
+        assert_eq!(judged(&on_loopback, &users).0, "upstream_unreachable", "no proxy leads there");
+    }
+
+    #[test]
+    fn a_proxy_that_is_not_supported_is_a_warning_where_it_is_for_runs_alone() {
+        let unusable = environment("socks4://user:hunter2@proxy.corp").unusable(&Scheme::HTTPS).to_vec();
+        let answered = || asked(Ok(Answer::new(StatusCode::FORBIDDEN, &HeaderMap::new(), b"{}")));
+        let judged = |asked: &Asked| judge(asked, &Surroundings::default(), 0);
+        let findings = judged(&Asked { unusable: unusable.clone(), ..answered() });
+        assert_eq!((findings.len(), &*findings[1].code), (2, "proxy_not_supported"));
+        assert!(findings[1].title.contains("HTTPS_PROXY: a proxy of scheme socks4 "), "{}", findings[1].title);
+        assert_eq!(findings[1].fix.as_deref(), Some("unset HTTPS_PROXY"));
+        assert_eq!(judged(&Asked { unusable, uses_env_proxy: true, ..answered() }).len(), 1);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
-use crate::process_group::Group;
+use crate::process_group;
 
 /// No more is read of what a program writes, in bytes.
 const MAX_OUTPUT: u64 = 64 * 1024;
@@ -32,8 +32,7 @@ pub(super) async fn ask(
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(variables.iter().map(|(name, value)| (name, value))).current_dir(dir);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.process_group(0).kill_on_drop(true).spawn().ok()?;
-    let group = Group::of(&child);
+    let (mut child, group) = process_group::spawn(&mut command).ok()?;
     let mut output = child.stdout.take()?.take(MAX_OUTPUT);
     let ending = async {
         let mut stdout = Vec::new();

@@ -1,6 +1,8 @@
 //! Whether a change of the env file is noticed by an event, or by the poll alone.
 
-use std::path::Path;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use notify::{ErrorKind, RecursiveMode, Watcher};
@@ -20,10 +22,19 @@ pub(super) enum Watching {
     TooManyQueues,
     /// Not at all, for this reason.
     Not(String),
+    /// The env file is mounted by itself, and another has taken its place where it came from.
+    Replaced,
+    /// The env file is mounted by itself.
+    FileMount,
+    /// It is in a lower layer of an overlay.
+    LowerLayer,
 }
 
-/// Tries it.
-pub(super) fn gather(dir: &Path) -> Watching {
+/// Tries it, for a file or, if there is none to be, for a directory.
+pub(super) fn gather(dir: &Path, file: Option<&Path>) -> Watching {
+    if let Some(found) = file.and_then(file_mount) {
+        return found;
+    }
     let watched =
         notify::recommended_watcher(|_| {}).and_then(|mut watcher| watcher.watch(dir, RecursiveMode::NonRecursive));
     match watched {
@@ -33,6 +44,64 @@ pub(super) fn gather(dir: &Path) -> Watching {
             ErrorKind::Io(e) if e.raw_os_error() == Some(Errno::EMFILE as i32) => Watching::TooManyQueues,
             _ => Watching::Not(error.to_string()),
         },
+    }
+}
+
+fn file_mount(file: &Path) -> Option<Watching> {
+    if fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.nlink() == 0) {
+        return Some(Watching::Replaced);
+    }
+    // There is such a list on Linux alone.
+    let mounts = fs::read("/proc/self/mountinfo").ok()?;
+    let file = file.canonicalize().ok()?;
+    let mount = mount_of(&String::from_utf8_lossy(&mounts), &file)?;
+    if mount.point == file {
+        return Some(Watching::FileMount);
+    }
+    mount.has_in_lower_layer(&file).then_some(Watching::LowerLayer)
+}
+
+/// A line of `/proc/self/mountinfo` (proc(5)).
+#[derive(Debug, PartialEq, Eq)]
+struct Mount {
+    /// What of the file system is mounted.
+    root: PathBuf,
+    point: PathBuf,
+    kind: String,
+    options: String,
+}
+
+/// That which a file is on: of the longest paths that lead to it, the last.
+fn mount_of(mounts: &str, file: &Path) -> Option<Mount> {
+    let parsed = mounts.lines().filter_map(|line| {
+        let (fields, special) = line.split_once(" - ")?;
+        let mut fields = fields.split(' ').skip(3);
+        let (root, point) = (unescaped(fields.next()?).into(), unescaped(fields.next()?).into());
+        let mut special = special.split(' ');
+        let kind = special.next()?.to_owned();
+        Some(Mount { root, point, kind, options: special.nth(1).unwrap_or_default().to_owned() })
+    });
+    parsed.filter(|mount| file.starts_with(&mount.point)).max_by_key(|mount| mount.point.components().count())
+}
+
+/// Blanks and backslashes stand there as three octal digits.
+fn unescaped(text: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .into_iter()
+        .fold(text.to_owned(), |text, (code, character)| text.replace(code, character))
+}
+
+impl Mount {
+    /// Whether it is an overlay whose upper layer has no copy of the file yet, and a lower one that we see has it.
+    fn has_in_lower_layer(&self, file: &Path) -> bool {
+        let Ok(below) = file.strip_prefix(&self.point) else { return false };
+        let path = self.root.strip_prefix("/").unwrap_or(&self.root).join(below);
+        let layers = |name: &str| {
+            let option = self.options.split(',').find_map(|option| option.strip_prefix(name));
+            option.map(|dirs| dirs.split(':').map(|dir| PathBuf::from(unescaped(dir))).collect::<Vec<_>>())
+        };
+        let has = |dirs: Option<Vec<PathBuf>>| dirs.into_iter().flatten().any(|dir| dir.join(&path).exists());
+        self.kind == "overlay" && !has(layers("upperdir=")) && has(layers("lowerdir="))
     }
 }
 
@@ -85,6 +154,22 @@ pub(super) fn judge(watching: &Watching) -> Finding {
             let title = format!("the project cannot be watched: {reason}");
             finding(Severity::Warning, "no_file_events", title)
         }
+        Watching::Replaced => {
+            let title =
+                "the env file was replaced outside, and its mount shows the old one: mount the directory instead";
+            let detail = "A mount of a single file stays with that very file, so that a new token is never seen.";
+            Finding::new(Severity::Warning, "env_file_replaced", title, detail)
+        }
+        Watching::FileMount => {
+            let title = "the env file is mounted by itself: mount its directory instead";
+            let detail = "What is written into it is noticed; once it is replaced outside, no change is seen any more.";
+            Finding::new(Severity::Note, "env_file_mounted", title, detail)
+        }
+        Watching::LowerLayer => {
+            let title = "the env file is in a lower layer of an overlay";
+            let detail = "Changes that are made in that layer may never be seen; those made in the project are.";
+            Finding::new(Severity::Note, "env_file_in_lower_layer", title, detail)
+        }
     }
 }
 
@@ -116,12 +201,57 @@ mod tests {
             (Watching::TooManyWatches, Severity::Warning, "watch_limit"),
             (Watching::TooManyQueues, Severity::Warning, "watch_limit"),
             (Watching::Not("it is gone".into()), Severity::Warning, "no_file_events"),
+            (Watching::Replaced, Severity::Warning, "env_file_replaced"),
+            (Watching::FileMount, Severity::Note, "env_file_mounted"),
+            (Watching::LowerLayer, Severity::Note, "env_file_in_lower_layer"),
         ] {
             let finding = judge(&watching);
             assert_eq!((finding.severity, finding.code.as_ref()), (severity, code));
         }
         let dir = tempfile::tempdir().expect("a directory");
-        assert!(matches!(gather(dir.path()), Watching::ByEvents | Watching::WithoutEvents(_)));
-        assert!(matches!(gather(&dir.path().join("none")), Watching::Not(_)));
+        assert!(matches!(gather(dir.path(), None), Watching::ByEvents | Watching::WithoutEvents(_)));
+        assert!(matches!(gather(&dir.path().join("none"), None), Watching::Not(_)));
+    }
+
+    #[test]
+    fn the_mount_of_a_file_is_the_last_of_those_that_lead_closest_to_it() {
+        let mounts = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+                      30 22 8:1 /home/me/.env.local /app/.env.local rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+                      31 22 0:40 / /my\\040app rw - overlay overlay rw,lowerdir=/l\n\
+                      32 22 0:41 / /twice rw - tmpfs tmpfs rw\n33 32 0:42 / /twice rw - ext4 /dev/sdb rw\n";
+        let of = |path: &str| mount_of(mounts, Path::new(path)).map(|mount| (mount.point, mount.kind));
+        for (path, point, kind) in [
+            ("/app/.env.local", "/app/.env.local", "ext4"),
+            ("/app/.env.local.bak", "/", "ext4"),
+            ("/my app/.env.local", "/my app", "overlay"),
+            ("/my app2", "/", "ext4"),
+            ("/twice/x", "/twice", "ext4"),
+        ] {
+            assert_eq!(of(path), Some((point.into(), kind.into())), "{path}");
+        }
+        assert_eq!(mount_of("nonsense\n\n", Path::new("/")), None);
+    }
+
+    #[test]
+    fn a_file_of_a_lower_layer_is_one_that_the_upper_has_no_copy_of() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (lower, upper) = (dir.path().join("lower"), dir.path().join("upper"));
+        fs::create_dir_all(lower.join("web")).expect("a directory");
+        fs::create_dir_all(upper.join("web")).expect("a directory");
+        let mount = |kind: &str, root: &str| Mount {
+            root: root.into(),
+            point: "/merged".into(),
+            kind: kind.into(),
+            options: format!("rw,lowerdir=/none:{},upperdir={},workdir=/w", lower.display(), upper.display()),
+        };
+        let file = Path::new("/merged/web/.env.local");
+        let is_lower = || mount("overlay", "/").has_in_lower_layer(file);
+        assert!(!is_lower(), "it is nowhere that we see");
+        fs::write(lower.join("web/.env.local"), "").expect("a file");
+        assert!(is_lower());
+        assert!(mount("overlay", "/web").has_in_lower_layer(Path::new("/merged/.env.local")), "a part is mounted");
+        assert!(!mount("ext4", "/").has_in_lower_layer(file));
+        fs::write(upper.join("web/.env.local"), "").expect("a file");
+        assert!(!is_lower(), "it was written to since");
     }
 }

@@ -1,11 +1,9 @@
-//! Routes that Connect does not have: the emulator's own, below `/_emulator/`. They need no credential, so that a page in a
-//! browser must not reach them: it could get itself a token.
+//! Routes that Connect does not have: the emulator's own, below `/_emulator/`. They need no credential: the
+//! [gate](super::gate) keeps pages in a browser from them, which could get themselves a token.
 
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use http::header::{HOST, ORIGIN};
-use http::uri::Authority;
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -21,9 +19,6 @@ use super::{Received, Shared, openapi};
 pub(super) fn decide(shared: &Shared, asked: &Asked) -> Option<Given> {
     let (method, path) = asked.route();
     let ["_emulator", path @ ..] = path.as_slice() else { return None };
-    if !is_local(&asked.headers) {
-        return Some(text(StatusCode::FORBIDDEN, "not for browsers, nor for a Host that is not loopback"));
-    }
     if !openapi::has(asked) {
         return Some(text(
             StatusCode::NOT_FOUND,
@@ -56,17 +51,6 @@ pub(super) fn decide(shared: &Shared, asked: &Asked) -> Option<Given> {
 
 fn text(status: StatusCode, text: impl Into<String>) -> Given {
     Given::of(status, "text/plain; charset=utf-8", text.into() + "\n")
-}
-
-/// Whether a request comes from this machine, and not from a page.
-fn is_local(headers: &HeaderMap) -> bool {
-    let site = headers.get("sec-fetch-site").is_none_or(|site| site == "none" || site == "same-origin");
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
-    let is_loopback = host.is_some_and(|host| {
-        let name = host.host().trim_start_matches('[').trim_end_matches(']');
-        name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-    });
-    is_loopback && site && !headers.contains_key(ORIGIN)
 }
 
 /// `GET /_emulator/env.local?life=12h&age=8h&project=web&user=user_ada`: an env file with a token, as `vercel env pull` would
@@ -187,28 +171,6 @@ mod tests {
     use http::{HeaderValue, Method};
 
     use super::*;
-
-    #[test]
-    fn only_programs_of_this_machine_are_let_in() {
-        let headers = |given: &[(&'static str, &'static str)]| {
-            given.iter().map(|(name, value)| (name.parse().expect("a name"), HeaderValue::from_static(value))).collect()
-        };
-        for (given, is_let_in) in [
-            (&[("host", "127.0.0.1:2775")][..], true),
-            (&[("host", "localhost:2775")], true),
-            (&[("host", "[::1]:2775")], true),
-            (&[("host", "127.0.0.1:2775"), ("sec-fetch-site", "none")], true),
-            (&[("host", "127.0.0.1:2775"), ("sec-fetch-mode", "cors")], true),
-            (&[("host", "127.0.0.1:2775"), ("sec-fetch-site", "cross-site")], false),
-            (&[("host", "127.0.0.1:2775"), ("origin", "http://127.0.0.1:2775")], false),
-            (&[("host", "127.0.0.1:2775"), ("origin", "null")], false),
-            (&[("host", "rebound.example:2775")], false),
-            (&[("host", "127.0.0.1.example")], false),
-            (&[], false),
-        ] {
-            assert_eq!(is_local(&headers(given)), is_let_in, "{given:?}");
-        }
-    }
 
     #[test]
     fn what_was_received_is_shown_without_its_secrets() {

@@ -13,11 +13,20 @@ use super::Shared;
 use super::errors::Refusal;
 use super::exchange::{Asked, Given};
 use super::flows::{self, Decision, Pending, Status};
+use super::gate::Visitors;
 use super::pages::{self, Question};
 use super::provider::{self, Began};
 
 /// Who asks on these pages.
 const WHO: &str = "Connect (emulated)";
+
+/// Who comes to a path: people come to those that [`decide`] answers.
+pub(super) fn visitors(path: &str) -> Visitors {
+    match path == "/connect/callback" || path.starts_with("/api/v1/connect/") {
+        true => Visitors::People,
+        false => Visitors::Programs,
+    }
+}
 
 /// Answers a browser's request; `None` if it is for another.
 pub(super) async fn decide(shared: &Shared, asked: &Asked) -> Option<Given> {
@@ -40,6 +49,12 @@ fn pending(shared: &Shared, asked: &Asked, decision: Decision, connector: &str) 
     shared.state.change(|kept| flows::open(kept, decision, connector, asked.query_pairs(), now).cloned())
 }
 
+/// What people call a connector, which goes by its id, too.
+fn uid(shared: &Shared, connector: &str) -> String {
+    let known = shared.state.read(|kept| kept.world.find(connector).map(|connector| connector.uid.clone()));
+    known.unwrap_or_else(|| connector.to_owned())
+}
+
 /// The first page: on to the provider, or a question of our own.
 async fn page(shared: &Shared, asked: &Asked, decision: Decision, connector: &str) -> Result<Given, Refusal> {
     let pending = pending(shared, asked, decision, connector)?;
@@ -50,7 +65,7 @@ async fn page(shared: &Shared, asked: &Asked, decision: Decision, connector: &st
         Ok(Began::Elsewhere(url)) => Ok(Given::see_other(&url)),
         Ok(Began::Here) => Ok(pages::question(&Question {
             who: WHO,
-            asks: format!("{connector} asks for your approval."),
+            asks: format!("{} asks for your approval.", uid(shared, connector)),
             list: pending.narrowing.scopes.clone().unwrap_or_default(),
             // Only who was led here has the request code.
             csrf: &shared.providers.csrf(&pending.request_code),

@@ -193,6 +193,22 @@ pub enum Kind {
     ClockSkew,
 }
 
+impl Kind {
+    /// Each kind with its name, what goes wrong, and which parameters it takes besides `on` and `times`.
+    pub const ALL: [(Self, &'static str, &'static str, &'static str); 10] = [
+        (Self::Latency, "latency", "the answer comes later", "`by` (\"2s\")"),
+        (Self::Hang, "hang", "no answer ever comes", ""),
+        (Self::Reset, "reset", "the connection is reset", ""),
+        (Self::Cut, "cut", "the answer breaks off in the middle", ""),
+        (Self::WrongJson, "wrong_json", "the answer is no JSON", "`retry_after`"),
+        (Self::Unauthorized, "unauthorized", "401, the credential is over", "`retry_after`"),
+        (Self::RateLimited, "rate_limited", "429", "`retry_after` (\"30\")"),
+        (Self::RevokedGrant, "revoked_grant", "422 `no_token`, the provider took the grant back", "`retry_after`"),
+        (Self::Status, "status", "this status is answered", "`status` (200 to 599), `code`, `message`, `retry_after`"),
+        (Self::ClockSkew, "clock_skew", "the emulator's clock is off", "`by` (\"2h\", \"-5m\"; ten years at the most)"),
+    ];
+}
+
 /// What a script does.
 #[derive(Debug, Clone)]
 pub enum Effect {
@@ -205,7 +221,11 @@ pub enum Effect {
 impl Script {
     /// What it does; or what is wrong with it, and what would be right.
     pub fn effect(&self) -> Result<Effect, String> {
-        let needs = |key: &str, example: &str| format!("this kind needs `{key}`, as {example}");
+        let needs = |key: &str, example: &str| {
+            let takes = Kind::ALL.iter().find(|(kind, ..)| *kind == self.kind);
+            let (_, name, _, takes) = takes.copied().unwrap_or((self.kind, "this", "", ""));
+            format!("this kind needs `{key}`, as {example}: {name} takes {takes}, `on` and `times`")
+        };
         let duration = |text: &str| humantime::parse_duration(text).map_err(|_| needs("by", "\"2s\" or \"-5m\""));
         let by = || self.by.as_deref().ok_or_else(|| needs("by", "\"2s\""));
         let trouble = match self.kind {
@@ -278,6 +298,19 @@ mod tests {
             let wrong = effect(script).expect_err(script);
             assert!(wrong.contains(says), "{script}: {wrong}");
         }
+        let wrong = effect(r#"{"kind":"latency"}"#).expect_err("`by` is missing");
+        assert_eq!(wrong, r#"this kind needs `by`, as "2s": latency takes `by` ("2s"), `on` and `times`"#);
+    }
+
+    #[test]
+    fn each_kind_is_documented_by_the_name_that_it_has_on_the_wire() {
+        for (kind, name, ..) in Kind::ALL {
+            assert_eq!(serde_json::to_value(kind).expect("JSON"), name);
+        }
+        let unknown = effect(r#"{"kind":"x"}"#).expect_err("no such kind");
+        assert_eq!(Kind::ALL.len(), unknown.matches('`').count() / 2 - 1, "{unknown}");
+        let seed = include_str!("example-seed.toml");
+        assert!(Kind::ALL.iter().all(|(_, name, ..)| seed.contains(name)));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::errors::{Kind, Refusal};
 use super::exchange::{Asked, Given};
 use super::ids::{millis, random_id};
 use super::limits::Class;
+use super::outside::Outside;
 use super::world::{Connector, ENVIRONMENTS, Link, Permission, World};
 
 /// The types of connectors that Connect knows.
@@ -59,10 +60,10 @@ pub(super) fn decide(shared: &Shared, asked: &Asked) -> Option<Result<Given, Ref
     Some(match (method, path) {
         ("GET", ["connectors"]) => read(&|caller, world| list(caller, world, asked, is_v2)),
         ("POST", ["connectors"] | ["connectors", "managed"]) => {
-            change(Mutate, &|caller, world, now| create(caller, world, asked, now))
+            change(Mutate, &|caller, world, now| create(caller, world, asked, now, shared.providers.outside()))
         }
         ("PATCH", ["connectors", name]) => change(Mutate, &|caller, world, now| {
-            let described = update(of(caller, world, name)?, asked, now)?;
+            let described = update(of(caller, world, name)?, asked, now, shared.providers.outside())?;
             Ok(Given::ok(&if is_v2 { json!({ "connector": described }) } else { described }))
         }),
         ("DELETE", ["connectors", name]) => change(Mutate, &|caller, world, _| {
@@ -259,7 +260,7 @@ impl Branding {
 
 /// Makes a connector, whether or not Vercel would send a browser to the provider first; what has to be installed is not
 /// installed yet.
-fn create(caller: &Caller, world: &mut World, asked: &Asked, now: u64) -> Result<Given, Refusal> {
+fn create(caller: &Caller, world: &mut World, asked: &Asked, now: u64, outside: &Outside) -> Result<Given, Refusal> {
     let body: CreateBody = asked.json()?;
     let bad = |what: &str| Refusal::about(Kind::BadRequest, what);
     let service = body.service.or(body.kind.clone()).filter(|service| !service.is_empty());
@@ -284,12 +285,14 @@ fn create(caller: &Caller, world: &mut World, asked: &Asked, now: u64) -> Result
             vec![Link { project_id: project_id(caller, world, &project)?, environments }]
         }
     };
+    let data = body.data.unwrap_or_default();
+    outside.judge(&data, &BTreeMap::new()).map_err(|wrong| bad(&wrong))?;
     let mut connector = Connector {
         kind,
         service,
         links,
         installations: Vec::new(),
-        data: body.data.unwrap_or_default(),
+        data,
         created_at: now,
         updated_at: now,
         ..Connector::new(&uid, &random_id("scl", 16), "")
@@ -300,7 +303,7 @@ fn create(caller: &Caller, world: &mut World, asked: &Asked, now: u64) -> Result
     Ok(Given::json(StatusCode::CREATED, &described))
 }
 
-fn update(connector: &mut Connector, asked: &Asked, now: u64) -> Result<Value, Refusal> {
+fn update(connector: &mut Connector, asked: &Asked, now: u64, outside: &Outside) -> Result<Value, Refusal> {
     #[derive(Debug, Deserialize)]
     struct Body {
         data: Option<BTreeMap<String, Value>>,
@@ -308,8 +311,10 @@ fn update(connector: &mut Connector, asked: &Asked, now: u64) -> Result<Value, R
         branding: Branding,
     }
     let body: Body = asked.json()?;
+    let data = body.data.unwrap_or_default();
+    outside.judge(&data, &connector.data).map_err(|wrong| Refusal::about(Kind::BadRequest, wrong))?;
     body.branding.put_on(connector);
-    connector.data.extend(body.data.unwrap_or_default());
+    connector.data.extend(data);
     connector.updated_at = now;
     Ok(described(connector))
 }

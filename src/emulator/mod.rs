@@ -3,7 +3,8 @@
 //! It is honest where it matters: it signs development OIDC tokens with a key of its own and verifies them as any
 //! relying party would, it knows teams, projects, connectors, links, installations and grants as data ([`world`]), and
 //! refuses with the statuses and codes of connect-contract.md section 2.2. It can be told to misbehave ([`fault`]). It
-//! shares no code with `proxy` and `identity`, so that a mistake there cannot hide here.
+//! shares no code with `proxy` and `identity`, so that a mistake there cannot hide here; whose connection it has is told
+//! by [`server::peer`](crate::server::peer) for both.
 
 mod account;
 mod admin;
@@ -14,12 +15,14 @@ pub mod errors;
 pub mod exchange;
 pub mod fault;
 pub mod flows;
+mod gate;
 mod ids;
 pub mod keys;
 pub mod limits;
 mod manage;
 pub mod oidc;
 mod openapi;
+pub mod outside;
 mod pages;
 pub mod provider;
 pub mod seed;
@@ -47,6 +50,7 @@ use exchange::{Asked, Given};
 use fault::{Effect, Fault, Gate, Script};
 use limits::{Class, Counts};
 use oidc::{Issuer, Subject};
+use outside::Outside;
 use provider::Providers;
 use standin::Standins;
 use state::{Kept, State};
@@ -63,6 +67,8 @@ pub struct Options {
     pub tls: bool,
     /// Who and what there is, unless `state` says so.
     pub world: World,
+    /// What it may use from outside of itself.
+    pub outside: Outside,
     /// The file that keeps the state across restarts.
     pub state: Option<PathBuf>,
     /// How many of the last requests are remembered.
@@ -77,7 +83,16 @@ impl Default for Options {
     fn default() -> Self {
         #[expect(clippy::disallowed_methods, reason = "the emulator is another machine, with a clock of its own")]
         let now = Arc::new(SystemTime::now);
-        Self { port: 0, tls: false, world: World::demo(), state: None, remember: usize::MAX, reuse_tokens: true, now }
+        Self {
+            port: 0,
+            tls: false,
+            world: World::demo(),
+            outside: Outside::default(),
+            state: None,
+            remember: usize::MAX,
+            reuse_tokens: true,
+            now,
+        }
     }
 }
 
@@ -131,7 +146,8 @@ impl Emulator {
             true => wire::tls_acceptor().map(|(acceptor, pem)| (Some(acceptor), Some(pem)))?,
             false => (None, None),
         };
-        let restored = options.state.as_deref().map(state::restore).transpose()?.flatten();
+        let restored =
+            options.state.as_deref().map(|path| state::restore(path, &options.outside)).transpose()?.flatten();
         let (kept, key) = match restored {
             Some(restored) => (restored.kept, Some(restored.issuer)),
             None => (Kept { world: options.world.clone(), pending: Vec::new() }, None),
@@ -147,8 +163,13 @@ impl Emulator {
         let clock = skewed(options.now, skew.clone());
         let origin = format!("{scheme}://{addr}");
         let shared = Arc::new(Shared {
-            providers: Providers::start(clock.clone(), format!("{origin}/connect/callback"), options.reuse_tokens)
-                .await?,
+            providers: Providers::start(
+                clock.clone(),
+                format!("{origin}/connect/callback"),
+                options.reuse_tokens,
+                options.outside,
+            )
+            .await?,
             state: State::new(kept, options.state, &issuer),
             issuer,
             origin,

@@ -1,5 +1,11 @@
-//! What a person sees in a browser: a question with two answers, or one sentence. Static HTML that may load nothing and
-//! run nothing; whatever comes from elsewhere is escaped.
+//! What a person sees in a browser: a question with two answers, or one sentence. Static HTML with a style of its own, that
+//! may load nothing and run nothing; whatever comes from elsewhere is escaped.
+
+use std::sync::LazyLock;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 
 use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderValue, REFERRER_POLICY, SET_COOKIE, X_FRAME_OPTIONS};
 use http::{HeaderMap, StatusCode};
@@ -8,6 +14,16 @@ use super::exchange::Given;
 
 /// The name of the hidden field, and of the cookie, that hold the CSRF token.
 const CSRF: &str = "csrf";
+
+/// How the pages look, in light and in dark.
+const STYLE: &str = include_str!("pages.css");
+
+/// What a page may do: have this very style. `form-action` is left open: browsers hold redirects after a form to it, and
+/// those lead back to the app.
+static POLICY: LazyLock<String> = LazyLock::new(|| {
+    let style = BASE64_STANDARD.encode(digest(&SHA256, STYLE.as_bytes()));
+    format!("default-src 'none'; style-src 'sha256-{style}'; base-uri 'none'; frame-ancestors 'none'")
+});
 
 /// A question to a person.
 pub(super) struct Question<'a> {
@@ -62,13 +78,12 @@ fn html(status: StatusCode, title: &str, body: &str) -> Given {
     let title = escape(title);
     let page = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>\
-         <meta name=\"viewport\" content=\"width=device-width\"><h1>{title}</h1>{body}</html>"
+         <meta name=\"viewport\" content=\"width=device-width\"><style>{STYLE}</style>\
+         <main><h1>{title}</h1>{body}<small>A page of connect-sidecar emulate</small></main></html>"
     );
     let mut given = Given::of(status, "text/html; charset=utf-8", page);
-    // `form-action` is left open: browsers hold redirects after a form to it, and those lead back to the app.
-    let policy = "default-src 'none'; base-uri 'none'; frame-ancestors 'none'";
+    given.headers.extend(HeaderValue::try_from(POLICY.as_str()).map(|policy| (CONTENT_SECURITY_POLICY, policy)));
     given.headers.extend([
-        (CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy)),
         (X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
         (REFERRER_POLICY, HeaderValue::from_static("same-origin")),
         (CACHE_CONTROL, HeaderValue::from_static("no-store")),
@@ -103,7 +118,16 @@ mod tests {
         assert!(!body.contains("<script"), "{body}");
         assert_eq!(body.matches("&lt;script&gt;&quot;&#39;&amp;").count(), 4, "{body}");
         let policy = given.headers.iter().find(|(name, _)| name == CONTENT_SECURITY_POLICY).expect("a policy");
-        assert!(policy.1.to_str().expect("text").starts_with("default-src 'none'"));
+        let policy = policy.1.to_str().expect("text");
+        assert!(policy.starts_with("default-src 'none'; style-src 'sha256-") && !policy.contains("unsafe"), "{policy}");
+        let (_, rest) = body.split_once("<style>").expect("a style");
+        let (style, _) = rest.split_once("</style>").expect("its end");
+        let hash = BASE64_STANDARD.encode(digest(&SHA256, style.as_bytes()));
+        assert!(policy.contains(&hash), "what the policy allows is what stands there");
+        for loads in ["url(", "@import", "http", "<link", "<img"] {
+            assert!(!style.contains(loads) && !body.contains(&format!("{loads}s:")), "{loads}");
+        }
+        assert!(style.contains("prefers-color-scheme: dark"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue, Deserializer};
 
+use super::outside::Outside;
 use super::world::{Problem, Step, World};
 
 /// A seed that shows all there is, with comments.
@@ -37,8 +38,13 @@ impl fmt::Display for SeedError {
 
 impl std::error::Error for SeedError {}
 
-/// Reads a seed.
+/// Reads a seed that may use nothing from outside.
 pub fn read(text: &str) -> Result<World, SeedError> {
+    read_with(text, &Outside::default())
+}
+
+/// Reads a seed that may use this much from `outside`.
+pub fn read_with(text: &str, outside: &Outside) -> Result<World, SeedError> {
     let line = |span: Range<usize>| text.bytes().take(span.start).filter(|b| *b == b'\n').count() + 1;
     let (document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
@@ -71,10 +77,9 @@ pub fn read(text: &str) -> Result<World, SeedError> {
         world.complete();
         // What is taken out whole is missed by what refers to it.
         if is_whole {
-            let problems = world.problems();
+            let problems = world.problems().into_iter().chain(outside.problems(&world));
             mistakes.extend(
                 problems
-                    .into_iter()
                     .map(|Problem { path, message }| Mistake { line: line(place(document.get_ref(), &path)), message }),
             );
         }

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::flows::Pending;
 use super::oidc::{Issuer, Key};
-use super::world::{World, shown};
+use super::outside::Outside;
+use super::world::{Problem, World, shown};
 
 /// What the emulator knows.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -96,8 +97,8 @@ impl State {
     }
 }
 
-/// Reads what [`State::saved`] wrote; `None` if there is no file yet.
-pub(super) fn restore(path: &Path) -> io::Result<Option<Restored>> {
+/// Reads what [`State::saved`] wrote; `None` if there is no file yet. It may use no more from `outside` than a seed.
+pub(super) fn restore(path: &Path, outside: &Outside) -> io::Result<Option<Restored>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -110,9 +111,16 @@ pub(super) fn restore(path: &Path) -> io::Result<Option<Restored>> {
     // No excerpt: it is full of secrets.
     let content: Content<Kept> =
         serde_json::from_slice(&bytes).map_err(|e| wrong(format!("line {}, column {}", e.line(), e.column())))?;
-    match content.kept.world.problems().first() {
-        Some(problem) => Err(wrong(format!("{}: {}", shown(&problem.path), problem.message))),
-        None => Ok(Some(Restored { issuer: content.issuer, kept: content.kept })),
+    let told = |problem: &Problem| format!("{}: {}", shown(&problem.path), problem.message);
+    if let Some(problem) = content.kept.world.problems().first() {
+        return Err(wrong(told(problem)));
+    }
+    match outside.problems(&content.kept.world) {
+        problems if problems.is_empty() => Ok(Some(Restored { issuer: content.issuer, kept: content.kept })),
+        problems => {
+            let told: Vec<_> = problems.iter().map(told).collect();
+            Err(io::Error::new(io::ErrorKind::InvalidData, told.join("; ")))
+        }
     }
 }
 
@@ -136,7 +144,7 @@ mod tests {
     async fn a_state_comes_back_as_it_was_saved_and_is_for_us_alone() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("state.json");
-        assert!(restore(&path).expect("no error").is_none());
+        assert!(restore(&path, &Outside::default()).expect("no error").is_none());
         let issuer = Issuer::new().expect("a key");
         let kept = Kept { world: World::demo(), pending: Vec::new() };
         let state = State::new(kept, Some(path.clone()), &issuer);
@@ -144,7 +152,7 @@ mod tests {
         state.change(|kept| kept.world.connector("slack/acme-slack").expect("it is there").granted_to.clear());
         state.saved().await.expect("saved");
 
-        let restored = restore(&path).expect("read").expect("a state");
+        let restored = restore(&path, &Outside::default()).expect("read").expect("a state");
         assert_eq!(restored.kept.world, state.read(|kept| kept.world.clone()));
         assert!(Issuer::with_key(restored.issuer).is_ok());
         let mode = std::fs::metadata(&path).expect("a file").permissions().mode();
@@ -157,7 +165,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("state.json");
         std::fs::write(&path, r#"{"issuer": "secret-secret"}"#).expect("written");
-        let error = restore(&path).err().expect("refused").to_string();
+        let error = restore(&path, &Outside::default()).err().expect("refused").to_string();
         assert!(error.contains("line 1") && !error.contains("secret"), "{error}");
     }
 }

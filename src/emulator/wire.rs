@@ -26,8 +26,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::admin;
+use super::consent;
 use super::exchange::{Asked, Given};
 use super::fault::Trouble;
+use super::gate::{self, Barred};
 
 /// A CA made for this emulator, and a server with a certificate of it.
 pub(super) fn tls_acceptor() -> io::Result<(TlsAcceptor, String)> {
@@ -67,16 +69,18 @@ pub(super) async fn serve(
     shared: Arc<Shared>,
     stop: CancellationToken,
 ) {
-    while let Some(Ok((stream, _))) = stop.run_until_cancelled(listener.accept()).await {
+    while let Some(Ok((stream, from))) = stop.run_until_cancelled(listener.accept()).await {
+        // At once: who has left cannot be asked about any more.
+        let Some(standing) = gate::let_in(&stream, from) else { continue };
         let (tls, shared) = (tls.clone(), shared.clone());
         let connection = async move {
             let _ = stream.set_nodelay(true);
             let reset = Reset::of(&stream);
             match tls {
-                None => talk(stream, shared, reset).await,
+                None => talk(stream, shared, reset, standing).await,
                 Some(tls) => {
                     if let Ok(stream) = tls.accept(stream).await {
-                        talk(stream, shared, reset).await;
+                        talk(stream, shared, reset, standing).await;
                     }
                 }
             }
@@ -85,9 +89,14 @@ pub(super) async fn serve(
     }
 }
 
-async fn talk(stream: impl AsyncRead + AsyncWrite + Unpin, shared: Arc<Shared>, reset: Option<Reset>) {
+async fn talk(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    shared: Arc<Shared>,
+    reset: Option<Reset>,
+    standing: Result<(), Barred>,
+) {
     let reset = Arc::new(reset);
-    let service = service_fn(move |request| answer(request, shared.clone(), reset.clone()));
+    let service = service_fn(move |request| answer(request, shared.clone(), reset.clone(), standing));
     // Callers may hang up at any time.
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
@@ -96,8 +105,12 @@ async fn answer(
     request: Request<Incoming>,
     shared: Arc<Shared>,
     reset: Arc<Option<Reset>>,
+    standing: Result<(), Barred>,
 ) -> Result<Response<AnswerBody>, Broken> {
     let (head, body) = request.into_parts();
+    if let Err(barred) = standing.and_then(|()| gate::check(&head, consent::visitors(head.uri.path()))) {
+        return Ok(response(barred.into()));
+    }
     let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
     let target = head.uri.path_and_query().map_or_else(|| head.uri.path().to_owned(), ToString::to_string);
     let asked = Asked::new(head.method, &target, head.headers, body);

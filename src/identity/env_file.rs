@@ -1,13 +1,19 @@
 //! Bytes of an env file → the text of the one token in it. Pure.
 //!
-//! Only the line that assigns [`KEY`] is ever looked at; every other line may be broken in any way. The line is found
-//! by our own scan, because dotenvy given a whole file loses the token behind an apostrophe or a byte order mark on
-//! an earlier line, and hands out values of our own environment for `$NAME`. dotenvy then reads quotes, blanks and
-//! comments of that single line. No text of the file may appear in an error.
+//! What is taken is what the app takes: where dotenv (with Next.js) and Node (with Vite) agree on the value, it is that.
+//! Where they do not, the last line that plainly assigns [`KEY`] counts, provided that one of them takes the same.
+//! Whatever else is in the file may be broken in any way. Nothing is expanded: a value of our own environment must never
+//! get out. No text of the file may appear in an error.
+
+#[cfg(test)]
+pub(crate) mod cases;
+pub mod syntax;
 
 use secrecy::SecretString;
 
-/// The one variable that is read (interface.md section 5).
+use self::syntax::Syntax;
+
+/// The one variable that is read.
 pub const KEY: &str = "VERCEL_OIDC_TOKEN";
 
 /// The outcome of a scan.
@@ -15,14 +21,14 @@ pub const KEY: &str = "VERCEL_OIDC_TOKEN";
 pub enum Finding {
     /// The last assignment of the key has this value.
     Value {
-        /// The value, unquoted.
+        /// The value, without quotes and without blanks and line ends around it, which no header could carry.
         value: SecretString,
-        /// How many lines assign the key.
+        /// How many times the key is assigned.
         assignments: usize,
         /// The line has neither a closing quote nor a line end: its writer may not be done.
         open_ended: bool,
     },
-    /// No line assigns the key, or the last one assigns nothing.
+    /// The key is not assigned, or the last assignment is empty.
     Absent,
     /// The key is assigned in a form that is not taken.
     Refused(Refusal),
@@ -40,34 +46,47 @@ pub enum Refusal {
     /// The value holds `$`, a backtick or a backslash.
     #[error("the value contains `$`, a backtick or a backslash, nothing is expanded here")]
     Expansion,
-    /// Anything else that dotenvy does not read.
+    /// dotenvx has encrypted the value.
+    #[error("the value is encrypted by dotenvx, decrypt it or pull the file anew")]
+    Encrypted,
+    /// `vercel env pull` writes `[SENSITIVE]` for values that it may not show.
+    #[error("its value was withheld by `vercel env pull`")]
+    Withheld,
+    /// Readers of env files take different values, and none of them is the plain one.
+    #[error("programs that read the file take different values for it")]
+    Ambiguous,
+    /// Anything else that is no plain word.
     #[error("the assignment cannot be read")]
     Malformed,
 }
 
-/// Finds the token: the last assignment wins, as in dotenv, `@next/env`, Node's `--env-file` and python-dotenv.
+/// Finds the token. The last assignment wins, as in dotenv, `@next/env`, Node's `--env-file` and python-dotenv.
 pub fn find_token(bytes: &[u8]) -> Finding {
     if is_utf16(bytes) {
         return Finding::Refused(Refusal::Utf16);
     }
-    let mut last = None;
-    let mut assignments = 0;
-    for line in Lines(bytes) {
-        if let Some(value) = assigned_value(line.text) {
-            assignments += 1;
-            last = Some((value, line.ended));
-        }
+    if !bytes.windows(KEY.len()).any(|window| window == KEY.as_bytes()) {
+        return Finding::Absent;
     }
-    match last {
-        None => Finding::Absent,
-        Some((raw, ended)) => match read_value(raw) {
-            Ok(value) if value.is_empty() => Finding::Absent,
-            Ok(value) => {
-                let open_ended = !ended && !matches!(raw.first(), Some(b'"' | b'\''));
-                Finding::Value { value: value.into(), assignments, open_ended }
-            }
-            Err(refusal) => Finding::Refused(refusal),
+    let text = String::from_utf8_lossy(bytes);
+    let (dotenv, node) = (Syntax::Dotenv.values(KEY, &text), Syntax::Node.values(KEY, &text));
+    let last = |values: &[String]| values.last().map_or(String::new(), |value| value.trim_ascii().to_owned());
+    let readers = [last(&dotenv), last(&node)];
+    let value = match &readers {
+        [one, other] if one == other => plain(one),
+        _ => last_plain_line(bytes).and_then(|value| match value.is_empty() || readers.contains(&value) {
+            true => Ok(value),
+            false => Err(Refusal::Ambiguous),
+        }),
+    };
+    match value {
+        Ok(value) if value.is_empty() => Finding::Absent,
+        Ok(value) => Finding::Value {
+            value: value.into(),
+            assignments: dotenv.len().max(node.len()),
+            open_ended: is_open_ended(bytes),
         },
+        Err(refusal) => Finding::Refused(refusal),
     }
 }
 
@@ -78,26 +97,20 @@ fn is_utf16(bytes: &[u8]) -> bool {
         || bytes.windows(little.len()).any(|w| w == little)
 }
 
-struct Line<'a> {
-    text: &'a [u8],
-    ended: bool,
+/// Lines ended by LF, CRLF or a lone CR.
+fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes.split(|b| matches!(b, b'\n' | b'\r'))
 }
 
-/// Lines ended by LF, CRLF or a lone CR.
-struct Lines<'a>(&'a [u8]);
+/// Whether the last line assigns the key a bare value that may go on.
+fn is_open_ended(bytes: &[u8]) -> bool {
+    let value = lines(bytes).last().and_then(assigned_value);
+    value.is_some_and(|value| !matches!(value.first(), None | Some(b'"' | b'\'' | b'`')))
+}
 
-impl<'a> Iterator for Lines<'a> {
-    type Item = Line<'a>;
-
-    fn next(&mut self) -> Option<Line<'a>> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let end = self.0.iter().position(|b| matches!(b, b'\n' | b'\r'));
-        let (text, rest) = self.0.split_at(end.unwrap_or(self.0.len()));
-        self.0 = rest.get(1..).unwrap_or_default();
-        Some(Line { text, ended: end.is_some() })
-    }
+/// What the last line assigns that assigns the key, whatever the lines around it say.
+fn last_plain_line(bytes: &[u8]) -> Result<String, Refusal> {
+    lines(bytes).filter_map(assigned_value).last().map_or(Ok(String::new()), read_value)
 }
 
 /// The raw right-hand side if the line assigns [`KEY`], by the Vercel CLI's own grammar: byte order mark, blanks,
@@ -112,26 +125,37 @@ fn assigned_value(line: &[u8]) -> Option<&[u8]> {
     Some(value.trim_ascii())
 }
 
-/// Unquotes the right-hand side of the assignment.
+/// Unquotes the right-hand side of a line.
 fn read_value(raw: &[u8]) -> Result<String, Refusal> {
-    let inner = match raw.first() {
-        Some(&quote @ (b'"' | b'\'')) => {
+    let (inner, rest) = match raw.first() {
+        Some(&quote @ (b'"' | b'\'' | b'`')) => {
             let inner = &raw[1..];
             let end = inner.iter().position(|&b| b == quote).ok_or(Refusal::OpenQuote)?;
-            &inner[..end]
+            (&inner[..end], &inner[end + 1..])
         }
-        _ => raw.split(|b| b.is_ascii_whitespace() || *b == b'#').next().unwrap_or_default(),
+        _ => raw.split_at(raw.iter().position(|b| b.is_ascii_whitespace() || *b == b'#').unwrap_or(raw.len())),
     };
-    if inner.iter().any(|b| matches!(b, b'$' | b'`' | b'\\')) {
+    let value = plain(str::from_utf8(inner).map_err(|_| Refusal::Malformed)?.trim_ascii())?;
+    if matches!(rest.trim_ascii_start().first(), None | Some(b'#')) { Ok(value) } else { Err(Refusal::Malformed) }
+}
+
+/// The value, if it is a word that says itself and nothing else.
+fn plain(value: &str) -> Result<String, Refusal> {
+    if value.starts_with("encrypted:") {
+        return Err(Refusal::Encrypted);
+    }
+    if value == "[SENSITIVE]" {
+        return Err(Refusal::Withheld);
+    }
+    // Where readers leave a quote, they found no other to close it.
+    if value.starts_with(['"', '\'', '`']) && value.matches(|c| value.starts_with(c)).count() == 1 {
+        return Err(Refusal::OpenQuote);
+    }
+    if value.contains(['$', '`', '\\']) {
         return Err(Refusal::Expansion);
     }
-    let line = [KEY.as_bytes(), b"=", raw, b"\n"].concat();
-    match dotenvy::from_read_iter(line.as_slice()).next() {
-        // It joins what is quoted in parts: only what stands in the line as it is counts.
-        Some(Ok((_, value))) if value.as_bytes() == inner => Ok(value),
-        // dotenvy's error prints the line, which is the secret: it ends here.
-        _ => Err(Refusal::Malformed),
-    }
+    let is_plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\'');
+    if value.bytes().all(is_plain) { Ok(value.to_owned()) } else { Err(Refusal::Malformed) }
 }
 
 #[cfg(test)]
@@ -214,7 +238,7 @@ mod tests {
 
     #[test]
     fn nothing_is_expanded_or_guessed() {
-        for value in ["$HOME", "\"${HOME}\"", "$(id)", "`id`", "\"a\\nb\"", "'$HOME'"] {
+        for value in ["$HOME", "\"${HOME}\"", "$(id)", "a`id`", "\"a\\b\"", "'$HOME'", "'a\\n'"] {
             let file = format!("VERCEL_OIDC_TOKEN={value}\n");
             assert_eq!(refusal_of(file.as_bytes()), Some(Refusal::Expansion), "{value}");
         }
@@ -249,13 +273,81 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_taken_of_each_file_is_what_its_readers_take() {
+        for case in cases::CASES {
+            let taken = match find_token(case.file("T1", "T2").as_bytes()) {
+                Finding::Value { value, .. } if matches!(value.expose_secret(), "T1" | "T2") => {
+                    value.expose_secret().to_owned()
+                }
+                // A value that is no token.
+                Finding::Value { .. } | Finding::Refused(_) => "invalid".into(),
+                Finding::Absent => "missing".into(),
+            };
+            assert_eq!(taken, case.taken, "{}", case.name);
+        }
+    }
+
+    #[test]
+    fn a_value_that_no_reader_takes_is_not_taken() {
+        // The second assignment is a part of a note, the first one is known to dotenv alone.
+        let file = format!("{KEY}: a.b.1\nNOTE=\"x\n{KEY}=a.b.2\ny\"\n");
+        assert_eq!(refusal_of(file.as_bytes()), Some(Refusal::Ambiguous));
+        for (value, refusal) in [("encrypted:BDq", Refusal::Encrypted), ("[SENSITIVE]", Refusal::Withheld)] {
+            assert_eq!(refusal_of(format!("{KEY}=\"{value}\"\n").as_bytes()), Some(refusal));
+        }
+    }
+
+    /// Pieces of env files, of which some make whole lines.
+    fn file_of_pieces() -> impl Strategy<Value = String> {
+        let pieces = [
+            KEY,
+            "=",
+            "\"",
+            "'",
+            "`",
+            "\n",
+            "\r\n",
+            "\r",
+            "#",
+            " ",
+            "\t",
+            "\\",
+            "a.b.1",
+            "a.b.2",
+            "export ",
+            ": ",
+            "A",
+            "\nA=",
+            "\u{feff}",
+            "\u{a0}",
+            "$",
+            "\nVERCEL_OIDC_TOKEN=a.b.1\n",
+            "\nVERCEL_OIDC_TOKEN=\"a.b.2\"\n",
+        ];
+        proptest::collection::vec(proptest::sample::select(pieces.to_vec()), 0..24).prop_map(|pieces| pieces.concat())
+    }
+
     proptest! {
+        #[test]
+        fn where_the_readers_agree_on_a_token_it_is_taken_and_what_none_takes_never_is(file in file_of_pieces()) {
+            let last = |syntax: Syntax| syntax.values(KEY, &file).pop().unwrap_or_default().trim_ascii().to_owned();
+            let readers = [last(Syntax::Dotenv), last(Syntax::Node)];
+            let taken = value_in(file.as_bytes());
+            if readers[0] == readers[1] && matches!(readers[0].as_str(), "a.b.1" | "a.b.2") {
+                prop_assert_eq!(taken.as_ref(), Some(&readers[0]));
+            }
+            prop_assert!(taken.is_none_or(|taken| readers.contains(&taken)));
+        }
+
         #[test]
         fn never_loses_a_well_formed_line_whatever_surrounds_it(
             before in proptest::collection::vec(any::<u8>(), 0..200),
             after in proptest::collection::vec(any::<u8>(), 0..200),
             token in "[A-Za-z0-9_-]{1,40}\\.[A-Za-z0-9_-]{1,40}\\.[A-Za-z0-9_-]{1,40}",
         ) {
+            // A quote may stay open, and a colon may be the end of a name.
+            let before: Vec<u8> = before.into_iter().filter(|b| !b"\"'`:".contains(b)).collect();
             let line = format!("\nVERCEL_OIDC_TOKEN=\"{token}\"\n");
             let file = [before.as_slice(), line.as_bytes(), after.as_slice()].concat();
             prop_assume!(!is_utf16(&file));

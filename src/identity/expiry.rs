@@ -7,12 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tracing::{error, warn};
 
 use super::warned::Warned;
 use super::warning::Warning;
 use super::{Identity, OidcToken, refresh};
-use crate::clock::{Clock, Timestamp};
+use crate::clock::{Clock, Mark, Timestamp};
 use crate::events::{self, Event, Events};
 
 /// The longest time between two looks at the clock (interface.md section 5).
@@ -92,13 +91,16 @@ pub async fn run<F>(
     F: AsyncFn(),
 {
     let mut ticker = clock.ticker();
-    let mut asked_for = String::new();
+    let mut asked_for = None;
     loop {
         let snapshot = identity.borrow_and_update().clone();
         let mut pause = LOOK_EVERY;
         if let Some(token) = snapshot.oidc() {
-            if snapshot.looks_out_of_time(clock.now()) && asked_for != token.fingerprint() {
-                token.fingerprint().clone_into(&mut asked_for);
+            let has_asked = |(fingerprint, mark): &(String, Mark)| {
+                fingerprint == token.fingerprint() && !clock.has_jumped_since(*mark)
+            };
+            if snapshot.looks_out_of_time(clock.now()) && !asked_for.as_ref().is_some_and(has_asked) {
+                asked_for = Some((token.fingerprint().to_owned(), clock.mark()));
                 ask_clock().await;
             }
             let now = clock.now();
@@ -125,12 +127,7 @@ pub async fn run<F>(
 fn say(token: &OidcToken, at: Timestamp) -> events::Warning {
     let project = token.claims.project_name();
     let warning = warning(token, at);
-    let (code, hint, command) = (warning.code, &*warning.remedy.hint, warning.remedy.command.as_deref());
-    if token.expires_at <= at {
-        error!(code, project, hint, command, "{}", warning.line());
-    } else {
-        warn!(code, project, hint, command, "{}", warning.line());
-    }
+    warning.say(Some(&project));
     warning.told(at, project)
 }
 

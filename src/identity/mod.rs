@@ -27,6 +27,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::{Timestamp, spoken};
+use crate::remedy::Remedy;
+use crate::safe_read::{Cause, Flaw};
 
 /// A longer token is refused (interface.md section 5), in bytes.
 pub const MAX_TOKEN_BYTES: usize = 16 * 1024;
@@ -339,8 +341,8 @@ pub enum CredentialProblem {
     Missing,
     /// It has ended this long ago.
     Expired(Duration),
-    /// There is something, but it is no usable token, for this reason.
-    Invalid(String),
+    /// There is something, but it is no usable token.
+    Invalid(Flaw),
 }
 
 impl CredentialProblem {
@@ -351,9 +353,21 @@ impl CredentialProblem {
             Self::Expired(ago) => {
                 format!("The OIDC token in {source} expired {} ago. Run `vercel env pull`.", spoken(*ago))
             }
-            Self::Invalid(reason) => {
-                format!("The OIDC token in {source} cannot be used: {reason}. Run `vercel env pull`.")
+            Self::Invalid(flaw) => {
+                let mut remedy = self.remedy(source).to_string();
+                if let Some(first) = remedy.get_mut(..1) {
+                    first.make_ascii_uppercase();
+                }
+                format!("The OIDC token in {source} cannot be used: {flaw}. {remedy}.")
             }
+        }
+    }
+
+    /// What mends it.
+    pub fn remedy(&self, source: &str) -> Remedy {
+        match self {
+            Self::Missing | Self::Expired(_) => Remedy::run(warning::PULL),
+            Self::Invalid(flaw) => warning::mends(flaw, source),
         }
     }
 }
@@ -366,7 +380,7 @@ pub enum State {
     /// Something unusable, for longer than the grace.
     Invalid {
         /// Why.
-        reason: String,
+        reason: Flaw,
         /// Whose token was there before: cached provider tokens of that principal are still served.
         last: Option<Principal>,
     },
@@ -381,6 +395,8 @@ pub struct FileNotes {
     pub readable_by_others: bool,
     /// More than one line assigns the token.
     pub duplicate_assignments: bool,
+    /// The file is mounted, and was replaced where it came from: no new token will be seen.
+    pub is_replaced: bool,
 }
 
 /// A snapshot of who we are. Replaced as a whole, numbered upwards.
@@ -392,12 +408,17 @@ pub struct Identity {
     pub state: State,
     /// Remarks about the file.
     pub notes: FileNotes,
+    /// The token is one that the Vercel CLI got, and not the file's.
+    pub is_from_cli: bool,
 }
+
+/// What people call the source of a token that is not the file's.
+pub const VERCEL_CLI: &str = "the Vercel CLI";
 
 impl Identity {
     /// A first snapshot.
     pub fn first(state: State) -> Self {
-        Self { generation: 1, state, notes: FileNotes::default() }
+        Self { generation: 1, state, notes: FileNotes::default(), is_from_cli: false }
     }
 
     /// The credential to send at `now`, or why there is none.
@@ -408,7 +429,8 @@ impl Identity {
             State::Loaded(credential) => match credential.oidc() {
                 Some(token) if token.expires_at <= now => Err(CredentialProblem::Expired(now.since(token.expires_at))),
                 Some(token) if token.is_early_at(now) => {
-                    Err(CredentialProblem::Invalid("it is not valid yet, so this machine's clock may be wrong".into()))
+                    let reason = "it is not valid yet, so this machine's clock may be wrong";
+                    Err(CredentialProblem::Invalid(Flaw::new(reason, Cause::Known(warning::set_clock()))))
                 }
                 _ => Ok(credential),
             },

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::{Claims, Credential, FileNotes, OidcToken, State};
 use crate::clock::Timestamp;
+use crate::safe_read::Flaw;
 
 /// How long the last good token outlives a missing, empty or unusable file (interface.md section 5).
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -34,8 +35,8 @@ pub enum Observed {
     },
     /// No file, no assignment or an empty one.
     Missing,
-    /// Something that cannot be used, for this reason.
-    Invalid(String),
+    /// Something that cannot be used.
+    Invalid(Flaw),
 }
 
 /// What is worth saying about an observation. Each is said once.
@@ -51,8 +52,8 @@ pub enum News {
     OlderIgnored,
     /// The token is gone.
     Lost,
-    /// What is there is unusable, for this reason.
-    Unusable(String),
+    /// What is there is unusable.
+    Unusable(Flaw),
 }
 
 /// The token in use and what is held against it.
@@ -67,6 +68,8 @@ pub struct Succession {
     ignored: Option<String>,
     /// Which token the file held last.
     in_file: Option<String>,
+    /// Which token was offered and taken last.
+    offered: Option<String>,
     /// The token in use was offered while the file held none, and so says nothing against it by holding none.
     stands_alone: bool,
 }
@@ -81,6 +84,7 @@ impl Default for Succession {
             settling: None,
             ignored: None,
             in_file: None,
+            offered: None,
             stands_alone: false,
         }
     }
@@ -90,6 +94,13 @@ impl Succession {
     /// What is in use.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Whether the token in use was offered, and is not the one that the file holds.
+    pub fn is_offered(&self) -> bool {
+        let State::Loaded(credential) = &self.state else { return false };
+        let is_it = |known: &Option<String>| known.as_deref() == Some(credential.fingerprint());
+        is_it(&self.offered) && !is_it(&self.in_file)
     }
 
     /// Whether an early second look may change something.
@@ -195,6 +206,7 @@ impl Succession {
         }
         // That the file goes on holding it is nothing new.
         self.ignored.clone_from(&self.in_file);
+        self.offered = Some(token.fingerprint().to_owned());
         Ok(self.take(token))
     }
 
@@ -265,6 +277,23 @@ mod tests {
         assert_eq!(story.at(2, whole(token("web", 2, 2 * HOUR))), Some(News::Refreshed));
         assert_eq!(story.at(3, whole(token("web", 2, 2 * HOUR))), None);
         assert_eq!(story.in_use(), Some(2 * HOUR));
+    }
+
+    #[test]
+    fn a_token_is_an_offered_one_until_the_file_holds_it() {
+        let mut story = Story::new();
+        story.at(0, whole(token("web", 0, HOUR)));
+        assert!(!story.succession.is_offered());
+        let offered = || token("web", 3000, 2 * HOUR);
+        story.offer(3000, offered()).expect("taken");
+        assert!(story.succession.is_offered());
+        story.at(3001, whole(token("web", 0, HOUR)));
+        assert!(story.succession.is_offered(), "the file holds an older one");
+        story.at(3002, whole(offered()));
+        assert!(!story.succession.is_offered(), "it was pulled, too");
+        story.at(3003, whole(token("web", 3003, 3 * HOUR)));
+        story.at(3004, whole(token("web", 0, HOUR)));
+        assert!(!story.succession.is_offered(), "an older one in the file does not make it so");
     }
 
     #[test]

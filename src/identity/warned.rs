@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use crate::{private_dir, safe_read};
 
@@ -21,6 +22,7 @@ const FILE_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Warned {
     here: Memory,
     file: Option<PathBuf>,
+    said_not_kept: bool,
 }
 
 impl Warned {
@@ -41,17 +43,37 @@ impl Warned {
             return false;
         }
         let Some(file) = self.file.clone() else { return true };
-        let Ok(_alone) = private_dir::lock(file.parent().unwrap_or(&file)).await else { return true };
+        let _alone = match private_dir::lock(file.parent().unwrap_or(&file)).await {
+            Ok(lock) => lock,
+            Err(problem) => {
+                self.say_not_kept(problem);
+                return true;
+            }
+        };
         let fingerprint = fingerprint.to_owned();
         let noting = tokio::task::spawn_blocking(move || {
             let mut everywhere = Memory::read(&file);
             let is_news = everywhere.note(&fingerprint, step);
-            if is_news {
-                let _ = private_dir::write(&file, &serde_json::to_vec(&everywhere).unwrap_or_default());
-            }
-            is_news
+            let content = serde_json::to_vec(&everywhere).unwrap_or_default();
+            let written = if is_news { private_dir::write(&file, &content) } else { Ok(()) };
+            (is_news, written)
         });
-        !matches!(tokio::time::timeout(FILE_TIMEOUT, noting).await, Ok(Ok(false)))
+        match tokio::time::timeout(FILE_TIMEOUT, noting).await {
+            Ok(Ok((is_news, written))) => {
+                if let Err(problem) = written {
+                    self.say_not_kept(problem);
+                }
+                is_news
+            }
+            _ => true,
+        }
+    }
+
+    fn say_not_kept(&mut self, problem: private_dir::Problem) {
+        if !std::mem::replace(&mut self.said_not_kept, true) {
+            let hint = problem.command();
+            warn!(hint, "what was warned of will be said again by the next start: {}", String::from(problem));
+        }
     }
 }
 

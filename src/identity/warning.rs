@@ -1,12 +1,16 @@
 //! What is wrong with the credential, in words: the log, the state, events and notices all say this.
 //!
-//! Pure. Nothing of a token ever stands in a warning, but what people call its project and its source.
+//! Nothing of a token ever stands in a warning, but what people call its project and its source.
 
 use std::time::Duration;
+
+use nix::unistd::Uid;
+use tracing::{error, warn};
 
 use super::env_file;
 use crate::clock::{Timestamp, spoken};
 use crate::remedy::Remedy;
+use crate::safe_read::{Cause, Flaw};
 use crate::{events, shell_quoting};
 
 /// Brings a fresh token into the env file.
@@ -18,6 +22,37 @@ pub const INSTALL: &str = "npm install --global vercel";
 /// Lets nobody but its owner read or write a file.
 pub fn close_to_others(file: &str) -> Remedy {
     Remedy::run(format!("chmod 600 {}", shell_quoting::path(file)))
+}
+
+/// What mends a source of which the token cannot be used. Another token would be of no use where the file is to blame.
+pub fn mends(flaw: &Flaw, source: &str) -> Remedy {
+    let file = shell_quoting::path(source);
+    match &flaw.cause {
+        Cause::Content => Remedy::run(PULL),
+        Cause::Encrypted => Remedy::run(format!("npx dotenvx decrypt -f {file}")),
+        Cause::WritableByAll => close_to_others(source),
+        Cause::UnreadableByOwner => Remedy::run(format!("chmod u+r {file}")),
+        Cause::ClosedDirectory(dir) => {
+            Remedy::run(format!("chmod u+rx {}", shell_quoting::path(&dir.display().to_string())))
+        }
+        Cause::Owner if Uid::effective().is_root() => {
+            let command = format!("chown root {file}");
+            Remedy::advice(format!("run the sidecar as the user who owns {source}, or run `{command}`"))
+                .with_command(command)
+        }
+        Cause::Owner => {
+            let command = format!("sudo chown \"$(id -u)\" {file}");
+            Remedy::advice(format!("run `{command}`, or run the sidecar as the user who owns {source}"))
+                .with_command(command)
+        }
+        Cause::Kind => {
+            let aside = shell_quoting::path(&format!("{source}.old"));
+            Remedy::run(format!("mv {file} {aside} && {PULL}"))
+        }
+        Cause::Size => Remedy::advice(format!("leave nothing but variables in {source}")),
+        Cause::FileSystem => Remedy::advice(format!("check the disk or the mount that {source} is on")),
+        Cause::Known(remedy) => remedy.clone(),
+    }
 }
 
 /// Sets this machine's clock right.
@@ -66,8 +101,8 @@ impl Warning {
     }
 
     /// What a source holds is no token that could be sent.
-    pub fn invalid(source: &str, reason: &str) -> Self {
-        Self::new("oidc_token_invalid", format!("cannot use the token in {source}: {reason}"), Remedy::run(PULL))
+    pub fn invalid(source: &str, flaw: &Flaw) -> Self {
+        Self::new("oidc_token_invalid", format!("cannot use the token in {source}: {flaw}"), mends(flaw, source))
     }
 
     /// No fresh token comes by itself any more, after so many failures; `last` may mend the last of them.
@@ -81,6 +116,15 @@ impl Warning {
     pub fn refresh_unavailable(reason: &str) -> Self {
         let what = format!("the OIDC token cannot be refreshed: {reason}");
         Self::new("refresh_unavailable", what, Remedy::run(INSTALL))
+    }
+
+    /// The clock does not renew a token of a project that nobody has approved. Its ids, since names can be anybody's.
+    pub fn refresh_held(project_id: &str, owner_id: &str) -> Self {
+        let what = format!(
+            "the OIDC token is not refreshed by itself: no request for {project_id} of {owner_id} was accepted yet, nor has \
+             anybody confirmed it"
+        );
+        Self::new("refresh_held", what, Remedy::run("connect-sidecar refresh"))
     }
 
     /// The token acts elsewhere than where one develops; `None` if it is one of development.
@@ -104,10 +148,32 @@ impl Warning {
         Self::new("duplicate_assignments", what, remedy)
     }
 
+    /// The file is mounted by itself, and another has taken its place where it came from.
+    pub fn replaced(file: &str) -> Self {
+        let what = format!("{file} was replaced outside, and the mount shows the old one: mount its directory instead");
+        Self::new("env_file_replaced", what, Remedy::advice(format!("mount the directory of {file}, not the file")))
+    }
+
     /// The machine's clock is not upstream's.
     pub fn clock_skew(by: Duration) -> Self {
         let what = format!("this machine's clock differs from upstream's by {}", spoken(by));
         Self::new("clock_skew", what, set_clock())
+    }
+
+    /// Whether requests fail now, or will and nothing is done about it: the log's level.
+    fn is_error(&self) -> bool {
+        [Self::EXPIRED, "refresh_gave_up", "refresh_unavailable"].contains(&self.code)
+    }
+
+    /// Says it in the log, of a project where one is known.
+    pub fn say(&self, project: Option<&str>) {
+        let (code, Remedy { hint, command }) = (self.code, &self.remedy);
+        let (hint, command) = (&**hint, command.as_deref());
+        if self.is_error() {
+            error!(code, project, hint, command, "{}", self.line());
+        } else {
+            warn!(code, project, hint, command, "{}", self.line());
+        }
     }
 
     /// For the log, with what mends it.
@@ -118,7 +184,8 @@ impl Warning {
     /// As an event of this project.
     pub fn told(&self, at: Timestamp, project: String) -> events::Warning {
         let (message, remedy) = (self.sentence(), self.remedy.clone());
-        events::Warning { at, code: self.code, message, remedy, project }
+        let level = if self.is_error() { "ERROR" } else { "WARN" };
+        events::Warning { at, level, code: self.code, message, remedy, project }
     }
 
     /// For people, without what mends it, which stands beside it.
@@ -142,6 +209,29 @@ mod tests {
         let key = env_file::KEY;
         assert_eq!(warning.sentence(), format!(".env.local assigns {key} more than once, the last one is used."));
         assert!(warning.line().ends_with(&format!(", delete all but one of the lines with {key}")));
+    }
+
+    #[test]
+    fn what_is_advised_mends_the_very_cause() {
+        let known = Remedy::advice("x");
+        for (cause, command) in [
+            (Cause::Content, Some("vercel env pull")),
+            (Cause::WritableByAll, Some("chmod 600 'my env'")),
+            (Cause::UnreadableByOwner, Some("chmod u+r 'my env'")),
+            (Cause::ClosedDirectory("/a b".into()), Some("chmod u+rx '/a b'")),
+            (Cause::Kind, Some("mv 'my env' 'my env.old' && vercel env pull")),
+            (Cause::Size, None),
+            (Cause::FileSystem, None),
+            (Cause::Known(known.clone()), None),
+        ] {
+            let remedy = mends(&Flaw::new("no good", cause.clone()), "my env");
+            assert_eq!(remedy.command.as_deref(), command, "{cause:?}");
+            let invalid = Warning::invalid("my env", &Flaw::new("no good", cause));
+            assert_eq!(invalid.line(), format!("cannot use the token in my env: no good, {remedy}"));
+        }
+        let owner = mends(&Flaw::new("no good", Cause::Owner), "my env");
+        assert!(owner.command.is_some_and(|command| command.contains("chown ") && command.ends_with(" 'my env'")));
+        assert!(owner.hint.contains("as the user who owns my env"), "{}", owner.hint);
     }
 
     #[test]

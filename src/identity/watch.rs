@@ -12,17 +12,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use secrecy::ExposeSecret;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
-use super::env_file::{self, Finding};
+use super::env_file::{self, Finding, Refusal};
 use super::succession::{News, Observed, Succession};
 use super::warning::{PULL, Warning};
 use super::{FileNotes, Identity, OidcToken, Reloader};
 use crate::clock::{Clock, spoken};
 use crate::remedy::Remedy;
-use crate::safe_read::{self, Problem};
+use crate::safe_read::{self, Cause, Flaw, Problem};
 
 /// Time between two looks without an event: a change is used within two seconds, reading and all (interface.md
 /// section 5).
@@ -137,7 +136,8 @@ impl EnvFileWatch {
         };
         let news = self.succession.observe(observed, Instant::now(), self.clock.now());
         let changed = news.as_ref().is_some_and(|news| *news != News::OlderIgnored);
-        if changed || notes != self.notes {
+        let is_from_cli = self.publisher.borrow().is_from_cli;
+        if changed || notes != self.notes || is_from_cli != self.succession.is_offered() {
             self.publish(notes);
         }
         self.say_notes(notes);
@@ -151,14 +151,14 @@ impl EnvFileWatch {
     fn judge(&mut self, token: OidcToken) -> Result<(), String> {
         let news = self.succession.offer(token, self.clock.now())?;
         self.publish(self.notes);
-        self.say(news, "the Vercel CLI");
+        self.say(news, super::VERCEL_CLI);
         Ok(())
     }
 
     fn publish(&self, notes: FileNotes) {
-        let state = self.succession.state().clone();
+        let (state, is_from_cli) = (self.succession.state().clone(), self.succession.is_offered());
         self.publisher.send_modify(|identity| {
-            *identity = Arc::new(Identity { generation: identity.generation + 1, state, notes });
+            *identity = Arc::new(Identity { generation: identity.generation + 1, state, notes, is_from_cli });
         });
     }
 
@@ -187,7 +187,7 @@ impl EnvFileWatch {
         let identity = self.publisher.borrow().clone();
         let Some(token) = identity.oidc() else {
             match news {
-                News::Unusable(reason) => say(&Warning::invalid(&self.shown, &reason)),
+                News::Unusable(flaw) => Warning::invalid(&self.shown, &flaw).say(None),
                 _ => warn!(
                     code = Warning::MISSING,
                     hint = PULL,
@@ -221,16 +221,19 @@ impl EnvFileWatch {
             News::Lost | News::Unusable(_) => return,
         }
         if let Some(warning) = Warning::of_environment(token.claims.environment.as_deref()) {
-            say(&warning);
+            warning.say(None);
         }
     }
 
     fn say_notes(&mut self, notes: FileNotes) {
         if notes.readable_by_others && !self.notes.readable_by_others {
-            say(&Warning::readable_by_others(&self.shown));
+            Warning::readable_by_others(&self.shown).say(None);
         }
         if notes.duplicate_assignments && !self.notes.duplicate_assignments {
-            say(&Warning::duplicate_assignments(&self.shown));
+            Warning::duplicate_assignments(&self.shown).say(None);
+        }
+        if notes.is_replaced && !self.notes.is_replaced {
+            Warning::replaced(&self.shown).say(None);
         }
         self.notes = notes;
     }
@@ -250,26 +253,27 @@ impl EnvFileWatch {
     }
 }
 
-fn say(warning: &Warning) {
-    let Remedy { hint, command } = &warning.remedy;
-    warn!(code = warning.code, hint = &**hint, command = command.as_deref(), "{}", warning.line());
-}
-
 /// What there is in a file.
 pub fn scan(content: &safe_read::Content) -> Observed {
     match env_file::find_token(&content.bytes) {
         Finding::Absent => Observed::Missing,
-        Finding::Refused(refusal) => Observed::Invalid(refusal.to_string()),
+        Finding::Refused(refusal) => {
+            let cause = match &refusal {
+                Refusal::Encrypted => Cause::Encrypted,
+                Refusal::Withheld => Cause::Known(Remedy::run("vercel env pull --environment=development")),
+                _ => Cause::Content,
+            };
+            Observed::Invalid(Flaw::new(refusal.to_string(), cause))
+        }
         Finding::Value { value, assignments, open_ended } => {
-            // `vercel env pull` writes this for values that it may not show.
-            if value.expose_secret() == "[SENSITIVE]" {
-                return Observed::Invalid("its value was withheld by `vercel env pull`".into());
-            }
-            let notes =
-                FileNotes { readable_by_others: content.readable_by_others, duplicate_assignments: assignments > 1 };
+            let notes = FileNotes {
+                readable_by_others: content.readable_by_others,
+                duplicate_assignments: assignments > 1,
+                is_replaced: content.is_replaced,
+            };
             match OidcToken::decode(value) {
                 Ok(token) => Observed::Token { token, notes, open_ended },
-                Err(rejection) => Observed::Invalid(rejection.to_string()),
+                Err(rejection) => Observed::Invalid(rejection.to_string().into()),
             }
         }
     }

@@ -26,6 +26,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::clock::Timestamp;
 use crate::private_dir;
+use crate::tls::LOCAL_CA;
 
 /// From its beginning to its end.
 const LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -72,7 +73,7 @@ pub(super) struct Leaf {
 impl Ca {
     /// The machine's CA, made if there is none, or none that permits all of `domains` and lasts another week. `domains`
     /// are names of which all below them are permitted, too. Refused where others may have had their hands on the key,
-    /// and inside `project` or any git work tree, from where it could be published.
+    /// and inside `project`, from where it could be published; git is told to leave it out, wherever that is.
     pub(super) async fn ready(
         state_dir: &Path,
         project: &Path,
@@ -82,9 +83,10 @@ impl Ca {
         refuse_published(state_dir, project)?;
         let dir = state_dir.join(DIRECTORY);
         // Of two processes that find no CA, the second takes the one that the first has made.
-        let only_us = private_dir::lock(&dir).await.map_err(Unfit)?;
+        let only_us = private_dir::lock(&dir).await.map_err(unfit)?;
         // Whoever could rename it could put another in its place.
-        private_dir::check(state_dir).map_err(Unfit)?;
+        private_dir::check(state_dir).map_err(unfit)?;
+        private_dir::keep_from_git(state_dir).map_err(unfit)?;
         let working = tokio::task::spawn_blocking(move || {
             let _only_us = only_us;
             let path = dir.join(FILE);
@@ -135,7 +137,7 @@ impl Ca {
         let mut params = CertificateParams::default();
         // So that two of them are told apart, where a program is given both.
         let id: String = params.key_identifier(&key).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-        params.distinguished_name = named(&format!("connect-sidecar local CA {id}"));
+        params.distinguished_name = named(&format!("{LOCAL_CA} {id}"));
         set_life(&mut params, begins, ends);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
@@ -182,6 +184,10 @@ impl Ca {
     }
 }
 
+fn unfit(problem: private_dir::Problem) -> Unfit {
+    Unfit(problem.into())
+}
+
 /// Whether there is a CA; refused as [`Ca::ready`] would refuse it. Makes nothing.
 pub fn is_there(state_dir: &Path, project: &Path) -> Result<bool, Unfit> {
     let dir = state_dir.join(DIRECTORY);
@@ -189,7 +195,7 @@ pub fn is_there(state_dir: &Path, project: &Path) -> Result<bool, Unfit> {
         return Ok(false);
     }
     refuse_published(state_dir, project)?;
-    private_dir::check(&dir).map_err(Unfit)?;
+    private_dir::check(&dir).map_err(unfit)?;
     Ok(read(&dir.join(FILE))?.is_some())
 }
 
@@ -205,23 +211,17 @@ pub fn remove(state_dir: &Path) -> io::Result<Option<PathBuf>> {
     }
 }
 
-/// A key in a project or a repository is one `git add` away from being everybody's.
+/// What lies in a project is deployed with it, and copied into images.
 fn refuse_published(state_dir: &Path, project: &Path) -> Result<(), Unfit> {
     // What is not there yet lies where the nearest of its parents that is there lies.
     let real = state_dir.ancestors().find_map(|dir| dir.canonicalize().ok()).unwrap_or_else(|| state_dir.to_owned());
-    let refused = |what: String| {
-        let shown = state_dir.display();
-        Err(Unfit(format!(
-            "the key of the local CA would lie in {shown}, which is inside {what}; set XDG_STATE_HOME to another place"
-        )))
-    };
     if real.starts_with(project) {
-        return refused("the project".into());
+        let shown = state_dir.display();
+        return Err(Unfit(format!(
+            "the key of the local CA would lie in {shown}, which is inside the project; set XDG_STATE_HOME to another place"
+        )));
     }
-    match real.ancestors().find(|dir| dir.join(".git").symlink_metadata().is_ok()) {
-        Some(tree) => refused(format!("the git work tree {}", tree.display())),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// The file, if there is one and it is ours alone.
@@ -476,12 +476,26 @@ mod tests {
         }
         symlink(home.at("web"), home.at("state")).expect("a link");
         assert!(home.refusal().await.contains("inside the project"));
-        fs::remove_file(home.at("state")).expect("removed");
-        // A linked work tree has a file there.
-        fs::write(home.at(".git"), "gitdir: elsewhere").expect("a file");
-        let refusal = home.refusal().await;
-        assert!(refusal.contains("git work tree") && refusal.contains("XDG_STATE_HOME"), "{refusal}");
-        assert!(!home.at("state").exists());
+    }
+
+    #[tokio::test]
+    async fn git_leaves_its_key_out_where_a_home_is_a_work_tree() {
+        let home = Home::new();
+        let git = |arguments: &[&str]| {
+            let mut git = std::process::Command::new("git");
+            git.arg("-C").arg(home.at("")).args(arguments).env("HOME", home.at("")).env_remove("GIT_DIR");
+            let ended = git.output().expect("git");
+            assert!(ended.status.success(), "{ended:?}");
+            String::from_utf8(ended.stdout).expect("text")
+        };
+        git(&["init", "--quiet"]);
+        fs::write(home.at("state.txt"), "").expect("a file");
+        home.ca().await;
+        // As a home of which all is left out but what is named.
+        fs::write(home.at(".gitignore"), "!state/\n!state/**\n").expect("a file");
+        git(&["add", "--all"]);
+        let added = git(&["ls-files"]);
+        assert!(added.contains("state.txt") && !added.contains("state/"), "{added}");
     }
 
     #[tokio::test]
@@ -527,7 +541,10 @@ mod tests {
         fs::write(state.join("2774.json"), "{}").expect("a file");
         set_mode(&home.file(), 0o644);
         assert_eq!(remove(&state).expect("removed"), Some(state.join("ca")));
-        assert_eq!(fs::read_dir(&state).expect("a directory").count(), 1);
+        let mut left: Vec<_> =
+            fs::read_dir(&state).expect("a directory").flatten().map(|entry| entry.file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".gitignore", "2774.json"]);
         symlink(home.at("web"), state.join("ca")).expect("a link");
         fs::write(home.at("web/app.js"), "").expect("a file");
         assert_eq!(remove(&state).expect("removed"), Some(state.join("ca")));

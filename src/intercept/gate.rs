@@ -14,13 +14,13 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::request::Parts;
+use http::request;
 use http::{Method, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::upgrade::{OnUpgrade, Parts, Upgraded};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::{AlertDescription, ServerConfig};
 use tokio::net::TcpStream;
@@ -32,9 +32,10 @@ use super::leaf::Leaves;
 use super::target::{Target, Way};
 use super::tunnel::Dialer;
 use crate::instance_key::Key;
+use crate::proxy::dialer::Stream;
 use crate::proxy::error::{Code, RequestError};
 use crate::proxy::reply::{self, Reply, ReplyBody};
-use crate::server::{Server, peer};
+use crate::server::{Server, peer, stream};
 
 /// A CONNECT must be there within this time.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
@@ -48,7 +49,8 @@ const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"connect-s
 /// What all connections go by.
 pub(super) struct Gate {
     pub(super) server: Arc<Server>,
-    pub(super) key: Key,
+    /// What the runs' secrets are made from.
+    pub(super) secret: Key,
     pub(super) leaves: Leaves,
     pub(super) dialer: Dialer,
     /// How many were opened by who knows whom.
@@ -70,7 +72,7 @@ enum Far {
         caller: HeaderValue,
         tls: Arc<ServerConfig>,
     },
-    There(TcpStream),
+    There(Box<Stream>),
 }
 
 impl Gate {
@@ -103,9 +105,9 @@ impl Gate {
         let Ok(near) = near.await else { return };
         match far {
             Far::Here { host, caller, tls } => self.converse(near, &host, &caller, tls, &under_way).await,
-            Far::There(mut there) => {
+            Far::There(there) => {
                 // Whoever breaks it off has reasons of his own.
-                let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(near), &mut there).await;
+                let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(near), &mut TokioIo::new(there)).await;
             }
         }
     }
@@ -133,7 +135,7 @@ impl Gate {
     }
 
     /// The far end that a CONNECT asks for, if this caller may have it.
-    async fn open(&self, head: &Parts, ends: Option<(SocketAddr, SocketAddr)>) -> Result<Far, RequestError> {
+    async fn open(&self, head: &request::Parts, ends: Option<(SocketAddr, SocketAddr)>) -> Result<Far, RequestError> {
         if head.method != Method::CONNECT {
             return Err(RequestError::method_not_allowed("CONNECT").closing());
         }
@@ -162,7 +164,7 @@ impl Gate {
             }
             Way::Blind => {
                 debug!("a tunnel to {target}");
-                self.dialer.connect(&target).await.map(Far::There)
+                self.dialer.connect(&run, &target).await.map(|stream| Far::There(Box::new(stream)))
             }
         }
     }
@@ -172,11 +174,11 @@ impl Gate {
         let (scheme, encoded) = headers.get(header::PROXY_AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
         let credentials = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
         let (run, secret) = credentials.split_once(':')?;
-        let is_good = scheme.eq_ignore_ascii_case("basic") && self.key.is_run_secret(run, secret.as_bytes());
+        let is_good = scheme.eq_ignore_ascii_case("basic") && self.secret.is_run_secret(run, secret.as_bytes());
         is_good.then(|| run.to_owned())
     }
 
-    fn refuse(&self, error: &RequestError, head: &Parts) -> Reply {
+    fn refuse(&self, error: &RequestError, head: &request::Parts) -> Reply {
         let is_ordinary = match error.code {
             // What a program's own tunnels cannot reach is its own affair.
             Code::UpstreamUnreachable | Code::UpstreamTimeout => true,
@@ -205,7 +207,10 @@ impl Gate {
         tls: Arc<ServerConfig>,
         under_way: &TaskTracker,
     ) {
-        let accepting = TlsAcceptor::from(tls).accept(TokioIo::new(near));
+        // What it was before it was upgraded.
+        let Ok(Parts { io, read_buf, .. }) = near.downcast::<TokioIo<TcpStream>>() else { return };
+        let near = stream::resumed(read_buf, io.into_inner());
+        let accepting = TlsAcceptor::from(tls).accept(near);
         match tokio::time::timeout(TLS_TIMEOUT, accepting).await {
             Ok(Ok(stream)) => {
                 let _under_way = under_way.token();

@@ -28,14 +28,16 @@ use tracing::{info, warn};
 
 use crate::clock::Clock;
 use crate::instance_key::Key;
+use crate::proxy::env_proxy::EnvProxy;
 use crate::proxy::error::RequestError;
 use crate::proxy::resolver::Names;
+use crate::server::handover::Offer;
 use crate::server::runs::{Asked, WayIn};
 use crate::server::{self, Server, listener};
 use ca::Ca;
 use gate::Gate;
 use leaf::Leaves;
-use tunnel::Dialer;
+use tunnel::{Dialer, ProxiesOfRuns};
 
 /// As many connections may be open.
 const MAX_CONNECTIONS: usize = 512;
@@ -48,15 +50,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Interception {
     /// Answers what is opened.
     pub server: Arc<Server>,
-    /// The instance's, which the runs' secrets are made from.
-    pub key: Key,
+    /// What the runs' secrets are made from.
+    pub secret: Key,
     /// Where the addresses of names come from.
     pub names: Names,
+    /// The proxy of our own environment.
+    pub env_proxy: EnvProxy,
     /// The port of requests that need no interception: no tunnel leads there.
     pub plain_port: u16,
     /// Where to listen from the beginning, for programs that know the port from our predecessor. Otherwise any port will
     /// do, once it is asked for.
-    pub port: Option<u16>,
+    pub listener: Option<TcpListener>,
+    /// Whoever takes our place listens there, too.
+    pub offer: Arc<Offer>,
     /// Where the CA is kept, if there is a place.
     pub state_dir: Option<PathBuf>,
     /// Where it must not be.
@@ -76,11 +82,12 @@ impl Interception {
     /// Answers who asks for a way in, and serves those who come by it, for as long as it is polled. Once `stopping`, nobody
     /// else is let in. Whoever is being answered is waited for by `under_way`; a blind tunnel, whose end nobody knows, goes
     /// on until this is dropped.
-    pub async fn run(self, mut asked: mpsc::Receiver<Asked>, stopping: CancellationToken, under_way: TaskTracker) {
+    pub async fn run(mut self, mut asked: mpsc::Receiver<Asked>, stopping: CancellationToken, under_way: TaskTracker) {
         let mut open = None;
+        let of_runs = Arc::new(ProxiesOfRuns::default());
         let mut connections = JoinSet::new();
-        if self.port.is_some()
-            && let Err(reason) = self.open(&mut open).await
+        if self.listener.is_some()
+            && let Err(reason) = self.open(&mut open, &of_runs).await
         {
             warn!("programs that go by their proxy settings cannot reach us: {reason}");
         }
@@ -89,7 +96,7 @@ impl Interception {
                 Some(asked) = asked.recv() => {
                     let way_in = match stopping.is_cancelled() {
                         true => Err("the sidecar is about to end".into()),
-                        false => self.way_in(&mut open, &asked.run).await,
+                        false => self.way_in(&mut open, &of_runs, &asked.run, asked.env_proxy).await,
                     };
                     // Who has gone meanwhile needs none.
                     let _ = asked.answer.send(way_in);
@@ -123,14 +130,23 @@ impl Interception {
         Some(is_one_too_many.then(server::overloaded))
     }
 
-    async fn way_in(&self, open: &mut Option<Open>, run: &str) -> Result<WayIn, String> {
-        let (port, ca) = self.open(open).await?;
-        let secret = self.key.run_secret(run);
+    async fn way_in(
+        &mut self,
+        open: &mut Option<Open>,
+        of_runs: &Arc<ProxiesOfRuns>,
+        run: &str,
+        env_proxy: Option<EnvProxy>,
+    ) -> Result<WayIn, String> {
+        let (port, ca) = self.open(open, of_runs).await?;
+        if let Some(env_proxy) = env_proxy {
+            of_runs.remember(run, env_proxy, [self.plain_port, port]);
+        }
+        let secret = self.secret.run_secret(run);
         Ok(WayIn { proxy: format!("http://{run}:{secret}@127.0.0.1:{port}"), ca })
     }
 
     /// Opens the port, if it is not open yet, with a CA that lasts for a while; the port and the CA's certificate.
-    async fn open(&self, open: &mut Option<Open>) -> Result<(u16, String), String> {
+    async fn open(&mut self, open: &mut Option<Open>, of_runs: &Arc<ProxiesOfRuns>) -> Result<(u16, String), String> {
         let now = self.clock.local();
         if let Some(Open { port, gate, .. }) = open
             && !gate.leaves.ca().ends_soon(now)
@@ -146,8 +162,15 @@ impl Interception {
             Some(Open { listener, port, .. }) => (listener, port),
             None => {
                 let could_not = |(address, e)| format!("could not listen on {address}: {e}");
-                let address = (Ipv4Addr::LOCALHOST, self.port.unwrap_or(0)).into();
-                let listener = listener::listen(address).map_err(could_not)?;
+                let address = (Ipv4Addr::LOCALHOST, 0).into();
+                let listener = match self.listener.take() {
+                    Some(listener) => listener,
+                    None => {
+                        let listener = listener::listen(address).map_err(could_not)?;
+                        self.offer.add(&listener).map_err(|e| could_not((address, e)))?;
+                        listener
+                    }
+                };
                 let port = listener.local_addr().map_err(|e| could_not((address, e)))?.port();
                 info!("intercepting on 127.0.0.1:{port} what the programs of a run send to Vercel");
                 (listener, port)
@@ -155,9 +178,15 @@ impl Interception {
         };
         let gate = Gate {
             server: self.server.clone(),
-            key: self.key.clone(),
+            secret: self.secret.clone(),
             leaves: Leaves::new(ca, self.clock.clone()),
-            dialer: Dialer::new(self.names.clone(), [self.plain_port, port]),
+            dialer: Dialer {
+                names: self.names.clone(),
+                env_proxy: self.env_proxy.clone(),
+                of_runs: of_runs.clone(),
+                trust: self.server.proxy().upstream.dialer().clone(),
+                our_ports: [self.plain_port, port],
+            },
             tunnels: AtomicU64::default(),
             said_not_trusted: AtomicBool::default(),
         };

@@ -7,10 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use http::Uri;
 
 use crate::proxy::error::{Code, RequestError, excerpt};
-use crate::proxy::hosts::Hosts;
+use crate::proxy::hosts::{HTTPS_PORT, Hosts};
 use crate::proxy::resolver::is_this_machine;
-
-const HTTPS: u16 = 443;
 
 /// A host and port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +66,7 @@ impl Target {
             return refused("that is this machine");
         }
         match (hosts.opens(host), self.port) {
-            (true, HTTPS) => return Ok(Way::Opened),
+            (true, HTTPS_PORT) => return Ok(Way::Opened),
             (true, _) => return refused("Vercel is at port 443"),
             (false, _) => {}
         }

@@ -1,7 +1,7 @@
 //! Provider tokens in memory: served until shortly before they end, fetched once for any number of equal requests.
 //!
 //! All state is in one map behind one std lock, held for a few look-ups and never across an `.await`. Expiry is judged
-//! by the wall clock at every use. A fetch (a *flight*) runs in a task of its own, so a caller that goes away cancels
+//! by the wall clock at every use, and by the later one where upstream's differs. A fetch (a *flight*) runs in a task of its own, so a caller that goes away cancels
 //! nothing; its answer is stored only if the flight is still the one registered for its key when it lands, which is how
 //! a revocation, a change of principal or a forced refresh discards answers still in the air. Errors are shared with
 //! those already waiting and never stored, save a 429, which is held for its `Retry-After`. Nothing goes to disk.
@@ -251,7 +251,7 @@ impl Cache {
         client: Option<Client>,
     ) -> Spelled {
         let hash = self.hasher.hash_one((path, body));
-        let now = self.clock.now();
+        let now = self.clock.latest();
         let mut inner = self.lock();
         inner.follow(identity);
         // Spellings are the newest principal's: a request that began before it has none.
@@ -282,7 +282,7 @@ impl Cache {
 
     /// Answers from what is stored or held, if the rules allow it.
     pub fn find(&self, ask: &Ask) -> Option<Found> {
-        let now = self.clock.now();
+        let now = self.clock.latest();
         self.lock().judge(&ask.asked, ask.forced, ask.client, &self.limits, now).ok()
     }
 
@@ -315,7 +315,7 @@ impl Cache {
         F: Future<Output = Result<Answer, RequestError>> + Send + 'static,
     {
         let buffer = self.limits.buffer.max(ask.asked.validity_buffer);
-        let now = self.clock.now();
+        let now = self.clock.latest();
         let mut inner = self.lock();
         inner.follow(identity);
         let forced = match inner.judge(&ask.asked, ask.forced, ask.client, &self.limits, now) {
@@ -408,7 +408,7 @@ impl Cache {
 
     /// The tokens that would be served now, the most recently used first.
     pub fn tokens(&self) -> Vec<StoredToken> {
-        let now = self.clock.now();
+        let now = self.clock.latest();
         let inner = self.lock();
         let live = inner.entries.iter().filter(|(_, entry)| !entry.left(&self.limits, now).is_zero());
         live.map(|(_, entry)| StoredToken {
@@ -445,7 +445,7 @@ impl Runway {
         let is_registered = inner.flights.get(&key).is_some_and(|flight| flight.id == self.id);
         let mut stored = None;
         if is_registered && let Some(flight) = inner.flights.remove(&key) {
-            let now = self.cache.clock.now();
+            let now = self.cache.clock.latest();
             if let Ok(answer) = &outcome {
                 stored = inner.store(&self.ask, answer, flight.waiting, &self.cache.limits, now);
             }

@@ -1,24 +1,23 @@
-//! How a server is reached: its name resolved, TCP, through a proxy of our environment where asked for, and TLS. Shared by
-//! all that connect to Vercel.
+//! How a server is reached: its name resolved, TCP, through a proxy of the environment where asked for, and TLS. Shared by
+//! all that connect to Vercel, and by the tunnels of runs.
 //!
 //! TLS is always verified, and a name that was bent to this machine leads nowhere unless it may be here.
 
 use std::error::Error as StdError;
-use std::future::Future;
+use std::future::{Future, Ready, ready};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use std::vec;
+use std::{io, vec};
 
 use http::Uri;
 use http::uri::Scheme;
-use hyper_rustls::HttpsConnector;
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
-use hyper_util::client::legacy::connect::proxy::Tunnel;
-use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::client::legacy::connect::proxy::{SocksV5, Tunnel};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
@@ -26,48 +25,74 @@ use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tower_service::Service;
 
+use super::env_proxy::{EnvProxy, Protocol, ProxyServer};
 use super::resolver::{Names, Resolver};
 use crate::tls;
 
 /// All addresses of one family share this, and the other family begins 0.3 s later: one that swallows what is sent to it
 /// leaves time for the next, and for TLS.
 const TCP_TIMEOUT: Duration = Duration::from_secs(4);
+/// An idle connection is probed after this time, and then this often until it counts as dead: within half a minute, so
+/// that most of those that a change of network has killed are known by when they would be used.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(15);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 3;
 
 /// Why there is no connection.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
-/// Opens connections to one server.
+/// TCP to a server, or through a proxy, which may be spoken to by TLS.
+pub type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
+
+/// Opens connections for one scheme.
 pub(super) type Connector = HttpsConnector<TcpConnector<Resolver>>;
 
+/// There is no connection by way of this proxy, whatever lies behind it.
+#[derive(Debug, thiserror::Error)]
+#[error("the proxy {server} did not lead there")]
+pub struct ProxyFailed {
+    /// The proxy, without its password.
+    pub server: String,
+    /// Which variable names it.
+    pub variable: &'static str,
+    source: BoxError,
+}
+
 /// What all connections have in common.
-pub(super) struct Dialer {
+pub struct Dialer {
     names: Names,
     extra_roots: Vec<CertificateDer<'static>>,
-    use_env_proxy: bool,
+    env_proxy: Option<EnvProxy>,
     /// Trust roots take some 40 ms to load: done once, off the way to the first reply.
     tls: OnceCell<Arc<ClientConfig>>,
 }
 
 impl Dialer {
-    /// Trusts `extra_roots` besides the platform's.
-    pub(super) fn new(names: Names, extra_roots: Vec<CertificateDer<'static>>, use_env_proxy: bool) -> Self {
-        Self { names, extra_roots, use_env_proxy, tls: OnceCell::new() }
+    /// Trusts `extra_roots` besides the platform's, and goes by `env_proxy`.
+    pub(super) fn new(names: Names, extra_roots: Vec<CertificateDer<'static>>, env_proxy: Option<EnvProxy>) -> Self {
+        Self { names, extra_roots, env_proxy, tls: OnceCell::new() }
     }
 
-    /// Whether `HTTPS_PROXY` and `NO_PROXY` of our environment are honoured.
+    /// Whether the proxy of our environment is honoured.
     pub(super) fn uses_env_proxy(&self) -> bool {
-        self.use_env_proxy
+        self.env_proxy.is_some()
     }
 
     /// Opens connections to a server of this scheme. An error says why the trust roots could not be loaded.
     pub(super) async fn connector(&self, scheme: &Scheme, may_be_this_machine: bool) -> Result<Connector, String> {
-        let tls = if *scheme == Scheme::HTTPS {
-            self.tls.get_or_try_init(|| load(self.extra_roots.clone())).await?.clone()
-        } else {
-            Arc::new(tls::client_config_without_roots().map_err(|e| e.to_string())?)
+        let tls = match &self.env_proxy {
+            None if *scheme != Scheme::HTTPS => {
+                Arc::new(tls::client_config_without_roots().map_err(|e| e.to_string())?)
+            }
+            _ => self.tls().await?,
         };
         let resolver = Resolver { names: self.names.clone(), may_be_this_machine };
-        let matcher = self.use_env_proxy.then(|| Arc::new(Matcher::from_env()));
-        Ok(HttpsConnector::from((TcpConnector::new(resolver, matcher), tls)))
+        let tcp = TcpConnector::new(resolver, self.env_proxy.clone(), tls.clone());
+        Ok(HttpsConnector::from((tcp, tls)))
+    }
+
+    /// TLS with the trust of all connections. An error says why the roots could not be loaded.
+    pub async fn tls(&self) -> Result<Arc<ClientConfig>, String> {
+        Ok(self.tls.get_or_try_init(|| load(self.extra_roots.clone())).await?.clone())
     }
 }
 
@@ -79,25 +104,89 @@ async fn load(extra_roots: Vec<CertificateDer<'static>>) -> Result<Arc<ClientCon
 fn with_options<R>(mut http: HttpConnector<R>) -> HttpConnector<R> {
     http.enforce_http(false);
     http.set_nodelay(true);
-    http.set_keepalive(Some(Duration::from_secs(15)));
+    http.set_keepalive(Some(KEEPALIVE_AFTER));
+    http.set_keepalive_interval(Some(KEEPALIVE_EVERY));
+    http.set_keepalive_retries(Some(KEEPALIVE_PROBES));
     http.set_connect_timeout(Some(TCP_TIMEOUT));
     http
 }
 
-/// Opens TCP connections, through a proxy of our environment where asked for.
+/// Opens TCP connections, through a proxy of the environment where asked for.
 #[derive(Clone)]
 pub struct TcpConnector<R> {
     direct: HttpConnector<R>,
+    resolver: R,
     /// A proxy may well be on this machine.
-    to_proxy: HttpConnector,
-    matcher: Option<Arc<Matcher>>,
+    to_proxy: HttpsConnector<HttpConnector>,
+    env_proxy: Option<EnvProxy>,
 }
 
-impl<R> TcpConnector<R> {
-    /// Without a proxy, names have the addresses that `resolver` says.
-    pub fn new(resolver: R, matcher: Option<Arc<Matcher>>) -> Self {
-        let direct = with_options(HttpConnector::new_with_resolver(resolver));
-        Self { direct, to_proxy: with_options(HttpConnector::new()), matcher }
+impl<R: Clone> TcpConnector<R> {
+    /// Names have the addresses that `resolver` says, unless it is a proxy that looks them up. `tls` is for a proxy.
+    pub fn new(resolver: R, env_proxy: Option<EnvProxy>, tls: Arc<ClientConfig>) -> Self {
+        let direct = with_options(HttpConnector::new_with_resolver(resolver.clone()));
+        let to_proxy = HttpsConnector::from((with_options(HttpConnector::new()), tls));
+        Self { direct, resolver, to_proxy, env_proxy }
+    }
+}
+
+impl<R> TcpConnector<R>
+where
+    R: Service<Name, Response = vec::IntoIter<SocketAddr>, Error = BoxError, Future: Send> + Clone + Send,
+{
+    async fn through(&mut self, server: &ProxyServer, to: Uri) -> Result<Stream, BoxError> {
+        if server.protocol != Protocol::Socks5 {
+            return self.tunnel(server, to).await;
+        }
+        let mut last_error = BoxError::from("its name has no address");
+        for address in self.addresses(&to).await? {
+            let to = Uri::builder().scheme("https").authority(address.to_string()).path_and_query("/").build()?;
+            match self.tunnel(server, to).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last_error = error,
+            }
+        }
+        Err(last_error)
+    }
+
+    /// The addresses of an origin, each with its port.
+    async fn addresses(&mut self, to: &Uri) -> Result<Vec<SocketAddr>, BoxError> {
+        let host = to.host().unwrap_or_default();
+        let port = to.port_u16().unwrap_or(if to.scheme() == Some(&Scheme::HTTP) { 80 } else { 443 });
+        if let Ok(address) = host.trim_matches(['[', ']']).parse() {
+            return Ok(vec![SocketAddr::new(address, port)]);
+        }
+        let addresses = self.resolver.call(host.parse::<Name>()?).await?;
+        let at_port = |address: SocketAddr| {
+            let is_default = to.port_u16().is_none() && address.port() != 0;
+            SocketAddr::new(address.ip(), if is_default { address.port() } else { port })
+        };
+        Ok(addresses.map(at_port).collect())
+    }
+
+    /// Has a proxy connect to `to`.
+    async fn tunnel(&mut self, server: &ProxyServer, to: Uri) -> Result<Stream, BoxError> {
+        let failed = |source: BoxError| ProxyFailed { server: server.name(), variable: server.variable, source };
+        let endpoint = server.endpoint();
+        let stream = self.to_proxy.call(endpoint.clone()).await.map_err(failed)?;
+        let connected = Connected(Some(stream));
+        let tunnelled = match server.protocol {
+            Protocol::Http | Protocol::Https => {
+                let mut tunnel = Tunnel::new(endpoint, connected);
+                if let Some(auth) = server.basic_auth() {
+                    tunnel = tunnel.with_auth(auth);
+                }
+                tunnel.call(to).await.map_err(|e| failed(e.into()))
+            }
+            Protocol::Socks5 | Protocol::Socks5h => {
+                let mut socks = SocksV5::new(endpoint, connected);
+                if let Some((user, password)) = server.credentials() {
+                    socks = socks.with_auth(user.to_owned(), password.to_owned());
+                }
+                socks.call(to).await.map_err(|e| failed(e.into()))
+            }
+        };
+        Ok(tunnelled?)
     }
 }
 
@@ -109,28 +198,55 @@ where
         + Sync
         + 'static,
 {
-    type Response = TokioIo<TcpStream>;
+    type Response = Stream;
     type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Stream, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.direct.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, to: Uri) -> Self::Future {
-        let proxy = self.matcher.as_ref().and_then(|matcher| matcher.intercept(&to));
-        let (mut direct, to_proxy) = (self.direct.clone(), self.to_proxy.clone());
+        let mut this = self.clone();
         Box::pin(async move {
-            match proxy {
-                None => Ok(direct.call(to).await?),
-                Some(proxy) => {
-                    let mut tunnel = Tunnel::new(proxy.uri().clone(), to_proxy);
-                    if let Some(auth) = proxy.basic_auth() {
-                        tunnel = tunnel.with_auth(auth.clone());
-                    }
-                    Ok(tunnel.call(to).await?)
-                }
+            let server = match &this.env_proxy {
+                Some(env_proxy) => env_proxy.server_for(&to).map_err(Clone::clone)?.cloned(),
+                None => None,
+            };
+            match server {
+                None => Ok(Stream::Http(this.direct.call(to).await?)),
+                Some(server) => this.through(&server, to).await,
             }
         })
+    }
+}
+
+/// A connection to a proxy that is there already, for what speaks its protocol.
+struct Connected(Option<Stream>);
+
+impl Service<Uri> for Connected {
+    type Response = Stream;
+    type Error = io::Error;
+    type Future = Ready<io::Result<Stream>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        ready(self.0.take().ok_or_else(|| io::ErrorKind::NotConnected.into()))
+    }
+}
+
+/// An error and what it is due to, the innermost last.
+pub fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| cause(error))
+}
+
+/// What an error is due to. One that is wrapped by an I/O error is not its source, but what it stands for.
+fn cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
+    match error.downcast_ref().and_then(io::Error::get_ref) {
+        Some(wrapped) => Some(wrapped),
+        None => error.source(),
     }
 }

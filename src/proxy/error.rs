@@ -85,7 +85,7 @@ codes! {
     /// `Expect` asks for something else than `100-continue`.
     ExpectationFailed = 417 "expectation_failed" advice "leave out the Expect header",
     /// More header lines than the limit.
-    HeadTooLarge = 431 "head_too_large" advice "send fewer headers; in a browser, delete the cookies of localhost",
+    HeadTooLarge = 431 "head_too_large" advice "send fewer and shorter headers",
     /// Too many requests to upstream from here.
     LocalRateLimit = 429 "local_rate_limit" advice "ask again after the seconds that Retry-After names, and less often",
     /// A connection that is to become another kind.
@@ -135,6 +135,8 @@ pub struct RequestError {
     pub retry_after: Option<HeaderValue>,
     /// Seconds that the OIDC token has left, once that is worth a warning.
     pub oidc_expires_in: Option<u32>,
+    /// Those who listen were told of it already, with what was asked for.
+    pub is_told: bool,
     /// The connection cannot be used again: the rest of the request was not read.
     pub close: bool,
 }
@@ -151,6 +153,7 @@ impl RequestError {
             allow: None,
             retry_after: None,
             oidc_expires_in: None,
+            is_told: false,
             close: false,
         }
     }

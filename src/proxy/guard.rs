@@ -4,7 +4,7 @@
 //! The rules and the incidents behind them are in trust-policy.md sections 4.2 to 4.6. The gates compare bytes against
 //! lists of what is allowed; they never normalise and never guess. A refusal is decided before any of the body is read.
 
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Version};
 
@@ -20,6 +20,8 @@ pub const KEY_HEADER: HeaderName = HeaderName::from_static("sidecar-key");
 
 /// Where everything of ours is that is no health check, and the status page itself.
 pub const OURS: &str = "/_sidecar/";
+/// Where people look for the status page, and are led to it.
+pub const NEAR_THE_PAGE: [&str; 2] = ["/", "/_sidecar"];
 /// Where the counters are.
 pub const METRICS: &str = "/metrics";
 
@@ -41,10 +43,19 @@ pub struct Policy {
     pub allowed_origins: Vec<String>,
     /// Take requests that were forwarded.
     pub allow_forwarded: bool,
-    /// Every request needs the instance key.
+    /// Every request needs the instance key, or that of runs.
     pub require_key: bool,
     /// The instance key.
     pub key: Option<Key>,
+    /// What the programs of runs have in its place, for what apps may ask.
+    pub run_key: Option<Key>,
+}
+
+impl Policy {
+    /// What the programs of runs have to send, if anything.
+    pub fn key_of_runs(&self) -> Option<&Key> {
+        self.run_key.as_ref().filter(|_| self.require_key)
+    }
 }
 
 /// A request that passed.
@@ -311,7 +322,8 @@ fn check_browser(seen: &Seen<'_>, parts: &Parts, policy: &Policy) -> Result<Opti
         return Ok(Some(origin.clone()));
     }
     // The page itself, in a window of its own, opened by hand or anew: it holds no data. A link elsewhere does not get it.
-    if path == OURS && opens_window && matches!(site, Some(b"none" | b"same-origin")) {
+    if (path == OURS || NEAR_THE_PAGE.contains(&path)) && opens_window && matches!(site, Some(b"none" | b"same-origin"))
+    {
         return Ok(None);
     }
     // The page asks from its own origin, and proves with the key that it was opened by who may.
@@ -351,8 +363,22 @@ fn check_loop(seen: &Seen<'_>) -> Result<(), RequestError> {
 fn check_key(parts: &Parts, entrance: Entrance, policy: &Policy) -> Result<(), RequestError> {
     let path = parts.uri.path();
     // A browser that is told to open the page sends no key, and gets no data.
-    let is_page = path == OURS && matches!(entrance, Entrance::Loopback(_));
-    if policy.require_key && !is_health(path) && !is_page { require_key(&parts.headers, policy) } else { Ok(()) }
+    let is_page = (path == OURS || is_led_to_the_page(parts)) && matches!(entrance, Entrance::Loopback(_));
+    let needs_none = !policy.require_key || is_health(path) || is_page;
+    if needs_none || is_of_a_run(&parts.headers, policy) { Ok(()) } else { require_key(&parts.headers, policy) }
+}
+
+/// Whether a browser opens a window at a path near the status page. One that speaks to a name that it does not trust tells
+/// that by what it takes alone.
+pub fn is_led_to_the_page(parts: &Parts) -> bool {
+    let says = |name: &str, expected: &str| parts.headers.get(name).is_some_and(|value| value == expected);
+    let takes_pages = || {
+        let accepted = parts.headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        !parts.headers.contains_key("sec-fetch-mode")
+            && accepted.split([',', ';']).any(|kind| kind.trim() == "text/html")
+    };
+    let opens_window = says("sec-fetch-mode", "navigate") && says("sec-fetch-dest", "document");
+    parts.method == Method::GET && NEAR_THE_PAGE.contains(&parts.uri.path()) && (opens_window || takes_pages())
 }
 
 /// Paths that are answered when others are not: to whoever has no key, and to one caller too many.
@@ -360,10 +386,26 @@ pub fn is_health(path: &str) -> bool {
     matches!(path, "/healthz" | "/readyz")
 }
 
-/// Refuses a request without the instance key.
+/// Whether a browser asks for something to show in a window.
+pub fn is_browser_window(headers: &HeaderMap) -> bool {
+    headers.get("sec-fetch-mode").is_some_and(|mode| mode == "navigate")
+}
+
+/// Whether a request brings the key of runs. What needs the instance key in any case is refused to it all the same.
+fn is_of_a_run(headers: &HeaderMap, policy: &Policy) -> bool {
+    let mut sent = headers.get_all(KEY_HEADER).iter();
+    match (policy.key_of_runs(), sent.next(), sent.next()) {
+        (Some(key), Some(sent), None) => key.is(sent.as_bytes()),
+        _ => false,
+    }
+}
+
+/// Refuses a request without the instance key, given once.
 pub fn require_key(headers: &HeaderMap, policy: &Policy) -> Result<(), RequestError> {
+    let mut given = headers.get_all(KEY_HEADER).iter();
+    let only = given.next().filter(|_| given.next().is_none());
     match &policy.key {
-        Some(key) if key.is(headers.get(KEY_HEADER).map_or(b"", HeaderValue::as_bytes)) => Ok(()),
+        Some(key) if key.is(only.map_or(b"", HeaderValue::as_bytes)) => Ok(()),
         _ => Err(RequestError::new(Code::KeyRequired, "This needs the instance key in a Sidecar-Key header.")),
     }
 }

@@ -22,6 +22,8 @@ const DEFAULT: [&str; 7] = [
 
 /// Connect's API is below it.
 const VERCEL: &str = "vercel.com";
+/// Vercel's hosts are opened at this port alone.
+pub const HTTPS_PORT: u16 = 443;
 
 /// A host, or a part of one, that takes the OIDC token as a bearer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,16 +83,40 @@ impl BearerHost {
         }
     }
 
-    /// Whether a raw path is its path or below it, however it is read: what could lead out of there for somebody who
-    /// decodes or normalises is not.
+    /// Whether a raw path is its path or below it, however it is read.
     fn covers(&self, path: &str) -> bool {
-        let leads_out = || {
-            let path = path.to_ascii_lowercase();
-            ["/.", "\\", "%2f.", "%2e", "%5c", "%25"].iter().any(|way| path.contains(way))
-        };
         let is_below = |rest: &str| rest.is_empty() || rest.starts_with('/');
-        self.path.is_empty() || (path.strip_prefix(&self.path).is_some_and(is_below) && !leads_out())
+        self.path.is_empty() || (path.strip_prefix(&self.path).is_some_and(is_below) && is_plain(path))
     }
+}
+
+/// Whether nobody who decodes or normalises reads a raw path as another one: no empty segment but the last, none that
+/// begins with a dot, and nothing that separates or is encoded but what is harmless in ASCII.
+fn is_plain(path: &str) -> bool {
+    let Some(path) = path.strip_prefix('/') else { return false };
+    let mut segments = path.split('/').peekable();
+    while let Some(segment) = segments.next() {
+        if segment.starts_with('.') || (segment.is_empty() && segments.peek().is_some()) {
+            return false;
+        }
+    }
+    let is_harmless = |b: u8| (b' '..0x7F).contains(&b) && !b"/\\.%;?#".contains(&b);
+    let is_literal = |b: u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@/".contains(&b);
+    let mut bytes = path.bytes();
+    while let Some(byte) = bytes.next() {
+        let is_fine = match byte {
+            b'%' => {
+                let mut digit = || bytes.next().and_then(|b| char::from(b).to_digit(16));
+                let decoded = digit().zip(digit()).and_then(|(high, low)| u8::try_from(high << 4 | low).ok());
+                decoded.is_some_and(is_harmless)
+            }
+            byte => is_literal(byte),
+        };
+        if !is_fine {
+            return false;
+        }
+    }
+    true
 }
 
 /// The hosts that are Vercel's.
@@ -121,12 +147,26 @@ impl Hosts {
         is_connect(host) || self.bearers.iter().any(|bearer| bearer.is(host))
     }
 
+    /// Whether a host that is opened is `name`, is below it, or ends in it for somebody who does not look for a dot. In
+    /// lower case.
+    pub fn any_ends_in(&self, name: &str) -> bool {
+        // Of a pattern, what follows the label that may be any.
+        let ends = self.bearers.iter().map(|bearer| bearer.pattern.trim_start_matches('*'));
+        self.opens(name) || ends.chain(["api.vercel.com"]).any(|end| end.ends_with(name))
+    }
+
     /// The names that all of them have or are below.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let is_vercel =
             |name: &str| name.strip_suffix(VERCEL).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
         let others = self.bearers.iter().map(BearerHost::name).filter(move |name| !is_vercel(name));
         std::iter::once(VERCEL).chain(others)
+    }
+
+    /// Whether some paths of a host take the token and others do not, and this one could be read as another.
+    pub fn is_ambiguous(&self, host: &str, path: &str) -> bool {
+        let mut bearers = self.bearers.iter().filter(|bearer| bearer.is(host)).peekable();
+        bearers.peek().is_some() && bearers.all(|bearer| !bearer.path.is_empty()) && !is_plain(path)
     }
 
     /// The bearer host that a raw path on a host belongs to.
@@ -247,8 +287,53 @@ mod tests {
             "/api%2fblob",
             "api/blob",
             "",
+            "/api/blob//v9",
+            "/api//blob",
+            "/api/blob//",
+            "/api/blob/;x",
+            "/api/blob;x/v9",
+            "/api/blob/%3bx",
+            "/api/blob/x%3B..",
+            "/api/blob/a%2fb",
+            "/api/blob/a%2Eb",
+            "/api/blob/%c0%af",
+            "/api/blob/%C3%A9",
+            "/api/blob/%EF%BC%8F",
+            "/api/blob/\u{ff0f}v9",
+            "/api/blob/é",
+            "/api/blob/%00",
+            "/api/blob/%0a",
+            "/api/blob/%7f",
+            "/api/blob/%3f",
+            "/api/blob/%23",
+            "/api/blob/%25",
+            "/api/blob/%",
+            "/api/blob/%2",
+            "/api/blob/%+2",
+            "/api/blob/%u002e",
+            "/api/blob/a|b",
+            "/api/blob/a\"b",
+            "/api/blob/.hidden",
         ] {
             assert!(!is_bearer(&hosts, "vercel.com", path), "{path}");
+        }
+        for path in ["/api/blob/", "/api/blob/a.b", "/api/blob/a%20b:@(c)", "/api/v3/sandboxes/x%2Bz,1=2"] {
+            assert!(is_bearer(&hosts, "vercel.com", path) && !hosts.is_ambiguous("vercel.com", path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_could_be_read_otherwise_matters_where_only_some_are_listed() {
+        let hosts = hosts(&["vercel.com/api/blob", "ai.example", "both.example/v1", "both.example"]);
+        for (host, path, is_ambiguous) in [
+            ("vercel.com", "/api/blob/%2e%2e/v9", true),
+            ("VERCEL.com", "/x;/../api/blob", true),
+            ("vercel.com", "/v9/projects", false),
+            ("ai.example", "/a//b/%2e%2e", false),
+            ("both.example", "/v1/%2e%2e", false),
+            ("other.example", "/a//b", false),
+        ] {
+            assert_eq!(hosts.is_ambiguous(host, path), is_ambiguous, "{host}{path}");
         }
     }
 

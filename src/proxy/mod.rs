@@ -9,6 +9,7 @@ pub mod body;
 pub mod cache;
 pub mod coach;
 pub mod dialer;
+pub mod env_proxy;
 pub mod error;
 pub mod guard;
 pub mod hosts;
@@ -35,10 +36,10 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use crate::clock::Clock;
-use crate::events::{self, Event, Events};
+use crate::clock::{Clock, Timestamp};
+use crate::events::{self, Event, Events, Hit};
 use crate::identity::{Credential, CredentialProblem, Identity, Reloader};
 use cache::{Ask, Cache, Fetched, Found, Landed, Role, Spelled};
 use coach::UpstreamError;
@@ -66,6 +67,8 @@ pub struct Proxy {
     pub relay: Relay,
     /// Who we are.
     pub identity: watch::Receiver<Arc<Identity>>,
+    /// Told which credential upstream has accepted.
+    pub accepted: watch::Sender<Option<Arc<Credential>>>,
     /// Makes the owner of the identity look at its source again.
     pub reloader: Reloader,
     /// The time.
@@ -103,9 +106,10 @@ impl Proxy {
         if let Err(error) = &mut outcome {
             error.oidc_expires_in = self.identity.borrow().seconds_left(self.about_to_end, self.clock.now());
             let code = Some(error.code.as_str().to_owned());
-            let remedy = Some((*error.remedy).clone());
+            let (message, remedy) = (Some(error.message.clone()), Some((*error.remedy).clone()));
             let request = self.told(&route, error.status, begun);
-            self.events.tell(Event::Request(events::Request { code, remedy, ..request }));
+            self.events.tell(Event::Request(events::Request { code, message, remedy, ..request }));
+            error.is_told = true;
         }
         outcome
     }
@@ -231,7 +235,7 @@ impl Proxy {
         }
     }
 
-    async fn send(&self, outgoing: &Outgoing, credential: &Credential) -> Result<Answer, RequestError> {
+    async fn send(&self, outgoing: &Outgoing, credential: &Arc<Credential>) -> Result<Answer, RequestError> {
         let bearer = credential.bearer().ok_or_else(unsendable)?;
         let place = self.upstream.admit(outgoing.action()).await?;
         self.stats.upstream_requests.count();
@@ -241,10 +245,24 @@ impl Proxy {
             self.stats.upstream_errors.count();
             self.stats.upstream_failed_at_ms.raise_to(self.clock.now().as_millis());
         }
-        if status.is_success() && outgoing.action() == Action::Token {
-            self.stats.granted.count();
+        if status.is_success() {
+            self.tell_accepted(credential);
+            if outgoing.action() == Action::Token {
+                self.stats.granted.count();
+            }
         }
         outcome
+    }
+
+    /// Tells that upstream has taken this credential for good: it alone verifies them.
+    fn tell_accepted(&self, credential: &Arc<Credential>) {
+        self.accepted.send_if_modified(|last| {
+            let is_news = last.as_ref().is_none_or(|last| last.fingerprint() != credential.fingerprint());
+            if is_news {
+                *last = Some(credential.clone());
+            }
+            is_news
+        });
     }
 
     /// A credential that may be sent now. Where the clock may be to blame, upstream is asked for the time first; where it
@@ -278,6 +296,12 @@ impl Proxy {
         identity.credential(self.clock.now()).cloned()
     }
 
+    /// Counts a request that was answered with an error.
+    pub fn count_failure(&self) {
+        self.stats.failed.count();
+        self.stats.failed_at_ms.raise_to(self.clock.now().as_millis());
+    }
+
     /// The reply for a request that needs a credential when there is none.
     pub fn no_credential(&self, problem: &CredentialProblem) -> RequestError {
         let code = match problem {
@@ -285,7 +309,8 @@ impl Proxy {
             CredentialProblem::Expired(_) => Code::OidcTokenExpired,
             CredentialProblem::Invalid(_) => Code::OidcTokenInvalid,
         };
-        RequestError::new(code, problem.in_words(&self.credential_source)).command("vercel env pull")
+        let source = &self.credential_source;
+        RequestError::new(code, problem.in_words(source)).remedy(problem.remedy(source))
     }
 
     fn check_allowed(&self, connector: &str) -> Result<(), RequestError> {
@@ -330,10 +355,7 @@ impl Proxy {
         if let Some(left) = identity.seconds_left(self.about_to_end, now) {
             headers.insert(OIDC_EXPIRES_IN, left.into());
         }
-        self.events.tell_listeners(|| {
-            let request = self.told(route, answer.status, begun);
-            Event::Request(events::Request { cache: Some("hit"), ..request })
-        });
+        self.tell_hit(route, None, "hit", &answer, now, begun);
         Ok(answer.reply_with(headers))
     }
 
@@ -361,15 +383,27 @@ impl Proxy {
             (_, None) => forwarded.to_owned(),
         };
         match role {
-            Role::Joined => self.events.tell_listeners(|| {
-                let request = self.told(route, answer.status, begun);
-                let subject = Some(subject.as_str());
-                Event::Request(events::Request { subject, cache: Some("joined"), ..request })
-            }),
+            Role::Joined => self.tell_hit(route, Some(subject), "joined", &answer, self.clock.now(), begun),
             Role::Led => self.log(route, Some(subject), Some("miss"), &what, &answer, begun),
             Role::Forced => self.log(route, Some(subject), Some("forced"), &what, &answer, begun),
         }
         Ok(self.warning_of_the_end(answer.reply_with(answer.headers_saying(&what, None))))
+    }
+
+    /// What is told of a request that Connect was not asked for. There may be very many.
+    fn tell_hit(
+        &self,
+        route: &Route,
+        subject: Option<Subject>,
+        cache: &'static str,
+        answer: &Answer,
+        at: Timestamp,
+        begun: Instant,
+    ) {
+        let (action, connector, status) = (route.action.as_str(), route.connector.as_str(), answer.status.as_u16());
+        let (subject, ms) = (subject.map(Subject::as_str), begun.elapsed().as_millis() as u64);
+        debug!(action, connector, subject, status, cache, ms, "{action} {connector}");
+        self.events.tell_hit(Hit { at, action, connector, subject, cache, status, ms });
     }
 
     /// What is told of any request that was answered.
@@ -382,6 +416,7 @@ impl Proxy {
             cache: None,
             status: status.as_u16(),
             code: None,
+            message: None,
             remedy: None,
             ms: begun.elapsed().as_millis() as u64,
         }

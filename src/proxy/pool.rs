@@ -4,14 +4,18 @@
 //! anyway, so no connection has a task of its own and nothing is woken twice. A request that the server may have received
 //! is never sent again; one that provably was not, because a kept connection had closed before its first byte, goes out
 //! on another.
+//!
+//! A connection may have died in silence, as when a VPN is switched, and all that were kept with it. So while one of them
+//! is silent, none that was kept before is used; if it stays so until the request is given up, those are dropped.
 
 use std::error::Error as StdError;
-use std::fmt;
 use std::future::{Future, poll_fn};
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use std::{fmt, io};
 
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
@@ -20,13 +24,13 @@ use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_rustls::MaybeHttpsStream;
-use hyper_util::rt::TokioIo;
 use rustls::CertificateError;
-use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 use tower_service::Service;
 
-use super::dialer::{BoxError, Connector, Dialer};
+use super::dialer::{self, BoxError, Connector, Dialer, ProxyFailed, causes};
+use super::env_proxy::Unusable;
 use super::error::{Code, RequestError};
 use super::resolver::ThisMachine;
 use crate::clock::{Clock, Timestamp};
@@ -42,7 +46,16 @@ const MAX_KEPT: usize = 16;
 /// When wall clock and monotonic clock disagree by this much, the machine slept and its connections are dead.
 const SLEPT: Duration = Duration::from_secs(10);
 
-type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
+/// Of kept connections that were idle for this long, one is tried at a time.
+const DOUBTFUL_AFTER: Duration = Duration::from_secs(5);
+/// A kept connection on which nothing came for this long casts doubt on all that were kept before.
+const SILENT_AFTER: Duration = Duration::from_secs(2);
+
+/// Where the emulator listens unless it is told otherwise: the sidecar's neighbour.
+pub const EMULATOR_PORT: u16 = 2775;
+
+/// With TLS to the origin, where that is spoken.
+type Stream = MaybeHttpsStream<dialer::Stream>;
 /// The body of a request: known as a whole, or as it comes from an app.
 pub(super) type RequestBody = Either<Full<Bytes>, Incoming>;
 
@@ -66,8 +79,26 @@ pub(super) struct Pool {
     dialer: Arc<Dialer>,
     clock: Clock,
     connector: OnceCell<Connector>,
+    kept: Mutex<Kept>,
+}
+
+/// Connections that are not in use.
+#[derive(Default)]
+struct Kept {
     /// The one used last is at the end.
-    kept: Mutex<Vec<Line>>,
+    lines: Vec<Line>,
+    /// When the requests began that wait for an answer on a kept connection, and whether that had been idle for long.
+    trials: Vec<(Instant, bool)>,
+}
+
+impl Kept {
+    /// Whether a request that waits casts doubt on a connection that was kept at that time.
+    fn is_doubtful(&self, kept_at: Instant, now: Instant) -> bool {
+        let was_idle = now.duration_since(kept_at) >= DOUBTFUL_AFTER;
+        self.trials.iter().any(|(begun, on_an_idle_one)| {
+            kept_at <= *begun && (was_idle && *on_an_idle_one || now.duration_since(*begun) >= SILENT_AFTER)
+        })
+    }
 }
 
 /// `None` once it has ended. Boxed: with its TLS it is kilobytes, which every move of the request's task would copy.
@@ -78,6 +109,27 @@ struct Line {
     sender: SendRequest<RequestBody>,
     connection: Connection,
     kept_at: (Instant, Timestamp),
+}
+
+/// A request on a kept connection, until its answer begins or it is given up.
+struct Trial<'a> {
+    pool: &'a Pool,
+    begun: (Instant, bool),
+    /// Nothing was heard on the connection.
+    is_silent: bool,
+}
+
+impl Drop for Trial<'_> {
+    fn drop(&mut self) {
+        let mut kept = self.pool.kept();
+        if let Some(at) = kept.trials.iter().position(|trial| *trial == self.begun) {
+            kept.trials.swap_remove(at);
+        }
+        let (begun, _) = self.begun;
+        if self.is_silent && begun.elapsed() >= SILENT_AFTER {
+            kept.lines.retain(|line| line.kept_at.0 > begun);
+        }
+    }
 }
 
 /// An answer whose body is still to come.
@@ -92,6 +144,13 @@ pub(super) struct Answering<'a> {
 pub(super) fn name_of(origin: &Uri) -> String {
     let authority = origin.authority().map(Authority::as_str).unwrap_or_default();
     format!("{}://{authority}", origin.scheme_str().unwrap_or_default())
+}
+
+impl Trial<'_> {
+    /// The connection was alive, or is known not to be.
+    fn heard(mut self) {
+        self.is_silent = false;
+    }
 }
 
 impl Pool {
@@ -129,9 +188,9 @@ impl Pool {
     /// Sends a request, on a kept connection if one is alive.
     pub(super) async fn send(&self, mut request: Request<RequestBody>) -> Result<Answering<'_>, Failure> {
         loop {
-            let (mut line, was_kept) = match self.take() {
-                Some(line) => (line, true),
-                None => (self.connect().await?, false),
+            let (mut line, trial) = match self.take() {
+                Some((line, trial)) => (line, Some(trial)),
+                None => (self.connect().await?, None),
             };
             let Line { sender, connection, .. } = &mut line;
             let sent = drive(connection, async {
@@ -141,10 +200,16 @@ impl Pool {
                 }
             })
             .await;
-            match sent {
-                Ok(response) => return Ok(Answering { pool: self, line, response }),
-                Err(Some(unsent)) if was_kept => request = unsent,
-                Err(_) => return Err(Failure::BrokenOff),
+            match (sent, trial) {
+                (Ok(response), trial) => {
+                    trial.into_iter().for_each(Trial::heard);
+                    return Ok(Answering { pool: self, line, response });
+                }
+                (Err(Some(unsent)), Some(trial)) => {
+                    trial.heard();
+                    request = unsent;
+                }
+                (Err(_), _) => return Err(Failure::BrokenOff),
             }
         }
     }
@@ -169,28 +234,35 @@ impl Pool {
         making.await.map_err(Failure::Roots)
     }
 
-    /// A kept connection that is not known to be dead.
-    fn take(&self) -> Option<Line> {
+    /// A kept connection that is neither known to be dead nor doubtful.
+    fn take(&self) -> Option<(Line, Trial<'_>)> {
         let (at, wall) = self.now();
         let mut kept = self.kept();
-        kept.retain(|line| {
+        kept.lines.retain(|line| {
             let (kept_at, kept_wall) = line.kept_at;
             let (awake, passed) = (at.duration_since(kept_at), wall.since(kept_wall));
             awake < KEEP_ALIVE && awake.abs_diff(passed) < SLEPT && !line.sender.is_closed()
         });
-        kept.pop()
+        // Of all that are kept, the last is the least doubtful.
+        let (kept_at, _) = kept.lines.last()?.kept_at;
+        if kept.is_doubtful(kept_at, at) {
+            return None;
+        }
+        let begun = (at, at.duration_since(kept_at) >= DOUBTFUL_AFTER);
+        kept.trials.push(begun);
+        Some((kept.lines.pop()?, Trial { pool: self, begun, is_silent: true }))
     }
 
     fn keep(&self, mut line: Line) {
         line.kept_at = self.now();
         let mut kept = self.kept();
-        if kept.len() < MAX_KEPT && !line.sender.is_closed() {
-            kept.push(line);
+        if kept.lines.len() < MAX_KEPT && !line.sender.is_closed() {
+            kept.lines.push(line);
         }
     }
 
-    /// The error for a request that met this failure.
-    pub(super) fn explain(&self, failure: Failure) -> RequestError {
+    /// The error for a request that met this failure; `is_connect` tells whether Connect's API was asked.
+    pub(super) fn explain(&self, failure: Failure, is_connect: bool) -> RequestError {
         let name = &self.name;
         let error = match failure {
             Failure::BrokenOff => {
@@ -206,15 +278,22 @@ impl Pool {
             }
             Failure::Connect(error) => error,
         };
-        let causes: Vec<&(dyn StdError + 'static)> = std::iter::successors(Some(&*error as _), |&e| cause(e)).collect();
+        let causes: Vec<_> = causes(&*error).collect();
         if let Some(ThisMachine(address)) = causes.iter().find_map(|cause| cause.downcast_ref()) {
             let message = format!("The name of {name} resolves to this machine ({address}): nothing was sent there.");
             let hint = "take the name out of /etc/hosts; if that is meant, say so: connect-sidecar --upstream URL, or \
                         --bearer-host HOST=URL";
             return RequestError::new(Code::LoopDetected, message).hint(hint);
         }
+        let unreachable = |message| RequestError::new(Code::UpstreamUnreachable, message);
+        if let Some(Unusable { variable, reason }) = causes.iter().find_map(|cause| cause.downcast_ref()) {
+            let message = format!("Could not connect to {name} by the proxy that {variable} names: {reason}.");
+            return unreachable(message).command(format!("unset {variable}"));
+        }
+        let proxy = causes.iter().find_map(|cause| cause.downcast_ref::<ProxyFailed>());
         if let Some(tls) = causes.iter().find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
-            let error = RequestError::new(Code::UpstreamTls, format!("No TLS with {name}: {tls}."));
+            let other_end = proxy.map_or_else(|| name.clone(), |proxy| format!("the proxy {}", proxy.server));
+            let error = RequestError::new(Code::UpstreamTls, format!("No TLS with {other_end}: {tls}."));
             return match tls {
                 // The second is an unknown issuer with the name of a known one.
                 rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
@@ -225,21 +304,30 @@ impl Pool {
                 _ => error,
             };
         }
-        // The innermost cause is what the operating system said.
+        // The innermost cause is what the operating system, or the proxy, said.
         let reason = causes.last().map_or_else(|| "no connection".to_owned(), ToString::to_string);
-        let error = RequestError::new(Code::UpstreamUnreachable, format!("Could not connect to {name}: {reason}."));
-        if self.dialer.uses_env_proxy() {
-            error
-        } else {
-            error.hint("check the network; behind a proxy: connect-sidecar --use-env-proxy")
+        if let Some(ProxyFailed { server, variable, .. }) = proxy {
+            let message = format!("Could not connect to {name} through the proxy {server}: {reason}.");
+            return unreachable(message).hint(format!("check {variable} and NO_PROXY"));
         }
+        let is_refused = |cause: &&(dyn StdError + 'static)| {
+            cause.downcast_ref().is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused)
+        };
+        if self.may_be_this_machine && is_on_loopback(&self.origin) && causes.iter().any(is_refused) {
+            let error = unreachable(format!("Nothing listens at {name}: {reason}."));
+            return if is_connect { error.command(emulate_command(&self.origin)) } else { error };
+        }
+        unreachable(format!("Could not connect to {name}: {reason}.")).hint(match self.dialer.uses_env_proxy() {
+            true => "check the network, HTTPS_PROXY and NO_PROXY",
+            false => "check the network; behind a proxy: connect-sidecar --use-env-proxy",
+        })
     }
 
     fn now(&self) -> (Instant, Timestamp) {
         (Instant::now(), self.clock.local())
     }
 
-    fn kept(&self) -> MutexGuard<'_, Vec<Line>> {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -337,12 +425,24 @@ fn move_on(connection: &mut Connection, cx: &mut Context<'_>) {
     }
 }
 
-/// What an error is due to. One that is wrapped by an I/O error is not its source, but what it stands for.
-fn cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
-    match error.downcast_ref().and_then(std::io::Error::get_ref) {
-        Some(wrapped) => Some(wrapped),
-        None => error.source(),
+/// Whether an origin is on loopback by what it is called.
+pub(super) fn is_on_loopback(origin: &Uri) -> bool {
+    let host = origin.host().unwrap_or_default().trim_matches(['[', ']']);
+    host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+/// What starts the emulator where this origin is looked for.
+fn emulate_command(origin: &Uri) -> String {
+    let is_tls = origin.scheme() == Some(&Scheme::HTTPS);
+    let port = origin.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+    let mut command = "connect-sidecar emulate".to_owned();
+    if is_tls {
+        command.push_str(" --tls");
     }
+    if port != EMULATOR_PORT {
+        command.push_str(&format!(" --port {port}"));
+    }
+    command
 }
 
 #[derive(Debug)]

@@ -2,7 +2,8 @@
 //! length, any duration.
 //!
 //! Of the request only what belongs to the connection it came on is changed, and a placeholder: for a bearer host it
-//! becomes the real OIDC token. To any other host it goes as it is; and no other credential of ours, such as an access
+//! becomes the real OIDC token; with it go neither cookies nor what a server could take for another path, method or
+//! origin. To any other host it goes as it is; and no other credential of ours, such as an access
 //! token, goes anywhere. Where the settings name an upstream, that stands for all of Connect's API. Connections are of its
 //! own, and lead to this machine only where the settings say so. A connection cannot be upgraded: a request for WebSockets
 //! is refused.
@@ -45,6 +46,32 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     header::TE,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
+];
+
+/// What servers take for the path, the method or the origin of a request, whatever its first line says: with the real
+/// token, a request is what it says to us. Of each that ends with a hyphen, whatever begins so.
+const OVERRIDES: [&str; 21] = [
+    "cf-connecting-ip",
+    "client-ip",
+    "cookie",
+    "cookie2",
+    "forwarded",
+    "true-client-ip",
+    "x-client-ip",
+    "x-envoy-",
+    "x-forwarded-",
+    "x-host",
+    "x-http-",
+    "x-invoke-",
+    "x-matched-",
+    "x-method-",
+    "x-middleware-",
+    "x-now-",
+    "x-original-",
+    "x-proxy-",
+    "x-real-ip",
+    "x-rewrite-",
+    "x-url",
 ];
 
 /// The ways to Vercel's hosts.
@@ -109,6 +136,11 @@ impl Proxy {
         }
         let bad_target = |_| RequestError::new(Code::BadTarget, "The request target cannot be passed on.");
         let target = PathAndQuery::try_from(target).map_err(bad_target)?;
+        if has_placeholder(&head.headers) && self.relay.hosts.is_ambiguous(host, target.path()) {
+            let message =
+                "The path could be read as another one, which may not take the token. Send it in its plain form.";
+            return Err(RequestError::new(Code::BadTarget, message).closing());
+        }
         let bearer_host = self.relay.hosts.bearer(host, target.path());
         let elsewhere = match bearer_host.and_then(|bearer_host| bearer_host.origin.as_ref()) {
             None if hosts::is_connect(host) => self.stand_in(),
@@ -135,6 +167,7 @@ impl Proxy {
         }
         headers.append(CDN_LOOP, HeaderValue::from_static(VIA_NAME));
         if bearer_host.is_some() && has_placeholder(&headers) {
+            remove_overrides(&mut headers);
             headers.insert(header::AUTHORIZATION, self.oidc_bearer().await?);
         }
 
@@ -144,7 +177,8 @@ impl Proxy {
         *request.version_mut() = Version::HTTP_11;
         *request.headers_mut() = headers;
         let pool = self.relay.pool(&origin, may_be_this_machine);
-        let answering = pool.send(request).await.map_err(|failure| pool.explain(failure))?;
+        let explain = |failure| pool.explain(failure, hosts::is_connect(host));
+        let answering = pool.send(request).await.map_err(explain)?;
         let mut reply = answering.stream(&pool).await;
         remove_hop_by_hop(reply.headers_mut());
 
@@ -187,6 +221,18 @@ pub fn has_placeholder(headers: &HeaderMap) -> bool {
 /// Whether a header's list has this member.
 fn names(value: &HeaderValue, member: &str) -> bool {
     value.as_bytes().split(|b| *b == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(member.as_bytes()))
+}
+
+fn remove_overrides(headers: &mut HeaderMap) {
+    let is_override = |name: &&HeaderName| {
+        // Some servers read both as one.
+        let name = name.as_str().replace('_', "-");
+        OVERRIDES.iter().any(|known| name == *known || (known.ends_with('-') && name.starts_with(known)))
+    };
+    let found: Vec<_> = headers.keys().filter(is_override).cloned().collect();
+    for name in found {
+        headers.remove(name);
+    }
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {

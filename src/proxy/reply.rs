@@ -189,6 +189,13 @@ pub fn error(error: &RequestError) -> Reply {
     response
 }
 
+/// The same for a person: its message as a line of text.
+pub fn error_in_words(error: &RequestError) -> Reply {
+    let (mut head, _) = self::error(error).into_parts();
+    head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    Response::from_parts(head, ReplyBody::Left(Full::new(format!("{}\n", error.message).into())))
+}
+
 /// A `Retry-After`, rounded up to whole seconds: nobody is told to come back too early.
 pub fn retry_after(d: Duration) -> HeaderValue {
     HeaderValue::from(d.as_secs() + u64::from(d.subsec_nanos() > 0))

@@ -38,6 +38,10 @@ counters! {
     granted,
     /// Requests refused by the sidecar itself.
     refused,
+    /// Requests that were answered with an error, upstream's or our own.
+    failed,
+    /// When the last of these was, in milliseconds since the epoch; 0 without one.
+    failed_at_ms,
     /// Connections let in although it could not be found out whose they are.
     unknown_peers,
     /// Fresh tokens picked up from the env file.

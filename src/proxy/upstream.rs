@@ -21,13 +21,15 @@ use tracing::{info, warn};
 use super::admission::{Admission, Place};
 use super::coach::UpstreamError;
 use super::dialer::Dialer;
+use super::env_proxy::EnvProxy;
 use super::error::{Code, RequestError};
 use super::guard::VIA_NAME;
+pub use super::pool::EMULATOR_PORT;
 use super::pool::{self, Pool, RequestBody};
 use super::reply::Answer;
 use super::resolver::Names;
 use super::route::Action;
-use crate::clock::{Clock, Correction, Timestamp, spoken};
+use crate::clock::{Clock, Correction, Mark, Timestamp, spoken};
 
 /// Until the head of the reply is there, connecting included.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
@@ -35,9 +37,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// A larger reply body is refused, in bytes.
 const MAX_BODY_BYTES: usize = 1024 * 1024;
-/// Upstream is asked for its clock no more often than this.
+/// Upstream is asked for its clock no more often than this, unless the machine's clock has jumped since.
 const CLOCK_QUESTION_EVERY: Duration = Duration::from_secs(60);
-/// And has this long to answer.
+/// And has this long to answer, and to confirm what it has said.
 const CLOCK_QUESTION_TIMEOUT: Duration = Duration::from_secs(3);
 const USER_AGENT: &str = concat!("connect-sidecar/", env!("CARGO_PKG_VERSION"));
 
@@ -61,14 +63,21 @@ pub struct Options {
     pub extra_roots: Vec<CertificateDer<'static>>,
     /// Added as `?teamId=`.
     pub team_id: Option<String>,
-    /// Honour `HTTPS_PROXY` and `NO_PROXY` of our environment.
+    /// Honour the proxy of our environment.
     pub use_env_proxy: bool,
+    /// What our environment says of proxies.
+    pub env_proxy: EnvProxy,
 }
 
 impl Options {
     /// The origin, for people.
     pub fn name(&self) -> String {
         pool::name_of(&self.origin)
+    }
+
+    /// Whether it is on loopback by what it is called.
+    pub fn is_on_loopback(&self) -> bool {
+        pool::is_on_loopback(&self.origin)
     }
 }
 
@@ -92,14 +101,14 @@ pub struct Upstream {
     pool: Pool,
     clock: Clock,
     clock_questions: Semaphore,
-    last_clock_question: Mutex<Option<Instant>>,
+    last_clock_question: Mutex<Option<(Instant, Mark)>>,
 }
 
 impl Upstream {
     /// A client; connects to nothing yet.
     pub fn new(options: Options, clock: Clock) -> Self {
-        let Options { origin, may_be_this_machine, names, extra_roots, team_id, use_env_proxy } = options;
-        let dialer = Arc::new(Dialer::new(names, extra_roots, use_env_proxy));
+        let Options { origin, may_be_this_machine, names, extra_roots, team_id, use_env_proxy, env_proxy } = options;
+        let dialer = Arc::new(Dialer::new(names, extra_roots, use_env_proxy.then_some(env_proxy)));
         let authority = origin.authority().map(Authority::as_str).unwrap_or_default();
         let mut own_headers = HeaderMap::with_capacity(16);
         for (name, value) in [
@@ -180,14 +189,18 @@ impl Upstream {
         let mut request = Request::new(RequestBody::Left(Full::default()));
         *request.uri_mut() = Uri::from_static("/v1/connect/connectors/connect-sidecar-doctor");
         *request.headers_mut() = self.own_headers.clone();
-        self.exchange(Action::Metadata, request).await
+        let answer = self.exchange(Action::Metadata, request).await;
+        if self.clock.is_in_doubt() {
+            self.ask_clock().await;
+        }
+        answer
     }
 
     async fn exchange(&self, action: Action, request: Request<RequestBody>) -> Result<Answer, RequestError> {
         let begun = Instant::now();
         let too_slow = |_| RequestError::new(Code::UpstreamTimeout, format!("{} did not answer in time.", self.name()));
         let sending = tokio::time::timeout_at(begun + HEAD_TIMEOUT, self.pool.send(request));
-        let answering = sending.await.map_err(too_slow)?.map_err(|failure| self.pool.explain(failure))?;
+        let answering = sending.await.map_err(too_slow)?.map_err(|failure| self.pool.explain(failure, true))?;
         let (status, headers) = (answering.response.status(), answering.response.headers().clone());
         self.learn_the_time(&headers);
         if status.is_redirection() {
@@ -211,34 +224,45 @@ impl Upstream {
         }
     }
 
-    /// Asks upstream for its clock, without a credential; at most once a minute. Callers at the same time share one
-    /// question.
+    /// Asks upstream for its clock, without a credential, and again if that has to be confirmed; at most once a minute for
+    /// as long as the machine's clock does not jump. Callers at the same time share one question.
     pub async fn ask_clock(&self) {
         let Ok(_one_at_a_time) = self.clock_questions.acquire().await else { return };
         let _place = {
             let mut last = self.last_clock_question.lock().unwrap_or_else(PoisonError::into_inner);
-            if last.is_some_and(|at| at.elapsed() < CLOCK_QUESTION_EVERY) {
+            let was_lately =
+                |(at, mark): (Instant, Mark)| at.elapsed() < CLOCK_QUESTION_EVERY && !self.clock.has_jumped_since(mark);
+            if last.is_some_and(was_lately) {
                 return;
             }
             // Requests wait for this: where it would have to wait itself, it is not asked, and may be the next time.
             let Some(place) = self.admission.admit_at_once() else { return };
-            *last = Some(Instant::now());
+            *last = Some((Instant::now(), self.clock.mark()));
             place
         };
+        let questions = async {
+            self.ask_clock_once().await?;
+            if self.clock.is_in_doubt() {
+                self.ask_clock_once().await?;
+            }
+            Some(())
+        };
+        // No answer leaves the clock as it is.
+        let _ = tokio::time::timeout(CLOCK_QUESTION_TIMEOUT, questions).await;
+    }
+
+    async fn ask_clock_once(&self) -> Option<()> {
         let mut request = Request::new(RequestBody::Left(Full::default()));
         *request.method_mut() = Method::HEAD;
         *request.headers_mut() = self.own_headers.clone();
-        let question = async {
-            let answering = self.pool.send(request).await.ok()?;
-            self.learn_the_time(answering.response.headers());
-            answering.body(0).await.ok()
-        };
-        // No answer leaves the clock as it is.
-        let _ = tokio::time::timeout(CLOCK_QUESTION_TIMEOUT, question).await;
+        request.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        let answering = self.pool.send(request).await.ok()?;
+        self.learn_the_time(answering.response.headers());
+        answering.body(0).await.ok().map(drop)
     }
 
     /// How it is reached, for whoever goes to other hosts of Vercel's.
-    pub(super) fn dialer(&self) -> &Arc<Dialer> {
+    pub fn dialer(&self) -> &Arc<Dialer> {
         &self.dialer
     }
 
@@ -258,6 +282,10 @@ impl Upstream {
     }
 
     fn learn_the_time(&self, headers: &HeaderMap) {
+        // A copy has the `Date` of its original.
+        if headers.get_all(header::AGE).iter().any(|age| age != "0") {
+            return;
+        }
         let date = headers.get(header::DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
         let Some(date) = date else { return };
         match self.clock.observe(Timestamp::from(date)) {
@@ -269,6 +297,12 @@ impl Upstream {
                 warn!(code, offset_ms, "this machine's clock is {off} {how} {}'s, which is used instead", self.name());
             }
             Correction::Ended => info!("this machine's clock agrees with {}'s again", self.name()),
+            Correction::Disbelieved { offset_ms } => {
+                let off = spoken(Duration::from_millis(offset_ms.unsigned_abs()));
+                let how = if offset_ms > 0 { "ahead of" } else { "behind" };
+                let code = "clock_skew";
+                warn!(code, offset_ms, "{}'s clock is {off} {how} this machine's, which is not believed", self.name());
+            }
         }
     }
 

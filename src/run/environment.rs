@@ -1,13 +1,16 @@
 //! What the command finds in its environment. Pure: from ours and from what the sidecar answered, to the variables that
 //! differ.
 //!
-//! Whatever the user has set is kept beside ours, and to do it again, as in a `run` within a `run`, changes nothing. The
-//! real token is among the variables only where that was asked for.
+//! Whatever the user has set is kept beside ours, but for what would lead past the sidecar, and to do it again, as in a
+//! `run` within a `run`, changes nothing. The real token is among the variables only where that was asked for.
 
 use std::ffi::OsString;
 use std::path::Path;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+
+use crate::proxy::env_proxy::{self, EXCEPTIONS, Exception, FOR_THE_REST};
+use crate::proxy::hosts::{BearerHost, HTTPS_PORT, Hosts};
 
 /// The preload's file name, by which it is found again among other options.
 pub const PRELOAD_FILE: &str = "connect-sidecar-preload.cjs";
@@ -31,7 +34,7 @@ pub type Variable = (&'static str, Option<OsString>);
 pub struct Given<'a> {
     /// The sidecar.
     pub url: &'a str,
-    /// The instance key, where every request needs it.
+    /// The key of runs, where every request needs one.
     pub key: Option<&'a str>,
     /// The stand-in for the OIDC token; the token itself only where that was asked for.
     pub oidc_token: &'a str,
@@ -65,9 +68,15 @@ pub fn variables(environment: Lookup<'_>, given: &Given<'_>) -> Vec<Variable> {
         ("CONNECT_SIDECAR_KEY", given.key.map(OsString::from)),
         ("NODE_OPTIONS", Some(node_options(environment("NODE_OPTIONS"), given.preload))),
     ];
+    let taken_out = if given.interception.is_some() { taken_out(environment, given.bearer_hosts) } else { Vec::new() };
     // A proxy of the user's, too, is nowhere to send what is for this machine, least of all with a key.
-    let no_proxy = no_proxy([environment("NO_PROXY"), environment("no_proxy")].into_iter().flatten());
-    variables.extend(["NO_PROXY", "no_proxy"].map(|name| set(name, &no_proxy)));
+    let no_proxy = no_proxy(&env_proxy::exceptions(environment), &taken_out);
+    variables.extend(EXCEPTIONS.map(|name| set(name, &no_proxy)));
+    if taken_out.iter().any(|entry| Exception::parse(entry) == Some(Exception::All)) {
+        // They were without effect, and stay so.
+        let without_effect = FOR_THE_REST.into_iter().filter(|name| environment(name).is_some());
+        variables.extend(without_effect.map(|name| (name, None)));
+    }
     if given.hides_access_token {
         variables.push(("VERCEL_TOKEN", None));
     }
@@ -137,14 +146,30 @@ fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     bytes.windows(wanted.len()).position(|window| window == wanted)
 }
 
-/// The user's list, and loopback.
-fn no_proxy(users: impl Iterator<Item = OsString>) -> String {
-    let mut hosts: Vec<String> = Vec::new();
-    let users: Vec<_> = users.map(|list| list.to_string_lossy().into_owned()).collect();
-    let users = users.iter().flat_map(|list| list.split(',')).map(str::trim).filter(|host| !host.is_empty());
-    for host in users.chain(LOOPBACK) {
-        if !hosts.iter().any(|known| known == host) {
-            hosts.push(host.to_owned());
+/// The entries of the user's `NO_PROXY` that would lead requests past the sidecar, which opens Vercel's hosts.
+pub fn taken_out(environment: Lookup<'_>, bearer_hosts: &[String]) -> Vec<String> {
+    let hosts = Hosts::new(bearer_hosts.iter().filter_map(|host| BearerHost::parse(host)).collect());
+    let leads_past = |entry: &&str| match Exception::parse(entry) {
+        Some(Exception::All) => true,
+        Some(Exception::Name(name, port)) => port.is_none_or(|port| port == HTTPS_PORT) && hosts.any_ends_in(&name),
+        Some(Exception::Network(..)) | None => false,
+    };
+    let mut taken_out = Vec::new();
+    for entry in env_proxy::entries(&env_proxy::exceptions(environment)).filter(leads_past) {
+        if !taken_out.iter().any(|known| known == entry) {
+            taken_out.push(entry.to_owned());
+        }
+    }
+    taken_out
+}
+
+/// The user's list without these, and loopback.
+fn no_proxy(users: &str, taken_out: &[String]) -> String {
+    let mut hosts: Vec<&str> = Vec::new();
+    let stays = |entry: &&str| !taken_out.iter().any(|taken| taken == entry);
+    for host in env_proxy::entries(users).filter(stays).chain(LOOPBACK) {
+        if !hosts.contains(&host) {
+            hosts.push(host);
         }
     }
     hosts.join(",")
@@ -289,6 +314,65 @@ mod tests {
             assert_eq!(once["NO_PROXY"], once["no_proxy"]);
             let again: Vec<_> = once.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
             assert_eq!(environment_of(&again, &preload, |_| {}), once);
+        }
+    }
+
+    #[test]
+    fn what_would_lead_past_the_sidecar_is_taken_out_and_the_rest_stays() {
+        for (users, rest) in [
+            (".vercel.com", ""),
+            ("vercel.com", ""),
+            ("api.vercel.com", ""),
+            ("API.Vercel.com.", ""),
+            ("*.vercel.com", ""),
+            ("*vercel.com", ""),
+            ("api.vercel.com:443", ""),
+            ("https://api.vercel.com", ""),
+            ("api-iad1.vercel.com", ""),
+            ("com,.com", ""),
+            // requests compares ends, and not labels.
+            ("el.com", ""),
+            ("*", ""),
+            ("corp.test, * ,10.0.0.0/8", "corp.test,10.0.0.0/8,"),
+            ("corp.test .vercel.com\t10.0.0.1", "corp.test,10.0.0.1,"),
+            ("ai-gateway.vercel.sh,vercel.sh,.sh", ""),
+            // Not among this sidecar's bearer hosts.
+            ("iad1.vercel-queue.com,vercel-queue.com", "iad1.vercel-queue.com,vercel-queue.com,"),
+            ("api.vercel.com:8443", "api.vercel.com:8443,"),
+            ("www.vercel.com,docs.vercel.sh", "www.vercel.com,docs.vercel.sh,"),
+            ("x.api.vercel.com,myvercel.com,vercel.com.test", "x.api.vercel.com,myvercel.com,vercel.com.test,"),
+            ("0.0.0.0/0,::/0,.,api.*.com", "0.0.0.0/0,::/0,.,api.*.com,"),
+        ] {
+            for variable in EXCEPTIONS {
+                let theirs = environment_of(&[(variable, users)], "/p", |_| {});
+                for name in EXCEPTIONS {
+                    assert_eq!(theirs[name], format!("{rest}localhost,127.0.0.1,::1"), "{variable}={users}");
+                }
+                let theirs = environment_of(&[(variable, users)], "/p", |given| given.interception = None);
+                let kept = users.split([',', ' ', '\t']).all(|entry| theirs["NO_PROXY"].contains(entry));
+                assert!(kept, "without interception {users} stays: {}", theirs["NO_PROXY"]);
+            }
+        }
+        let listed = ["*.vercel-queue.com".to_owned(), "vercel.com/api/blob".to_owned()];
+        for (users, is_taken) in [
+            ("vercel-queue.com", true),
+            ("iad1.vercel-queue.com", true),
+            ("a.b.vercel-queue.com", false),
+            ("ai-gateway.vercel.sh", false),
+        ] {
+            let taken = taken_out(&|name| (name == "no_proxy").then(|| users.into()), &listed);
+            assert_eq!(!taken.is_empty(), is_taken, "{users}");
+        }
+    }
+
+    #[test]
+    fn what_had_no_effect_for_all_hosts_gets_none() {
+        let ours = [("HTTP_PROXY", "http://corp:1"), ("all_proxy", "socks5://corp:2"), ("ALL_PROXY", "")];
+        for (users, stay) in [("*", false), ("corp.test,*", false), ("vercel.com", true), ("corp.test", true)] {
+            let theirs = environment_of(&[&ours[..], &[("NO_PROXY", users)]].concat(), "/p", |_| {});
+            for (name, _) in ours {
+                assert_eq!(theirs.contains_key(name), stay, "{users} {name}");
+            }
         }
     }
 

@@ -105,7 +105,7 @@ impl Files {
     pub fn lasting(state_dir: &Path, contents: &Contents) -> io::Result<Self> {
         let directory = state_dir.join(LASTING).join(contents.digest());
         DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
-        private_dir::check(state_dir).map_err(io::Error::other)?;
+        private_dir::check(state_dir).map_err(|problem| io::Error::other(String::from(problem)))?;
         contents.write(&directory)?;
         Ok(Self { directory, lock: None })
     }

@@ -1,21 +1,24 @@
 //! `run` and `env`: an unmodified app works through the sidecar and holds no credential.
 //!
-//! [`sidecar`] joins the project's running one or starts one in this process; [`client`](crate::client) registers the run with it;
+//! [`sidecar`] joins the running one or starts one in this process, as [`joining`] has it; [`client`](crate::client) registers the run with it;
 //! [`files`] writes what the variables name; [`environment`] is what the command is given; [`child`] is the command.
 //! stdout belongs to the command alone.
 
 pub mod child;
 pub mod environment;
 pub mod files;
+pub mod joining;
+mod problems;
 pub mod shell;
 pub mod sidecar;
 
 use std::ffi::OsString;
 use std::io;
+use std::path::Path;
 use std::process::Command;
 
 use crate::app::StartupError;
-use crate::client::{Client, NoneRuns, Run, Unanswered};
+use crate::client::{self, Client, NotFound, Run, Unanswered};
 use crate::clock::Clock;
 use crate::config::{Auth, Config};
 use crate::hardening::Inherited;
@@ -23,7 +26,10 @@ use crate::identity::watch::EnvFileWatch;
 use child::{CannotStart, Signals};
 use environment::{Given, Interception, Lookup, Variable};
 use files::{Contents, Files};
+use joining::{Differs, Joined, Note};
+use problems::Problems;
 use sidecar::Sidecar;
+use tracing::warn;
 
 /// Why a command does not run, or has no variables.
 #[derive(Debug, thiserror::Error)]
@@ -43,9 +49,12 @@ pub enum RunError {
     /// The command.
     #[error(transparent)]
     Command(#[from] CannotStart),
-    /// `env` starts no sidecar.
+    /// `env` starts no sidecar, and nothing starts a second one beside one that does not answer.
     #[error(transparent)]
-    NoneRuns(#[from] NoneRuns),
+    NotFound(#[from] NotFound),
+    /// The sidecar that runs has other settings than were named.
+    #[error(transparent)]
+    Differs(#[from] Differs),
 }
 
 /// How a command is to run.
@@ -55,6 +64,8 @@ pub struct Options {
     pub intercept: bool,
     /// Whether the command gets the real token.
     pub expose_token: bool,
+    /// Whether what goes wrong in a sidecar that was joined is said here.
+    pub tells_problems: bool,
 }
 
 /// Runs a command through the project's sidecar; its exit code.
@@ -71,24 +82,39 @@ pub async fn run(
     let state_dir = config.state_dir.clone();
     let mut sidecar = Sidecar::join_or_start(config).await?;
     let outcome = async {
-        let run = sidecar.client().begin_run(options.intercept).await?;
+        let run = sidecar.client().begin_run(options.intercept, environment).await?;
         let files = Files::for_run(state_dir.as_deref(), &Contents::new(environment, run.ca.as_deref()))
             .map_err(|e| RunError::System("write the files that the command needs", e))?;
         let token = exposed.as_deref().unwrap_or(&run.placeholder);
         let variables = variables(environment, &sidecar.client(), &run, token, &files, hides_access_token);
         let [program, arguments @ ..] = command else { return Ok(0) };
-        let mut command = Command::new(program);
-        command.args(arguments);
-        for (name, value) in variables {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
+        let set = |command: &mut Command| {
+            for (name, value) in &variables {
+                match value {
+                    Some(value) => command.env(name, value),
+                    None => command.env_remove(name),
+                };
+            }
+        };
+        let mut problems = match sidecar.is_joined() && options.tells_problems {
+            true => Some(Problems::of(sidecar.client()).await),
+            false => None,
+        };
+        let telling = async {
+            match &mut problems {
+                Some(problems) => problems.say().await,
+                None => std::future::pending().await,
+            }
+        };
+        let code = tokio::select! {
+            never = telling => match never {},
+            code = child::run((program, arguments), set, &mut signals, limits) => code?,
+            never = sidecar.keep() => match never {},
+        };
+        if let Some(problems) = &mut problems {
+            problems.say_the_rest().await;
         }
-        tokio::select! {
-            code = child::run(command, &mut signals, limits) => Ok(code?),
-            never = sidecar.keep(run.proxy_port()) => match never {},
-        }
+        Ok(code)
     };
     let outcome = outcome.await;
     sidecar.end(&mut signals).await;
@@ -96,11 +122,18 @@ pub async fn run(
 }
 
 /// The variables of a command that goes through the project's running sidecar. They are good for as long as that runs.
-pub async fn env(config: Config, intercept: bool, environment: Lookup<'_>) -> Result<Vec<Variable>, RunError> {
-    let none_runs = || NoneRuns::for_project(&config.project);
-    let state_dir = config.state_dir.as_deref().ok_or_else(none_runs)?;
-    let client = sidecar::find(&config).await.ok_or_else(none_runs)?;
-    let run = client.begin_run(intercept).await?;
+pub async fn env(mut config: Config, intercept: bool, environment: Lookup<'_>) -> Result<Vec<Variable>, RunError> {
+    let found = client::find(&config.wanted()).await?;
+    let client = match joining::join(found, &mut config).await?? {
+        Joined::Through(client, notes) => {
+            notes.iter().for_each(Note::tell);
+            client
+        }
+        Joined::OtherCredential(differs, _) => return Err(differs.into()),
+    };
+    // There is one, since the sidecar was found in it.
+    let state_dir = config.state_dir.as_deref().unwrap_or(Path::new(""));
+    let run = client.begin_run(intercept, environment).await?;
     let files = Files::lasting(state_dir, &Contents::new(environment, run.ca.as_deref()))
         .map_err(|e| RunError::System("write the files that the variables name", e))?;
     let hides_access_token = matches!(config.auth, Auth::AccessToken(_));
@@ -117,9 +150,12 @@ fn variables(
 ) -> Vec<Variable> {
     let (preload, bundle, node_certificates) = (files.preload(), files.bundle(), files.node_certificates());
     let proxy = run.proxy.as_deref().filter(|_| run.ca.is_some());
+    if proxy.is_some() {
+        say_what_is_taken_out(environment, &run.bearer_hosts);
+    }
     let given = Given {
         url: &format!("http://{}", sidecar.address()),
-        key: run.key_required.then(|| sidecar.key().text()),
+        key: run.key.as_deref(),
         oidc_token,
         bearer_hosts: &run.bearer_hosts,
         preload: &preload,
@@ -127,6 +163,17 @@ fn variables(
         hides_access_token,
     };
     environment::variables(environment, &given)
+}
+
+/// Tells whoever set `NO_PROXY` that it does not count for Vercel's hosts.
+fn say_what_is_taken_out(environment: Lookup<'_>, bearer_hosts: &[String]) {
+    let taken_out = environment::taken_out(environment, bearer_hosts).join(",");
+    if !taken_out.is_empty() {
+        warn!(
+            "NO_PROXY would lead past the sidecar: {taken_out} is taken out of it for the command, whose other requests \
+             there still go without your proxy"
+        );
+    }
 }
 
 /// The real token, read by ourselves: it goes over no connection. None where the credential is an access token, which the

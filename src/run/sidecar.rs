@@ -1,9 +1,13 @@
 //! The sidecar that a command goes through: the project's running one, or else one in this process.
 //!
-//! A command never loses its sidecar: if the one that was joined ends, one in this process takes over its port and its
-//! key. Of several commands that lose theirs at once, one takes over and the others join it.
+//! A command never loses its sidecar: if the one that was joined ends, one in this process takes its place
+//! ([`handover`]), which the command holds from the start. Of several commands that lose theirs at once, one takes over and
+//! the others join it.
+//!
+//! [`handover`]: crate::server::handover
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -11,25 +15,37 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use super::RunError;
 use super::child::Signals;
+use super::joining::{self, Joined, Note};
 use crate::app::{App, StartupError};
-use crate::client::{Client, State};
+use crate::client::{self, Client, NotFound};
 use crate::clock::Clock;
-use crate::config::{Config, Refresh};
+use crate::config::{Config, Refresh, Wanted};
 use crate::instance_key::Key;
 use crate::private_dir;
 use crate::proxy::guard::Policy;
-use crate::status::instance;
+use crate::server::handover::Place;
+use crate::status::instance::Instance;
+use crate::terminal;
 
-/// Time between two looks at whether the joined instance is still there.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Time between two attempts to take the place of a sidecar that has ended.
+const ATTEMPT_EVERY: Duration = Duration::from_millis(500);
 
 /// The sidecar of a command.
 pub struct Sidecar {
     config: Config,
     address: SocketAddr,
     key: Key,
-    serving: Option<Serving>,
+    way: Way,
+}
+
+/// Who serves.
+enum Way {
+    /// This process.
+    Here(Serving),
+    /// Another, whose place is held; not that of one which gives none.
+    Joined(Option<Place>),
 }
 
 /// A sidecar in this process.
@@ -39,15 +55,36 @@ struct Serving {
 }
 
 impl Sidecar {
-    /// Joins the project's running sidecar if it is as `config` would have it; else starts one.
-    pub async fn join_or_start(mut config: Config) -> Result<Self, StartupError> {
+    /// Joins the running sidecar that is meant; starts one if none runs, or none by the credential that was named.
+    pub async fn join_or_start(mut config: Config) -> Result<Self, RunError> {
         let _alone = lock(&config).await;
-        if let Some(client) = find(&config).await {
-            return Ok(Self { config, address: client.address(), key: client.key().clone(), serving: None });
+        match find(&config.wanted()).await {
+            Ok(found) => match joining::join(found, &mut config).await?? {
+                Joined::Through(client, notes) => {
+                    notes.iter().for_each(Note::tell);
+                    let (address, key) = (client.address(), client.key().clone());
+                    let place = place_of(&config, address.port()).await;
+                    if let Err(reason) = &place {
+                        warn!(
+                            "the command goes through the sidecar at {address}, and has none when that ends: {reason}"
+                        );
+                    }
+                    return Ok(Self { config, address, key, way: Way::Joined(place.ok()) });
+                }
+                Joined::OtherCredential(_, notes) => {
+                    notes.iter().for_each(Note::tell);
+                    config.is_announced = false;
+                }
+            },
+            Err(NotFound::NoneRuns(_)) => {}
+            Err(silent) => return Err(silent.into()),
+        }
+        if let Some(note) = config.project_note() {
+            terminal::note(&note);
         }
         let key = config.instance_key.get_or_insert(Key::random().map_err(StartupError::Key)?).clone();
-        let (address, serving) = start(config.clone()).await?;
-        Ok(Self { config, address, key, serving: Some(serving) })
+        let (address, serving) = serve(App::bind(config.clone(), Clock::system()).await?);
+        Ok(Self { config, address, key, way: Way::Here(serving) })
     }
 
     /// Starts one for this process alone, at a port that nobody else is told: it may end at any time, so nobody is to
@@ -65,8 +102,8 @@ impl Sidecar {
             policy: Policy { require_key: true, ..config.policy },
             ..config
         };
-        let (address, serving) = start(config.clone()).await?;
-        Ok(Self { config, address, key, serving: Some(serving) })
+        let (address, serving) = serve(App::bind(config.clone(), Clock::system()).await?);
+        Ok(Self { config, address, key, way: Way::Here(serving) })
     }
 
     /// A way to it. Whoever was joined has proven who it is.
@@ -74,54 +111,51 @@ impl Sidecar {
         Client::new(self.address, self.key.clone())
     }
 
-    /// Sees to it that it is there, for as long as it is polled. `proxy` is the port where the command is intercepted, if
-    /// it is.
-    pub async fn keep(&mut self, proxy: Option<u16>) -> Infallible {
+    /// Whether it is in another process.
+    pub fn is_joined(&self) -> bool {
+        matches!(self.way, Way::Joined(_))
+    }
+
+    /// Sees to it that it is there, for as long as it is polled.
+    pub async fn keep(&mut self) -> Infallible {
         let mut failures = 0;
-        while self.serving.is_none() {
-            tokio::time::sleep(LOOK_EVERY).await;
-            if self.is_there() {
-                continue;
-            }
-            match self.take_over(proxy).await {
+        while let Way::Joined(Some(place)) = &mut self.way {
+            place.left().await;
+            match self.replace().await {
                 Ok(()) => failures = 0,
                 Err(reason) => {
                     failures += 1;
-                    // The first time, it may not have let go of its port yet.
-                    if failures == 2 {
+                    if failures == 1 {
                         warn!("the sidecar at {} has ended, and none could take its place yet: {reason}", self.address);
                     }
+                    tokio::time::sleep(ATTEMPT_EVERY).await;
                 }
             }
         }
         std::future::pending().await
     }
 
-    /// Whether the instance that was joined, or one that has taken over from it, is there.
-    fn is_there(&self) -> bool {
-        let now = self.config.state_dir.as_deref().and_then(|dir| instance::of_port(dir, self.address.port()));
-        now.is_some_and(|now| self.key.is(now.key.as_bytes()) && now.is_running())
-    }
-
-    async fn take_over(&mut self, proxy: Option<u16>) -> Result<(), String> {
+    /// Joins whoever has taken the place of the one that has ended, or takes it.
+    async fn replace(&mut self) -> Result<(), String> {
         let _alone = lock(&self.config).await;
-        if !self.is_there() {
-            let config = Config {
-                port: self.address.port(),
-                instance_key: Some(self.key.clone()),
-                interception_port: proxy,
-                ..self.config.clone()
-            };
-            let (_, serving) = start(config).await.map_err(|e| e.to_string())?;
-            info!("the sidecar at {} has ended, this process has taken its place", self.address);
-            self.serving = Some(serving);
+        let Way::Joined(Some(place)) = &self.way else { return Ok(()) };
+        let port = self.address.port();
+        if let Ok(successor) = place_of(&self.config, port).await {
+            self.way = Way::Joined(Some(successor));
+            return Ok(());
         }
+        // Another process, another key. In the network only who was told so listens.
+        let config = Config { port, instance_key: None, network: None, ..self.config.clone() };
+        let taken = place.take().map_err(|e| e.to_string())?;
+        let app = App::take_over(config, Clock::system(), taken).await.map_err(|e| e.to_string())?;
+        info!("the sidecar at {} has ended, this process has taken its place", self.address);
+        self.way = Way::Here(serve(app).1);
         Ok(())
     }
 
     /// Ends the one in this process, if it is: lets what is under way for others finish, unless a signal comes.
     pub async fn end(self, signals: &mut Signals) {
-        if let Some(Serving { stop, ended }) = self.serving {
+        if let Way::Here(Serving { stop, ended }) = self.way {
             drop(stop);
             tokio::select! {
                 _ = ended => {}
@@ -131,21 +165,14 @@ impl Sidecar {
     }
 }
 
-/// A way to the project's running sidecar that is as `config` would have it.
-pub async fn find(config: &Config) -> Option<Client> {
-    let project = config.project.display().to_string();
-    for instance in instance::all(config.state_dir.as_deref()?) {
-        if instance.project != project || !instance.is_running() {
-            continue;
+/// The sidecar at the port that was named or, if none runs there, the project's: there one could be started at that port.
+async fn find(wanted: &Wanted) -> Result<(Instance, Client), NotFound> {
+    match client::find(wanted).await {
+        Err(NotFound::NoneRuns(_)) if wanted.port.is_some() => {
+            client::find(&Wanted { port: None, ..wanted.clone() }).await
         }
-        let Some(client) = Client::to(&instance).await else { continue };
-        let is_wanted =
-            |state: State| state.upstream.url == config.upstream.name() && state.oidc.source == config.auth.name();
-        if client.state().await.is_ok_and(is_wanted) {
-            return Some(client);
-        }
+        found => found,
     }
-    None
 }
 
 /// Of several commands that look for a sidecar at once, the first starts it and the others find it. Where there is no
@@ -154,12 +181,16 @@ async fn lock(config: &Config) -> Option<impl Drop + use<>> {
     private_dir::lock(config.state_dir.as_deref()?).await.ok()
 }
 
-async fn start(config: Config) -> Result<(SocketAddr, Serving), StartupError> {
-    let app = App::bind(config, Clock::system()).await?;
+/// The place of the sidecar at this port.
+async fn place_of(config: &Config, port: u16) -> io::Result<Place> {
+    Place::of(config.state_dir.as_deref().ok_or(io::ErrorKind::NotFound)?, port).await
+}
+
+fn serve(app: App) -> (SocketAddr, Serving) {
     let address = app.addr();
     let (stop, stopped) = oneshot::channel();
     let ended = tokio::spawn(app.serve(async move {
         let _ = stopped.await;
     }));
-    Ok((address, Serving { stop, ended }))
+    (address, Serving { stop, ended })
 }

@@ -7,9 +7,10 @@
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -17,12 +18,18 @@ use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use super::peer;
+
 /// A request's head must be there within this time after the last reply; an idle connection ends after it, too.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 /// A reply must be made within this time after the request's head.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// A caller must take some of its reply within this time.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Whoever takes its replies has taken them within this time, and nobody need ask the system whether it has.
+const TAKEN_SOON: Duration = Duration::from_secs(2);
+/// Whether a caller that has closed its half is still there is asked as often.
+const ASK_AFTER_EVERY: Duration = Duration::from_secs(1);
 /// As many connections may be open, and as many requests under way.
 const MAX_CONNECTIONS: usize = 512;
 /// Descriptors that are left to everything else.
@@ -66,15 +73,21 @@ struct State {
 
 struct Entry {
     place: Arc<Place>,
+    /// How many bytes the caller had taken when that was last asked, and since when it was so many.
+    taken: Option<(u64, Duration)>,
     /// Of the task that serves it, once it runs.
     waker: Option<Waker>,
 }
 
 impl Entry {
     fn tell(&self, told: Told) {
-        if self.place.told.fetch_max(told as u8, Ordering::Relaxed) < told as u8
-            && let Some(waker) = &self.waker
-        {
+        if self.place.told.fetch_max(told as u8, Ordering::Relaxed) < told as u8 {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &self.waker {
             waker.wake_by_ref();
         }
     }
@@ -86,8 +99,21 @@ pub(super) struct Place {
     /// Waiting for a request since then; or, with [`ANSWERING`], making a reply since then; or [`REPLYING`], or
     /// [`RELAYING`].
     doing: AtomicU64,
-    /// Since when the caller takes nothing of what is written, or [`NEVER`].
+    /// Since when nothing more can be written, since the caller takes nothing, or [`NEVER`].
     stalled_since: AtomicU64,
+    /// How many bytes were written.
+    written: AtomicU64,
+    /// When the first byte was written that the caller may not have taken yet, or [`NEVER`]. What is written is not taken:
+    /// the system's buffers hold megabytes.
+    untaken_since: AtomicU64,
+    /// The other end and ours, where the system can be asked what was taken.
+    ends: OnceLock<(SocketAddr, SocketAddr)>,
+    /// It has said so.
+    is_measured: AtomicBool,
+    /// Something of what was written waits on this side.
+    is_unsent: AtomicBool,
+    /// The caller may have left, and it is to be seen then whether it has; 0 if there is no sign of it.
+    ask_after_at: AtomicU64,
     requests: AtomicU32,
     told: AtomicU8,
     /// It was let in beyond the limit.
@@ -105,6 +131,7 @@ impl Place {
     /// A request's head has come; how many there were on this connection.
     pub(super) fn begin_request(&self) -> u32 {
         self.doing.store(ANSWERING | self.now(), Ordering::Relaxed);
+        self.ask_after_at.store(0, Ordering::Relaxed);
         // One at a time: nobody else counts here.
         let count = self.requests.load(Ordering::Relaxed) + 1;
         self.requests.store(count, Ordering::Relaxed);
@@ -124,11 +151,38 @@ impl Place {
         Relaying(self.clone())
     }
 
-    /// The caller has taken some of what is written.
-    pub(super) fn written(&self) {
-        if !self.is_answering() {
-            self.doing.store(self.now(), Ordering::Relaxed);
+    /// The connection's ends are these.
+    pub(super) fn is_between(&self, ends: (SocketAddr, SocketAddr)) {
+        let _ = self.ends.set(ends);
+    }
+
+    /// Some of the reply was written.
+    pub(super) fn written(&self, count: usize) {
+        // One at a time: nobody else counts here.
+        let written = self.written.load(Ordering::Relaxed);
+        self.written.store(written + count as u64, Ordering::Relaxed);
+        let (is_first, is_answering) = (self.untaken_since.load(Ordering::Relaxed) == NEVER, self.is_answering());
+        if !is_first && is_answering {
+            return;
         }
+        let now = self.now();
+        if is_first {
+            self.untaken_since.store(now, Ordering::Relaxed);
+        }
+        if !is_answering {
+            self.doing.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it is to be seen now whether the caller is still there.
+    pub(super) fn is_to_be_asked_after(&self) -> bool {
+        let at = self.ask_after_at.load(Ordering::Relaxed);
+        self.is_answering() && (at == 0 || at <= self.now())
+    }
+
+    /// It was looked whether the caller is still there, and is to be again after a while.
+    pub(super) fn asked_after(&self) {
+        self.ask_after_at.store(self.now() + ASK_AFTER_EVERY.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// The caller takes nothing more of what is written, from now on or no longer.
@@ -148,10 +202,14 @@ impl Place {
         self.told.load(Ordering::Relaxed) == Told::Finish as u8
     }
 
-    /// Returns once the connection is to end at once.
-    pub(super) async fn ended(&self) {
-        let has_ended = || self.told.load(Ordering::Relaxed) == Told::End as u8;
-        poll_fn(|_| if has_ended() { Poll::Ready(()) } else { Poll::Pending }).await;
+    /// Whether the connection is to end at once.
+    pub(super) fn must_end(&self) -> bool {
+        self.told.load(Ordering::Relaxed) == Told::End as u8
+    }
+
+    /// Whether there is something that the caller does not take.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.stalled_since.load(Ordering::Relaxed) != NEVER || self.is_unsent.load(Ordering::Relaxed)
     }
 
     fn now(&self) -> u64 {
@@ -161,6 +219,11 @@ impl Place {
     fn is_answering(&self) -> bool {
         let doing = self.doing.load(Ordering::Relaxed);
         doing & ANSWERING != 0 && doing != REPLYING
+    }
+
+    /// Whether the system says what the caller takes.
+    fn is_measured(&self) -> bool {
+        self.is_measured.load(Ordering::Relaxed)
     }
 
     fn idle_since(&self) -> Option<u64> {
@@ -179,9 +242,10 @@ impl Place {
         let doing = self.doing.load(Ordering::Relaxed);
         let stalled_since = self.stalled_since.load(Ordering::Relaxed);
         match doing {
-            _ if stalled_since != NEVER && lasts(stalled_since, STALL_TIMEOUT) => Told::End,
+            // Whoever reads a little makes no room for more yet: where it is known what is taken, that decides.
+            _ if stalled_since != NEVER && lasts(stalled_since, STALL_TIMEOUT) && !self.is_measured() => Told::End,
             REPLYING | RELAYING => Told::Nothing,
-            _ if doing & ANSWERING == 0 && lasts(doing, HEAD_TIMEOUT) => Told::End,
+            _ if doing & ANSWERING == 0 && stalled_since == NEVER && lasts(doing, HEAD_TIMEOUT) => Told::End,
             _ if doing & ANSWERING != 0 && lasts(doing & !ANSWERING, REQUEST_TIMEOUT) => Told::Late,
             _ => Told::Nothing,
         }
@@ -223,11 +287,17 @@ impl Connections {
             began: self.began,
             doing: AtomicU64::new(0),
             stalled_since: AtomicU64::new(NEVER),
+            written: AtomicU64::new(0),
+            untaken_since: AtomicU64::new(NEVER),
+            ends: OnceLock::new(),
+            is_measured: AtomicBool::new(false),
+            is_unsent: AtomicBool::new(false),
+            ask_after_at: AtomicU64::new(0),
             requests: AtomicU32::new(0),
             told: AtomicU8::new(Told::Nothing as u8),
             is_spare: AtomicBool::new(false),
         });
-        place.written();
+        place.doing.store(place.now(), Ordering::Relaxed);
         let mut state = self.lock();
         while state.open.len() >= self.limit {
             let is_full = state.open.len() >= self.limit + SPARE_CONNECTIONS;
@@ -247,7 +317,7 @@ impl Connections {
         place.is_spare.store(state.open.len() >= self.limit, Ordering::Relaxed);
         state.next_id += 1;
         let id = state.next_id;
-        let entry = Entry { place: place.clone(), waker: None };
+        let entry = Entry { place: place.clone(), taken: None, waker: None };
         if state.finishing {
             entry.tell(Told::Finish);
         } else {
@@ -284,9 +354,60 @@ impl Connections {
         let ends = |_: &u64, entry: &mut Entry| {
             let due = entry.place.due(now);
             entry.tell(due);
+            if entry.place.ask_after_at.load(Ordering::Relaxed) != 0 && entry.place.is_to_be_asked_after() {
+                entry.wake();
+            }
             due == Told::End
         };
         self.lock().open.extract_if(ends).for_each(drop);
+        self.look_at_what_is_taken(now, |(peer, local)| peer::not_taken(peer, local));
+    }
+
+    /// Ends connections whose caller takes nothing of what it was sent, be it that all of it could be written.
+    /// `not_taken` says how many bytes are still on this side, and how many wait on the other.
+    fn look_at_what_is_taken(&self, now: Duration, not_taken: impl Fn((SocketAddr, SocketAddr)) -> Option<(u64, u64)>) {
+        let millis = now.as_millis() as u64;
+        let is_due = |place: &Place| {
+            let since = place.untaken_since.load(Ordering::Relaxed);
+            // For what is passed on, how long a caller stops between two parts is its own affair, until no more can be
+            // written.
+            let is_passed_on = place.doing.load(Ordering::Relaxed) == RELAYING;
+            let is_stalled = place.stalled_since.load(Ordering::Relaxed) != NEVER;
+            since != NEVER
+                && (is_stalled || !is_passed_on)
+                && millis.saturating_sub(since) >= TAKEN_SOON.as_millis() as u64
+        };
+        // Not under the lock: the system is asked for each of them.
+        let asked: Vec<_> = {
+            let state = self.lock();
+            let due = state.open.iter().filter(|(_, entry)| is_due(&entry.place));
+            due.filter_map(|(id, entry)| Some((*id, *entry.place.ends.get()?, entry.place.clone()))).collect()
+        };
+        for (id, ends, place) in asked {
+            // In this order: what is written meanwhile may be taken, too.
+            let written = place.written.load(Ordering::Relaxed);
+            let not_taken = not_taken(ends);
+            place.is_measured.store(not_taken.is_some(), Ordering::Relaxed);
+            let (here, there) = not_taken.unwrap_or_default();
+            let mut state = self.lock();
+            let Some(entry) = state.open.get_mut(&id) else { continue };
+            if here + there == 0 {
+                place.untaken_since.store(NEVER, Ordering::Relaxed);
+                entry.taken = None;
+                continue;
+            }
+            let taken = written.saturating_sub(here + there);
+            match entry.taken {
+                Some((before, since)) if taken <= before => {
+                    if now.saturating_sub(since) >= STALL_TIMEOUT {
+                        place.is_unsent.store(here > 0, Ordering::Relaxed);
+                        entry.tell(Told::End);
+                        state.open.remove(&id);
+                    }
+                }
+                _ => entry.taken = Some((taken, now)),
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -379,10 +500,10 @@ mod tests {
         first.place.begin_request();
         third.place.begin_request();
         third.place.end_request();
-        third.place.written();
+        third.place.written(1);
         pass(1).await;
         first.place.end_request();
-        first.place.written();
+        first.place.written(1);
         let mut newcomers = Vec::new();
         for ended in [&second, &third, &first] {
             assert_told(ended, Told::Nothing);
@@ -431,7 +552,7 @@ mod tests {
         assert!(!connections.is_overloaded_by(&spare[0].place));
         for open in &busy {
             assert_told(open, Told::Nothing);
-            open.place.written();
+            open.place.written(1);
         }
         let _newcomer = open(&connections);
         assert!(busy.iter().all(|open| told(open) == Told::End as u8), "as many end as are too many");
@@ -455,14 +576,14 @@ mod tests {
         }
         look_at(9).await;
         used.place.end_request();
-        used.place.written();
+        used.place.written(1);
         for open in [&stalled, &slow] {
             open.place.end_request();
             open.place.stalled(true);
         }
         look_at(18).await;
         assert_eq!(connections.count(), 6);
-        slow.place.written();
+        slow.place.written(1);
         slow.place.stalled(false);
         slow.place.stalled(true);
         look_at(19).await;
@@ -493,7 +614,7 @@ mod tests {
             open.place.begin_request();
             let under_way = open.place.relay();
             open.place.end_request();
-            open.place.written();
+            open.place.written(1);
             under_way
         });
         pass(3600).await;
@@ -512,6 +633,90 @@ mod tests {
         pass(1).await;
         connections.look();
         assert_told(&relaying, Told::End);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_takes_nothing_for_10_s_of_what_could_be_written_is_let_go() {
+        let connections = room_for(8);
+        let [reads, stands, slow, drops, relays, unknown, unread] = [(); 7].map(|()| open(&connections));
+        let all = [&reads, &stands, &slow, &drops, &relays, &unknown, &unread];
+        let under_way = relays.place.relay();
+        for (port, open) in (1..).zip(all) {
+            if port != 6 {
+                open.place
+                    .is_between((SocketAddr::from(([127, 0, 0, 1], port)), SocketAddr::from(([127, 0, 0, 1], 80))));
+            }
+            open.place.written(1000);
+        }
+        // Still here and waiting there, by port and second.
+        let look_at = async |second: u64| {
+            let at = connections.began + Duration::from_secs(second);
+            tokio::time::advance(at - Instant::now()).await;
+            let not_taken = |(peer, _): (SocketAddr, SocketAddr)| match peer.port() {
+                1 => Some((0, 0)),
+                2 => Some((600, 400)),
+                3 => Some((0, 1000 - second)),
+                4 => {
+                    if second < 8 {
+                        Some((0, 1000))
+                    } else {
+                        None
+                    }
+                }
+                7 => Some((0, 1000)),
+                _ => Some((1000, 0)),
+            };
+            connections.look_at_what_is_taken(connections.began.elapsed(), not_taken);
+        };
+        look_at(1).await;
+        assert_eq!(reads.place.untaken_since.load(Ordering::Relaxed), 0, "nobody is asked so soon");
+        for second in 2..12 {
+            look_at(second).await;
+            for open in all {
+                assert_told(open, Told::Nothing);
+            }
+        }
+        look_at(12).await;
+        for open in [&stands, &unread] {
+            assert_told(open, Told::End);
+        }
+        assert!(stands.place.is_stuck() && !unread.place.is_stuck(), "what has been sent, it may still read");
+        for open in [&reads, &slow, &drops, &relays, &unknown] {
+            assert_told(open, Told::Nothing);
+        }
+        assert_eq!(connections.count(), 5);
+        assert_eq!(reads.place.untaken_since.load(Ordering::Relaxed), NEVER);
+        // That nothing more can be written to it counts for nothing where it is known that it reads.
+        slow.place.stalled(true);
+        pass(10).await;
+        assert_eq!(slow.place.due(connections.began.elapsed()), Told::Nothing);
+        // What is written to it meanwhile is no sign that it reads.
+        drop(under_way);
+        relays.place.written(10);
+        look_at(25).await;
+        look_at(34).await;
+        assert_told(&relays, Told::Nothing);
+        look_at(35).await;
+        assert_told(&relays, Told::End);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_may_have_left_is_asked_after_once_a_second() {
+        let connections = room_for(1);
+        let open = open(&connections);
+        let place = &open.place;
+        assert!(!place.is_to_be_asked_after(), "an idle one is read from");
+        place.begin_request();
+        assert!(place.is_to_be_asked_after());
+        place.asked_after();
+        assert!(!place.is_to_be_asked_after());
+        pass(1).await;
+        assert!(place.is_to_be_asked_after());
+        place.asked_after();
+        place.begin_request();
+        assert!(place.is_to_be_asked_after(), "anew for each request");
+        place.end_request();
+        assert!(!place.is_to_be_asked_after());
     }
 
     #[tokio::test]

@@ -25,9 +25,19 @@ const MOST_LISTENERS: usize = 16;
 /// Without an event for so long, an empty line shows that the connection lives.
 const QUIET: Duration = Duration::from_secs(10);
 
+/// What somebody listens to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Of {
+    /// All that was and all that comes.
+    Everything,
+    /// What goes wrong from now on.
+    Problems,
+}
+
 /// All that is to come.
 struct Lines {
     past: Option<Vec<Arc<Event>>>,
+    of: Of,
     listener: Listener,
     _under_way: Relaying,
     _place: OwnedSemaphorePermit,
@@ -40,7 +50,15 @@ impl Lines {
             lines.push('\n');
             return Some(lines.into());
         }
-        match tokio::time::timeout(QUIET, self.listener.next()).await {
+        let next = async {
+            loop {
+                match self.listener.next().await {
+                    Some(event) if self.of == Of::Problems && !event.is_problem() => {}
+                    next => return next,
+                }
+            }
+        };
+        match tokio::time::timeout(QUIET, next).await {
             Ok(event) => event.map(|event| line(&event).into()),
             Err(_) => Some(Bytes::from_static(b"\n")),
         }
@@ -60,15 +78,23 @@ pub(super) fn places() -> Arc<Semaphore> {
 }
 
 /// The reply. `under_way` is held until nobody reads it any more.
-pub(super) fn reply(events: &Events, places: &Arc<Semaphore>, under_way: Relaying) -> Result<Reply, RequestError> {
+pub(super) fn reply(
+    events: &Events,
+    of: Of,
+    places: &Arc<Semaphore>,
+    under_way: Relaying,
+) -> Result<Reply, RequestError> {
     let Ok(place) = places.clone().try_acquire_owned() else {
         let message = format!("{MOST_LISTENERS} listen to events already. End one of them.");
-        let mut error = RequestError::new(Code::Overloaded, message);
+        let mut error = RequestError::new(Code::Overloaded, message).hint("close a status page or end a `logs -f`");
         error.retry_after = Some(reply::retry_after(QUIET));
         return Err(error);
     };
-    let (past, listener) = events.listen();
-    let lines = Lines { past: Some(past), listener, _under_way: under_way, _place: place };
+    let (past, listener) = match of {
+        Of::Everything => events.listen(),
+        Of::Problems => (Vec::new(), events.listen_to_kept()),
+    };
+    let lines = Lines { past: Some(past), of, listener, _under_way: under_way, _place: place };
     let frames = unfold(lines, async |mut lines| {
         let bytes = lines.next().await?;
         Some((Ok::<_, Infallible>(Frame::data(bytes)), lines))

@@ -11,10 +11,10 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use hyper::body::Incoming;
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::connections::Place;
-use super::{Server, head, overloaded};
+use super::stream::Connection;
+use super::{Lines, Server, head, overloaded};
 use crate::proxy::error::RequestError;
 use crate::proxy::reply::Reply;
 use crate::proxy::{SIDECAR_CLIENT, guard};
@@ -24,12 +24,12 @@ impl Server {
     /// one of the server's, with their limits, and ends with them. `client` names whoever sends on it.
     pub async fn serve_intercepted<S>(&self, stream: S, host: &str, client: &HeaderValue)
     where
-        S: AsyncRead + AsyncWrite + Unpin,
+        S: Connection,
     {
         let Some(open) = self.connections.open().await else { return };
         open.serve_here().await;
         let answer = |request| self.answer_intercepted(request, host, client, &open.place);
-        self.converse(stream, &open.place, answer).await;
+        self.converse(stream, &open.place, Lines::Many, answer).await;
     }
 
     async fn answer_intercepted(
@@ -41,7 +41,7 @@ impl Server {
     ) -> Reply {
         let (mut head, body) = request.into_parts();
         let outcome = self.route_intercepted(&mut head, body, host, client, place).await;
-        outcome.unwrap_or_else(|error| self.refuse(&error, Some(&head)))
+        self.reply(outcome, &head)
     }
 
     async fn route_intercepted(
@@ -52,7 +52,6 @@ impl Server {
         client: &HeaderValue,
         place: &Arc<Place>,
     ) -> Result<Reply, RequestError> {
-        head::check(head)?;
         let admitted = guard::check_intercepted(head, host)?;
         if self.connections.is_overloaded_by(place) {
             return Err(overloaded());
@@ -61,6 +60,8 @@ impl Server {
             let target = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
             return self.proxy.relay(host, target, head, body, place.relay()).await;
         };
+        // Those of what is passed on are its host's.
+        head::check(head)?;
         self.notice_credentials(&admitted);
         head.uri = target;
         if has_own_cache(&head.headers) {

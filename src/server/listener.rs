@@ -10,6 +10,10 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 
 use crate::server::unix_socket::UnixSocket;
 
+/// What the system holds of what is written to a connection and not taken, in bytes: Linux takes twice as many for its
+/// own needs. Otherwise it is megabytes, for each of them.
+const SEND_BUFFER: usize = 64 * 1024;
+
 /// Where connections come in.
 pub enum Listener {
     /// An address and port.
@@ -110,6 +114,7 @@ fn bound(address: SocketAddr) -> io::Result<TcpSocket> {
         SocketAddr::V6(v6) if v6.ip().is_loopback() => options.set_unicast_hops_v6(1)?,
         _ => {}
     }
+    options.set_send_buffer_size(SEND_BUFFER)?;
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     Ok(socket)

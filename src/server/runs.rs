@@ -2,17 +2,22 @@
 //!
 //! The credential itself is never among it.
 
+use http::uri::Scheme;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::identity::placeholder;
+use crate::instance_key::Key;
 use crate::proxy::Proxy;
+use crate::proxy::env_proxy::EnvProxy;
 use crate::proxy::error::{Code, RequestError};
 
 /// Asks for a way in for a run of this name.
 pub struct Asked {
     /// The run's name.
     pub run: String,
+    /// The proxy of the run's own environment, if it said what that is.
+    pub env_proxy: Option<EnvProxy>,
     /// Takes the way in, or why there is none: what is wrong and what to do.
     pub answer: oneshot::Sender<Result<WayIn, String>>,
 }
@@ -36,11 +41,11 @@ impl Interception {
         (Self(Some(sender)), receiver)
     }
 
-    async fn open_to(&self, run: String) -> Result<WayIn, String> {
+    async fn open_to(&self, run: String, env_proxy: Option<EnvProxy>) -> Result<WayIn, String> {
         let (answer, answered) = oneshot::channel();
         let ended = || "the sidecar is about to end".to_owned();
         let owner = self.0.as_ref().ok_or_else(ended)?;
-        owner.send(Asked { run, answer }).await.map_err(|_| ended())?;
+        owner.send(Asked { run, env_proxy, answer }).await.map_err(|_| ended())?;
         answered.await.map_err(|_| ended())?
     }
 }
@@ -51,6 +56,27 @@ impl Interception {
 struct Wanted {
     #[serde(default = "yes")]
     intercept: bool,
+    environment: Option<Environment>,
+}
+
+/// What of a run's own environment counts for its tunnels. A secret: a password may be in it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Environment {
+    /// What the strongest variable for the scheme `https` names.
+    https_proxy: Option<String>,
+    /// All lists as one.
+    no_proxy: Option<String>,
+}
+
+impl Environment {
+    fn proxy(&self) -> EnvProxy {
+        EnvProxy::read(&|name| match name {
+            "https_proxy" => self.https_proxy.as_ref().map(Into::into),
+            "no_proxy" => self.no_proxy.as_ref().map(Into::into),
+            _ => None,
+        })
+    }
 }
 
 fn yes() -> bool {
@@ -59,7 +85,7 @@ fn yes() -> bool {
 
 /// What we answer.
 #[derive(Serialize)]
-struct Given {
+struct Given<'a> {
     run: String,
     placeholder: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -68,20 +94,29 @@ struct Given {
     ca: Option<String>,
     bearer_hosts: Vec<String>,
     key_required: bool,
+    /// What the run's requests need in the place of the instance key, if they need one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
 }
 
-/// Begins a run: the answer's body, JSON.
+/// Begins a run, whose requests need `key` if there is one: the answer's body, JSON.
 pub(super) async fn begin(
     body: &[u8],
     proxy: &Proxy,
     interception: &Interception,
-    key_required: bool,
+    key: Option<&Key>,
 ) -> Result<Vec<u8>, RequestError> {
     let wanted = if body.is_empty() { b"{}" } else { body };
     let wanted: Wanted = serde_json::from_slice(wanted).map_err(|_| {
-        RequestError::new(Code::BadJson, r#"The body is nothing, or {"intercept":true} or {"intercept":false}."#)
+        let shape = r#"{"intercept":true,"environment":{"https_proxy":"…","no_proxy":"…"}}"#;
+        RequestError::new(Code::BadJson, format!("The body is nothing, {shape}, or a part of that."))
             .hint(r#"send {"intercept":true}, {"intercept":false} or no body"#)
     })?;
+    let env_proxy = wanted.environment.as_ref().map(Environment::proxy);
+    if let Some(unusable) = env_proxy.iter().flat_map(|env_proxy| env_proxy.unusable(&Scheme::HTTPS)).next() {
+        let message = format!("{unusable}.");
+        return Err(RequestError::new(Code::BadJson, message).command(format!("unset {}", unusable.variable)));
+    }
     let unavailable = |reason: String| RequestError::new(Code::InterceptionUnavailable, format!("{reason}."));
     let run = name().map_err(|e| unavailable(format!("could not name the run: {e}")))?;
     let identity = proxy.identity.borrow().clone();
@@ -89,14 +124,15 @@ pub(super) async fn begin(
     // By what the machine says, by which the run's programs will go.
     let placeholder = placeholder::make(claims, proxy.clock.local().plus(placeholder::LIFE));
     let way_in = match wanted.intercept {
-        true => Some(interception.open_to(run.clone()).await.map_err(unavailable)?),
+        true => Some(interception.open_to(run.clone(), env_proxy).await.map_err(unavailable)?),
         false => None,
     };
     let bearer_hosts = proxy.relay.hosts.bearers().iter().map(ToString::to_string).collect();
     let (way_in, ca) = way_in.map(|way_in| (way_in.proxy, way_in.ca)).unzip();
+    let key = key.map(Key::text);
     // Plain strings can always be written.
-    Ok(serde_json::to_vec(&Given { run, placeholder, proxy: way_in, ca, bearer_hosts, key_required })
-        .unwrap_or_default())
+    let given = Given { run, placeholder, proxy: way_in, ca, bearer_hosts, key_required: key.is_some(), key };
+    Ok(serde_json::to_vec(&given).unwrap_or_default())
 }
 
 /// Different for each run, and fit to stand in a URL.

@@ -58,7 +58,8 @@ impl UnixSocket {
             return unfit("expected the path of a file");
         };
         // Of two that find the same stale socket, the second would remove the one that the first has just made.
-        let _only_us = private_dir::lock(dir).await.or_else(|reason| {
+        let _only_us = private_dir::lock(dir).await.or_else(|problem| {
+            let reason = problem.with_command();
             unfit(format!("{reason}; a directory for the socket alone will do, which need not be there yet"))
         })?;
         remove_stale(path)?;

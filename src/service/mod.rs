@@ -8,6 +8,7 @@ mod manager;
 pub mod readiness;
 mod systemd;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind, Write};
@@ -19,11 +20,12 @@ use std::process::ExitCode;
 use aws_lc_rs::digest;
 
 use crate::cli::GlobalArgs;
-use crate::client;
+use crate::client::{self, NotFound};
 use crate::commands::CommandError;
 use crate::config::{self, Auth, Carried, Config, ConfigError, Mistake, Wanted};
 use crate::executable;
 use crate::terminal::escaped;
+use crate::tls;
 use launchd::Launchd;
 use manager::{MARK, Manager, Service, State};
 use systemd::Systemd;
@@ -39,6 +41,19 @@ const VARIABLES: [&str; 7] = [
     "SSL_CERT_DIR",
     "NODE_EXTRA_CA_CERTS",
 ];
+
+/// Those of them that name a file of certificates.
+const CERTIFICATES: [&str; 2] = ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"];
+
+/// Why a file of certificates is of no use to a service: inside a `run`, the variables name that run's own, which go with
+/// it and hold what only its command is to trust.
+fn unfit_for_later(file: &Path) -> Option<&'static str> {
+    if tls::holds_local_ca(file) {
+        Some("belongs to a `connect-sidecar run`; set it to yours, or install the service outside of that")
+    } else {
+        (!file.exists()).then_some("is not there")
+    }
+}
 
 /// Writes the service of the project, or what it has become, and starts it anew.
 pub async fn install(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
@@ -58,9 +73,16 @@ pub async fn install(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     }
     let executable = std::env::current_exe().map_err(|e| CommandError::System("find this program's path", e))?;
     let carried = config::carried(global, &environment, &current_dir)?;
+    let left_out = CERTIFICATES.into_iter().filter_map(|name| {
+        let file = PathBuf::from(environment(name)?);
+        Some((name, format!("{name} is not written into the service: {} {}", file.display(), unfit_for_later(&file)?)))
+    });
+    let left_out: BTreeMap<_, _> = left_out.collect();
+    let environment = |name: &str| environment(name).filter(|_| !left_out.contains_key(name));
     let service = describe(&config.project, &executable, carried, &environment).map_err(|what| {
         refused(&format!("{what} has a control character or is not UTF-8, so no service can be told of it"))
     })?;
+    left_out.values().for_each(|text| note(text));
     match Native::find(&config.project)? {
         Native::Systemd(manager) => put(&manager, &service, &config).await?,
         Native::Launchd(manager) => put(&manager, &service, &config).await?,
@@ -77,7 +99,7 @@ pub async fn install(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
 /// Says whether the project's service is there and runs.
 pub async fn status(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     let wanted = config::wanted(global, &|name| std::env::var_os(name), &current_dir()?)?;
-    match Native::find(&wanted.project)? {
+    match Native::find(&wanted.directory)? {
         Native::Systemd(manager) => show(&manager, &wanted).await,
         Native::Launchd(manager) => show(&manager, &wanted).await,
     }
@@ -86,9 +108,9 @@ pub async fn status(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
 /// Stops the project's service and deletes it; fine where there is none.
 pub async fn uninstall(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     let wanted = config::wanted(global, &|name| std::env::var_os(name), &current_dir()?)?;
-    match Native::find(&wanted.project)? {
-        Native::Systemd(manager) => remove(&manager, &wanted.project).await,
-        Native::Launchd(manager) => remove(&manager, &wanted.project).await,
+    match Native::find(&wanted.directory)? {
+        Native::Systemd(manager) => remove(&manager, &wanted.directory).await,
+        Native::Launchd(manager) => remove(&manager, &wanted.directory).await,
     }
 }
 
@@ -191,39 +213,51 @@ async fn put(manager: &impl Manager, service: &Service, config: &Config) -> Resu
 }
 
 async fn show(manager: &impl Manager, wanted: &Wanted) -> Result<ExitCode, CommandError> {
-    let name = name_of(&wanted.project);
-    let file = manager.file(&name);
-    if read_own(&file)?.is_none() {
+    let Some((project, name)) = installed(manager, &wanted.directory)? else {
         say(&[format!(
             "no service is installed for {}: `connect-sidecar service install` does that",
-            wanted.project.display()
+            wanted.directory.display()
         )]);
         return Ok(ExitCode::FAILURE);
-    }
+    };
+    let file = manager.file(&name);
     manager.reach().await?;
     let State { at_login, activity, is_running, pid, .. } = manager.state(&name).await?;
     let mut lines = vec![
-        format!("{name} for {}", wanted.project.display()),
+        format!("{name} for {}", project.display()),
         format!("  file      {}", file.display()),
         format!("  at login  {}", if at_login { "starts" } else { "does not start" }),
         format!("  now       {activity}"),
     ];
     // Whatever port the user may have set: it is the service's that counts, and no other sidecar of the project.
-    let at_any_port = Wanted { port: None, ..wanted.clone() };
-    let found = client::find(&at_any_port).await.ok().filter(|(instance, _)| Some(instance.pid) == pid);
-    lines.extend(found.map(|(instance, _)| format!("  address   {}", instance.url)));
+    let at_any_port = Wanted { port: None, directory: project.to_owned(), ..wanted.clone() };
+    lines.extend(match client::find(&at_any_port).await {
+        Ok((instance, _)) if Some(instance.pid) == pid => Some(format!("  address   {}", instance.url)),
+        Err(NotFound::Silent(silent)) if Some(silent.pid) == pid => Some(format!("  answers   no: {silent}")),
+        _ => None,
+    });
     lines.push(format!("  log       {}", manager.log_command(&name)));
     say(&lines);
     Ok(if is_running { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn remove(manager: &impl Manager, project: &Path) -> Result<ExitCode, CommandError> {
-    let name = name_of(project);
-    let file = manager.file(&name);
-    if read_own(&file)?.is_none() {
-        say(&[format!("no service is installed for {}", project.display())]);
-        return Ok(ExitCode::SUCCESS);
+/// The project of the directory or of the nearest above it for which a service is installed, and its name.
+fn installed<'d>(manager: &impl Manager, directory: &'d Path) -> Result<Option<(&'d Path, String)>, CommandError> {
+    for project in directory.ancestors() {
+        let name = name_of(project);
+        if read_own(&manager.file(&name))?.is_some() {
+            return Ok(Some((project, name)));
+        }
     }
+    Ok(None)
+}
+
+async fn remove(manager: &impl Manager, directory: &Path) -> Result<ExitCode, CommandError> {
+    let Some((_, name)) = installed(manager, directory)? else {
+        say(&[format!("no service is installed for {}", directory.display())]);
+        return Ok(ExitCode::SUCCESS);
+    };
+    let file = manager.file(&name);
     manager.reach().await?;
     manager.unload(&name).await?;
     fs::remove_file(&file).map_err(|e| CommandError::System("delete the service's file", e))?;

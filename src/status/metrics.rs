@@ -60,6 +60,12 @@ pub(super) fn render(readings: &Readings) -> String {
         "Requests that the sidecar itself answered with an error.",
         &[("", counts.refused as f64)],
     );
+    metric(
+        "failed_total",
+        "counter",
+        "Requests that were answered with an error, upstream's or the sidecar's.",
+        &[("", counts.failed as f64)],
+    );
     metric("connections", "gauge", "Open connections of apps.", &[("", *connections as f64)]);
     metric("event_listeners", "gauge", "Who follows the events now.", &[("", *listeners as f64)]);
     metric(

@@ -9,6 +9,7 @@ pub mod notices;
 pub mod page;
 pub mod usage;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -19,7 +20,7 @@ use crate::events::Events;
 use crate::identity::expiry::{self, Steps};
 use crate::identity::refresh::{self, Activity};
 use crate::identity::warning::Warning;
-use crate::identity::{CredentialProblem, Identity, OidcToken, State};
+use crate::identity::{CredentialProblem, Identity, OidcToken, State, VERCEL_CLI};
 use crate::proxy::cache::Cache;
 use crate::proxy::stats::Stats;
 use crate::remedy::Remedy;
@@ -47,6 +48,8 @@ pub struct Status {
     pub project: String,
     /// What people call the source of the credential.
     pub credential_source: String,
+    /// What it was told, for the commands that ask it. No secret is among it.
+    pub settings: BTreeMap<String, String>,
     /// When a token's end is warned of; from the longest step on it is `expiring`.
     pub steps: Arc<Steps>,
     /// When this process began to serve.
@@ -66,9 +69,11 @@ struct Snapshot {
     refresh: Refresh,
     cache: CacheState,
     upstream: UpstreamState,
+    failures: Failures,
     usage: Report,
     tokens: Vec<Token>,
     warnings: Vec<Listed>,
+    settings: BTreeMap<String, String>,
 }
 
 #[derive(Serialize)]
@@ -76,7 +81,10 @@ struct Oidc {
     state: OidcState,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// Where the token in use came from.
     source: String,
+    /// Where one is looked for.
+    configured_source: String,
     expires_at: Option<String>,
     expires_in_seconds: Option<u64>,
     /// From its `iat` to its `exp`: what the time left is a part of.
@@ -124,6 +132,13 @@ struct UpstreamState {
     last_error_at: Option<String>,
 }
 
+/// Requests that were answered with an error, upstream's or our own.
+#[derive(Serialize)]
+struct Failures {
+    count: u64,
+    last_at: Option<String>,
+}
+
 #[derive(Serialize)]
 struct Token {
     connector: String,
@@ -141,6 +156,11 @@ struct Listed {
     message: String,
     #[serde(flatten)]
     remedy: Remedy,
+}
+
+/// What a counter says that holds a time, if there was one.
+fn time(ms: u64) -> Option<String> {
+    (ms != 0).then(|| Timestamp::from_millis(ms).to_string())
 }
 
 impl Status {
@@ -174,11 +194,9 @@ impl Status {
                 url: self.upstream.clone(),
                 requests: counts.upstream_requests,
                 errors: counts.upstream_errors,
-                last_error_at: match counts.upstream_failed_at_ms {
-                    0 => None,
-                    ms => Some(Timestamp::from_millis(ms).to_string()),
-                },
+                last_error_at: time(counts.upstream_failed_at_ms),
             },
+            failures: Failures { count: counts.failed, last_at: time(counts.failed_at_ms) },
             usage: self.usage.report(),
             tokens: tokens
                 .into_iter()
@@ -191,6 +209,7 @@ impl Status {
                 })
                 .collect(),
             warnings: self.warnings(&identity, now),
+            settings: self.settings.clone(),
         };
         serde_json::to_string(&snapshot).unwrap_or_default()
     }
@@ -220,14 +239,15 @@ impl Status {
             },
             Err(CredentialProblem::Missing) => (OidcState::Missing, None),
             Err(CredentialProblem::Expired(_)) => (OidcState::Expired, None),
-            Err(CredentialProblem::Invalid(reason)) => (OidcState::Invalid, Some(reason)),
+            Err(CredentialProblem::Invalid(flaw)) => (OidcState::Invalid, Some(flaw.reason)),
         };
         let token = identity.oidc();
         let claim = |of: fn(&crate::identity::Claims) -> &Option<String>| token.and_then(|t| of(&t.claims).clone());
         Oidc {
             state,
             reason,
-            source: self.credential_source.clone(),
+            source: if identity.is_from_cli { VERCEL_CLI.into() } else { self.credential_source.clone() },
+            configured_source: self.credential_source.clone(),
             expires_at: token.map(|t| t.expires_at.to_string()),
             expires_in_seconds: token.map(|t| t.expires_at.since(now).as_secs()),
             lifetime_seconds: token.and_then(OidcToken::lifetime).map(|life| life.as_secs()),
@@ -249,6 +269,7 @@ impl Status {
                 Activity::Idle => "idle",
                 Activity::Running => "running",
                 Activity::Waiting => "waiting",
+                Activity::Held => "held",
                 Activity::GaveUp => "gave_up",
             },
             last_error: snapshot.last_error,
@@ -264,7 +285,7 @@ impl Status {
         let mut warnings = Vec::new();
         match identity.credential(now) {
             Err(CredentialProblem::Missing) => warnings.push(Warning::missing(source)),
-            Err(CredentialProblem::Invalid(reason)) => warnings.push(Warning::invalid(source, &reason)),
+            Err(CredentialProblem::Invalid(flaw)) => warnings.push(Warning::invalid(source, &flaw)),
             Ok(_) | Err(CredentialProblem::Expired(_)) => {
                 let about_to_end = token.filter(|token| {
                     let left = token.expires_at.since(now);
@@ -280,6 +301,9 @@ impl Status {
         }
         if identity.notes.duplicate_assignments {
             warnings.push(Warning::duplicate_assignments(source));
+        }
+        if identity.notes.is_replaced {
+            warnings.push(Warning::replaced(source));
         }
         if self.clock.offset_ms() != 0 {
             let by = std::time::Duration::from_millis(self.clock.offset_ms().unsigned_abs());

@@ -52,7 +52,7 @@ impl Notices {
                 Event::Rotation(fresh) if is_warning && fresh.expires_at.since(fresh.at) > self.about_to_end => {
                     Notice::of_rotation(fresh)
                 }
-                Event::Rotation(_) | Event::Request(_) => continue,
+                Event::Rotation(_) | Event::Request(_) | Event::Refusal(_) => continue,
             };
             is_warning = matches!(*event, Event::Warning(_));
             match tokio::time::timeout(PATIENCE, show(&notice, shown.as_ref())).await {
@@ -125,6 +125,7 @@ mod tests {
     fn a_notice_says_what_and_for_how_long_of_which_project_and_the_command() {
         let warning = |code, project: &str| Warning {
             at: Timestamp::from_millis(0),
+            level: "WARN",
             code,
             message: format!("The OIDC token of {project} expires in 15 min."),
             remedy: Remedy::run("vercel env pull"),

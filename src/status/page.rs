@@ -8,9 +8,10 @@ use std::sync::LazyLock;
 use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{CONTENT_SECURITY_POLICY, HeaderName};
+use http::header::{CONTENT_SECURITY_POLICY, HeaderName, LOCATION};
 use http::{HeaderValue, StatusCode};
 
+use crate::proxy::guard::OURS;
 use crate::proxy::reply::{self, Reply};
 
 const STYLE: &str = include_str!("page/page.css");
@@ -29,6 +30,13 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     );
     HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
 });
+
+/// The reply at a path near the page: it is elsewhere.
+pub fn elsewhere() -> Reply {
+    let mut reply = reply::own(StatusCode::SEE_OTHER, "text/plain; charset=utf-8", "");
+    reply.headers_mut().insert(LOCATION, HeaderValue::from_static(OURS));
+    reply
+}
 
 /// The reply.
 pub fn reply() -> Reply {

@@ -1,4 +1,5 @@
 //! The month's token requests, as Connect bills them: counted per team, over restarts and over all instances of the user.
+//! What an upstream on this machine answers, such as an emulator, is billed by nobody, and not counted.
 //!
 //! `<state dir>/usage.json`, mode 0600, written whole by a rename under the directory's lock, at most once a minute and
 //! at the end. One task reads the counters: no request ever waits for the file. It holds numbers and the ids of teams,
@@ -110,6 +111,7 @@ struct Ledger {
 
 /// Shows the month so far.
 pub struct Usage {
+    is_billed: bool,
     ledger: watch::Receiver<Ledger>,
     stats: Arc<Stats>,
     clock: Clock,
@@ -117,8 +119,11 @@ pub struct Usage {
 
 impl Usage {
     pub(super) fn report(&self) -> Report {
+        let month = month_of(self.clock.local());
+        if !self.is_billed {
+            return Report { month, requests: 0, saved: 0, saved_usd: 0.0, allowance: ALLOWANCE };
+        }
         let ledger = self.ledger.borrow();
-        let month = month_of(self.clock.now());
         let is_current = ledger.month.month == month;
         let before = ledger.month.teams.get(&ledger.team).filter(|_| is_current).copied().unwrap_or_default();
         let Sum { requests, saved } = before + (Sum::from(self.stats.counts()) - ledger.read);
@@ -129,6 +134,7 @@ impl Usage {
 
 /// Adds what this instance counts to the file.
 pub struct Keeper {
+    is_billed: bool,
     /// `None`: what was counted ends with this process.
     state_dir: Option<PathBuf>,
     stats: Arc<Stats>,
@@ -140,8 +146,9 @@ pub struct Keeper {
     said_unsaved: bool,
 }
 
-/// Begins with what is in the file.
+/// Begins with what is in the file, if upstream is one that bills.
 pub fn begin(
+    is_billed: bool,
     state_dir: Option<PathBuf>,
     stats: Arc<Stats>,
     clock: Clock,
@@ -152,14 +159,17 @@ pub fn begin(
         read: stats.counts().into(),
         team: team_of(&identity.borrow_and_update()).unwrap_or_default(),
     });
-    let usage = Usage { ledger: ledger.subscribe(), stats: stats.clone(), clock: clock.clone() };
+    let usage = Usage { is_billed, ledger: ledger.subscribe(), stats: stats.clone(), clock: clock.clone() };
     let unsaved = Month::default();
-    (usage, Keeper { state_dir, stats, clock, identity, ledger, unsaved, said_unsaved: false })
+    (usage, Keeper { is_billed, state_dir, stats, clock, identity, ledger, unsaved, said_unsaved: false })
 }
 
 impl Keeper {
     /// Counts until `ended`, and saves what there is then.
     pub async fn run(mut self, ended: CancellationToken) {
+        if !self.is_billed {
+            return;
+        }
         let mut ticker = self.clock.ticker();
         loop {
             tokio::select! {
@@ -183,7 +193,7 @@ impl Keeper {
 
     /// Reads the counters. What is new is the team's whose identity was used so far.
     fn count(&mut self) {
-        let month = month_of(self.clock.now());
+        let month = month_of(self.clock.local());
         let sum = Sum::from(self.stats.counts());
         let team = team_of(&self.identity.borrow_and_update());
         self.ledger.send_modify(|ledger| {
@@ -243,6 +253,7 @@ fn write(dir: &Path, month: &Month) -> io::Result<()> {
     Ok(())
 }
 
+/// By the machine's clock: no answer of anybody's begins another month.
 fn month_of(now: Timestamp) -> String {
     now.to_string().chars().take("2026-11".len()).collect()
 }
@@ -276,10 +287,14 @@ mod tests {
 
     impl Bench {
         fn new(dir: &TempDir) -> Self {
+            Self::billed(dir, true)
+        }
+
+        fn billed(dir: &TempDir, is_billed: bool) -> Self {
             let (stats, clock) = (Arc::new(Stats::default()), Clock::test(NOVEMBER));
             let identity = watch::Sender::new(Arc::new(of_team("team_a")));
             let dir = Some(dir.path().to_owned());
-            let (usage, keeper) = begin(dir, stats.clone(), clock.clone(), identity.subscribe());
+            let (usage, keeper) = begin(is_billed, dir, stats.clone(), clock.clone(), identity.subscribe());
             Self { stats, clock, identity, usage, keeper }
         }
 
@@ -341,6 +356,21 @@ mod tests {
         stats.granted.count();
         ended.cancel();
         keeping.await.expect("no panic");
+        assert_eq!(Bench::new(&dir).shown(), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn what_nobody_bills_is_shown_nowhere_and_saved_nowhere() {
+        let dir = private();
+        let mut real = Bench::new(&dir);
+        real.live(1, 0);
+        real.save().await;
+        let bench = Bench::billed(&dir, false);
+        bench.live(2, 12);
+        assert_eq!(bench.shown(), (0, 0), "not those of others either: these stand beside another upstream");
+        let ended = CancellationToken::new();
+        ended.cancel();
+        bench.keeper.run(ended).await;
         assert_eq!(Bench::new(&dir).shown(), (1, 0));
     }
 

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 use clap::CommandFactory;
 use connect_sidecar::cli::Cli;
@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use crate::support::desk::Desk;
 use crate::support::http::{Reply, Request, closed, kept_alive, raw};
 use crate::support::network::taken_on_ipv6_only;
-use crate::support::process::{Serving, assert_no_slice_of, run};
+use crate::support::process::{Serving, assert_no_slice_of, isolated, run};
 use crate::support::{SLACK, env_file, fingerprint, soon, write_private};
 
 pub fn get(serving: &Serving, path: &str) -> Request {
@@ -144,9 +144,7 @@ async fn a_signal_lets_requests_finish_and_waits_for_no_idle_connection() {
     }
     let state = desk.home.path().join(".local/state/connect-sidecar");
     let left: Vec<_> = fs::read_dir(&state).expect("a directory").flatten().map(|file| file.file_name()).collect();
-    assert_eq!(left, ["usage.json"], "the instance's file goes with it");
-    let usage = fs::read_to_string(state.join("usage.json")).expect("a file");
-    assert!(usage.contains(r#"{"requests":2,"saved":0}"#), "what both have counted: {usage}");
+    assert_eq!(left, [".gitignore"], "the instance's file goes with it, and an upstream on this machine costs nothing");
 }
 
 #[tokio::test]
@@ -293,8 +291,8 @@ fn no_option_takes_a_secret() {
     let cli = Cli::command();
     let commands = std::iter::once(&cli).chain(cli.get_subcommands());
     for argument in commands.flat_map(clap::Command::get_arguments).filter(|a| a.get_action().takes_values()) {
-        // A host that takes one is none.
-        if argument.get_id() == "bearer_hosts" {
+        // A host that takes one is none, nor is the name of a variable that holds one.
+        if ["bearer_hosts", "secret_from_env"].contains(&argument.get_id().as_str()) {
             continue;
         }
         let names = [argument.get_id().as_str(), argument.get_long().unwrap_or_default()].concat();
@@ -398,4 +396,98 @@ async fn no_secret_appears_whatever_is_asked_and_however_much_is_logged() {
         assert!(shown.contains("forbidden") && shown.contains("connect_sidecar_build_info"), "there was much to see");
         assert_no_slice_of(secrets.iter().map(String::as_str), &shown);
     }
+}
+
+#[tokio::test]
+async fn a_first_start_without_a_token_says_where_requests_go_and_what_can_be_done_without_an_account() {
+    let desk = Desk::new().await;
+    let words = "without an account, see `connect-sidecar demo`, or start `connect-sidecar emulate`";
+    let ended = desk.serve(&[]).await.stop().await;
+    assert!(!ended.stderr.contains(words), "there is a token: {}", ended.stderr);
+    fs::remove_file(desk.project().join(".env.local")).expect("removed");
+    let ended = desk.serve(&[]).await.stop().await;
+    for said in [
+        words,
+        &format!("requests go to {}", desk.emulator.url()),
+        "`connect-sidecar status --open`",
+        "vercel env pull",
+    ] {
+        assert!(ended.stderr.contains(said), "{said}: {}", ended.stderr);
+    }
+}
+
+/// Ways to spoil the state directory, what is said of each, and what to do.
+type Spoilt = (fn(&std::path::Path), &'static str, &'static str);
+const SPOILT: [Spoilt; 3] = [
+    (
+        |state| {
+            fs::create_dir(state).expect("a directory");
+            fs::set_permissions(state, PermissionsExt::from_mode(0o755)).expect("a mode");
+        },
+        "others have access to ",
+        "; run `chmod 700 ",
+    ),
+    (|state| fs::write(state, "").expect("written"), " is not a directory", "; run `mv "),
+    (
+        |state| symlink("/nowhere", state).expect("a link"),
+        " is a link, not the directory itself",
+        "; set XDG_STATE_HOME to ",
+    ),
+];
+
+#[tokio::test]
+async fn with_a_state_directory_that_cannot_be_used_it_serves_and_says_once_what_is_lost() {
+    for (spoil, reason, remedy) in SPOILT {
+        let desk = Desk::new().await;
+        let home = desk.home.path().join(".local/state");
+        fs::create_dir_all(&home).expect("a directory");
+        spoil(&home.join("connect-sidecar"));
+        let serving = desk.serve(&[]).await;
+        assert_eq!(ask(&serving, "{}").send().await.status, 200);
+        only_one_warning(&serving.stop().await.stderr, reason, remedy);
+        let strict = run(desk.sidecar(&["--require-key"])).await;
+        assert_eq!((strict.code, strict.stdout.as_str()), (Some(1), ""), "{strict:?}");
+        let begins = "error: could not write the instance key, which --require-key needs: ";
+        assert!(strict.stderr.contains(begins) && strict.stderr.contains(reason), "{strict:?}");
+        assert!(strict.stderr.contains(remedy), "{strict:?}");
+    }
+    let desk = Desk::new().await;
+    let mut homeless = desk.sidecar(&[]);
+    homeless.env_remove("HOME").env("XDG_STATE_HOME", "relative");
+    let ended = Serving::start(homeless).await.stop().await;
+    only_one_warning(&ended.stderr, "neither XDG_STATE_HOME nor HOME is set to an absolute path", "set HOME");
+    assert!(!desk.project().join("relative").exists());
+}
+
+#[tokio::test]
+async fn a_disk_that_takes_nothing_is_named() {
+    let can_mount =
+        std::process::Command::new("unshare").args(["-rm", "mount", "-t", "tmpfs", "none", "/mnt"]).status();
+    if !can_mount.is_ok_and(|status| status.success()) {
+        return;
+    }
+    for (options, reason, remedy) in [
+        ("ro,mode=700", "the file system is read-only", "; set XDG_STATE_HOME to a directory of your own"),
+        ("size=4k,mode=700", "the disk is full", "; make room on that disk"),
+    ] {
+        let desk = Desk::new().await;
+        let state = desk.home.path().join(".local/state/connect-sidecar");
+        fs::create_dir_all(&state).expect("a directory");
+        let plain = desk.sidecar(&[]);
+        let mut mounted = isolated("unshare", desk.home.path());
+        let script =
+            format!("mount -t tmpfs -o {options} none \"$1\"; head -c 4096 /dev/zero >\"$1/fill\"; exec \"$0\"");
+        mounted.args(["-rm", "sh", "-c", &script]).arg(plain.as_std().get_program()).arg(&state);
+        mounted.envs(plain.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
+        mounted.current_dir(desk.project());
+        only_one_warning(&Serving::start(mounted).await.stop().await.stderr, reason, remedy);
+    }
+}
+
+#[track_caller]
+fn only_one_warning(log: &str, reason: &str, remedy: &str) {
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("will not find this sidecar")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    assert!(lines[0].contains(reason) && lines[0].contains(remedy), "{reason}, {remedy}: {log}");
+    assert!(!log.contains("could not save") && !log.contains("said again by the next start"), "{log}");
 }

@@ -36,6 +36,8 @@ async fn the_tour_shows_what_it_claims_and_leaves_nothing_behind() {
     }
     let left: Vec<_> = std::fs::read_dir(home.path()).expect("a directory").flatten().map(|f| f.file_name()).collect();
     assert_eq!(left, [".local"], "the state directory alone");
+    let usage = home.path().join(".local/state/connect-sidecar/usage.json");
+    assert!(!usage.exists(), "nobody bills a demo");
 }
 
 #[tokio::test]

@@ -295,7 +295,7 @@ async fn what_is_not_safe_to_read_or_no_token_is_named_and_nothing_is_sent() {
         (Link(".env.local"), Some("it is a loop of links")),
         (Directory, Some("it is a directory")),
         (Fifo, Some("it is a FIFO")),
-        (WorldWritable, Some("everybody may write to it, run `chmod 600` on it")),
+        (WorldWritable, Some("everybody may write to it")),
         (Content(vec![b' '; 1024 * 1024 + 1]), Some("it is larger than 1 MiB")),
         (Content(utf16(u16::to_le_bytes)), Some("the file is UTF-16, save it as UTF-8")),
         (Content([b"\xfe\xff".to_vec(), utf16(u16::to_be_bytes)].concat()), Some("the file is UTF-16")),
@@ -322,7 +322,12 @@ async fn what_is_not_safe_to_read_or_no_token_is_named_and_nothing_is_sent() {
         assert_eq!((reply.status, reply.code().as_str()), (503, code), "{reason:?}: {}", reply.text());
         let message = reply.json()["error"]["message"].as_str().expect("a message").to_owned();
         assert!(message.contains(reason.unwrap_or("There is no OIDC token")), "{message}");
-        assert!(message.contains("vercel env pull") && !message.contains(&token[..16]), "{message}");
+        let mends = match reason {
+            Some("everybody may write to it") => "chmod 600 .env.local",
+            Some("it is larger than 1 MiB") => "nothing but variables in .env.local",
+            _ => "vercel env pull",
+        };
+        assert!(message.contains(mends) && !message.contains(&token[..16]), "{message}");
         assert_eq!(stage.request("GET", "/healthz").send().await.status, 200);
         assert_eq!(stage.request("GET", "/readyz").send().await.code(), code);
         if let Some(reason) = reason {
@@ -352,4 +357,40 @@ async fn other_lines_may_be_broken_in_any_way() {
     fs::write(stage.env_path(), lines.concat()).expect("written");
     stage.uses(&fresh).await;
     assert_eq!(stage.token("{}").send().await.status, 200);
+}
+
+#[tokio::test]
+async fn what_is_advised_mends_the_file_itself_in_the_reply_the_state_and_the_log() {
+    type Spoil = fn(&std::path::Path);
+    let spoils: [(Spoil, &str); 4] = [
+        (|path| fs::set_permissions(path, fs::Permissions::from_mode(0o777)).expect("a mode"), "chmod 600 .env.local"),
+        (
+            |path| {
+                fs::remove_file(path).expect("removed");
+                fs::create_dir(path).expect("a directory");
+            },
+            "mv .env.local .env.local.old && vercel env pull",
+        ),
+        (|path| fs::set_permissions(path, fs::Permissions::from_mode(0o200)).expect("a mode"), "chmod u+r .env.local"),
+        (|path| std::os::unix::fs::chown(path, Some(12_345), None).expect("an owner"), "chown root .env.local"),
+    ];
+    for (spoil, command) in spoils {
+        let is_of_root = command.starts_with("chown");
+        // To root nothing is unreadable, and nobody else may give a file away.
+        let depends_on_user = is_of_root || command.starts_with("chmod u+r");
+        if depends_on_user && nix::unistd::Uid::effective().is_root() != is_of_root {
+            continue;
+        }
+        let stage = Scene::new().without_env_file().start().await;
+        write_private(&stage.env_path(), &env_file(&stage.fresh_token(Duration::from_secs(600))));
+        spoil(&stage.env_path());
+        stage.reloader.reload().await;
+        stage.logs.wait_for(&format!("run `{command}`")).await;
+        let error = stage.token("{}").send().await.json()["error"].clone();
+        assert_eq!(error["command"], command, "{error}");
+        assert!(error["hint"].as_str().is_some_and(|hint| hint.contains(command)), "{error}");
+        assert!(!error["message"].as_str().is_some_and(|said| said.ends_with("Run `vercel env pull`.")), "{error}");
+        let warning = &stage.status().await["warnings"][0];
+        assert_eq!((&warning["code"], &warning["command"]), (&"oidc_token_invalid".into(), &command.into()));
+    }
 }

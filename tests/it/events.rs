@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use crate::command::get;
 use crate::support::desk::Desk;
 use crate::support::http::Sent;
-use crate::support::{Scene, Stage, soon};
+use crate::support::{Scene, Stage, fingerprint, soon};
 
 const APP: &str = r#"{"subject":{"type":"app"}}"#;
 
@@ -38,7 +38,8 @@ async fn what_was_before_comes_first_and_then_each_thing_as_it_happens() {
     stage.slack_token().await;
     let (mut stream, past) = listen(&stage).await;
     let past = events(&past);
-    assert_eq!(past.len(), 1, "a hit that nobody heard is not kept: {past:?}");
+    let caches: Vec<_> = past.iter().map(|event| event["cache"].as_str().unwrap_or_default()).collect();
+    assert_eq!(caches, ["miss", "hit"], "also a hit that nobody heard: {past:?}");
     assert_eq!(
         (&past[0]["event"], &past[0]["cache"], &past[0]["status"]),
         (&"request".into(), &"miss".into(), &200.into())
@@ -53,7 +54,8 @@ async fn what_was_before_comes_first_and_then_each_thing_as_it_happens() {
     stage.request("POST", "/v1/connect/token/slack%2Fnone").json("{}").send().await;
     let error = next(&mut stream).await;
     assert_eq!((&error["status"], &error["code"]), (&404.into(), &"not_found".into()));
-    assert!(error["hint"].as_str().is_some_and(|hint| hint.contains("vercel connect list")), "{error}");
+    assert!(error["hint"].as_str().is_some_and(|hint| hint.contains("vercel connect create")), "{error}");
+    assert_eq!(error["command"], "vercel connect list");
 
     stage.pass(DEVELOPMENT_LIFE);
     let fresh = stage.fresh_token(Duration::from_secs(600));
@@ -69,13 +71,82 @@ async fn what_was_before_comes_first_and_then_each_thing_as_it_happens() {
 }
 
 #[tokio::test]
+async fn a_token_that_comes_where_there_was_none_is_told_and_no_rotation() {
+    let mut stage = Scene::new().without_env_file().start().await;
+    let (mut stream, past) = listen(&stage).await;
+    assert_eq!(events(&past).len(), 0, "{past}");
+    let first = stage.fresh_token(DEVELOPMENT_LIFE);
+    stage.write_env(&first);
+    let told = next(&mut stream).await;
+    assert_eq!((&told["event"], &told["fingerprint"]), (&"rotation".into(), &fingerprint(&first).into()));
+    let rotations = async |stage: &Stage| {
+        let metrics = stage.request("GET", "/metrics").send().await.text();
+        let line = metrics.lines().find(|line| line.starts_with("connect_sidecar_oidc_rotations_total"));
+        line.and_then(|line| line.split(' ').next_back()).expect("a number").to_owned()
+    };
+    assert_eq!(rotations(&stage).await, "0");
+    stage.pass(Duration::from_secs(1));
+    let second = stage.fresh_token(DEVELOPMENT_LIFE);
+    stage.write_env(&second);
+    stage.uses(&second).await;
+    let told = next(&mut stream).await;
+    assert_eq!((&told["event"], &told["fingerprint"]), (&"rotation".into(), &fingerprint(&second).into()));
+    assert_eq!(rotations(&stage).await, "1");
+
+    let stage = Scene::new().start().await;
+    stage.reloader.reload().await;
+    let (_, past) = listen(&stage).await;
+    assert_eq!(events(&past).len(), 0, "what was there at the start is no event: {past}");
+    assert_eq!(rotations(&stage).await, "0");
+}
+
+#[tokio::test]
 async fn a_request_that_the_sidecar_itself_answers_is_told_with_its_code() {
     let stage = Scene::new().without_env_file().start().await;
     assert_eq!(stage.token(APP).send().await.status, 503);
     let (_, past) = listen(&stage).await;
     let past = events(&past);
     assert_eq!(past.last().map(|event| &event["code"]), Some(&"oidc_token_missing".into()), "{past:?}");
-    assert_eq!(past.last().map(|event| &event["hint"]), Some(&"vercel env pull".into()));
+    let last = past.last().expect("an event");
+    assert_eq!((&last["hint"], &last["command"]), (&"vercel env pull".into(), &"vercel env pull".into()));
+    assert_eq!(last["message"], "There is no OIDC token in .env.local. Run `vercel env pull`.");
+}
+
+#[tokio::test]
+async fn a_request_that_asks_connect_for_nothing_is_told_once_and_counted() {
+    let stage = Scene::new().start().await;
+    stage.request("GET", "/healthz").header("host", "evil.example").send().await;
+    stage.request("GET", "/nowhere").send().await;
+    stage.token("not JSON").send().await;
+    let (_, past) = listen(&stage).await;
+    let told = |event: &serde_json::Value| {
+        ["event", "code", "method", "path", "command"].map(|field| event[field].as_str().unwrap_or_default().to_owned())
+    };
+    let expected = [
+        ["refusal", "host_not_allowed", "GET", "/healthz", "connect-sidecar --allowed-host evil.example"],
+        ["refusal", "route_not_found", "GET", "/nowhere", ""],
+        ["request", "bad_json", "", "", ""],
+    ];
+    assert_eq!(events(&past).iter().map(told).collect::<Vec<_>>(), expected.map(|line| line.map(str::to_owned)));
+    assert!(events(&past).iter().all(|event| event["hint"].is_string() && event["message"].is_string()), "{past}");
+    // A health check that is refused is no app that was let down.
+    assert_eq!(stage.status().await["failures"]["count"], 2);
+}
+
+#[tokio::test]
+async fn who_asks_for_problems_hears_what_goes_wrong_from_then_on_and_nothing_else() {
+    let stage = Scene::new().start().await;
+    stage.token("not JSON").send().await;
+    let mut stream = stage.request("GET", "/_sidecar/v1/events?only=problems").begin().await;
+    let past = soon("what was before", stream.until("\n\r\n")).await;
+    assert_eq!(events(&past), [serde_json::Value::Null; 0]);
+    stage.slack_token().await;
+    stage.slack_token().await;
+    stage.request("POST", "/v1/connect/token/slack%2Fnone").json("{}").send().await;
+    assert_eq!(next(&mut stream).await["code"], "not_found");
+    stage.request("GET", "/nowhere").send().await;
+    assert_eq!(next(&mut stream).await["code"], "route_not_found");
+    assert!(!stage.server.proxy().events.is_heard(), "no hit is told for its sake");
 }
 
 #[tokio::test]

@@ -6,13 +6,16 @@
 //! `proxy::route` and `proxy::key` go through more spellings.
 
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use connect_sidecar::instance_key::Key;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 
-use crate::support::http::{APP, Reply, Request, token_head, token_request};
-use crate::support::{SLACK, Scene, Stage, soon};
+use crate::support::http::{APP, Reply, Request, token_head};
+use crate::support::tunnel::Run;
+use crate::support::{SLACK, Scene, Stage, let_timers_pass, soon};
 
 /// Paths of every kind: Connect's, our own, and none.
 const PATHS: [(&str, &str); 9] = [
@@ -100,9 +103,17 @@ async fn with_a_key_required_only_health_and_the_empty_page_are_open() {
             passes(request).await;
             continue;
         }
-        let wrong =
-            ["", "guessed", &key[1..], &format!("{key}0")].map(|key| request.clone().header("sidecar-key", key));
-        for request in wrong.into_iter().chain([request.clone()]) {
+        let wrong = [
+            String::new(),
+            "guessed".into(),
+            key[1..].into(),
+            format!("{key}0"),
+            format!("{key}\r\nsidecar-key: {key}"),
+            format!("{key}\r\nsidecar-key: x"),
+            format!("{key}, {key}"),
+        ];
+        let wrong = wrong.iter().map(|key| request.clone().header("sidecar-key", key));
+        for request in wrong.chain([request.clone()]) {
             refused(&stage, request, 401, "key_required").await;
         }
         let reply = request.header("sidecar-key", &key).send().await;
@@ -158,21 +169,120 @@ async fn a_refused_caller_that_is_still_sending_is_heard_out() {
     }
 }
 
-#[tokio::test]
-async fn a_caller_that_closes_its_half_is_let_go_and_its_token_kept() {
-    let stage = Scene::new().start().await;
+/// What comes until the end once `bytes` were sent, the caller's half was closed, and upstream has made it wait.
+async fn half_closed<S: AsyncRead + AsyncWrite + Unpin>(stage: &Stage, mut stream: S, bytes: &[u8]) -> Vec<Reply> {
     let gate = stage.emulator.gate();
-    let mut stream = TcpStream::connect(stage.addr).await.expect("a connection");
-    let request = token_request("1.1", "").replace("{P}", &stage.addr.port().to_string());
-    stream.write_all(request.as_bytes()).await.expect("written");
-    soon("the request upstream", stage.emulator.wait_for_requests(1)).await;
+    let before = stage.emulator.received().len();
+    stream.write_all(bytes).await.expect("written");
     stream.shutdown().await.expect("half closed");
-    let mut rest = Vec::new();
-    soon("the connection's end", stream.read_to_end(&mut rest)).await.expect("closed");
+    soon("the request upstream", stage.emulator.wait_for_requests(before + 1)).await;
+    // Also once it was looked whether the caller is still there.
+    for _ in 0..3 {
+        let_timers_pass(Duration::from_secs(1)).await;
+        stage.caught_up().await;
+    }
     gate.open();
-    let next = passes(stage.token(APP)).await;
-    assert_eq!(next.json()["connector"]["uid"], "slack/acme-slack");
-    assert_eq!(stage.emulator.received().len(), 1, "what the first had asked for");
+    let mut replies = Vec::new();
+    soon("the replies", stream.read_to_end(&mut replies)).await.expect("read");
+    Reply::parse_all(&replies)
+}
+
+#[tokio::test]
+async fn a_caller_that_closes_its_half_gets_its_answers() {
+    let state = tempfile::tempdir().expect("a directory");
+    let socket = state.path().join("run/s");
+    let stage = Scene::new().toml(&format!("unix_socket = \"{}\"", socket.display())).start().await;
+    let port = stage.addr.port().to_string();
+    let body = |scope: &str| format!(r#"{{"scopes":["{scope}"]}}"#);
+    let with_body = |version: &str, scope: &str| {
+        let body = body(scope);
+        let head = token_head(version, &format!("Content-Length: {}\r\n", body.len())).replace("{P}", &port);
+        format!("{head}{body}")
+    };
+    let get = format!("GET /v1/connect/connectors/slack%2Facme-slack HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n");
+    for (what, bytes, count) in [
+        ("HTTP/1.0", with_body("1.0", "a"), 1),
+        ("HTTP/1.1", with_body("1.1", "b"), 1),
+        ("no body", get, 1),
+        ("two at once", with_body("1.1", "c") + &with_body("1.1", "d"), 2),
+    ] {
+        let stream = TcpStream::connect(stage.addr).await.expect("a connection");
+        let replies = half_closed(&stage, stream, bytes.as_bytes()).await;
+        assert_eq!(replies.iter().map(|reply| reply.status).collect::<Vec<_>>(), vec![200; count], "{what}");
+    }
+    let stream = UnixStream::connect(&socket).await.expect("a connection");
+    let bytes = with_body("1.1", "e").replace(&format!("127.0.0.1:{port}"), "localhost");
+    assert_eq!(half_closed(&stage, stream, bytes.as_bytes()).await.len(), 1, "the unix socket");
+
+    let opened = Run::of(&stage).await.open("api.vercel.com").await;
+    let bytes = opened.request("POST", SLACK).json(&body("f")).kept_alive();
+    assert_eq!(half_closed(&stage, opened.stream, &bytes).await.len(), 1, "an opened tunnel");
+}
+
+/// How many connections there are, besides the one that asks.
+async fn connections(stage: &Stage) -> usize {
+    let metrics = stage.request("GET", "/metrics").send().await.text();
+    let line = metrics.lines().find_map(|line| line.strip_prefix("connect_sidecar_connections "));
+    line.and_then(|count| count.parse::<usize>().ok()).expect("a number") - 1
+}
+
+#[tokio::test]
+async fn a_caller_that_closes_its_half_and_then_leaves_is_let_go_and_its_token_kept() {
+    let state = tempfile::tempdir().expect("a directory");
+    let socket = state.path().join("run/s");
+    let stage = Scene::new().toml(&format!("unix_socket = \"{}\"", socket.display())).start().await;
+    let run = Run::of(&stage).await;
+    for (number, way) in ["tcp", "reset", "unix", "tunnel"].into_iter().enumerate() {
+        let gate = stage.emulator.gate();
+        let body = format!(r#"{{"scopes":["{way}"]}}"#);
+        let request = stage.token(&body);
+        let begun = soon("the request upstream", stage.emulator.wait_for_requests(number + 1));
+        // Each is held until it has closed its half, was found there, and has left.
+        match way {
+            "unix" => {
+                let mut stream = UnixStream::connect(&socket).await.expect("a connection");
+                stream.write_all(&request.header("host", "localhost").kept_alive()).await.expect("written");
+                leaves(&stage, stream, begun).await;
+            }
+            "tunnel" => {
+                let mut opened = run.open("api.vercel.com").await;
+                let bytes = opened.request("POST", SLACK).json(&body).kept_alive();
+                opened.stream.write_all(&bytes).await.expect("written");
+                leaves(&stage, opened.stream, begun).await;
+            }
+            _ => {
+                let mut stream = TcpStream::connect(stage.addr).await.expect("a connection");
+                stream.write_all(&request.kept_alive()).await.expect("written");
+                if way == "reset" {
+                    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("an option");
+                }
+                leaves(&stage, stream, begun).await;
+            }
+        }
+        gate.open();
+        assert_eq!(passes(stage.token(&body)).await.json()["connector"]["uid"], "slack/acme-slack", "{way}");
+        assert_eq!(stage.emulator.received().len(), number + 1, "{way}: what it had asked for is kept");
+    }
+}
+
+/// A caller whose request is under way closes its half, is there still, and leaves.
+async fn leaves<S: AsyncRead + AsyncWrite + Unpin>(stage: &Stage, mut stream: S, begun: impl Future<Output = ()>) {
+    begun.await;
+    stream.shutdown().await.expect("half closed");
+    let looked = async || {
+        let_timers_pass(Duration::from_secs(1)).await;
+        stage.caught_up().await;
+    };
+    looked().await;
+    looked().await;
+    assert_eq!(connections(stage).await, 1, "it may wait for its answer");
+    drop(stream);
+    let gone = async {
+        while connections(stage).await > 0 {
+            looked().await;
+        }
+    };
+    soon("it to be let go", gone).await;
 }
 
 #[tokio::test]

@@ -58,6 +58,18 @@ impl Stage {
         soon("all connections to end", waiting).await;
     }
 
+    /// Lets seconds pass until there are so many connections. How many it takes, the tests of `server::connections` know:
+    /// here the kernel takes its own time to say what has arrived, in which many of these seconds may pass.
+    async fn seconds_until(&self, count: usize) {
+        let passing = async {
+            while self.connections().await != count {
+                let_timers_pass(Duration::from_secs(1)).await;
+                self.settled().await;
+            }
+        };
+        soon("the others to be let go", passing).await;
+    }
+
     /// Returns once everybody has had their turns.
     async fn settled(&self) {
         for _ in 0..5 {
@@ -156,7 +168,79 @@ async fn a_head_has_64_lines_and_a_target_of_2_kib_at_most() {
 }
 
 #[tokio::test]
-async fn a_caller_that_does_not_read_its_reply_for_10_s_is_let_go() {
+async fn too_many_cookies_of_other_ports_are_named_to_whoever_opens_the_page() {
+    let stage = Scene::new().start().await;
+    let open = |cookies: usize| {
+        let page = stage.request("GET", "/_sidecar/").header("cookie", &"session=abcdefg; ".repeat(cookies / 17));
+        page.header("sec-fetch-site", "none").header("sec-fetch-dest", "document").header("sec-fetch-mode", "navigate")
+    };
+    assert_eq!(open(15 * 1024).send().await.status, 200, "they are none of our business");
+    for kib in [17, 40, 120] {
+        let reply = open(kib * 1024).send().await;
+        assert_eq!((reply.status, reply.header("sidecar-error")), (431, Some("head_too_large")), "{kib}");
+        assert_eq!(reply.header("content-type"), Some("text/plain; charset=utf-8"));
+        let text = reply.text();
+        assert!(text.contains("Clear the cookies of 127.0.0.1 in the browser"), "{text}");
+        assert!(text.contains(&format!("http://localhost:{}", stage.addr.port())), "{text}");
+        // What the page asks for is read by its script.
+        let asked = stage.request("GET", "/_sidecar/v1/status").header("cookie", &"a=b; ".repeat(kib * 1024 / 5));
+        let reply = asked.header("sec-fetch-site", "same-origin").send().await;
+        reply.assert_refused(431, "head_too_large", "the state");
+        assert!(reply.text().contains("Clear the cookies"), "{}", reply.text());
+    }
+    let other = stage.request("GET", "/healthz").header("x-long", &"x".repeat(20 * 1024)).send().await;
+    other.assert_refused(431, "head_too_large", "another header");
+    assert!(!other.text().contains("cookie"), "{}", other.text());
+}
+
+#[tokio::test]
+async fn callers_that_take_nothing_are_let_go_though_all_of_it_could_be_written() {
+    const COUNT: usize = 6;
+    let stage = Scene::new().start().await;
+    let end = stage.clock.local().plus(Duration::from_secs(3600)).as_millis();
+    let body = format!(r#"{{"token":"{}","expiresAt":{end}}}"#, "x".repeat(60_000));
+    stage.emulator.inject(Fault::answer(200, "application/json", &body));
+    assert_eq!(stage.token(APP).send().await.status, 200);
+    let request = token_request(&stage, APP);
+    let mut standing = Vec::new();
+    for count in [50; COUNT].into_iter().chain([1, 3]) {
+        let mut stream = TcpStream::connect(stage.addr).await.expect("a connection");
+        stream.write_all(request.repeat(count).as_bytes()).await.expect("sent");
+        standing.push(stream);
+    }
+    let mut slow = TcpStream::connect(stage.addr).await.expect("a connection");
+    slow.write_all(request.repeat(50).as_bytes()).await.expect("sent");
+    stage.settled().await;
+    assert_eq!(stage.connections().await, standing.len() + 1);
+    // Whoever reads, however little at a time, may go on.
+    for second in 0..9 {
+        let_timers_pass(Duration::from_secs(1)).await;
+        if second % 3 == 0 {
+            soon("some of it", slow.read_exact(&mut [0; 1000])).await.expect("read");
+        }
+        stage.settled().await;
+    }
+    assert_eq!(stage.connections().await, standing.len() + 1, "9 s");
+    let reading = async {
+        loop {
+            soon("some of it", slow.read_exact(&mut [0; 1000])).await.expect("read");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        () = stage.seconds_until(1) => {}
+        () = reading => {}
+    }
+    for mut stream in standing {
+        // What is on its way, and then the end: none of it is kept for those who do not come for it.
+        let mut rest = Vec::new();
+        let _ = soon("the end", stream.read_to_end(&mut rest)).await;
+        assert!(rest.len() < 20 * body.len(), "{} bytes were kept", rest.len());
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_takes_nothing_of_its_reply_is_let_go() {
     let stage = Scene::new().start().await;
     let body = format!(r#"{{"x":"{}"}}"#, "x".repeat(1_000_000));
     stage.emulator.inject(Fault::always(Trouble::Answer {
@@ -182,12 +266,12 @@ async fn a_caller_that_does_not_read_its_reply_for_10_s_is_let_go() {
     soon("some of it", stream.read_exact(&mut taken)).await.expect("read");
     stage.settled().await;
     assert!(stage.emulator.received().len() > before);
-    let_timers_pass(Duration::from_secs(9)).await;
-    stage.settled().await;
-    assert_eq!(stage.connections().await, 1);
-    let_timers_pass(Duration::from_secs(1)).await;
-    stage.settled().await;
-    assert_eq!(stage.connections().await, 0);
+    for _ in 0..9 {
+        let_timers_pass(Duration::from_secs(1)).await;
+        stage.settled().await;
+    }
+    assert_eq!(stage.connections().await, 1, "9 s");
+    stage.seconds_until(0).await;
 }
 
 #[tokio::test]
@@ -388,4 +472,36 @@ async fn another_user_of_this_machine_gets_nothing() {
         }
     }
     assert_eq!(stage.emulator.received().len(), 1, "nobody's went nowhere");
+}
+
+/// Connects, sends and is gone again, a thousand times.
+#[cfg(target_os = "linux")]
+const HIT_AND_RUN: &str = r#"
+import socket, struct, sys
+port, path = int(sys.argv[1]), sys.argv[2]
+for number in range(1000):
+    body = b'{"scopes":["%d"]}' % number
+    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port)) as s:
+        s.sendall(head.encode() + body)
+        if number % 2:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+"#;
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+#[allow(clippy::print_stderr, reason = "a test that cannot be run says so")]
+async fn another_user_gets_nothing_done_by_leaving_before_it_is_asked_for() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not tried: only root can ask as another user");
+        return;
+    }
+    let stage = Scene::new().start().await;
+    let mut python = Command::new("python3");
+    python.args(["-c", HIT_AND_RUN, &stage.addr.port().to_string(), SLACK]).uid(65_534).gid(65_534);
+    let ended = run(python).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    stage.settled().await;
+    assert!(stage.emulator.received().is_empty(), "{} went upstream", stage.emulator.received().len());
+    assert_eq!(stage.token(APP).send().await.status, 200);
 }

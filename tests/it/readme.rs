@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use connect_sidecar::emulator::errors;
+use connect_sidecar::emulator::fault::Kind;
 use tempfile::TempDir;
 use tokio::process::Command;
 
@@ -206,6 +207,13 @@ async fn its_faults_can_be_ordered() {
         let fault = format!(r#"{{"kind":"{kind}","by":"1s","status":503}}"#);
         assert_eq!(admin(&emulator, "POST", "faults", &fault).await.status, 204, "{kind}");
     }
+    for (_, name, _, takes) in Kind::ALL {
+        let row = section(EMULATOR[0]).lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+        let row = row.unwrap_or_else(|| panic!("{name} has no row"));
+        for parameter in takes.split('`').skip(1).step_by(2) {
+            assert!(row.contains(&format!("`{parameter}`")), "{row} lacks `{parameter}`");
+        }
+    }
     let unknown = admin(&emulator, "POST", "faults", r#"{"kind":"none"}"#).await.text();
     let (_, known) = unknown.split_once("expected one of ").expect("all there are");
     assert_eq!(known.matches('`').count(), 2 * kinds.len(), "{known}, {kinds:?}");
@@ -313,6 +321,12 @@ fn its_commands_are_all_run() {
     }
 }
 
+/// The anchor of a heading, as forges make it: letters, digits and hyphens of its text.
+fn slug(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim_start().to_lowercase().replace(' ', "-");
+    text.chars().filter(|c| c.is_alphanumeric() || *c == '-').collect()
+}
+
 #[test]
 fn its_links_and_pictures_lead_somewhere() {
     let after =
@@ -323,9 +337,7 @@ fn its_links_and_pictures_lead_somewhere() {
     let headings: Vec<_> = README.lines().filter(|line| line.starts_with("##")).collect();
     for target in targets {
         let is_there = match target.strip_prefix('#') {
-            Some(anchor) => headings
-                .iter()
-                .any(|heading| heading.trim_start_matches('#').trim_start().to_lowercase().replace(' ', "-") == anchor),
+            Some(anchor) => headings.iter().any(|heading| slug(heading) == anchor),
             None => Path::new(env!("CARGO_MANIFEST_DIR")).join(target).exists(),
         };
         assert!(is_there, "{target} leads nowhere");

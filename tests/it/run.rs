@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -17,6 +18,7 @@ use crate::support::desk::Desk;
 use crate::support::http::{APP, Request};
 use crate::support::process::{Ended, Running, assert_no_slice_of, isolated, run};
 use crate::support::scripted::Scripted;
+use crate::support::tls::{authority, server};
 use crate::support::{SLACK, npm, soon, write_private};
 
 /// Asks for a token with curl, at `$1`.
@@ -64,7 +66,8 @@ fn state_dir(desk: &Desk) -> PathBuf {
 
 fn names_in(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(dir)
-        .expect("a directory")
+        .into_iter()
+        .flatten()
         .map(|e| e.expect("an entry").file_name().into_string().expect("text"))
         .collect();
     names.sort();
@@ -83,12 +86,12 @@ async fn a_command_gets_a_token_with_no_credential_and_leaves_nothing_behind() {
     let plain = format!("{} --no-progress-meter", ASK.replace("$1", &format!("$CONNECT_SIDECAR_URL{SLACK}")));
     let ended = run(through(&desk, &["--no-intercept"], &plain, &[])).await;
     assert!(!token_in(&ended).is_empty());
-    assert_eq!(names_in(&state_dir(&desk)), ["usage.json"], "what the month has cost");
+    assert_eq!(names_in(&state_dir(&desk)), [".gitignore"], "an upstream on this machine costs nothing");
 
     let connect = format!("https://api.vercel.com{SLACK}");
     let ended = run(through(&desk, &[], ASK, &[&connect])).await;
     assert!(!token_in(&ended).is_empty(), "intercepted");
-    assert_eq!(names_in(&state_dir(&desk)), ["ca", "usage.json"], "the CA is this machine's");
+    assert_eq!(names_in(&state_dir(&desk)), [".gitignore", "ca"], "the CA is this machine's");
     assert_eq!(desk.emulator.count(SLACK), 2);
 }
 
@@ -119,29 +122,7 @@ async fn commands_at_once_share_one_sidecar() {
     for command in running {
         end(command).await;
     }
-    assert_eq!(names_in(&state_dir(&desk)), [""; 0]);
-}
-
-#[tokio::test]
-async fn only_the_projects_own_sidecar_with_the_same_upstream_and_credential_is_joined() {
-    let desk = Desk::new().await;
-    let serving = desk.serve(&[]).await;
-    let joined = format!("http://{}\n", serving.addr);
-    let other = desk.home.path().join("other");
-    fs::create_dir(&other).expect("a project");
-    let show = "echo $CONNECT_SIDECAR_URL";
-    for (flags, joins) in [
-        (&["--no-intercept"][..], true),
-        (&["--no-intercept", "--project", other.to_str().expect("text")], false),
-        (&["--no-intercept", "--upstream", "http://127.0.0.1:1"], false),
-        (&["--no-intercept", "--env-file", "../other/.env"], false),
-        (&["--no-intercept", "--auth", "access-token"], false),
-    ] {
-        let mut command = through(&desk, flags, show, &[]);
-        command.env("VERCEL_TOKEN", "vcp_demo_access_token");
-        let ended = run(command).await;
-        assert_eq!((ended.code, ended.stdout == joined), (Some(0), joins), "{flags:?} {ended:?}");
-    }
+    assert_eq!(names_in(&state_dir(&desk)), [".gitignore"]);
 }
 
 #[tokio::test]
@@ -190,7 +171,7 @@ async fn a_command_keeps_its_sidecar_when_the_one_that_it_joined_ends() {
         if signal == Signal::SIGTERM {
             assert_eq!(asking.reply().await.status, 200);
         }
-        assert_eq!(key_at(&desk, &url), key);
+        assert_ne!(key_at(&desk, &url), key, "a new process has a new key");
         let token = ask(&url).send().await.token();
         tokio::io::AsyncWriteExt::write_all(running.sidecar.stdin.as_mut().expect("stdin"), b"\n").await.expect("sent");
         let ended = running.end().await;
@@ -198,6 +179,63 @@ async fn a_command_keeps_its_sidecar_when_the_one_that_it_joined_ends() {
         assert_eq!(reply["token"], token, "by the same proxy, with the same secret");
         drop(serving);
     }
+}
+
+/// Another user's program could bind the port when the sidecar has ended, be sent the command's secrets, and answer.
+#[tokio::test]
+async fn nobody_gets_the_ports_or_a_secret_between_the_end_of_a_sidecar_and_its_successor() {
+    let desk = Desk::new().await;
+    let mut serving = desk.serve(&["--require-key"]).await;
+    let mut command = through(
+        &desk,
+        &["-v", "--require-key"],
+        "echo $CONNECT_SIDECAR_URL; echo $CONNECT_SIDECAR_KEY; echo $HTTPS_PROXY; cat",
+        &[],
+    );
+    command.stdin(Stdio::piped());
+    let mut running = Running::start(command);
+    let [url, run_key, proxy] = [running.line().await, running.line().await, running.line().await];
+    let key = key_at(&desk, &url);
+    let asked_by_the_run = || ask(&url).header("sidecar-key", &run_key);
+    let begin = |key: &str| ask(&url).target("/_sidecar/v1/runs").json("{}").header("sidecar-key", key);
+    assert_eq!(asked_by_the_run().send().await.status, 200);
+    assert_eq!(begin(&run_key).send().await.status, 401, "it is for what apps ask");
+
+    // Nobody can take the place yet.
+    running.signal(Signal::SIGSTOP);
+    serving.signal(Signal::SIGKILL);
+    soon("its end", serving.child.wait()).await.expect("a status");
+    let port_of =
+        |url: &str| url.rsplit_once(':').expect("a port").1.trim_end_matches('/').parse::<u16>().expect("a port");
+    for host in ["127.0.0.1", "0.0.0.0", "[::1]", "[::]"] {
+        for port in [port_of(&url), port_of(&proxy)] {
+            if host.starts_with('[') && port == port_of(&proxy) {
+                continue;
+            }
+            let stranger = std::net::TcpListener::bind(format!("{host}:{port}"));
+            assert!(stranger.is_err(), "{host}:{port}");
+        }
+    }
+    let waiting = asked_by_the_run().begin().await;
+    running.signal(Signal::SIGCONT);
+    running.wait_for_log("this process has taken its place").await;
+    assert_eq!(waiting.reply().await.status, 200, "it waits for the successor");
+
+    assert_eq!(asked_by_the_run().send().await.status, 200, "the command's environment is good as it is");
+    for (forged, what) in
+        [(key.as_str(), "the key of a process that is gone"), ("", "none"), (run_key.as_str(), "the run's")]
+    {
+        assert_eq!(begin(forged).send().await.status, 401, "{what}");
+    }
+    assert_eq!(ask(&url).header("sidecar-key", &key).send().await.status, 401);
+    let successors = key_at(&desk, &url);
+    assert!(![&key, &run_key].contains(&&successors));
+    assert_eq!(begin(&successors).send().await.status, 200);
+    end(running).await;
+    assert!(
+        std::net::TcpListener::bind(("127.0.0.1", port_of(&url))).is_ok(),
+        "the port is free with the command's end"
+    );
 }
 
 fn instance_at(desk: &Desk, url: &str) -> serde_json::Value {
@@ -225,14 +263,16 @@ async fn of_several_commands_one_takes_over_and_the_others_join_it() {
         () = third.wait_for_log(has_it) => (third, second),
     };
     let pid = instance_at(&desk, &url)["pid"].as_u64();
-    assert_eq!((pid, key_at(&desk, &url)), (owner.sidecar.id().map(u64::from), key.clone()));
+    let second_key = key_at(&desk, &url);
+    assert_eq!(pid, owner.sidecar.id().map(u64::from));
+    assert_ne!(second_key, key);
     let token = ask(&url).send().await.token();
     end(owner).await;
     other.wait_for_log(has_it).await;
-    assert_eq!(key_at(&desk, &url), key);
+    assert!(![key, second_key].contains(&key_at(&desk, &url)));
     assert_ne!(ask(&url).send().await.token(), token, "its cache is its own");
     end(other).await;
-    assert_eq!(names_in(&state_dir(&desk)), ["usage.json"], "what the month has cost");
+    assert_eq!(names_in(&state_dir(&desk)), [".gitignore"], "an upstream on this machine costs nothing");
 }
 
 #[tokio::test]
@@ -336,7 +376,7 @@ async fn node_finds_its_preload_wherever_the_state_is_kept_and_beside_one_of_the
                 let line = format!("{has_users},true");
                 let expected = format!("{line} {line}\n{line} \n");
                 assert_eq!((ended.code, &ended.stdout), (Some(0), &expected), "{version} {options}: {}", ended.stderr);
-                assert_eq!(names_in(&state.join("connect-sidecar")), [""; 0]);
+                assert_eq!(names_in(&state.join("connect-sidecar")), [".gitignore"]);
             }
         }
     }
@@ -368,7 +408,7 @@ async fn behind_a_proxy_connect_is_asked_through_it_only_if_that_is_said() {
     let within = "exec \"$0\" run -- sh -c \"$1\" sh \"$2\"";
     for (flag, hint, asked) in [
         ("--no-intercept", "behind a proxy: connect-sidecar --use-env-proxy", None),
-        ("--use-env-proxy", "check the network and VPN", Some("CONNECT connect.invalid:443 HTTP/1.1")),
+        ("--use-env-proxy", "check HTTPS_PROXY and NO_PROXY", Some("CONNECT connect.invalid:443 HTTP/1.1")),
     ] {
         for nested in [false, true] {
             let before = proxy.received().len();
@@ -444,5 +484,67 @@ async fn the_variables_of_a_running_sidecar_can_be_had_by_a_shell() {
     assert!(dotenv.stdout.contains(&format!("CONNECT_SIDECAR_URL='http://{}'\n", serving.addr)), "{dotenv:?}");
     for shown in [&json, &dotenv] {
         assert_no_slice_of([secret_part(&desk.token)], &shown.stdout);
+    }
+}
+
+#[tokio::test]
+async fn our_own_client_trusts_whom_the_user_trusts_and_never_a_local_ca() {
+    let desk = Desk::new().await;
+    let ((users, by_users), (local, by_local)) =
+        (authority("Acme Root"), authority("connect-sidecar local CA 0a1b2c3d"));
+    let bundle = desk.home.path().join("bundle.pem");
+    fs::write(&bundle, format!("{users}{local}")).expect("written");
+    // For which none runs.
+    let other = desk.project().with_file_name("other");
+    fs::create_dir(&other).expect("a project");
+    fs::copy(desk.project().join(".env.local"), other.join(".env.local")).expect("copied");
+    let program = desk.sidecar(&[]).as_std().get_program().to_str().expect("a path").to_owned();
+    for (issuer, is_trusted) in [(&by_users, true), (&by_local, false)] {
+        for around in [&[][..], &["run", "--", &program]] {
+            let (addr, decrypted) = server(Ipv4Addr::LOCALHOST.into(), "127.0.0.1", issuer, |_| {}).await;
+            let (other, upstream) = (other.to_str().expect("a path"), format!("https://{addr}"));
+            let token = ["--project", other, "--upstream", &upstream, "token", "slack/acme-slack"];
+            let mut command = desk.sidecar(&[around, &token].concat());
+            command.env("SSL_CERT_FILE", &bundle).process_group(0);
+            let ended = run(command).await;
+            assert_eq!(ended.stdout, if is_trusted { "good\n" } else { "" }, "{around:?}: {ended:?}");
+            assert_eq!(decrypted.borrow().is_empty(), !is_trusted, "{around:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_home_that_is_a_git_work_tree_is_no_obstacle_and_nothing_of_ours_is_added_to_it() {
+    let desk = Desk::new().await;
+    let git = |arguments: &[&str]| {
+        let mut git = std::process::Command::new("git");
+        git.env_clear().env("PATH", std::env::var_os("PATH").expect("a path")).env("HOME", desk.home.path());
+        let ended = git.args(arguments).current_dir(desk.home.path()).output().expect("git");
+        assert!(ended.status.success(), "{ended:?}");
+        String::from_utf8(ended.stdout).expect("text")
+    };
+    git(&["init", "--quiet"]);
+    let add = "git -C \"$HOME\" add --all && git -C \"$HOME\" ls-files";
+    let ended = run(through(&desk, &[], add, &[])).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stdout.contains("web/.env.local") && !ended.stdout.contains("connect-sidecar/"), "{}", ended.stdout);
+    assert!(state_dir(&desk).join("ca/key-and-certificate.pem").exists());
+}
+
+#[tokio::test]
+async fn what_goes_wrong_in_a_joined_sidecar_is_said_once_in_the_terminal_of_the_command() {
+    let desk = Desk::new().await;
+    let _serving = desk.serve(&[]).await;
+    let unlinked = "/v1/connect/token/salesforce%2Fcrm";
+    let ask = format!("{} >&2", ASK.replace("$1", &format!("$CONNECT_SIDECAR_URL{unlinked}")));
+    let said = "token salesforce/crm: run `vercel connect attach salesforce/crm`";
+    for (flags, script, times) in [
+        (&["--no-intercept"][..], format!("{ask}; {ask}"), 1),
+        (&["--no-intercept", "-q"], ask.clone(), 0),
+        (&["--no-intercept"], "true".to_owned(), 0),
+    ] {
+        let ended = run(through(&desk, flags, &script, &[])).await;
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        assert_eq!(ended.stderr.matches(said).count(), times, "{flags:?} {script}: {}", ended.stderr);
     }
 }

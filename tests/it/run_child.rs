@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use tokio::process::Command;
 
 use crate::support::desk::Desk;
-use crate::support::process::{Running, run};
+use crate::support::process::{Running, isolated, run};
 use crate::support::soon;
 use crate::support::terminal::Terminal;
 
@@ -33,6 +33,21 @@ fn is_there(pid: Pid) -> bool {
     kill(pid, None).is_ok()
 }
 
+/// `run -- WORDS` in the project.
+fn command_of(desk: &Desk, words: &[&str]) -> Command {
+    let mut command = desk.sidecar(&["run", "--no-intercept", "--"]);
+    command.args(words).process_group(0);
+    command
+}
+
+/// The same words as a command of this shell, which tells its exit code; `None` where there is no such shell.
+async fn code_in(shell: &str, desk: &Desk, words: &[&str]) -> Option<i32> {
+    let mut command = isolated(shell, desk.home.path());
+    command.args(["-c", "\"$@\"; exit $?", shell]).args(words).current_dir(desk.project()).process_group(0);
+    let status = soon("the shell's end", command.stdout(Stdio::null()).stderr(Stdio::null()).status()).await;
+    status.ok()?.code()
+}
+
 #[tokio::test]
 async fn its_exit_code_is_ours() {
     let desk = Desk::new().await;
@@ -41,6 +56,95 @@ async fn its_exit_code_is_ours() {
     {
         let ended = run(script(&desk, body)).await;
         assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (Some(code), "", ""), "{body}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn every_signal_that_ends_it_gives_the_code_that_a_shell_gives() {
+    let desk = Desk::new().await;
+    let [ignored, stops, unnamed] = [&[17, 18, 23, 28][..], &[19, 20, 21, 22], &[32, 33]];
+    let ending = (1..=64).filter(|signal| ![ignored, stops, unnamed].concat().contains(signal));
+    for signal in ending {
+        let body = format!("kill -{signal} $$");
+        let words = ["sh", "-c", &body];
+        let (ended, bash, dash) = tokio::join!(
+            run(command_of(&desk, &words)),
+            code_in("bash", &desk, &words),
+            code_in("dash", &desk, &words)
+        );
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(128 + signal), ""), "signal {signal}");
+        assert!(bash.is_none_or(|code| code == 128 + signal), "signal {signal} in bash: {bash:?}");
+        assert!(dash.is_none_or(|code| code == 128 + signal), "signal {signal} in dash: {dash:?}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn signals_that_stop_it_end_nothing() {
+    let desk = Desk::new().await;
+    for signal in [Signal::SIGSTOP, Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU] {
+        let mut command = script(&desk, "echo $$; read -r line; exit 7");
+        command.stdin(Stdio::piped());
+        let mut running = Running::start(command);
+        let pid = running.pid().await;
+        // Again, if it was let go on as it is at its start.
+        let stopped = async {
+            while !std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it is there").contains(") T ") {
+                kill(pid, signal).expect("sent");
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("it to stop", stopped).await;
+        kill(pid, Signal::SIGCONT).expect("sent");
+        drop(running.sidecar.stdin.take());
+        assert_eq!(running.end().await.code, Some(7), "{signal}");
+    }
+}
+
+#[tokio::test]
+async fn in_a_terminal_a_stop_by_any_signal_is_the_shells_to_continue() {
+    let desk = Desk::new().await;
+    let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
+    for signal in ["STOP", "TSTP", "TTIN", "TTOU"] {
+        terminal.enter(&shell_line(&script(&desk, &format!("read -r line; kill -{signal} $$; exit 3")))).await;
+        terminal.enter("stop").await;
+        terminal.sees("Stopped").await;
+        terminal.enter("fg").await;
+        assert_eq!(terminal.code().await, 3, "{signal}");
+    }
+    terminal.close().await;
+}
+
+/// With SIGCHLD as the parent has left it, who would hear of its end?
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn its_end_is_seen_whatever_is_ignored_or_blocked_at_the_start() {
+    const WITH: &str = "
+import os, signal, sys
+exec(sys.argv[1])
+os.execvp(sys.argv[2], sys.argv[2:])
+";
+    let desk = Desk::new().await;
+    for before in [
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())",
+    ] {
+        // It says what it has blocked, and ends with 2 for what is not there.
+        let blocked = ["grep", "-s", "SigBlk", "/proc/self/status", "/none"];
+        let program = desk.sidecar(&[]).as_std().get_program().to_owned();
+        let mut ends = Vec::new();
+        for prefix in [&[program.to_str().expect("text"), "run", "--no-intercept", "--"][..], &[]] {
+            let mut command = isolated("python3", desk.home.path());
+            command.args(["-c", WITH, before]).args(prefix).args(blocked);
+            command.envs(desk.sidecar(&[]).as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
+            command.current_dir(desk.project()).process_group(0);
+            let ended = run(command).await;
+            ends.push((ended.code, ended.stdout));
+        }
+        assert_eq!(ends[0].0, Some(2), "{before}");
+        assert_eq!(ends[0], ends[1], "{before}: the same as without us");
     }
 }
 
@@ -60,6 +164,128 @@ async fn a_command_that_cannot_be_run_is_told_as_shells_do_with_what_to_do() {
     }
     let nothing = run(desk.sidecar(&["run"])).await;
     assert_eq!(nothing.code, Some(2), "{}", nothing.stderr);
+}
+
+/// Puts files there that a shell tells apart when it runs them. By another process: what one of ours has open to write
+/// cannot be run.
+fn plant(dir: &std::path::Path, files: &[(&str, u32, &str)]) {
+    for (name, mode, content) in files {
+        let file = dir.join(name);
+        std::fs::create_dir_all(file.parent().expect("a directory")).expect("made");
+        let mut writing = std::process::Command::new("/bin/sh");
+        writing.args(["-c", "printf \"$2\" >\"$0\" && chmod \"$1\" \"$0\""]);
+        let written = writing.arg(&file).args([format!("{mode:o}"), (*content).to_owned()]).status();
+        assert!(written.expect("a shell").success(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn whatever_is_to_be_run_gives_the_code_that_bash_gives() {
+    let desk = Desk::new().await;
+    let dir = desk.project();
+    plant(
+        &dir,
+        &[
+            ("no-first-line", 0o755, "echo $0 $1; exit 5\n"),
+            ("a-comment", 0o755, "# \"no first line\"\nexit 6\n"),
+            ("-x/option", 0o755, "exit 8\n"),
+            ("empty", 0o755, ""),
+            ("newline", 0o755, "\n"),
+            ("no-right", 0o644, "exit 9\n"),
+            ("unreadable", 0o111, "exit 9\n"),
+            ("missing-interpreter", 0o755, "#!/no/such/interpreter\n"),
+            ("closed-interpreter", 0o755, "#!./no-right\n"),
+            ("directory-as-interpreter", 0o755, "#!/\n"),
+            ("another-machine", 0o755, "\\177ELF\\002\\001\\001garbage"),
+            ("a-nul", 0o755, "exit 0\\000\n"),
+            ("a-late-nul", 0o755, "exit 4\n\\000\n"),
+            ("bin/1/tool/file", 0o755, ""),
+            ("bin/2/tool", 0o644, "exit 1\n"),
+            ("bin/3/tool", 0o755, "#!/bin/sh\nexit 31\n"),
+            ("bin/4/tool", 0o755, "exit 41\n"),
+            ("closed/tool", 0o755, "exit 1\n"),
+        ],
+    );
+    std::os::unix::fs::symlink("loop", dir.join("loop")).expect("a link");
+    let long = "x".repeat(300);
+    let long_path = format!("./{long}");
+    let everywhere = "/usr/bin:/bin";
+    for (path, words, code) in [
+        ("", &["./no-first-line", "argument"][..], 5),
+        ("", &["./a-comment"], 6),
+        ("", &["./-x/option"], 8),
+        ("", &["./empty"], 0),
+        ("", &["./newline"], 0),
+        ("", &["./no-right"], 126),
+        ("", &["./missing-interpreter"], 127),
+        ("", &["./closed-interpreter"], 126),
+        ("", &["./directory-as-interpreter"], 126),
+        ("", &["./another-machine"], 126),
+        ("", &["./a-nul"], 126),
+        ("", &["./a-late-nul"], 4),
+        ("", &["./loop"], 126),
+        ("", &["./bin"], 126),
+        ("", &["bin/1"], 126),
+        ("", &["./no-right/below"], 126),
+        ("", &["./none/below"], 127),
+        ("", &[long_path.as_str()], 126),
+        ("", &[long.as_str()], 127),
+        ("", &[""], 127),
+        ("bin/1", &["tool"], 127),
+        ("bin/1:bin/2", &["tool"], 127),
+        ("bin/2:bin/1", &["tool"], 126),
+        ("bin/1:bin/2:bin/3", &["tool"], 31),
+        ("bin/4:bin/3", &["tool"], 41),
+        ("bin/none:no-right", &["tool"], 127),
+        ("", &["a-comment"], 127),
+        (":/nowhere", &["a-comment"], 6),
+        ("/nowhere:", &["a-comment"], 6),
+    ] {
+        let path = if path.is_empty() { everywhere.to_owned() } else { format!("{path}:{everywhere}") };
+        let mut command = command_of(&desk, words);
+        command.env("PATH", &path);
+        let ended = run(command).await;
+        let said = format!("{words:?} on {path}: {ended:?}");
+        assert_eq!(ended.code, Some(code), "{said}");
+        assert_eq!(ended.stderr.lines().count(), usize::from(code > 125), "{said}");
+        let mut bash = isolated("bash", desk.home.path());
+        bash.args(["-c", "PATH=$0; \"$@\"; exit $?", &path]).args(words).current_dir(&dir).process_group(0);
+        if let Ok(bash) = bash.output().await {
+            let code = bash.status.code().expect("an exit code");
+            assert_eq!(ended.code, Some(code), "{said} {}", String::from_utf8_lossy(&bash.stderr));
+            assert_eq!(ended.stdout, String::from_utf8_lossy(&bash.stdout), "{said}");
+        }
+    }
+    // What root may, no mode keeps it from.
+    if !nix::unistd::Uid::effective().is_root() {
+        use std::os::unix::fs::PermissionsExt;
+        let closed = |mode| std::fs::set_permissions(dir.join("closed"), PermissionsExt::from_mode(mode));
+        closed(0o600).expect("a mode");
+        for (words, code) in [(["./closed/tool"], 126), (["./unreadable"], 126)] {
+            let ended = run(command_of(&desk, &words)).await;
+            assert_eq!((ended.code, code_in("bash", &desk, &words).await), (Some(code), Some(code)), "{words:?}");
+        }
+        closed(0o700).expect("a mode");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn too_long_or_open_to_be_written_it_cannot_be_run_as_in_a_shell() {
+    let desk = Desk::new().await;
+    // With the preload before it, one variable is longer than the system takes.
+    let mut command = command_of(&desk, &["true"]);
+    command.env("NODE_OPTIONS", "x".repeat(131_000));
+    let ended = run(command).await;
+    assert_eq!(ended.code, Some(126), "{}", ended.stderr);
+    assert!(ended.stderr.contains("Argument list too long"), "{}", ended.stderr);
+
+    let program = desk.project().join("program");
+    std::fs::copy("/bin/true", &program).expect("copied");
+    let writing = std::fs::File::options().append(true).open(&program).expect("open");
+    let ended = run(command_of(&desk, &["./program"])).await;
+    assert_eq!((ended.code, code_in("bash", &desk, &["./program"]).await), (Some(126), Some(126)), "{ended:?}");
+    drop(writing);
 }
 
 #[tokio::test]
@@ -205,7 +431,7 @@ async fn it_has_the_limits_and_the_signals_that_it_would_have_without_us() {
     let sidecar = desk.sidecar(&[]);
     for before in ["", "ulimit -Sn 500; ulimit -Sc 0;", "ulimit -Sn 100; ulimit -Hn 1000;", "trap '' HUP INT;"] {
         let mut shells = ["", "\"$0\" run --no-intercept -- "].map(|prefix| {
-            let mut shell = crate::support::process::isolated("sh", desk.home.path());
+            let mut shell = isolated("sh", desk.home.path());
             shell
                 .args(["-c", &format!("{before} {prefix}sh -c \"$1\"")])
                 .arg(sidecar.as_std().get_program())

@@ -11,8 +11,8 @@ use connect_sidecar::cli::GlobalArgs;
 use connect_sidecar::clock::Clock;
 use connect_sidecar::config::Config;
 use connect_sidecar::emulator::{Emulator, Options};
-use connect_sidecar::instance_key::Key;
-use tokio::net::TcpStream;
+use connect_sidecar::server::handover::Place;
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::support::desk::Desk;
@@ -146,11 +146,15 @@ async fn who_takes_anothers_place_is_reached_by_that_ones_runs() {
         ..GlobalArgs::default()
     };
     let home = dir.path().to_owned();
-    let start = async |succeeds: Option<(Key, u16)>| {
+    let start = async |place: Option<&Place>| {
         let environment = |name: &str| (name == "HOME").then(|| home.clone().into_os_string());
-        let mut config = Config::load(&args, &environment, dir.path()).expect("a configuration");
-        (config.instance_key, config.interception_port) = succeeds.unzip();
-        let app = App::bind(config, Clock::system()).await.expect("an app");
+        let config = Config::load(&args, &environment, dir.path()).expect("a configuration");
+        let clock = Clock::system();
+        let app = match place {
+            Some(place) => App::take_over(config, clock, place.take().expect("a place")).await,
+            None => App::bind(config, clock).await,
+        };
+        let app = app.expect("an app");
         let (addr, (stop, stopped)) = (app.addr(), oneshot::channel::<()>());
         let serving = tokio::spawn(app.serve(async {
             let _ = stopped.await;
@@ -161,18 +165,16 @@ async fn who_takes_anothers_place_is_reached_by_that_ones_runs() {
     let (addr, stop, serving) = start(None).await;
     let key = key_of(addr);
     let run = Run::begin(addr, &key, Clock::system().local()).await;
+    let state = dir.path().join(".local/state/connect-sidecar");
+    let mut place = Place::of(&state, addr.port()).await.expect("a place");
     drop(stop);
     assert!(serving.await.expect("no panic"));
-    assert!(TcpStream::connect(run.addr).await.is_err(), "its port is closed");
+    soon("the end", place.left()).await;
+    assert!(TcpListener::bind(run.addr).await.is_err(), "nobody else gets its port");
 
-    let (addr, _stop, _serving) = start(Some((Key::new(key.clone()), run.addr.port()))).await;
-    assert_eq!(key_of(addr), key);
-    soon("its port", async {
-        while TcpStream::connect(run.addr).await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    let (successor, _stop, _serving) = start(Some(&place)).await;
+    assert_eq!(successor, addr);
+    assert_ne!(key_of(addr), key);
     let mut opened = run.open(API).await;
     assert_eq!(opened.send(slack(&opened)).await.status, 200);
 }

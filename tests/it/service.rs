@@ -16,6 +16,7 @@ use crate::support::desk::Desk;
 use crate::support::http::Request;
 use crate::support::installed::program;
 use crate::support::process::{Ended, Serving, isolated, run, sidecar};
+use crate::support::tls::authority;
 use crate::support::{soon, write_private};
 
 /// A `systemctl` that notes its arguments, fails at what `fails` names, and says what is in `shown`.
@@ -385,4 +386,32 @@ async fn uninstall_leaves_nothing_and_is_fine_where_there_is_nothing() {
     let again = office.run(&["service", "uninstall"]).await;
     assert!(again.code == Some(0) && again.stdout.starts_with("no service is installed"), "{again:?}");
     assert_eq!(office.asked(), [""; 0]);
+}
+
+#[tokio::test]
+async fn what_a_run_has_set_is_not_written_into_a_unit_and_what_the_user_has_set_is() {
+    let office = Office::new().await;
+    let own = office.desk.home.path().join("own.pem");
+    fs::write(&own, authority("Acme Root").0).expect("written");
+    let program = office.command(&[]).as_std().get_program().to_str().expect("a path").to_owned();
+    let mut inside = office.command(&["run", "--", &program, "service", "install"]);
+    inside.env("SSL_CERT_FILE", &own).process_group(0);
+    let ended = run(inside).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let (_, unit) = office.unit();
+    for name in ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"] {
+        assert!(ended.stderr.contains(&format!("note: {name} is not written into the service: ")), "{ended:?}");
+        assert!(ended.stderr.contains("belongs to a `connect-sidecar run`"), "{ended:?}");
+        assert!(!unit.contains(name), "{unit}");
+    }
+    for set_by_a_run in ["HTTPS_PROXY", "VERCEL_OIDC_TOKEN", "CONNECT_SIDECAR_URL", "NODE_OPTIONS"] {
+        assert!(!unit.contains(set_by_a_run), "{unit}");
+    }
+    let mut outside = office.command(&["service", "install"]);
+    outside.env("SSL_CERT_FILE", &own).env("NODE_EXTRA_CA_CERTS", "/none/of/a/run.pem");
+    let ended = run(outside).await;
+    let note = "note: NODE_EXTRA_CA_CERTS is not written into the service: /none/of/a/run.pem is not there\n";
+    assert!(ended.code == Some(0) && ended.stderr.starts_with(note), "{ended:?}");
+    assert_eq!(ended.stderr.matches("is not written into the service").count(), 1, "{ended:?}");
+    assert!(office.unit().1.contains(&format!("Environment=\"SSL_CERT_FILE={}\"", own.display())));
 }

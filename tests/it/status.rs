@@ -139,6 +139,8 @@ async fn status_tells_what_happened() {
     let mut status = reply.json();
     let order = |token: &Value| token["subject"].to_string();
     status["tokens"].as_array_mut().expect("a list").sort_by_key(order);
+    let settings = status.as_object_mut().expect("an object").remove("settings").expect("settings");
+    assert_eq!((&settings["upstream"], &settings["auth"]), (&stage.emulator.url().into(), &"oidc".into()));
     let (stored_at, expires_at) = ("2030-03-17T17:46:40Z", "2030-03-17T18:46:40Z");
     assert_eq!(
         status,
@@ -149,7 +151,7 @@ async fn status_tells_what_happened() {
             "uptime_seconds": 12,
             "project": "web",
             "oidc": {
-                "state": "valid", "source": ".env.local",
+                "state": "valid", "source": ".env.local", "configured_source": ".env.local",
                 "expires_at": "2030-03-18T05:46:40Z", "expires_in_seconds": 12 * 3600 - 13,
                 "lifetime_seconds": 12 * 3600,
                 "owner": "acme", "project": "web", "environment": "development",
@@ -159,7 +161,9 @@ async fn status_tells_what_happened() {
             "cache": {"entries": 3, "hits": 3, "misses": 6, "collapsed": 2, "requests_saved": 5},
             "upstream": {"url": stage.emulator.url(), "requests": 8, "errors": 2,
                          "last_error_at": stored_at},
-            "usage": {"month": "2030-03", "requests": 4, "saved": 5, "saved_usd": 0.015, "allowance": 500},
+            "failures": {"count": 4, "last_at": stored_at},
+            // Upstream is on this machine: nobody bills that.
+            "usage": {"month": "2030-03", "requests": 0, "saved": 0, "saved_usd": 0.0, "allowance": 500},
             "tokens": [
                 {"connector": SLACK_UID, "subject": "app", "stored_at": stored_at, "expires_at": expires_at, "hits": 2},
                 {"connector": SLACK_UID, "subject": "default", "stored_at": stored_at, "expires_at": expires_at, "hits": 0},
@@ -178,7 +182,8 @@ async fn status_of_a_fresh_start_has_the_same_shape() {
     assert_eq!(
         status["oidc"],
         json!({
-            "state": "missing", "source": ".env.local", "expires_at": null, "expires_in_seconds": null, "lifetime_seconds": null,
+            "state": "missing", "source": ".env.local", "configured_source": ".env.local",
+            "expires_at": null, "expires_in_seconds": null, "lifetime_seconds": null,
             "owner": null, "project": null, "environment": null, "fingerprint": null,
         })
     );
@@ -187,6 +192,7 @@ async fn status_of_a_fresh_start_has_the_same_shape() {
         status["upstream"],
         json!({"url": stage.emulator.url(), "requests": 0, "errors": 0, "last_error_at": null})
     );
+    assert_eq!(status["failures"], json!({"count": 0, "last_at": null}));
     assert_eq!((&status["tokens"], &status["uptime_seconds"]), (&json!([]), &json!(0)));
 }
 
@@ -274,7 +280,7 @@ async fn metrics_are_prometheus_text_and_agree_with_status() {
         is(&format!("warnings_total{{step=\"{step}\"}}"), &json!(0));
     }
     is("event_listeners", &json!(0));
-    assert_eq!(metrics.len(), 21, "{metrics:?}");
+    assert_eq!(metrics.len(), 22, "{metrics:?}");
 }
 
 #[tokio::test]

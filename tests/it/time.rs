@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use connect_sidecar::clock::Clock;
+use connect_sidecar::clock::{Clock, Timestamp};
 use connect_sidecar::emulator::fault::Fault;
 use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
 use connect_sidecar::emulator::{Emulator, Options};
@@ -13,6 +13,7 @@ use connect_sidecar::emulator::{Emulator, Options};
 use crate::support::http::Request;
 use crate::support::moved_clock::MovedClock;
 use crate::support::process::{self, Serving};
+use crate::support::scripted::{Scripted, answer};
 use crate::support::{SLACK, Scene, Stage, env_file, write_private};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -35,8 +36,13 @@ async fn a_wrong_clock_that_jumps_by_a_day_is_put_right_before_anything_is_said_
         stage.logs.wait_for(&format!("this machine's clock is {off} {}'s", stage.emulator.url())).await;
 
         let reply = stage.token(APP).send().await;
-        assert_eq!(reply.token(), token);
-        assert_eq!((reply.cache_status(), reply.header("age")), ("connect-sidecar; hit; ttl=3570", Some("0")), "{off}");
+        // No token is kept beyond its end by the machine's own clock, right or wrong.
+        let (status, age) = match is_ahead {
+            true => ("connect-sidecar; fwd=uri-miss", None),
+            false => ("connect-sidecar; hit; ttl=3570", Some("0")),
+        };
+        assert_eq!((reply.cache_status(), reply.header("age"), reply.status), (status, age, 200), "{off}");
+        assert_eq!(reply.token() == token, !is_ahead, "{off}");
         let oidc = &stage.status().await["oidc"];
         assert_eq!((&oidc["state"], &oidc["fingerprint"]), (&"valid".into(), &fingerprint), "{off}");
         assert_eq!(said_of_the_token(&stage), 0, "{off}: {:?}", stage.logs.lines());
@@ -44,8 +50,93 @@ async fn a_wrong_clock_that_jumps_by_a_day_is_put_right_before_anything_is_said_
         stage.clock.set(right);
         assert_eq!(stage.token(r#"{"scopes":["x"]}"#).send().await.status, 200);
         stage.logs.wait_for("agrees with").await;
-        assert_eq!(stage.token(APP).send().await.cache_status(), "connect-sidecar; hit; ttl=3570", "{off}");
+        if !is_ahead {
+            assert_eq!(stage.token(APP).send().await.cache_status(), "connect-sidecar; hit; ttl=3570", "{off}");
+        }
         assert_eq!(said_of_the_token(&stage), 0, "{off}: {:?}", stage.logs.lines());
+    }
+}
+
+/// The questions for its clock that upstream has had.
+fn questions(stage: &Stage) -> usize {
+    stage.emulator.received().iter().filter(|request| request.method == "HEAD").count()
+}
+
+#[tokio::test]
+async fn each_jump_of_the_clock_is_asked_about_at_once_however_lately_the_last_was() {
+    let stage = Scene::new().start().await;
+    let right = stage.clock.local();
+    let ask = async |name: &str| stage.token(&format!(r#"{{"scopes":["{name}"]}}"#)).send().await;
+    for (jump, wrong) in [
+        ("back", right.minus(2 * HOUR)),
+        ("further back", right.minus(5 * HOUR)),
+        ("ahead", right.plus(13 * HOUR)),
+        ("back again", right.minus(HOUR)),
+    ] {
+        let before = questions(&stage);
+        stage.clock.set(wrong);
+        let reply = ask(jump).await;
+        assert_eq!(reply.status, 200, "{jump}: {}", reply.text());
+        assert!(questions(&stage) > before, "{jump}");
+    }
+    // Nothing has jumped since: an answer that does not help is not asked for twice in a minute.
+    stage.emulator_clock.set(right.plus(13 * HOUR));
+    stage.clock.set(right.plus(13 * HOUR));
+    assert_eq!(ask("over").await.code(), "oidc_token_expired");
+    let asked = questions(&stage);
+    for _ in 0..3 {
+        assert_eq!(ask("over").await.code(), "oidc_token_expired");
+    }
+    assert_eq!(questions(&stage), asked);
+}
+
+/// Header lines of an answer, by its number.
+type Lines = Box<dyn Fn(usize) -> String + Send + Sync>;
+
+/// An upstream whose answers have these lines, and whose tokens end then.
+async fn saying(lines: Lines, ends_at_ms: u64) -> Scripted {
+    let upstream = Scripted::start().await;
+    upstream.otherwise(move |request, number| {
+        let (lines, is_head) = (lines(number), request.line().starts_with("HEAD"));
+        let body = if is_head { String::new() } else { format!(r#"{{"token":"t{number}","expiresAt":{ends_at_ms}}}"#) };
+        answer(200, &format!("content-type: application/json\r\n{lines}"), &body).into()
+    });
+    upstream
+}
+
+fn date(at: Timestamp) -> String {
+    let at = UNIX_EPOCH + Duration::from_millis(at.as_millis());
+    format!("date: {}\r\n", httpdate::fmt_http_date(at))
+}
+
+#[tokio::test]
+async fn no_date_of_upstreams_moves_the_clock_without_bound_or_keeps_a_token_longer() {
+    let now = Timestamp::from_millis(1_900_000_000_000);
+    let minute = Duration::from_secs(60);
+    let one_of_three = move |number: usize| if number % 3 == 1 { date(now.plus(2 * DAY)) } else { date(now) };
+    let cases: [(&str, Lines, i64); 9] = [
+        ("1970", Box::new(|_| date(Timestamp::from_millis(0))), 0),
+        ("long ago", Box::new(move |_| date(now.minus(40 * DAY))), 0),
+        ("long hence", Box::new(move |_| date(now.plus(3650 * DAY))), 0),
+        ("9999", Box::new(|_| "date: Fri, 31 Dec 9999 23:59:59 GMT\r\n".into()), 0),
+        ("no date", Box::new(|_| "date: yesterday\r\n".into()), 0),
+        ("one that is off among others", Box::new(one_of_three), 0),
+        ("all of them others", Box::new(move |number| date(now.minus(DAY * number as u32))), 0),
+        ("a copy", Box::new(move |_| date(now.minus(DAY)) + "age: 86400\r\n"), 0),
+        ("a little behind", Box::new(move |_| date(now.minus(Duration::from_secs(50)))), -50_000),
+    ];
+    for (what, lines, offset_ms) in cases {
+        let upstream = saying(lines, now.plus(2 * minute).as_millis()).await;
+        let stage = Scene::new().upstream(&upstream.url()).start().await;
+        let ask = async |name: &str| stage.token(&format!(r#"{{"scopes":["{name}"]}}"#)).send().await;
+        for name in ["a", "b", "c", "d", "e"] {
+            let reply = ask(name).await;
+            assert_eq!(reply.status, 200, "{what}: {}", reply.text());
+            assert!(reply.cache_status().ends_with("stored; ttl=90"), "{what}: {}", reply.cache_status());
+        }
+        assert_eq!(stage.clock.offset_ms(), offset_ms, "{what}");
+        stage.clock.advance(2 * minute);
+        assert!(ask("a").await.cache_status().contains("fwd=uri-miss"), "{what}: it is over");
     }
 }
 

@@ -33,6 +33,7 @@ use serde_json::{Map, Value};
 
 use super::Now;
 use super::errors::Kind;
+use super::outside::Outside;
 use super::standin::{App, Registered, Standins};
 use super::state::State;
 use super::world::{Connector, Installation};
@@ -250,6 +251,7 @@ pub(super) struct Providers {
     http: Http,
     redirect_uri: String,
     reuse_tokens: bool,
+    outside: Outside,
     /// Whose turn it is, by connector and vault key.
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     under_way: UnderWay,
@@ -259,12 +261,18 @@ pub(super) struct Providers {
 
 impl Providers {
     /// Starts the stand-ins. Browsers come back to `redirect_uri`.
-    pub(super) async fn start(now: Now, redirect_uri: String, reuse_tokens: bool) -> io::Result<Self> {
+    pub(super) async fn start(
+        now: Now,
+        redirect_uri: String,
+        reuse_tokens: bool,
+        outside: Outside,
+    ) -> io::Result<Self> {
         Ok(Self {
             standins: Standins::start(now).await?,
             http: Http::new(),
             redirect_uri,
             reuse_tokens,
+            outside,
             turns: Mutex::default(),
             under_way: UnderWay::default(),
             found: Mutex::default(),
@@ -276,6 +284,11 @@ impl Providers {
         &self.standins
     }
 
+    /// What may be used from outside.
+    pub(super) fn outside(&self) -> &Outside {
+        &self.outside
+    }
+
     fn turn(&self, connector: &Connector, key: &str) -> Arc<tokio::sync::Mutex<()>> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.entry(format!("{} {key}", connector.id)).or_default().clone()
@@ -285,6 +298,7 @@ impl Providers {
     fn registered(&self, connector: &Connector, settings: &Settings) -> Result<Registered, Refused> {
         let app = App {
             name: connector.id.clone(),
+            title: connector.uid.clone(),
             scopes: settings.scopes.clone(),
             resources: settings.resources.clone(),
             redirect_uris: vec![self.redirect_uri.clone()],
@@ -303,17 +317,20 @@ impl Providers {
     async fn party(&self, connector: &Connector, settings: &Settings) -> Result<Party, Refused> {
         let plain: fn(HttpResponse) -> HttpResponse = |response| response;
         if let Some(issuer) = &settings.issuer {
+            if !self.outside.allows_issuer(issuer) {
+                return Err(Refused::new("issuer_not_allowed"));
+            }
             let client_id = settings.client_id.clone().ok_or(Refused::new("invalid_client"))?;
             let known = self.found.lock().unwrap_or_else(PoisonError::into_inner).get(issuer).cloned();
             let endpoints = match known {
                 Some(endpoints) => endpoints,
-                None => Endpoints::discover(&self.http, issuer).await?,
+                None => Endpoints::discover(&self.http, issuer, self.outside.names_issuer(issuer)).await?,
             };
             self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(issuer.clone(), endpoints.clone());
             return Ok(Party {
                 endpoints,
                 client_id,
-                client_secret: settings.client_secret()?,
+                client_secret: settings.client_secret(&self.outside)?,
                 redirect_uri: self.redirect_uri.clone(),
                 secret_in_form: false,
                 dialect: plain,
@@ -327,12 +344,12 @@ impl Providers {
             "slack" => (slack::endpoints(&base), slack::dialect as fn(_) -> _),
             "github" => (github::endpoints(&base), github::dialect as fn(_) -> _),
             "salesforce" => (salesforce::endpoints(&base), plain),
-            _ => (Endpoints::discover(&self.http, &base).await?, plain),
+            _ => (Endpoints::discover(&self.http, &base, false).await?, plain),
         };
         Ok(Party {
             endpoints,
             client_id,
-            client_secret: Some(settings.client_secret()?.unwrap_or(client_secret)),
+            client_secret: Some(settings.client_secret(&self.outside)?.unwrap_or(client_secret)),
             redirect_uri: self.redirect_uri.clone(),
             secret_in_form: matches!(provider, "github" | "salesforce"),
             dialect,
@@ -461,7 +478,7 @@ async fn fetch(providers: &Providers, ask: &Ask, settings: &Settings, held: &mut
     match subject {
         Subject::JwtBearer(claims) if provider == "oauth" => {
             let party = providers.party(connector, settings).await?;
-            let key = match settings.private_key()? {
+            let key = match settings.private_key(&providers.outside)? {
                 Some(key) => key,
                 None => providers.registered(connector, settings)?.private_key,
             };
@@ -476,7 +493,7 @@ async fn fetch(providers: &Providers, ask: &Ask, settings: &Settings, held: &mut
         Subject::App | Subject::User { .. } => {}
     }
     match provider {
-        "api-key" if !is_user => return api_key::attach(settings, narrowing),
+        "api-key" if !is_user => return api_key::attach(settings, narrowing, &providers.outside),
         "snowflake" if !is_user => {
             let named = if let Subject::JwtBearer(claims) = subject { claims.get("sub") } else { None };
             let user = settings.snowflake_user(connector, named.and_then(Value::as_str));
@@ -486,14 +503,14 @@ async fn fetch(providers: &Providers, ask: &Ask, settings: &Settings, held: &mut
                 connector.token_life.as_secs(),
             );
             let key = providers.registered(connector, settings)?.private_key;
-            let key = settings.private_key()?.unwrap_or(key);
+            let key = settings.private_key(&providers.outside)?.unwrap_or(key);
             return snowflake::exchange(http, &providers.standins.base(provider), (&user, &key), narrowing, *now).await;
         }
         "github" if !is_user => {
             let Registered { client_id, private_key, .. } = providers.registered(connector, settings)?;
             let account = &installation.as_ref().ok_or(Refused::new("not_installed"))?.tenant_id;
             let number = providers.standins.console().install_github(&client_id, account);
-            let key = settings.private_key()?.unwrap_or(private_key);
+            let key = settings.private_key(&providers.outside)?.unwrap_or(private_key);
             let base = providers.standins.base(provider);
             return github::installation_token(http, &base, (&client_id, &key), number, narrowing, *now).await;
         }

@@ -24,6 +24,7 @@ use serde_json::{Map, Value};
 use super::http::{Http, Unreachable};
 use super::{Fetched, Narrowing, Refused};
 use crate::emulator::keys::{RsaKey, seconds};
+use crate::emulator::outside::is_on_this_machine;
 
 /// How long an assertion lasts, in seconds.
 const ASSERTION_LIFE: u64 = 300;
@@ -69,8 +70,9 @@ impl Endpoints {
         Self { issuer: String::new(), authorize, token, revoke, device: None }
     }
 
-    /// Those of an issuer, by its discovery document: OpenID Connect's, or RFC 8414's.
-    pub(super) async fn discover(http: &Http, issuer: &str) -> Result<Self, Refused> {
+    /// Those of an issuer, by its discovery document: OpenID Connect's, or RFC 8414's. One that is `trusted` may name
+    /// others elsewhere.
+    pub(super) async fn discover(http: &Http, issuer: &str, trusted: bool) -> Result<Self, Refused> {
         let issuer = issuer.trim_end_matches('/');
         let uri: http::Uri = issuer.parse().map_err(|_| Refused::new("invalid_issuer"))?;
         let (path, origin) = (uri.path().trim_end_matches('/'), issuer.strip_suffix(uri.path()).unwrap_or(issuer));
@@ -82,18 +84,16 @@ impl Endpoints {
             let (status, document) = http.json(Method::GET, &place, &[], Vec::new()).await?;
             if status == 200 {
                 let found: Self = serde_json::from_value(document).map_err(|_| Refused::new("invalid_metadata"))?;
-                return found.checked(issuer);
+                return found.checked(issuer, trusted);
             }
         }
         Err(Refused::new("no_metadata"))
     }
 
-    /// The document must be that of its issuer, and secrets go by HTTPS or stay on this machine.
-    fn checked(self, issuer: &str) -> Result<Self, Refused> {
-        let is_safe = |url: &str| {
-            let on_loopback = |uri: http::Uri| matches!(uri.host(), Some("127.0.0.1" | "localhost" | "[::1]"));
-            url.starts_with("https://") || url.parse().is_ok_and(on_loopback)
-        };
+    /// The document must be that of its issuer. Secrets stay on this machine, or go by HTTPS where one that is trusted
+    /// says: whatever else listens here may be of the same repository as the seed.
+    fn checked(self, issuer: &str, trusted: bool) -> Result<Self, Refused> {
+        let is_safe = |url: &str| is_on_this_machine(url) || (trusted && url.starts_with("https://"));
         let urls = [Some(&self.authorize), Some(&self.token), self.revoke.as_ref(), self.device.as_ref()];
         match self.issuer.trim_end_matches('/') == issuer && urls.into_iter().flatten().all(|url| is_safe(url)) {
             true => Ok(self),
@@ -344,5 +344,45 @@ fn taken(reply: &Reply) -> Fetched {
         refresh_token: reply.refresh_token().map(|token| token.secret().clone()),
         scopes: reply.scopes().map(|scopes| scopes.iter().flat_map(split).collect()),
         further: reply.extra_fields().0.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_issuer_of_this_machine_says_keeps_secrets_on_it_unless_the_command_line_names_that() {
+        let here = "http://127.0.0.1:9/oauth";
+        let elsewhere = "https://login.example";
+        for (issuer, token, trusted, is_good) in [
+            (here, "http://127.0.0.1:9/oauth/token", false, true),
+            (here, "http://localhost:8/token", false, true),
+            (here, "https://evil.example/token", false, false),
+            (here, "https://evil.example/token", true, true),
+            (here, "http://127.0.0.1@evil.example/token", false, false),
+            (elsewhere, "https://oauth2.example/token", true, true),
+            (elsewhere, "http://oauth2.example/token", true, false),
+        ] {
+            let url = |url: &str| Some(url.to_owned());
+            let good = Endpoints {
+                issuer: issuer.into(),
+                authorize: here.into(),
+                token: here.into(),
+                revoke: url(here),
+                device: url(here),
+            };
+            let each = [
+                Endpoints { authorize: token.into(), ..good.clone() },
+                Endpoints { token: token.into(), ..good.clone() },
+                Endpoints { revoke: url(token), ..good.clone() },
+                Endpoints { device: url(token), ..good.clone() },
+            ];
+            for endpoints in each {
+                let checked = endpoints.clone().checked(issuer, trusted);
+                assert_eq!(checked.is_ok(), is_good, "{endpoints:?}, trusted: {trusted}");
+                assert!(endpoints.checked("https://another.example", trusted).is_err());
+            }
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! What a connector's `data` says of its provider. A secret may stand in it, or the name of an environment variable that
-//! holds it.
+//! What a connector's `data` says of its provider. A secret may stand in it, or the name of a variable that holds it:
+//! of one that [`Outside`] has.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Refused;
+use crate::emulator::outside::Outside;
 use crate::emulator::standin::Grants;
 use crate::emulator::world::Connector;
 
@@ -49,16 +50,16 @@ impl Settings {
         serde_json::from_value(data).map_err(|_| Refused::new("invalid_data"))
     }
 
-    pub(super) fn client_secret(&self) -> Result<Option<String>, Refused> {
-        secret(self.client_secret.as_ref(), self.client_secret_env.as_ref())
+    pub(super) fn client_secret(&self, outside: &Outside) -> Result<Option<String>, Refused> {
+        secret(self.client_secret.as_ref(), self.client_secret_env.as_ref(), outside)
     }
 
-    pub(super) fn private_key(&self) -> Result<Option<String>, Refused> {
-        secret(self.private_key.as_ref(), self.private_key_env.as_ref())
+    pub(super) fn private_key(&self, outside: &Outside) -> Result<Option<String>, Refused> {
+        secret(self.private_key.as_ref(), self.private_key_env.as_ref(), outside)
     }
 
-    pub(super) fn api_key(&self) -> Result<Option<String>, Refused> {
-        secret(self.api_key.as_ref(), self.api_key_env.as_ref())
+    pub(super) fn api_key(&self, outside: &Outside) -> Result<Option<String>, Refused> {
+        secret(self.api_key.as_ref(), self.api_key_env.as_ref(), outside)
     }
 
     pub(super) fn github(&self, connector: &Connector) -> Grants {
@@ -78,10 +79,12 @@ impl Settings {
     }
 }
 
-/// A secret that is written down, or that is in an environment variable.
-fn secret(written: Option<&String>, variable: Option<&String>) -> Result<Option<String>, Refused> {
+/// A secret that is written down, or that is in a variable which may be used.
+fn secret(written: Option<&String>, variable: Option<&String>, outside: &Outside) -> Result<Option<String>, Refused> {
     match variable {
-        Some(name) => std::env::var(name).map(Some).map_err(|_| Refused::new("missing_variable")),
+        Some(name) => {
+            outside.secret(name).map(|secret| Some(secret.to_owned())).ok_or(Refused::new("missing_variable"))
+        }
         None => Ok(written.cloned()),
     }
 }

@@ -300,7 +300,7 @@ impl Server {
 
     fn ask(&mut self, wanted: Wanted) -> Given {
         let csrf = random_id("", 32);
-        let client = self.clients.get(&wanted.client_id).map_or("An app", |client| client.app.name.as_str());
+        let client = self.clients.get(&wanted.client_id).map_or("An app", |client| client.app.shown());
         let given = pages::question(&Question {
             who: self.rules.name,
             asks: format!("{client} asks for access as {}.", wanted.who),

@@ -137,7 +137,7 @@ impl GitHub {
         let csrf = random_id("", 32);
         let given = pages::question(&Question {
             who: "GitHub",
-            asks: format!("Install {} on {account}?", app.name),
+            asks: format!("Install {} on {account}?", app.shown()),
             list: Vec::new(),
             csrf: &csrf,
         });

@@ -33,6 +33,7 @@ pub use github::Grants;
 
 use super::Now;
 use super::exchange::{Asked, Given};
+use super::gate::{self, Barred, Visitors};
 use super::keys::RsaKey;
 
 /// No request to a provider is longer, in bytes.
@@ -132,6 +133,8 @@ fn answer(status: u16, body: &Value) -> Given {
 pub struct App {
     /// The app's name, of which its ids are made.
     pub name: String,
+    /// What people are shown; the name if it is empty.
+    pub title: String,
     /// What users can consent to at most; anything if it is empty.
     pub scopes: Vec<String>,
     /// What resources and audiences it may name; any if it is empty.
@@ -140,6 +143,13 @@ pub struct App {
     pub redirect_uris: Vec<String>,
     /// How long its tokens live, in seconds.
     pub token_life: u64,
+}
+
+impl App {
+    /// What people are shown.
+    fn shown(&self) -> &str {
+        if self.title.is_empty() { &self.name } else { &self.title }
+    }
 }
 
 /// What the provider gave for an app.
@@ -270,13 +280,14 @@ fn not_found() -> Given {
 }
 
 async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
-    while let Some(Ok((stream, _))) = stop.run_until_cancelled(listener.accept()).await {
+    while let Some(Ok((stream, from))) = stop.run_until_cancelled(listener.accept()).await {
+        let Some(standing) = gate::let_in(&stream, from) else { continue };
         let shared = shared.clone();
         let connection = async move {
             let _ = stream.set_nodelay(true);
             let service = service_fn(move |request| {
                 let shared = shared.clone();
-                async move { Ok::<_, http::Error>(respond(request, &shared).await) }
+                async move { Ok::<_, http::Error>(respond(request, &shared, standing).await) }
             });
             // Callers may hang up at any time.
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
@@ -285,12 +296,16 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: CancellationTok
     }
 }
 
-async fn respond(request: Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
+async fn respond(request: Request<Incoming>, shared: &Shared, standing: Result<(), Barred>) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
-    let given = match Limited::new(body, LONGEST_BODY).collect().await {
-        Ok(body) => shared.answer(&Asked::new(head.method, target, head.headers, body.to_bytes())),
-        Err(_) => answer(413, &json!({"error": "invalid_request"})),
+    // A browser is led to any of them; what is for apps takes the app's secret.
+    let given = match standing.and_then(|()| gate::check(&head, Visitors::People)) {
+        Err(barred) => barred.into(),
+        Ok(()) => match Limited::new(body, LONGEST_BODY).collect().await {
+            Ok(body) => shared.answer(&Asked::new(head.method, target, head.headers, body.to_bytes())),
+            Err(_) => answer(413, &json!({"error": "invalid_request"})),
+        },
     };
     let mut response = Response::new(Full::new(given.body.unwrap_or_default()));
     *response.status_mut() = given.status;

@@ -2,9 +2,10 @@
 //! (interface.md section 6).
 //!
 //! Never because of an app's request. The token is offered to the owner of the identity, who judges it, and is kept in
-//! memory only; the env file is not written. What the clock leads to rests on the token in use alone; which project is
-//! linked in `.vercel/` counts only where a person asks, since that file may have come with a repository.
+//! memory only; the env file is not written. Whose token the clock may have got is for [`approvals`] to say: the token in
+//! use and the link in `.vercel/` may have come with a repository, and count only where a person asks.
 
+pub mod approvals;
 pub mod schedule;
 pub mod turns;
 pub mod vercel_cli;
@@ -15,15 +16,16 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::warning::{INSTALL, PULL, Warning};
 use super::watch::Offers;
-use super::{Claims, Identity, OidcToken};
+use super::{Claims, Credential, Identity, OidcToken};
 use crate::clock::{Clock, Timestamp, spoken};
 use crate::events::{Event, Events};
 use crate::remedy::Remedy;
 use crate::safe_read;
+use approvals::Approvals;
 use schedule::Schedule;
 use turns::Turn;
 use vercel_cli::{Cli, Surroundings, Target};
@@ -44,6 +46,8 @@ pub struct Options {
     pub project: PathBuf,
     /// Where sidecars keep their state, if there is a place.
     pub state_dir: Option<PathBuf>,
+    /// Upstream, by its origin.
+    pub upstream: String,
     /// What the CLI is given of our environment.
     pub surroundings: Surroundings,
 }
@@ -102,6 +106,8 @@ pub enum Activity {
     Running,
     /// A refresh is due, and waits for its time after another.
     Waiting,
+    /// A refresh is due, of a project that nobody has approved yet.
+    Held,
     /// Nothing more is tried until the token changes or a person asks.
     GaveUp,
 }
@@ -160,6 +166,11 @@ pub struct Refresher {
     asks: mpsc::Receiver<Reply>,
     snapshot: watch::Sender<Snapshot>,
     schedule: Schedule,
+    /// Whose token upstream has accepted last.
+    accepted: watch::Receiver<Option<Arc<Credential>>>,
+    approvals: Approvals,
+    /// The token that the clock does not renew for want of an approval, by its fingerprint, and what was said of that.
+    held: Option<(String, Warning)>,
     /// Holds while there is no CLI that could be run by the clock.
     unavailable: Option<Warning>,
     /// What was said when it was last given up.
@@ -174,10 +185,12 @@ enum Cause {
 }
 
 impl Refresher {
-    /// A refresher of what `offers` leads to and `identity` tells of; how to ask it, and how it stands.
+    /// A refresher of what `offers` leads to and `identity` tells of, for projects that were `accepted`; how to ask it, and
+    /// how it stands.
     pub fn new(
         options: Options,
         identity: watch::Receiver<Arc<Identity>>,
+        accepted: watch::Receiver<Option<Arc<Credential>>>,
         offers: Offers,
         clock: Clock,
         events: Events,
@@ -186,8 +199,22 @@ impl Refresher {
         let snapshot = watch::Sender::new(Snapshot::first(options.by_the_clock));
         let standing = snapshot.subscribe();
         let schedule = Schedule::default();
-        let (unavailable, gave_up) = (None, None);
-        let this = Self { options, identity, offers, clock, events, asks, snapshot, schedule, unavailable, gave_up };
+        let approvals = Approvals::new(options.state_dir.as_deref(), &options.upstream, &options.project);
+        let this = Self {
+            options,
+            identity,
+            offers,
+            clock,
+            events,
+            asks,
+            snapshot,
+            schedule,
+            accepted,
+            approvals,
+            held: None,
+            unavailable: None,
+            gave_up: None,
+        };
         (this, Asker(Some(asker)), standing)
     }
 
@@ -201,7 +228,7 @@ impl Refresher {
                 let _ = self.find_cli().await;
             }
             self.identity.mark_unchanged();
-            if self.due().is_some_and(|due| due <= self.clock.now()) {
+            if self.due().is_some_and(|due| due <= self.clock.now()) && self.is_approved().await {
                 let outcome = self.attempt(Cause::Clock).await;
                 // Who asked meanwhile is given what came of it.
                 while let Some(outcome) = &outcome
@@ -213,6 +240,7 @@ impl Refresher {
             self.tell(None);
             tokio::select! {
                 changed = self.identity.changed() => if changed.is_err() { return },
+                Ok(()) = self.accepted.changed(), if self.options.by_the_clock => self.note_accepted().await,
                 Some(reply) = self.asks.recv() => {
                     self.schedule.start_over();
                     if let Some(outcome) = self.attempt(Cause::Person).await {
@@ -242,12 +270,16 @@ impl Refresher {
         let now = self.clock.now();
         let identity = self.identity.borrow().clone();
         let is_late = identity.oidc().is_some_and(|token| token.expires_at.minus(schedule::AHEAD) <= now);
+        let held = self.held.as_ref().filter(|(held, _)| identity.oidc().is_some_and(|t| t.fingerprint() == held));
+        let next_at = next_at.filter(|_| held.is_none());
         let activity = match next_at {
+            _ if held.is_some() => Activity::Held,
             _ if self.options.by_the_clock && self.schedule.has_given_up() => Activity::GaveUp,
             Some(next_at) if is_late && next_at > now => Activity::Waiting,
             _ => Activity::Idle,
         };
-        let warning = self.gave_up.as_ref().filter(|_| activity == Activity::GaveUp).or(self.unavailable.as_ref());
+        let gave_up = self.gave_up.as_ref().filter(|_| activity == Activity::GaveUp);
+        let warning = gave_up.or(self.unavailable.as_ref()).or(held.map(|(_, warning)| warning));
         self.snapshot.send_modify(|snapshot| {
             (snapshot.activity, snapshot.next_at) = (activity, next_at);
             snapshot.warning = warning.cloned();
@@ -320,7 +352,41 @@ impl Refresher {
         }
         let refreshed = Refreshed { project: token.claims.project_name(), expires_at: token.expires_at };
         self.offers.offer(token).await.map_err(refused)?;
+        if cause == Cause::Person {
+            self.approvals.confirmed(&target).await;
+        }
         Ok(Some(refreshed))
+    }
+
+    /// Remembers whose token upstream has accepted.
+    async fn note_accepted(&mut self) {
+        let credential = self.accepted.borrow_and_update().clone();
+        if let Some(target) = credential.and_then(|credential| target_of(credential.claims()?)) {
+            self.approvals.accepted(&target).await;
+        }
+    }
+
+    /// Whether the clock may renew the token in use. That it may not is said once for each token.
+    async fn is_approved(&mut self) -> bool {
+        let identity = self.identity.borrow().clone();
+        let named = identity.oidc().and_then(|token| Some((token, target_of(&token.claims)?)));
+        // Without a project there is nothing to approve, which the attempt says.
+        let Some((token, target)) = named else { return true };
+        if self.accepted.has_changed().unwrap_or_default() {
+            self.note_accepted().await;
+        }
+        let project = self.options.project.clone();
+        let linked = tokio::task::spawn_blocking(move || linked(&project)).await.ok().flatten();
+        if self.approvals.allow(&target, linked.as_ref()).await {
+            self.held = None;
+            return true;
+        }
+        if self.held.as_ref().is_none_or(|(held, _)| held != token.fingerprint()) {
+            let warning = Warning::refresh_held(&target.project_id, &target.owner_id);
+            self.alert(&warning);
+            self.held = Some((token.fingerprint().to_owned(), warning));
+        }
+        false
     }
 
     /// Whose token to get.
@@ -356,8 +422,7 @@ impl Refresher {
 
     /// Says what makes that there will be no fresh token.
     fn alert(&self, warning: &Warning) {
-        let Remedy { hint, command } = &warning.remedy;
-        error!(code = warning.code, hint = &**hint, command = command.as_deref(), "{}", warning.line());
+        warning.say(None);
         let identity = self.identity.borrow().clone();
         let project = identity.oidc().map(|token| token.claims.project_name()).unwrap_or_default();
         self.events.tell(Event::Warning(warning.told(self.clock.now(), project)));

@@ -44,7 +44,7 @@ impl Turn {
                 match private_dir::try_lock(&directory) {
                     Ok(None) => tokio::time::sleep(LOOK_EVERY).await,
                     Ok(Some(lock)) => return Ok(lock),
-                    Err(reason) => return Err(reason),
+                    Err(problem) => return Err(String::from(problem)),
                 }
             }
         };

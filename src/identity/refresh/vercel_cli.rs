@@ -18,7 +18,7 @@ use tokio::process::Command;
 use tokio::sync::oneshot;
 
 use crate::executable::{self, Found};
-use crate::process_group::Group;
+use crate::process_group;
 
 /// Its name on PATH.
 const NAME: &str = "vercel";
@@ -53,8 +53,17 @@ const VARIABLES: [&str; 13] = [
 ];
 
 /// Those that lead it through a proxy, and let it trust the proxy's certificates.
-const PROXY_VARIABLES: [&str; 7] =
-    ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy", "NODE_EXTRA_CA_CERTS"];
+const PROXY_VARIABLES: [&str; 9] = [
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "https_proxy",
+    "http_proxy",
+    "all_proxy",
+    "no_proxy",
+    "NODE_EXTRA_CA_CERTS",
+];
 
 /// What keeps it quiet.
 const FIXED: [(&str, &str); 4] =
@@ -134,7 +143,8 @@ pub async fn project_token(
     surroundings: &Surroundings,
     directory: &Path,
 ) -> Result<SecretString, String> {
-    let mut child = Command::new(&cli.file)
+    let mut command = Command::new(&cli.file);
+    command
         // Version managers go by the name that they are called by.
         .arg0(NAME)
         .args(["project", "token", &target.project_id, "--format=json", "--scope", &target.owner_id])
@@ -145,12 +155,9 @@ pub async fn project_token(
         .current_dir(directory)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
+        .stderr(Stdio::piped());
+    let (mut child, group) = process_group::spawn(&mut command)
         .map_err(|e| format!("the Vercel CLI at {} could not be started: {e}", cli.file.display()))?;
-    let group = Group::of(&child);
 
     let (mut output, mut complaint) = (Vec::new(), Vec::new());
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());

@@ -256,8 +256,14 @@ fn the_key_is_needed_everywhere_but_for_health_and_the_empty_page() {
     let mut from_network = request(&[]);
     from_network.headers.insert("host", HeaderValue::from_static("dev.test"));
     from_network.uri = "/_sidecar/".parse().expect("a path");
-    let verdict_there = check(&from_network, Entrance::Network(2774), &Policy { allowed_hosts, ..policy });
+    let verdict_there = check(&from_network, Entrance::Network(2774), &Policy { allowed_hosts, ..policy.clone() });
     assert_eq!(verdict_there.expect_err("refused").code, Code::KeyRequired);
+    let typed = [("sec-fetch-site", "none"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
+    for (extra, expected) in [(&[][..], "key_required"), (&typed, "ok"), (&[("accept", "text/html,*/*;q=0.8")], "ok")] {
+        let mut parts = request(extra);
+        (parts.method, parts.uri) = (Method::GET, "/".parse().expect("a path"));
+        assert_eq!(verdict(&parts, &policy), expected, "{extra:?}");
+    }
     let no_key = Policy { require_key: true, ..Policy::default() };
     assert_eq!(verdict(&request(&[("sidecar-key", "")]), &no_key), "key_required", "never open by mistake");
 }
@@ -301,6 +307,13 @@ fn the_page_opens_in_a_window_of_its_own_and_from_no_link() {
         (Method::POST, "/_sidecar/", [site("none"), navigate, document], "browser_request_refused"),
         (Method::GET, "/_sidecar/v1/status", [site("none"), navigate, document], "browser_request_refused"),
         (Method::GET, "/metrics", [site("none"), navigate, document], "browser_request_refused"),
+        (Method::GET, "/", [site("none"), navigate, document], "ok"),
+        (Method::GET, "/_sidecar", [site("same-origin"), navigate, document], "ok"),
+        (Method::GET, "/", [site("same-site"), navigate, document], "browser_request_refused"),
+        (Method::GET, "/", [site("cross-site"), navigate, document], "browser_request_refused"),
+        (Method::GET, "/", [site("none"), navigate, ("sec-fetch-dest", "iframe")], "browser_request_refused"),
+        (Method::GET, "/", [site("none"), ("sec-fetch-mode", "no-cors"), document], "browser_request_refused"),
+        (Method::POST, "/", [site("none"), navigate, document], "browser_request_refused"),
     ] {
         let mut parts = request(&extra);
         (parts.method, parts.uri) = (method, path.parse().expect("a path"));
@@ -313,10 +326,10 @@ fn who_types_the_address_of_something_else_is_told_how_to_open_the_page() {
     const FROM_ELSEWHERE: &str = "ask from a server or a script, or start the sidecar with --allowed-origin";
     let typed = [("sec-fetch-site", "none"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
     for (path, extra, hint) in [
-        ("/", &typed[..], "connect-sidecar status --open"),
-        ("/_sidecar", &typed, "connect-sidecar status --open"),
-        ("/", &[("sec-fetch-site", "cross-site"), typed[1], typed[2]], FROM_ELSEWHERE),
-        ("/", &typed[..1], FROM_ELSEWHERE),
+        ("/healthz", &typed[..], "connect-sidecar status --open"),
+        ("/_sidecar/v1/", &typed, "connect-sidecar status --open"),
+        ("/healthz", &[("sec-fetch-site", "cross-site"), typed[1], typed[2]], FROM_ELSEWHERE),
+        ("/healthz", &typed[..1], FROM_ELSEWHERE),
     ] {
         let mut parts = request(extra);
         (parts.method, parts.uri) = (Method::GET, path.parse().expect("a path"));

@@ -1,12 +1,14 @@
 "use strict";
 // Shows what the sidecar says of itself: its state, asked for now and then, and its events as they happen. The key is
-// kept in this variable and nowhere else. All that comes from the sidecar is put in as text, and nothing in it is unseen.
+// kept for this tab, which may be loaded anew, until it is refused. All that comes from the sidecar is put in as text, and nothing in it is unseen.
 
 const LIVE_ROWS = 100;
 const STATUS_EVERY_MS = 10_000;
 const SILENCE_MS = 30_000; // the stream says something every 10 s
 const LONGEST_PAUSE_MS = 15_000;
 const OPEN = "connect-sidecar status --open";
+
+const KEY = "key"; // in sessionStorage, where a browser has it: other origins, and so other ports, do not see it
 
 let key = "";
 let round = 0; // of following the sidecar; a new key begins a new one
@@ -178,7 +180,7 @@ async function read(reader, mine) {
 
 function happened(line, past) {
   const event = JSON.parse(line);
-  if (event.event === "request") {
+  if (event.event === "request" || event.event === "refusal") {
     // After a reconnection, some of it is known.
     const isKnown = past && [...$("requests").children, ...waiting].some((row) => row.line === line);
     if (!isKnown) {
@@ -209,11 +211,11 @@ function close() {
   round += 1;
   stream.abort();
   const [title, why] = !key
-    ? ["Open this page with its key", "Nothing is shown without the key of the running sidecar, and a page that is loaded anew has forgotten it."]
+    ? ["Open this page with its key", "Nothing is shown without the key of the running sidecar."]
     : state
       ? ["The sidecar has restarted", "Each start has a key of its own, and the one that this page was opened with is no longer good."]
       : ["This key is not good", "It is not that of the sidecar which runs now: each start has a key of its own."];
-  key = "";
+  remember("");
   state = null;
   show("closed-title", title);
   show("closed-why", why);
@@ -227,7 +229,7 @@ function close() {
 const MOODS = { valid: "good", expiring: "warn", expired: "bad", missing: "bad", invalid: "bad" };
 
 function showState() {
-  const { oidc, cache, upstream, usage, warnings, tokens } = state;
+  const { oidc, cache, upstream, failures, usage, warnings, tokens } = state;
   $("closed").hidden = true;
   $("board").hidden = $("notes").hidden = false;
   show("instance", `${state.project} · version ${state.version} · process ${state.pid} · up ${spoken(state.uptime_seconds * 1000)}`);
@@ -245,15 +247,21 @@ function showState() {
   show("saved", count(usage.saved));
   show("money", usage.saved_usd.toLocaleString("en-US", { style: "currency", currency: "USD", maximumFractionDigits: 3 }));
   Object.assign($("allowance"), { max: usage.allowance, low: usage.allowance * 0.6, high: usage.allowance * 0.9, value: usage.requests });
-  show("allowance-words", `${count(usage.requests)} of the ${count(usage.allowance)} a month that the Hobby plan includes`);
+  const isBilled = !/^(localhost|127\.[\d.]+|\[::1\])$/.test(new URL(upstream.url).hostname);
+  const free = isBilled ? "" : "; what comes from an upstream on this machine is not billed";
+  show("allowance-words", `${count(usage.requests)} of the ${count(usage.allowance)} a month that the Hobby plan includes${free}`);
 
   show("hits", count(cache.hits));
   show("misses", count(cache.misses));
   show("joined", count(cache.collapsed));
   show("sent", count(upstream.requests));
-  const last = upstream.last_error_at && `, last at ${timeOfDay(upstream.last_error_at)}`;
-  const failures = `${count(upstream.errors)} ${upstream.errors === 1 ? "error" : "errors"}${last ?? ""}`;
-  mood(show("health", upstream.errors ? failures : "No errors"), upstream.errors ? "warn" : "good");
+  if (failures.count) {
+    const failed = `${count(failures.count)} failed ${failures.count === 1 ? "request" : "requests"}, last at ${timeOfDay(failures.last_at)}`;
+    mood(show("health", failed), "warn");
+  } else {
+    const hasAny = upstream.requests > 0;
+    mood(show("health", hasAny ? "No errors" : "Nothing sent yet"), hasAny ? "good" : "");
+  }
   show("upstream", upstream.url);
 
   $("warnings-section").hidden = warnings.length === 0;
@@ -355,7 +363,7 @@ async function refresh() {
       ? `Refreshed at ${timeOfDay(now())}`
       : reply.status === 404
         ? "This sidecar cannot refresh by itself. Run vercel env pull."
-        : `Not refreshed. ${error?.message ?? `It answered ${reply.status}.`}`;
+        : `Not refreshed. ${error?.message ?? `It answered ${reply.status}.`}${error?.command ? ` Run ${error.command}` : ""}`;
     show("refreshed", outcome);
     say(outcome);
     await load();
@@ -380,15 +388,16 @@ function showRequests() {
   $("no-requests").hidden = true;
 }
 
-function requestRow({ at, action, connector, subject, cache, status, code, ms, line, ...remedy }) {
+function requestRow({ at, action, connector, method, path, subject, cache, status, code, message, ms, line, ...remedy }) {
   const time = make("time", "soft", timeOfDay(at));
   time.dateTime = at;
-  const what = make("div", "what", make("strong", "", connector), make("span", "soft", [action, subject].filter(Boolean).join(" · ")));
+  const what = make("div", "what", make("strong", "", connector ?? path ?? "refused"), make("span", "soft", [action ?? method, subject].filter(Boolean).join(" · ")));
   const isFine = status < 400;
   const pill = make("span", "pill", isFine ? (cache ?? "done") : String(status));
   mood(pill, isFine ? (cache === "hit" || cache === "joined" ? "good" : "") : status < 500 ? "warn" : "bad");
   const result = make("div", "", pill, make("span", "soft", isFine ? String(status) : (code ?? "")));
-  const row = make("li", "", time, what, result, make("span", "soft ms", `${count(ms)} ms`));
+  const row = make("li", "", time, what, result, make("span", "soft ms", ms === undefined ? "" : `${count(ms)} ms`));
+  if (message) row.append(make("div", "soft advice", message));
   if (remedy.hint) row.append(advice(remedy));
   row.line = line;
   return row;
@@ -396,12 +405,31 @@ function requestRow({ at, action, connector, subject, cache, status, code, ms, l
 
 // --- What is done ---
 
+function remember(text) {
+  key = text;
+  try {
+    if (text) sessionStorage.setItem(KEY, text);
+    else sessionStorage.removeItem(KEY);
+  } catch {
+    // A browser that keeps nothing for pages.
+  }
+}
+
+function remembered() {
+  try {
+    return sessionStorage.getItem(KEY) ?? "";
+  } catch {
+    return "";
+  }
+}
+
 function open() {
   const { hash } = location;
   // Out of the address bar, and out of the history.
   if (hash) history.replaceState(null, "", location.pathname);
   const found = /^#key=([\w-]+)$/.exec(hash);
-  if (found) key = found[1];
+  if (found) remember(found[1]);
+  else key ||= remembered();
   if (!key) return close();
   stream.abort();
   follow();

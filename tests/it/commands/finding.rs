@@ -1,14 +1,18 @@
 //! Which sidecar is meant, and that nobody else is given the key (trust-policy.md S5).
 
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use connect_sidecar::instance_key::Key;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::process::Command;
 
 use crate::support::desk::Desk;
-use crate::support::process::{Ended, run};
+use crate::support::process::{Ended, Serving, Stopped, isolated, run};
 use crate::support::{instance_key, write_private};
 
 /// All that ask a running sidecar.
@@ -162,4 +166,254 @@ async fn a_stale_file_does_not_hide_the_sidecar_that_runs() {
     let ended = run(desk.sidecar(&["status", "--json"])).await;
     assert_eq!(pid_in(&ended), u64::from(serving.pid()));
     assert!(!heard.lock().unwrap_or_else(PoisonError::into_inner).contains(&key));
+}
+
+#[tokio::test]
+async fn a_project_whose_path_is_not_utf_8_finds_its_own_sidecar_and_no_other() {
+    let desk = Desk::new().await;
+    // Equal once they are made readable.
+    let [project, twin] = [&b"caf\xe9 100%"[..], b"caf\xe8 100%"].map(|name| {
+        let project = desk.project().with_file_name(std::ffi::OsStr::from_bytes(name));
+        std::fs::create_dir_all(project.join("src")).expect("a project");
+        std::fs::copy(desk.project().join(".env.local"), project.join(".env.local")).expect("copied");
+        project
+    });
+    let serving = desk.serve_in(&project, &[]).await;
+    for dir in [&project, &project.join("src")] {
+        let asked = run(desk.sidecar_in(dir, &["status", "--json"])).await;
+        assert_eq!(pid_in(&asked), u64::from(serving.pid()), "{}", dir.display());
+    }
+    let told = run(desk.sidecar_in(&project, &["env", "--format", "json", "--no-intercept"])).await;
+    let url = serde_json::from_str::<Value>(&told.stdout).expect("JSON")["CONNECT_SIDECAR_URL"].clone();
+    assert_eq!(url, format!("http://{}", serving.addr));
+    let joined = run(desk.sidecar_in(&project, &["run", "--", "sh", "-c", "echo $CONNECT_SIDECAR_URL"])).await;
+    assert_eq!(joined.stdout, format!("http://{}\n", serving.addr), "{joined:?}");
+    let elsewhere = run(desk.sidecar_in(&twin, &["status"])).await;
+    assert_eq!((elsewhere.code, elsewhere.stderr.contains("no sidecar runs for ")), (Some(1), true), "{elsewhere:?}");
+}
+
+/// All that need a running sidecar, or would start one where none runs.
+const ALL: [&[&str]; 12] = [
+    &["status"],
+    &["status", "--short"],
+    &["status", "--json"],
+    &["status", "--open"],
+    &["cache", "clear"],
+    &["logs"],
+    &["logs", "-f"],
+    &["refresh"],
+    &["env"],
+    &["token", "slack/acme-slack"],
+    &["run", "--", "echo", "ran"],
+    &["run", "--no-intercept", "--port", "0", "--", "echo", "ran"],
+];
+
+fn state_dir(desk: &Desk) -> std::path::PathBuf {
+    desk.home.path().join(".local/state/connect-sidecar")
+}
+
+/// What stands in the file of a sidecar.
+fn file_of(desk: &Desk, serving: &Serving) -> Value {
+    let path = state_dir(desk).join(format!("{}.json", serving.addr.port()));
+    serde_json::from_slice(&std::fs::read(path).expect("a state file")).expect("JSON")
+}
+
+/// A port at which somebody listens and never answers.
+async fn silent_port() -> (TcpListener, u16) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    (listener, port)
+}
+
+fn does_not_answer(project: &Path, pid: u32) -> String {
+    format!(
+        "error: the sidecar for {}: process {pid} does not answer; if it is stopped: `kill -CONT {pid}`\n",
+        project.display()
+    )
+}
+
+#[tokio::test]
+async fn a_stopped_sidecar_is_named_by_every_command_and_no_second_one_is_started() {
+    let desk = Desk::new().await;
+    let (web, below) = (desk.project(), desk.project().join("src"));
+    std::fs::create_dir(&below).expect("a directory");
+    let serving = desk.serve(&[]).await;
+    let port = serving.addr.port().to_string();
+    let stopped = Stopped::process(serving.pid()).await;
+    let expected = does_not_answer(&web, serving.pid());
+    for dir in [&web, &below] {
+        for arguments in ALL {
+            let ended = run(desk.sidecar_in(dir, arguments)).await;
+            assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{arguments:?}: {ended:?}");
+            assert_eq!(ended.stderr, expected, "{arguments:?}");
+        }
+    }
+    let elsewhere = run(desk.sidecar_in(desk.home.path(), &["status", "--port", &port])).await;
+    assert_eq!((elsewhere.code, elsewhere.stderr), (Some(1), expected));
+    let files = std::fs::read_dir(state_dir(&desk)).expect("a directory").flatten();
+    assert_eq!(files.filter(|file| file.path().extension().is_some_and(|e| e == "json")).count(), 1);
+    drop(stopped);
+    assert_eq!(pid_in(&run(desk.sidecar(&["status", "--json"])).await), u64::from(serving.pid()));
+}
+
+#[tokio::test]
+async fn one_that_hangs_is_named_as_well_and_hides_those_above_it_but_not_its_twin() {
+    let desk = Desk::new().await;
+    let (root, nested) = (desk.project(), desk.add_project("web/api"));
+    let outer = desk.serve_in(&root, &[]).await;
+    let inner = desk.serve_in(&nested, &[]).await;
+    // Its port is another's that never answers: as if it hung.
+    let (_listener, port) = silent_port().await;
+    let path = state_dir(&desk).join(format!("{}.json", inner.addr.port()));
+    let mut file = file_of(&desk, &inner);
+    file["url"] = format!("http://127.0.0.1:{port}").into();
+    write_private(&path, &file.to_string());
+    let ended = run(desk.sidecar_in(&nested, &["cache", "clear"])).await;
+    assert_eq!((ended.code, ended.stderr), (Some(1), does_not_answer(&nested, inner.pid())));
+    assert_eq!(pid_in(&run(desk.sidecar_in(&root, &["status", "--json"])).await), u64::from(outer.pid()));
+    let twin = desk.serve_in(&nested, &[]).await;
+    assert_eq!(pid_in(&run(desk.sidecar_in(&nested, &["status", "--json"])).await), u64::from(twin.pid()));
+}
+
+#[tokio::test]
+async fn a_process_that_is_another_by_now_is_not_blamed() {
+    let desk = Desk::new().await;
+    let serving = desk.serve_in(&desk.add_project("elsewhere"), &[]).await;
+    let mut sleep = isolated("sleep", desk.home.path());
+    let sleep = sleep.arg("600").spawn().expect("a process");
+    let stopped = Stopped::process(sleep.id().expect("it runs")).await;
+    let (listener, port) = silent_port().await;
+    let mut of_another_start = file_of(&desk, &serving);
+    of_another_start["began"] = (of_another_start["began"].as_u64().expect("a number") + 1).into();
+    for (what, file) in [
+        ("another of this program, begun at another time", of_another_start),
+        ("another program", json!({"pid": sleep.id(), "key": "k"})),
+        ("another program, that is begun later", json!({"pid": sleep.id(), "key": "k", "began": 1})),
+        ("none", json!({"pid": i32::MAX, "key": "k"})),
+    ] {
+        let mut file = file;
+        file["url"] = format!("http://127.0.0.1:{port}").into();
+        file["project"] = desk.project().to_str().expect("text").into();
+        write_private(&state_dir(&desk).join("1.json"), &file.to_string());
+        for arguments in [&["status"][..], &["status", "--short"], &["env"]] {
+            let ended = run(desk.sidecar(arguments)).await;
+            assert_eq!(ended.code, Some(1), "{what}: {ended:?}");
+            assert!(ended.stderr.starts_with("error: no sidecar runs for "), "{what}: {}", ended.stderr);
+        }
+    }
+    drop((stopped, listener));
+}
+
+/// How long a command takes, at the best of a few attempts: the machine may be busy.
+async fn quickest(command: impl Fn() -> Command) -> (Duration, Ended) {
+    let mut best: Option<(Duration, Ended)> = None;
+    for _ in 0..5 {
+        let begun = Instant::now();
+        let ended = run(command()).await;
+        let took = begun.elapsed();
+        if best.as_ref().is_none_or(|(least, _)| took < *least) {
+            best = Some((took, ended));
+        }
+    }
+    best.expect("an attempt")
+}
+
+#[tokio::test]
+async fn a_prompt_has_its_line_within_300_ms_whatever_does_not_answer() {
+    const LIMIT: Duration = Duration::from_millis(300);
+    let desk = Desk::new().await;
+    let hung = desk.serve_in(&desk.add_project("hung"), &[]).await;
+    let (_listener, port) = silent_port().await;
+    let mut file = file_of(&desk, &hung);
+    file["url"] = format!("http://127.0.0.1:{port}").into();
+    let mut lie = |name: u16, project: &Path, pid: u32| {
+        file["project"] = project.to_str().expect("text").into();
+        file["pid"] = pid.into();
+        if pid == std::process::id() {
+            file.as_object_mut().expect("an object").remove("began");
+        }
+        write_private(&state_dir(&desk).join(format!("{name}.json")), &file.to_string());
+    };
+    let short = || desk.sidecar(&["status", "--short"]);
+    for name in 1..=6 {
+        lie(name, &desk.project(), hung.pid());
+    }
+    let (took, ended) = quickest(short).await;
+    assert_eq!((ended.code, ended.stderr), (Some(1), does_not_answer(&desk.project(), hung.pid())));
+    assert!(took < LIMIT, "six that hang: {took:?}");
+    for name in 1..=6 {
+        lie(name, &desk.home.path().join("others"), std::process::id());
+    }
+    let (took, ended) = quickest(short).await;
+    assert!(ended.code == Some(1) && ended.stderr.starts_with("error: no sidecar runs for "), "{ended:?}");
+    assert!(took < LIMIT, "six of others: {took:?}");
+    let serving = desk.serve(&[]).await;
+    let (took, ended) = quickest(short).await;
+    assert!(ended.code == Some(0) && ended.stdout.starts_with("web "), "{ended:?}");
+    assert!(took < LIMIT, "one that answers beside them: {took:?}");
+    let _stopped = Stopped::process(serving.pid()).await;
+    let (took, ended) = quickest(short).await;
+    assert_eq!((ended.code, ended.stderr), (Some(1), does_not_answer(&desk.project(), serving.pid())));
+    assert!(took < LIMIT, "one that is stopped: {took:?}");
+}
+
+#[tokio::test]
+async fn a_watch_names_a_stopped_sidecar_and_goes_on_with_it() {
+    let desk = Desk::new().await;
+    let serving = desk.serve(&[]).await;
+    let stopped = Stopped::process(serving.pid()).await;
+    let mut watch = crate::support::process::Running::start(desk.sidecar(&["status", "--watch"]));
+    assert!(watch.line().await.contains("does not answer"));
+    drop(stopped);
+    let running = format!("http://{}", serving.addr);
+    while !watch.line().await.contains(&running) {}
+    watch.signal(nix::sys::signal::Signal::SIGINT);
+    assert_eq!(watch.end().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn a_setting_that_does_not_count_is_named_by_whoever_asks_the_sidecar_that_has_another() {
+    let desk = Desk::new().await;
+    let serving = desk.serve(&[]).await;
+    let upstream = desk.emulator.url();
+    for arguments in [&["status"][..], &["status", "--json"], &["logs"], &["cache", "clear"]] {
+        let flags = ["--upstream", "http://127.0.0.1:1", "--team-id", "team_a"];
+        let ended = run(desk.sidecar(&[arguments, &flags[..]].concat())).await;
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let expected = format!(
+            "warning: --upstream says http://127.0.0.1:1, the sidecar that runs has {upstream}, which counts\n\
+             warning: --team-id says team_a, the sidecar that runs has nothing, which counts\n"
+        );
+        assert_eq!(ended.stderr, expected, "{arguments:?}");
+    }
+    assert_eq!(serving.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn a_port_that_the_sidecar_of_the_project_has_is_where_it_runs_already() {
+    let desk = Desk::new().await;
+    let (web, below) = (desk.project(), desk.project().join("apps/web"));
+    std::fs::create_dir_all(&below).expect("a directory");
+    let serving = desk.serve(&[]).await;
+    let (port, pid) = (serving.addr.port().to_string(), serving.pid());
+    let there = format!("already running here, at http://127.0.0.1:{port} (process {pid}, for {})", web.display());
+    for dir in [&web, &below] {
+        let ended = run(desk.sidecar_in(dir, &["--port", &port])).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(3), ""), "{ended:?}");
+        for part in [&*there, "`connect-sidecar status`", &format!("`kill {pid}`")] {
+            assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
+        }
+    }
+    let other = desk.add_project("api");
+    let ended = run(desk.sidecar_in(&other, &["--port", &port])).await;
+    let taken = format!("by another connect-sidecar (process {pid}) for {}; end that, or", web.display());
+    assert_eq!(ended.code, Some(3));
+    assert!(ended.stderr.contains(&taken) && ended.stderr.ends_with("with --port\n"), "{}", ended.stderr);
+    let _stopped = Stopped::process(pid).await;
+    for dir in [&web, &other] {
+        let ended = run(desk.sidecar_in(dir, &["--port", &port])).await;
+        assert_eq!(ended.code, Some(3));
+        let said = format!("does not answer; if it is stopped: `kill -CONT {pid}`\n");
+        assert!(ended.stderr.ends_with(&said), "{}", ended.stderr);
+    }
 }

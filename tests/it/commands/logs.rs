@@ -21,15 +21,40 @@ async fn what_happened_is_printed_as_lines_or_as_it_is() {
     assert_eq!((text.code, text.stderr.as_str()), (Some(0), ""));
     let at = stage.clock.now().to_string();
     let [first, second] = text.stdout.lines().collect::<Vec<_>>()[..] else { panic!("{}", text.stdout) };
-    let begins = format!("{at}  INFO token {SLACK_UID} subject=app status=200 cache=miss ms=");
+    let begins = format!("{at}  INFO token {SLACK_UID} status=200 subject=app cache=miss ms=");
     assert!(first.starts_with(&begins), "{first}");
-    assert!(second.starts_with(&format!("{at}  WARN token {SLACK_UID}: run `vercel connect list`")), "{second}");
+    let begins = format!("{at}  WARN token {SLACK_UID}: run `vercel connect list` to see the connectors there are");
+    assert!(second.starts_with(&begins) && second.contains(" status=404 code=not_found "), "{second}");
     let json = run(stage.command(&["logs", "--json"])).await;
     assert_eq!(json.stdout.lines().count(), 2);
     for line in json.stdout.lines() {
         let event: serde_json::Value = serde_json::from_str(line).expect("JSON");
         assert_eq!(event["event"], "request");
     }
+}
+
+#[tokio::test]
+async fn hits_refusals_and_warnings_are_there_with_level_and_command_as_in_the_log() {
+    let stage = Scene::new().token_life(Duration::from_secs(300)).start().await;
+    stage.logs.wait_for("expires in 5 min").await;
+    stage.token(APP).send().await.token();
+    stage.token(APP).send().await.token();
+    stage.request("GET", "/healthz").header("host", "evil.example").send().await;
+    stage.pass(Duration::from_secs(300));
+    stage.logs.wait_for("expired 0 s ago").await;
+    let text = run(stage.command(&["logs"])).await;
+    let lines: Vec<_> = text.stdout.lines().map(|line| line.split_once(' ').map_or("", |(_, line)| line)).collect();
+    let [expiring, miss, hit, refusal, expired] = lines[..] else { panic!("{}", text.stdout) };
+    let pull = "run `vercel env pull`";
+    assert_eq!(expiring, format!(" WARN The OIDC token of acme/web expires in 5 min: {pull} code=oidc_token_expiring"));
+    assert!(miss.starts_with(&format!(" INFO token {SLACK_UID} ")) && miss.contains("cache=miss"), "{miss}");
+    assert!(hit.starts_with(&format!(" INFO token {SLACK_UID} ")) && hit.contains("cache=hit"), "{hit}");
+    assert!(refusal.starts_with(" WARN Host `evil.example` is not this sidecar"), "{refusal}");
+    assert!(
+        refusal.contains("run `connect-sidecar --allowed-host evil.example` status=403 code=host_not_allowed"),
+        "{refusal}"
+    );
+    assert_eq!(expired, format!("ERROR The OIDC token of acme/web expired 0 s ago: {pull} code=oidc_token_expired"));
 }
 
 #[tokio::test]

@@ -237,3 +237,107 @@ async fn nothing_that_a_repository_or_a_project_brings_along_is_run() {
     check_up(&desk, doctor(&desk)).await.found("warning", "env_file_not_ignored");
     assert!(!ran.exists(), "{:?}", fs::read_to_string(&ran));
 }
+
+#[tokio::test]
+async fn a_state_directory_that_cannot_be_used_is_found_with_what_mends_it() {
+    type Spoil = fn(&std::path::Path);
+    let cases: [(Spoil, &str, Option<&str>); 3] = [
+        (
+            |state| {
+                fs::create_dir(state).expect("a directory");
+                fs::set_permissions(state, Permissions::from_mode(0o1777)).expect("a mode");
+            },
+            "others have access to ",
+            Some("chmod 700 STATE"),
+        ),
+        (|state| fs::write(state, "").expect("a file"), "is not a directory", Some("mv STATE STATE.old")),
+        (|state| symlink("/", state).expect("a link"), "is a link", None),
+    ];
+    for (spoil, title, fix) in cases {
+        let desk = healthy().await;
+        let state = desk.home.path().join(".local/state/connect-sidecar");
+        fs::create_dir_all(state.parent().expect("a parent")).expect("a directory");
+        spoil(&state);
+        let checkup = check_up(&desk, doctor(&desk)).await;
+        let found = checkup.found("warning", "state_directory");
+        assert!(found["title"].as_str().is_some_and(|found| found.contains(title)), "{found}");
+        let fix = fix.map(|fix| fix.replace("STATE", state.to_str().expect("a path")));
+        assert_eq!(found["fix"].as_str(), fix.as_deref());
+        let strict = check_up(&desk, desk.sidecar(&["--require-key", "doctor", "--json"])).await;
+        strict.found("problem", "state_directory");
+        if let Some(fix) = fix {
+            let mended = std::process::Command::new("sh").args(["-c", &fix]).status().expect("a shell");
+            assert!(mended.success());
+            assert_eq!(check_up(&desk, doctor(&desk)).await.bad(), [""; 0]);
+        }
+    }
+    let desk = healthy().await;
+    let mut homeless = doctor(&desk);
+    homeless.env_remove("HOME");
+    let checkup = check_up(&desk, homeless).await;
+    let found = checkup.found("warning", "state_directory");
+    assert!(found["detail"].as_str().is_some_and(|detail| detail.contains("set HOME, or XDG_STATE_HOME")), "{found}");
+    let mut relative = doctor(&desk);
+    relative.env("XDG_STATE_HOME", "state");
+    let checkup = check_up(&desk, relative).await;
+    assert_eq!(checkup.found("note", "relative_state_home")["fix"], "unset XDG_STATE_HOME");
+}
+
+/// Runs `doctor` where this has been mounted first, seen by nobody else. `None` if nothing can be mounted here.
+#[cfg(target_os = "linux")]
+async fn check_up_behind(desk: &Desk, mount: &str) -> Option<super::Checkup> {
+    let probe = std::process::Command::new("unshare").args(["-m", "true"]).output();
+    if !nix::unistd::geteuid().is_root() || !probe.is_ok_and(|ended| ended.status.success()) {
+        eprintln!("skipped: nothing can be mounted here");
+        return None;
+    }
+    let plain = doctor(desk);
+    let plain = plain.as_std();
+    let script = format!("export PATH=/usr/sbin:/usr/bin:/sbin:/bin; set -e; {mount}; cd \"$PROJECT\"; exec \"$@\"");
+    let mut command = tokio::process::Command::new("unshare");
+    command.args(["-m", "sh", "-c", &script, "sh"]).arg(plain.get_program()).args(plain.get_args());
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.env("PROJECT", desk.project()).current_dir(plain.get_current_dir().unwrap_or(&desk.project()));
+    Some(check_up(desk, command).await)
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn an_env_file_that_is_mounted_by_itself_is_named_and_so_is_one_that_was_replaced_outside() {
+    let desk = healthy().await;
+    let outside = tempfile::tempdir().expect("a directory");
+    write_private(&outside.path().join(".env.local"), &env_file(&desk.token));
+    write_private(&outside.path().join("new"), &env_file(&desk.token));
+    let dir = outside.path().display().to_string();
+    let mount = format!("mount --bind {dir}/.env.local \"$PROJECT\"/.env.local");
+    let Some(checkup) = check_up_behind(&desk, &mount).await else { return };
+    checkup.found("note", "env_file_mounted");
+    let replaced = format!("{mount}; mv {dir}/new {dir}/.env.local");
+    let checkup = check_up_behind(&desk, &replaced).await.expect("it could be mounted before");
+    checkup.found("warning", "env_file_replaced");
+    for code in ["watching", "env_file_mounted"] {
+        assert!(!checkup.findings.iter().any(|finding| finding["code"] == code), "{code}: {checkup:#?}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_variable_in_the_shell_hides_the_token_and_templates_stay() {
+    let desk = healthy().await;
+    let mut command = doctor(&desk);
+    command.env("VERCEL_OIDC_TOKEN", "");
+    let checkup = check_up(&desk, command).await;
+    assert_eq!(checkup.found("warning", "empty_variable_wins")["fix"], "unset VERCEL_OIDC_TOKEN");
+    put(&desk, ".env.example", "VERCEL_OIDC_TOKEN=your-token-here\n");
+    chmod(&desk, ".env.example", 0o644);
+    assert!(check_up(&desk, doctor(&desk)).await.bad().is_empty());
+    put(&desk, "package.json", r#"{"devDependencies":{"vite":"8"}}"#);
+    put(&desk, ".env.local", &format!("export\tVERCEL_OIDC_TOKEN={}\n", desk.token));
+    let found = check_up(&desk, doctor(&desk)).await;
+    let detail = found.found("warning", "readers_differ")["detail"].as_str().expect("a text").to_owned();
+    assert!(detail.starts_with("Vite and `node --env-file` find none; "), "{detail}");
+}

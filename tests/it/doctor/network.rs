@@ -27,7 +27,22 @@ async fn a_name_without_address_is_no_closed_port_and_a_proxy_may_be_what_is_mis
     offline.found("problem", "dns_failed");
     let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
     let closed = format!("http://{closed}");
-    check_up_at(&desk, &closed, |_| {}).await.found("problem", "upstream_unreachable");
+    let checkup = check_up_at(&desk, &closed, |command| {
+        command.env("ALL_PROXY", "socks4://me:canary-of-a-proxy@127.0.0.1:9");
+    });
+    let checkup = checkup.await;
+    let port = closed.rsplit(':').next().expect("a port");
+    let fix = format!("connect-sidecar emulate --port {port}");
+    assert_eq!(checkup.found("problem", "upstream_unreachable")["fix"], fix, "what is on this machine is no network's");
+    let unsupported = checkup.found("warning", "proxy_not_supported");
+    assert!(unsupported["title"].as_str().is_some_and(|title| title.contains("ALL_PROXY: ")), "{unsupported}");
+    assert!(!format!("{checkup:?}").contains("canary"), "{checkup:#?}");
+    let used = check_up_at(&desk, &closed, |command| {
+        command.env("ALL_PROXY", "socks4://127.0.0.1:9").env("CONNECT_SIDECAR_USE_ENV_PROXY", "true");
+    });
+    let refused = used.await;
+    let title = refused.found("problem", "configuration")["title"].as_str().expect("text").to_owned();
+    assert!(title.starts_with("ALL_PROXY: a proxy of scheme socks4 "), "{title}");
     let proxied = |command: &mut Command| {
         command.env("HTTPS_PROXY", "http://me:canary-of-a-proxy@127.0.0.1:9");
     };
@@ -53,8 +68,10 @@ async fn a_certificate_of_an_unknown_authority_is_named_with_the_one_to_pass() {
     let tls = Emulator::start(Options { tls: true, ..Options::default() }).await.expect("an emulator");
     let url = tls.url();
     let unknown = check_up_at(&desk, &url, |_| {}).await;
-    let fix = unknown.found("problem", "upstream_tls")["fix"].as_str().expect("a fix");
-    assert!(fix.contains("--upstream-ca FILE"), "{fix}");
+    // Which file is not known, so there is nothing to paste.
+    let unknown = unknown.found("problem", "upstream_tls");
+    assert!(unknown["hint"].as_str().is_some_and(|hint| hint.contains("--upstream-ca FILE")), "{unknown}");
+    assert_eq!((&unknown["fix"], &unknown["command"]), (&serde_json::Value::Null, &serde_json::Value::Null));
     let ca = desk.home.path().join("corp.pem");
     fs::write(&ca, tls.ca_pem().expect("a CA")).expect("a file");
     let known_to_node = check_up_at(&desk, &url, |command| {

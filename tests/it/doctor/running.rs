@@ -3,12 +3,14 @@
 use std::fs;
 use std::time::Duration;
 
+use connect_sidecar::emulator::fault::Fault;
 use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
 use tokio::net::TcpListener;
 use tokio::process::Command;
 
 use super::{check_up, doctor, healthy};
 use crate::support::desk::Desk;
+use crate::support::process::Stopped;
 use crate::support::write_private;
 
 fn at_port(desk: &Desk, port: u16) -> Command {
@@ -71,4 +73,55 @@ async fn what_the_sidecar_warns_of_is_told_once() {
     command.env("CONNECT_SIDECAR_ENV_FILE", ".env.other");
     let checkup = check_up(&desk, command).await;
     assert_eq!(checkup.found("warning", "duplicate_assignments")["detail"], "The sidecar that runs says so.");
+}
+
+#[tokio::test]
+async fn the_upstream_and_the_settings_that_are_judged_are_those_of_the_sidecar_that_runs() {
+    let desk = healthy().await;
+    let below = desk.project().join("apps/web");
+    fs::create_dir_all(&below).expect("a directory");
+    let file = desk.project().join("mine.env");
+    fs::rename(desk.project().join(".env.local"), &file).expect("renamed");
+    fs::write(desk.project().join(".gitignore"), "*.env\n.vercel\n").expect("a file");
+    let _serving = desk.serve(&["--env-file", "mine.env"]).await;
+    for dir in [desk.project(), below] {
+        let unnamed = || {
+            let mut command = doctor(&desk);
+            command.env_remove("CONNECT_SIDECAR_UPSTREAM").current_dir(&dir);
+            command
+        };
+        let well = check_up(&desk, unnamed()).await;
+        assert_eq!(well.bad(), [""; 0], "{well:#?}");
+        well.found("ok", "credential");
+        desk.emulator.inject(Fault::status(503, "unavailable"));
+        let title = check_up(&desk, unnamed()).await.found("problem", "upstream_failing")["title"].to_string();
+        assert!(title.contains(&desk.emulator.url().replace("http://", "")), "{title}");
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_named_here_and_another_there_are_both_told() {
+    let desk = healthy().await;
+    let _serving = desk.serve(&[]).await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+    let closed = format!("http://{closed}");
+    let checkup = check_up(&desk, desk.sidecar(&["doctor", "--json", "--upstream", &closed])).await;
+    let title = checkup.found("warning", "other_setting")["title"].as_str().expect("text");
+    let expected = format!("--upstream says {closed}, the sidecar that runs has {}", desk.emulator.url());
+    assert_eq!(title, expected);
+    checkup.found("problem", "upstream_unreachable");
+}
+
+#[tokio::test]
+async fn a_sidecar_that_does_not_answer_is_a_problem_with_the_command_that_lets_it_go_on() {
+    let desk = healthy().await;
+    let serving = desk.serve(&[]).await;
+    let stopped = Stopped::process(serving.pid()).await;
+    let checkup = check_up(&desk, at_port(&desk, serving.addr.port())).await;
+    let found = checkup.found("problem", "instance_silent");
+    assert_eq!(found["fix"], format!("kill -CONT {}", serving.pid()));
+    assert!(found["title"].as_str().is_some_and(|title| title.contains("does not answer")), "{found}");
+    assert_eq!(checkup.bad(), ["instance_silent"], "{checkup:#?}");
+    drop(stopped);
+    check_up(&desk, doctor(&desk)).await.found("ok", "instance");
 }

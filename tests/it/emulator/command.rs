@@ -1,7 +1,9 @@
 //! `connect-sidecar emulate` as a user runs it.
 
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
 
+use connect_sidecar::emulator::fault::Kind;
 use connect_sidecar::emulator::seed;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -172,4 +174,28 @@ async fn it_is_limited_as_vercel_is() {
         assert_eq!(client.send(&metadata).await.status, 200, "{n}");
     }
     assert_eq!(client.send(&metadata).await.status, 429);
+}
+
+#[tokio::test]
+async fn its_help_names_each_fault_with_what_that_takes() {
+    let home = home();
+    let help = run(emulate(&home, &["--help"])).await.stdout;
+    let (_, faults) = help.split_once("\nFaults, ").expect("a list");
+    for (_, name, _, takes) in Kind::ALL {
+        let line = faults.lines().find(|line| line.trim_start().split(' ').next() == Some(name));
+        let line = line.unwrap_or_else(|| panic!("{name}: {faults}"));
+        // What errors have in general stands with those that are ordered for it.
+        let own = takes.split('`').skip(1).step_by(2).filter(|parameter| *parameter != "retry_after");
+        assert!(own.into_iter().all(|parameter| line.contains(&format!("`{parameter}`"))), "{line}");
+    }
+    assert!(faults.contains("`on`") && faults.contains("`times`") && faults.contains("`retry_after`"), "{faults}");
+}
+
+#[tokio::test]
+async fn an_env_file_that_comes_as_it_says_is_for_its_owner_alone() {
+    let home = home();
+    let serving = start(&home, &[]).await;
+    fetch_env_file(&home, &serving).await;
+    let mode = std::fs::metadata(home.path().join(".env.local")).expect("a file").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
 }

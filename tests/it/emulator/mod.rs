@@ -8,6 +8,8 @@ mod command;
 mod consents;
 mod document;
 mod faults;
+mod gates;
+mod outside;
 mod vercel;
 
 use connect_sidecar::emulator::seed;

@@ -53,7 +53,7 @@ async fn it_shows_the_state_and_keeps_up_with_it() {
         ("fingerprint", &fingerprint(token)),
         ("instance", &format!("process {}", std::process::id())),
         ("upstream", &stage.emulator.url()),
-        ("health", "No errors"),
+        ("health", "Nothing sent yet"),
         ("month-title", "Token requests in March"),
         ("allowance-words", "0 of the 500 a month"),
         ("no-tokens", "No token is stored"),
@@ -81,9 +81,10 @@ async fn it_shows_the_state_and_keeps_up_with_it() {
         assert!(shown.iter().all(|shown| row.contains(shown)), "{shown:?}: {row}");
     }
     for (id, text) in [
-        ("billed", "1"),
-        ("saved", "2"),
-        ("money", "$0.006"),
+        ("billed", "0"),
+        ("saved", "0"),
+        ("money", "$0"),
+        ("allowance-words", "from an upstream on this machine is not billed"),
         ("hits", "2"),
         ("misses", "2"),
         ("sent", "2"),
@@ -242,6 +243,7 @@ async fn axe_finds_nothing_and_a_phone_shows_it_all() {
     std::fs::create_dir_all(&pictures).expect("a directory");
     for is_open in [true, false] {
         if !is_open {
+            browser.evaluate::<Value>("void sessionStorage.clear()").await;
             browser.run(json!(["open", stage.page()])).await;
         }
         for (width, scheme) in [(1040, "light"), (1040, "dark"), (320, "light"), (320, "dark")] {
@@ -355,7 +357,7 @@ async fn it_keeps_nothing_and_runs_nothing_but_its_own() {
     let Some(mut browser) = stage.browse().await else { return };
     let kept: (String, usize, usize) =
         browser.evaluate("[document.cookie, localStorage.length, sessionStorage.length]").await;
-    assert_eq!(kept, (String::new(), 0, 0));
+    assert_eq!(kept, (String::new(), 0, 1), "the key, for this tab");
     let html: String = browser.evaluate("document.documentElement.outerHTML").await;
     assert!(!html.contains(&stage.key()));
     browser.complains_of_nothing(&stage.origin()).await;
@@ -399,6 +401,58 @@ async fn without_its_key_it_says_how_to_open_it() {
     assert!(browser.evaluate::<bool>("document.getElementById('closed').hidden").await);
     let address: String = browser.evaluate("location.href").await;
     assert_eq!(address, stage.page());
+}
+
+#[tokio::test]
+async fn it_is_loaded_anew_without_its_key_until_that_is_refused() {
+    let mut stage = Scene::new().start().await;
+    let Some(mut browser) = stage.browse().await else { return };
+    // Whoever types the address without a path is led to it.
+    for path in ["/_sidecar/", "/", "/_sidecar"] {
+        browser.run(json!(["open", format!("{}{path}", stage.origin())])).await;
+        browser.says("link", "Live").await;
+        assert_eq!(browser.evaluate::<String>("location.href").await, stage.page(), "{path}");
+    }
+    browser.complains_of_nothing(&stage.origin()).await;
+    let (page, port) = (stage.page(), stage.addr.port());
+    stage.stop().await;
+    let again = Scene::new().env("CONNECT_SIDECAR_PORT", &port.to_string()).start().await;
+    assert_eq!(again.page(), page);
+    browser.run(json!(["open", page])).await;
+    browser.says("closed", "This key is not good").await;
+    browser.says("closed", "connect-sidecar status --open").await;
+    assert_eq!(browser.evaluate::<usize>("sessionStorage.length").await, 0, "it is forgotten");
+    browser.run(json!(["open", page])).await;
+    browser.says("closed", "Open this page with its key").await;
+    browser.run(json!(["open", format!("{page}#key={}", again.key())])).await;
+    browser.says("link", "Live").await;
+}
+
+#[tokio::test]
+async fn a_window_is_led_to_it_and_a_program_is_told_where_it_is() {
+    let stage = Scene::new().start().await;
+    for path in ["/", "/_sidecar"] {
+        let told = stage.request("GET", path).header("accept", "*/*").send().await;
+        told.assert_refused(404, "route_not_found", path);
+        let error = &told.json()["error"];
+        assert!(error["message"].as_str().is_some_and(|message| message.contains("/_sidecar/")), "{error}");
+        assert_eq!(error["hint"], "connect-sidecar status --open");
+        let typed = |site: &str| {
+            let request = stage.request("GET", path).header("sec-fetch-site", site);
+            request.header("sec-fetch-mode", "navigate").header("sec-fetch-dest", "document")
+        };
+        // A browser says nothing of the kind to a name that it does not trust.
+        let untrusted = stage.request("GET", path).header("accept", "text/html,application/xml;q=0.9,*/*;q=0.8");
+        for request in [typed("none"), typed("same-origin"), untrusted] {
+            let led = request.send().await;
+            assert_eq!((led.status, led.header("location")), (303, Some("/_sidecar/")), "{led:?}");
+            assert_eq!(led.header("cache-control"), Some("no-store"));
+        }
+        for site in ["cross-site", "same-site"] {
+            typed(site).send().await.assert_refused(403, "browser_request_refused", site);
+        }
+        stage.request("POST", path).json(APP).send().await.assert_refused(404, "route_not_found", path);
+    }
 }
 
 #[tokio::test]

@@ -249,6 +249,17 @@ impl Start {
         self
     }
 
+    /// M has accepted a request of this project before, so that the clock may have its token renewed.
+    pub fn accepted(self) -> Self {
+        use std::os::unix::fs::DirBuilderExt;
+        let state = self.home.path().join(".local/state/connect-sidecar");
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&state);
+        made.expect("a state directory");
+        let accepted = json!({"by": self.m.url(), "owner_id": "team_1", "project_id": "prj_1"});
+        write_private(&state.join("refreshable.json"), &json!({"accepted": [accepted]}).to_string());
+        self
+    }
+
     /// There is no env file.
     pub fn without_env_file(self) -> Self {
         std::fs::remove_file(self.project.join(".env.local")).expect("removed");

@@ -49,7 +49,8 @@ pub fn rows() -> Vec<Row> {
                 "EventSource",
                 "WebSocket",
                 "cookie",
-                "Storage",
+                "localStorage",
+                "indexedDB",
             ] {
                 assert!(!html.contains(dangerous), "{dangerous}");
             }

@@ -14,7 +14,7 @@ const EXPIRED: i64 = -300;
 pub fn rows() -> Vec<Row> {
     vec![
         row("tA01", "a CLI that the project brings along is not run, and that is said", async {
-            let to_be = with_life(EXPIRED).await;
+            let to_be = with_life(EXPIRED).await.accepted();
             let bin = to_be.project.join("node_modules/.bin");
             fs::create_dir_all(&bin).expect("a directory");
             let ran = to_be.project.join("ran");
@@ -33,7 +33,7 @@ pub fn rows() -> Vec<Row> {
             let cli = FakeCli::new(&[&proc("cmdline"), &proc("environ"), "pwd >DIR/cwd; cat DIR/answer"].join("\n"));
             let (fresh, secret) = (fresh_jwt(), fresh_jwt());
             cli.prints_token(&fresh);
-            let mut to_be = with_life(EXPIRED).await.env("PATH", &format!("relative:{}", cli.path()));
+            let mut to_be = with_life(EXPIRED).await.accepted().env("PATH", &format!("relative:{}", cli.path()));
             for name in ["VERCEL_TOKEN", "VERCEL_OIDC_TOKEN", "NODE_OPTIONS", "HTTPS_PROXY", "SOME_SECRET"] {
                 to_be = to_be.env(name, &secret);
             }
@@ -64,7 +64,7 @@ pub fn rows() -> Vec<Row> {
         .on_linux(),
         row("tA05", "requests do not run the CLI, however many there are", async {
             let cli = FakeCli::new("exit 1");
-            let to_be = with_life(EXPIRED).await.env("PATH", &cli.path()).args(&["--refresh", "cli"]);
+            let to_be = with_life(EXPIRED).await.accepted().env("PATH", &cli.path()).args(&["--refresh", "cli"]);
             let mut s = to_be.serve().await;
             s.serving.wait_for_log("could not refresh the OIDC token").await;
             for _ in 0..1000 {

@@ -22,6 +22,8 @@ async fn whoever_asks_is_told_what_it_is_good_for_or_why_not() {
     assert_eq!((&answer["project"], &answer["expires_in_seconds"]), (&"acme/web".into(), &43200.into()));
     assert!(!reply.text().contains(&fresh[..16]), "never the token");
     stage.uses(&fresh).await;
+    let oidc = &stage.status().await["oidc"];
+    assert_eq!((&oidc["source"], &oidc["configured_source"]), (&"the Vercel CLI".into(), &".env.local".into()));
 
     stage.pass(20 * SECOND);
     let reply = stage.refresh().send().await;

@@ -1,6 +1,7 @@
 //! Fresh OIDC tokens by the Vercel CLI (interface.md section 6): when it is run, how, what is taken of what it prints, and
 //! what is said. The real CLI is in `real`; elsewhere a script plays its part.
 
+mod approving;
 mod asking;
 mod real;
 mod runs;
@@ -15,8 +16,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
-use crate::support::http::Request;
-use crate::support::{Scene, Stage};
+use crate::support::http::{APP, Request};
+use crate::support::process::Serving;
+use crate::support::{SLACK, Scene, Stage};
 
 pub const SECOND: Duration = Duration::from_secs(1);
 pub const MINUTE: Duration = Duration::from_secs(60);
@@ -108,9 +110,22 @@ impl Pipe {
     }
 }
 
-/// A sidecar that finds this CLI and runs it by the clock.
+/// A sidecar that finds this CLI and runs it by the clock, for a project that upstream has accepted.
 pub async fn by_the_clock(cli: &FakeCli) -> Stage {
+    let stage = unapproved(cli).await;
+    stage.slack_token().await;
+    stage
+}
+
+/// The same for a project of which upstream knows nothing yet.
+pub async fn unapproved(cli: &FakeCli) -> Stage {
     Scene::new().toml("refresh = \"cli\"").env("PATH", &cli.path()).start().await
+}
+
+/// Has upstream accept the project of a sidecar.
+pub async fn be_accepted(serving: &Serving) {
+    let asked = Request::new(serving.addr, "POST", SLACK).json(APP).send().await;
+    assert_eq!(asked.status, 200, "{}", asked.text());
 }
 
 /// A sidecar that finds this CLI and runs it when a person asks.

@@ -36,6 +36,7 @@ fn sign_in(home: &TempDir) {
 async fn it_renews_the_token_in_time_with_its_own_login() {
     let Some((stage, home)) = stage("refresh = \"cli\"").await else { return };
     sign_in(&home);
+    stage.slack_token().await;
     stage.pass(DEVELOPMENT_LIFE - 10 * MINUTE);
     stage.logs.wait_for("token refreshed, expires in 12 h").await;
     assert_eq!(stage.emulator.count("/projects/prj_web/token"), 1);

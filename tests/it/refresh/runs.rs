@@ -4,10 +4,10 @@ use std::fs;
 
 use connect_sidecar::events::Event;
 
-use super::{FakeCli, HOUR, MINUTE, SECOND, by_the_clock, when_asked};
+use super::{FakeCli, HOUR, MINUTE, SECOND, be_accepted, by_the_clock, when_asked};
 use crate::support::desk::Desk;
 use crate::support::http::Request;
-use crate::support::process::Serving;
+use crate::support::process::{Running, Serving};
 use crate::support::{env_file, fingerprint, let_timers_pass, soon, write_private};
 
 #[tokio::test]
@@ -83,6 +83,7 @@ async fn a_cli_ends_with_the_sidecar() {
     let mut command = desk.sidecar(&["--refresh", "cli"]);
     command.env("PATH", cli.path());
     let serving = Serving::start(command).await;
+    be_accepted(&serving).await;
     soon("the CLI", pipe.line).await.expect("it began");
     assert_eq!(serving.stop().await.code, Some(0));
     soon("all of them to end", pipe.closed).await.expect("closed");
@@ -112,7 +113,8 @@ async fn a_project_without_a_safe_cli_is_told_so_at_the_start_and_until_there_is
     }]);
     assert_eq!(status["warnings"], listed, "{status:#}");
     let (events, _) = stage.server.proxy().events.listen();
-    let [Event::Warning(event)] = &events.iter().map(|event| (**event).clone()).collect::<Vec<_>>()[..] else {
+    let warnings = events.iter().filter(|event| matches!(***event, Event::Warning(_)));
+    let [Event::Warning(event)] = &warnings.map(|event| (**event).clone()).collect::<Vec<_>>()[..] else {
         panic!("{events:?}");
     };
     assert_eq!((event.code, &*event.remedy.hint), ("refresh_unavailable", "npm install --global vercel"));
@@ -147,6 +149,7 @@ async fn of_five_sidecars_of_a_project_never_two_run_the_cli_at_once() {
         let mut command = desk.sidecar(&["--refresh", "cli"]);
         command.current_dir(project).env("PATH", cli.path());
         serving.push(Serving::start(command).await);
+        be_accepted(serving.last().expect("one")).await;
     }
     for serving in &mut serving {
         serving.wait_for_log("token refreshed, expires in 11 h 59 min").await;
@@ -170,6 +173,7 @@ async fn attempts_keep_apart_also_over_a_restart() {
         Serving::start(command).await
     };
     let mut serving = start().await;
+    be_accepted(&serving).await;
     serving.wait_for_log("could not refresh the OIDC token").await;
     serving.stop().await;
     let serving = start().await;
@@ -183,4 +187,32 @@ async fn attempts_keep_apart_also_over_a_restart() {
     };
     soon("it to wait", waits).await;
     assert_eq!(cli.runs(), 1);
+}
+
+/// The command of a `run` leaves orphans behind as fast as it can, all of which that process waits for, and for the CLI.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_refresh_in_a_run_is_not_miscounted_because_another_wait_took_the_cli() {
+    // By the clock only a project is renewed that upstream has accepted.
+    const ORPHANS: &str = "curl -sS -o /dev/null \"$CONNECT_SIDECAR_URL/v1/connect/token/slack%2Facme-slack\" \
+        -H 'content-type: application/json' -d '{\"subject\":{\"type\":\"app\"}}'; while [ ! -e \"$1\" ]; do (true &); (true &); : >\"$2\"; done";
+    let cli = FakeCli::new("until [ -e DIR/orphans ]; do sleep 0.01; done; cat DIR/answer");
+    let desk = Desk::new().await;
+    cli.prints_token(&desk.emulator.oidc_token(HOUR * 12));
+    let old = desk.emulator.oidc_token(MINUTE);
+    for n in 0..4 {
+        let project = desk.project().with_file_name(format!("web{n}"));
+        fs::create_dir(&project).expect("a project");
+        write_private(&project.join(".env.local"), &env_file(&old));
+        let mut command = desk.sidecar(&["run", "-v", "--no-intercept", "--refresh", "cli", "--", "sh", "-c", ORPHANS]);
+        let over = project.join("over");
+        command.arg("sh").arg(&over).arg(cli.dir().join("orphans")).current_dir(&project).process_group(0);
+        command.env("PATH", cli.path());
+        let mut running = Running::start(command);
+        running.wait_for_log("token refreshed, expires in 11 h 59 min").await;
+        fs::write(over, "").expect("written");
+        let ended = running.end().await;
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    }
+    assert_eq!(cli.runs(), 4);
 }

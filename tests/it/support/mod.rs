@@ -3,6 +3,7 @@
 pub mod desk;
 #[cfg(all(target_os = "linux", feature = "desktop"))]
 pub mod desktop;
+pub mod forwarder;
 pub mod gateway;
 pub mod http;
 pub mod installed;
@@ -11,6 +12,7 @@ pub mod moved_clock;
 pub mod network;
 pub mod npm;
 pub mod process;
+pub mod proxy;
 pub mod python;
 pub mod scripted;
 pub mod terminal;

@@ -135,6 +135,34 @@ impl Serving {
     }
 }
 
+/// A process that is stopped until this is dropped, or killed.
+pub struct Stopped(Pid);
+
+impl Stopped {
+    /// Stops it, and returns once it is.
+    pub async fn process(pid: u32) -> Self {
+        let this = Self(Pid::from_raw(pid.try_into().expect("a process id")));
+        kill(this.0, Signal::SIGSTOP).expect("a signal");
+        let is_stopped = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+            stat.rsplit_once(") ").expect("a name").1.starts_with('T')
+        };
+        soon("it to be stopped", async {
+            while !is_stopped() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        this
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
 /// A command of `run` that goes on.
 pub struct Running {
     pub sidecar: Child,

@@ -21,13 +21,12 @@ pub fn authority(name: &str) -> (String, Issuer<'static, KeyPair>) {
     (pem, Issuer::new(params, key))
 }
 
-/// A server at `ip` with a certificate for `name`, changed; its address, and the bytes it could decrypt.
-pub async fn server(
-    ip: IpAddr,
+/// Accepts TLS with a certificate for `name`, changed.
+pub fn acceptor(
     name: &str,
     authority: &Issuer<'static, KeyPair>,
     change: impl FnOnce(&mut CertificateParams),
-) -> (SocketAddr, watch::Receiver<Vec<u8>>) {
+) -> TlsAcceptor {
     let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
     change(&mut params);
     let key = KeyPair::generate().expect("a key");
@@ -38,7 +37,17 @@ pub async fn server(
         .with_no_client_auth()
         .with_single_cert(vec![certificate], PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())))
         .expect("a certificate with its key");
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// A server at `ip` with a certificate for `name`, changed; its address, and the bytes it could decrypt.
+pub async fn server(
+    ip: IpAddr,
+    name: &str,
+    authority: &Issuer<'static, KeyPair>,
+    change: impl FnOnce(&mut CertificateParams),
+) -> (SocketAddr, watch::Receiver<Vec<u8>>) {
+    let acceptor = acceptor(name, authority, change);
     let (decrypted, read) = watch::channel(Vec::new());
     let decrypted = Arc::new(decrypted);
     let addr = listen(ip, move |stream| {

@@ -12,7 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, RootCertStore};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -36,7 +36,11 @@ pub struct Run {
 impl Run {
     /// A run of this sidecar, which says that it is `now`.
     pub async fn begin(sidecar: SocketAddr, key: &str, now: Timestamp) -> Self {
-        let reply = ask(sidecar, key).json("{}").send().await;
+        Self::begin_with("{}", sidecar, key, now).await
+    }
+
+    async fn begin_with(body: &str, sidecar: SocketAddr, key: &str, now: Timestamp) -> Self {
+        let reply = ask(sidecar, key).json(body).send().await;
         assert_eq!(reply.status, 200, "{}", reply.text());
         let json = reply.json();
         let proxy = json["proxy"].as_str().expect("a proxy");
@@ -48,6 +52,12 @@ impl Run {
 
     pub async fn of(stage: &Stage) -> Self {
         Self::begin(stage.addr, &stage.key(), stage.clock.local()).await
+    }
+
+    /// A run whose own environment names this proxy, and these hosts that it is not for.
+    pub async fn behind(stage: &Stage, https_proxy: Option<&str>, no_proxy: &str) -> Self {
+        let body = json!({"environment": {"https_proxy": https_proxy, "no_proxy": no_proxy}}).to_string();
+        Self::begin_with(&body, stage.addr, &stage.key(), stage.clock.local()).await
     }
 
     /// The proxy with the run's credentials.

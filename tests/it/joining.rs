@@ -1,0 +1,336 @@
+//! Which sidecar a command goes through: the one that runs for this directory or the nearest above it, whatever its port and
+//! its upstream; and what is said where a setting of the command is another. Which directory is the project where none runs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use connect_sidecar::emulator::{Emulator, Options};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::support::desk::Desk;
+use crate::support::process::{Ended, Running, Serving, run};
+use crate::support::{SLACK, SLACK_UID, env_file, write_private};
+
+/// Says where its sidecar is.
+const SHOW: &str = "echo $CONNECT_SIDECAR_URL";
+
+/// The command in this directory, with no setting in its environment but for the state of this desk.
+fn plain(desk: &Desk, dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = desk.sidecar_in(dir, arguments);
+    command.env_remove("CONNECT_SIDECAR_UPSTREAM").env_remove("CONNECT_SIDECAR_PORT").process_group(0);
+    command
+}
+
+fn through(desk: &Desk, dir: &Path, flags: &[&str], script: &str) -> Command {
+    plain(desk, dir, &[&["run", "--no-intercept"], flags, &["--", "sh", "-c", script]].concat())
+}
+
+/// A command that says where its sidecar is, and goes on until its stdin ends.
+async fn goes_on(mut command: Command) -> (Running, String) {
+    let mut running = Running::start({
+        command.stdin(Stdio::piped());
+        command
+    });
+    let url = running.line().await;
+    (running, url)
+}
+
+fn url(serving: &Serving) -> String {
+    format!("http://{}", serving.addr)
+}
+
+fn directory(path: PathBuf) -> PathBuf {
+    fs::create_dir_all(&path).expect("a directory");
+    path
+}
+
+/// Who the running sidecar is, as those say that print it.
+fn said_url(ended: &Ended) -> String {
+    let json: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{e}: {ended:?}"));
+    json["CONNECT_SIDECAR_URL"].as_str().expect("a URL").to_owned()
+}
+
+#[tokio::test]
+async fn one_sidecar_is_found_from_the_project_and_below_it_whatever_its_upstream_and_port() {
+    let desk = Desk::new().await;
+    let (web, below) = (desk.project(), directory(desk.project().join("apps/web")));
+    let serving = desk.serve(&[]).await;
+    let note = format!(
+        "note: requests to Connect go to {}, the upstream of the sidecar that runs for {} at {}\n",
+        desk.emulator.url(),
+        web.display(),
+        url(&serving)
+    );
+    for dir in [&web, &below] {
+        let ended = run(through(&desk, dir, &[], SHOW)).await;
+        assert_eq!((ended.code, ended.stdout), (Some(0), format!("{}\n", url(&serving))), "{}", ended.stderr);
+        assert_eq!(ended.stderr, note);
+        let ended = run(plain(&desk, dir, &["env", "--format", "json"])).await;
+        assert_eq!((said_url(&ended), ended.stderr.as_str()), (url(&serving), note.as_str()));
+        let ended = run(plain(&desk, dir, &["token", SLACK_UID])).await;
+        assert!(ended.code == Some(0) && ended.stdout.starts_with("xox"), "{ended:?}");
+        for arguments in [&["status"][..], &["status", "--short"], &["logs"], &["refresh"]] {
+            let ended = run(plain(&desk, dir, arguments)).await;
+            assert!(!ended.stderr.contains("no sidecar runs"), "{arguments:?}: {}", ended.stderr);
+        }
+    }
+    // Named as it is, nothing is said of it.
+    let upstream = desk.emulator.url();
+    let ended = run(through(&desk, &below, &["--upstream", &upstream], SHOW)).await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    assert_eq!(desk.emulator.count(SLACK), 1, "one cache");
+}
+
+#[tokio::test]
+async fn a_command_that_names_another_upstream_does_not_begin_however_it_names_it() {
+    let desk = Desk::new().await;
+    let web = desk.project();
+    let serving = desk.serve(&[]).await;
+    let config = desk.home.path().join(".config/connect-sidecar");
+    let mine = directory(config).join("sidecar.toml");
+    let commands: [&[&str]; 3] = [&["run", "--no-intercept", "--", "echo", "ran"], &["env"], &["token", SLACK_UID]];
+    for place in ["--upstream", "CONNECT_SIDECAR_UPSTREAM", "sidecar.toml:1: upstream"] {
+        for arguments in commands {
+            let other = "https://api.vercel.com";
+            let mut command = plain(&desk, &web, arguments);
+            match place {
+                "--upstream" => {
+                    command = plain(&desk, &web, &[&["--upstream", other], arguments].concat());
+                }
+                "CONNECT_SIDECAR_UPSTREAM" => {
+                    command.env(place, other);
+                }
+                _ => write_private(&mine, &format!("upstream = \"{other}\"")),
+            }
+            let ended = run(command).await;
+            assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{place} {arguments:?}: {ended:?}");
+            let pid = serving.pid();
+            for part in [place, other, &desk.emulator.url(), &url(&serving), &format!("end that one by `kill {pid}`")] {
+                assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
+            }
+            assert!(ended.stderr.ends_with(&format!("or leave {place} out\n")) || place.contains(':'), "{ended:?}");
+        }
+    }
+    fs::remove_file(mine).expect("removed");
+    assert_eq!(desk.emulator.count(SLACK), 0);
+    assert_eq!(run(plain(&desk, &web, &["env"])).await.code, Some(0));
+}
+
+#[tokio::test]
+async fn a_command_that_names_another_credential_has_a_sidecar_of_its_own_that_nobody_else_finds() {
+    let desk = Desk::new().await;
+    let web = desk.project();
+    write_private(&web.join("other.env"), &env_file(&desk.token));
+    let serving = desk.serve(&[]).await;
+    let of_its_own = format!("for {}, at {}): this command has a sidecar of its own\n", web.display(), url(&serving));
+    // What it does not name is as in the other.
+    let upstream = format!("note: requests to Connect go to {}, ", desk.emulator.url());
+    for (flags, place) in [
+        (&["--env-file", "other.env"][..], "--env-file says "),
+        (&["--auth", "access-token"], "--auth says access-token, the sidecar that runs has oidc"),
+        (&["--team-id", "team_a"], "--team-id says team_a, the sidecar that runs has nothing"),
+    ] {
+        let with_token = |mut command: Command| {
+            command.env("VERCEL_TOKEN", "vcp_demo_access_token");
+            command
+        };
+        let (mut running, own) =
+            goes_on(with_token(through(&desk, &web, flags, "echo $CONNECT_SIDECAR_URL; cat"))).await;
+        assert_ne!(own, url(&serving), "{place}");
+        let found = run(plain(&desk, &web, &["env", "--format", "json"])).await;
+        assert_eq!(said_url(&found), url(&serving), "{place}");
+        drop(running.sidecar.stdin.take());
+        let ended = running.end().await;
+        for part in [place, &of_its_own, &upstream] {
+            assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
+        }
+        let ended = run(with_token(plain(&desk, &web, &[&["env"], flags].concat()))).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "it starts none: {ended:?}");
+        assert!(ended.stderr.contains(place), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test]
+async fn of_other_settings_it_is_said_which_counts() {
+    let desk = Desk::new().await;
+    let web = desk.project();
+    let serving = desk.serve(&["--wait", "2s"]).await;
+    let there = url(&serving);
+    let allow = "[connectors]\nallow = [\"slack/acme-slack\"]\n";
+    for (flags, file, warning) in [
+        (&["--require-key"][..], "", "--require-key says true, the sidecar that runs has false, which counts"),
+        (&["--bearer-host", "a.test/x"], "", "--bearer-host says a.test/x, the sidecar that runs has ai-gateway"),
+        (&["--wait", "3s"], "", "--wait says 3s, the sidecar that runs has 2s, which counts"),
+        (&["--refresh", "cli"], "", "--refresh says cli, the sidecar that runs has off, which counts"),
+        (&["--use-env-proxy"], "", "--use-env-proxy says true, the sidecar that runs has false, which counts"),
+        (&[], allow, "sidecar.toml:2: connectors.allow says slack/acme-slack, the sidecar that runs has nothing"),
+        (&["--port", "1"], "", &format!("--port says 1, the sidecar that runs for {} is at {there}", web.display())),
+        (&["--wait", "2s"], "", ""),
+    ] {
+        fs::write(web.join("sidecar.toml"), file).expect("written");
+        let upstream = desk.emulator.url();
+        let ended = run(through(&desk, &web, &[&["--upstream", &*upstream], flags].concat(), SHOW)).await;
+        assert_eq!((ended.code, ended.stdout), (Some(0), format!("{there}\n")), "{}", ended.stderr);
+        let lines: Vec<_> = ended.stderr.lines().collect();
+        assert_eq!(lines.len(), usize::from(!warning.is_empty()), "{lines:?}");
+        assert!(ended.stderr.is_empty() || ended.stderr.starts_with(&format!("warning: {warning}")), "{lines:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_port_names_the_sidecar_that_runs_there() {
+    let desk = Desk::new().await;
+    let (web, api) = (desk.project(), desk.add_project("api"));
+    let (serving, other) = (desk.serve(&[]).await, desk.serve_in(&api, &[]).await);
+    let port = other.addr.port().to_string();
+    let ended = run(through(&desk, &web, &["--port", &port], SHOW)).await;
+    assert_eq!(ended.stdout, format!("{}\n", url(&other)), "{ended:?}");
+    assert!(ended.stderr.contains(&api.display().to_string()), "{}", ended.stderr);
+    let ended = run(plain(&desk, &web, &["env", "--format", "json", "--port", &port])).await;
+    assert_eq!(said_url(&ended), url(&other));
+    let ended = run(plain(&desk, &web, &["env", "--port", "9"])).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{ended:?}");
+    drop(serving);
+}
+
+#[tokio::test]
+async fn who_takes_the_place_of_the_sidecar_that_it_joined_has_its_settings() {
+    let desk = Desk::new().await;
+    let below = directory(desk.project().join("apps/web"));
+    write_private(&desk.project().join("other.env"), &env_file(&desk.token));
+    fs::remove_file(desk.project().join(".env.local")).expect("removed");
+    let serving = desk.serve(&["--env-file", "other.env"]).await;
+    let script = "echo $CONNECT_SIDECAR_URL; cat";
+    let (mut running, joined) = goes_on(through(&desk, &below, &["-v"], script)).await;
+    assert_eq!(joined, url(&serving));
+    serving.signal(Signal::SIGKILL);
+    running.wait_for_log("this process has taken its place").await;
+    let ended = run(plain(&desk, &below, &["token", SLACK_UID])).await;
+    assert!(ended.code == Some(0) && ended.stdout.starts_with("xox"), "{ended:?}");
+    assert_eq!(desk.emulator.count(SLACK), 1);
+    let state = run(plain(&desk, &desk.project(), &["status", "--json"])).await;
+    let state: Value = serde_json::from_str(&state.stdout).unwrap_or_else(|e| panic!("{e}: {state:?}"));
+    assert_eq!((&state["project"], &state["oidc"]["source"]), (&"web".into(), &"other.env".into()));
+    drop(running.sidecar.stdin.take());
+    running.end().await;
+}
+
+#[tokio::test]
+async fn an_env_file_of_the_directorys_own_that_does_not_count_is_named() {
+    let desk = Desk::new().await;
+    let nested = desk.add_project("web/apps/api");
+    let serving = desk.serve(&[]).await;
+    let ended = run(desk.sidecar_in(&nested, &["env"])).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let expected = format!(
+        "warning: {0}/apps/api/.env.local does not count here: the sidecar that runs for {0} at {1} has {0}/.env.local\n",
+        desk.project().display(),
+        url(&serving)
+    );
+    assert_eq!(ended.stderr, expected);
+}
+
+/// The directory `apps/web` of the desk's project, which has none of the project's files.
+fn app(desk: &Desk) -> PathBuf {
+    directory(desk.project().join("apps/web"))
+}
+
+#[tokio::test]
+async fn where_none_runs_the_nearest_directory_above_with_an_env_file_or_a_link_is_the_project() {
+    let note = |project: &Path, name: &str| {
+        format!("note: the project is {}, the nearest directory above with {name}\n", project.display())
+    };
+    for (what, change, expected) in [
+        ("an env file", "", Some(".env.local")),
+        ("a link", "mkdir .vercel && mv .env.local .vercel/project.json", Some(".vercel/project.json")),
+        ("a work tree's root", "git init --quiet .", Some(".env.local")),
+        ("an env file of its own", "cp .env.local apps/web/", None),
+        ("a link of its own", "mkdir apps/web/.vercel && cp .env.local apps/web/.vercel/project.json", None),
+        ("a work tree of its own", "git init --quiet apps/web", None),
+        ("no file", "rm .env.local", None),
+    ] {
+        let desk = Desk::new().await;
+        let (web, app) = (desk.project(), app(&desk));
+        let changed = std::process::Command::new("sh").args(["-c", change]).current_dir(&web).status();
+        assert!(changed.expect("a shell").success(), "{what}");
+        let upstream = desk.emulator.url();
+        let flags = ["--upstream", &*upstream];
+        let ended = run(through(&desk, &app, &flags, SHOW)).await;
+        let expected_note = expected.map(|name| note(&web, name)).unwrap_or_default();
+        assert_eq!(ended.code, Some(0), "{what}");
+        assert!(ended.stderr.starts_with(&expected_note), "{what}: {}", ended.stderr);
+        assert_eq!(ended.stderr.contains("note: "), expected.is_some(), "{what}: {}", ended.stderr);
+        let ended = run(plain(&desk, &app, &[&["token", SLACK_UID], &flags[..]].concat())).await;
+        assert!(ended.stderr.starts_with(&expected_note), "{what}: {}", ended.stderr);
+        if expected == Some(".env.local") {
+            assert!(ended.stdout.starts_with("xox"), "{what}: {ended:?}");
+        }
+        let mut serving = Serving::start(plain(&desk, &app, &[&["--port", "0"], &flags[..]].concat())).await;
+        if let Some(name) = expected {
+            serving.wait_for_log(note(&web, name).trim_start_matches("note: ").trim_end()).await;
+        }
+        let project = expected.map_or(&app, |_| &web);
+        let found = run(plain(&desk, project, &["env", "--format", "json"])).await;
+        assert_eq!(said_url(&found), url(&serving), "{what}");
+        let found = run(plain(&desk, &web, &["env", "--format", "json"])).await;
+        assert_eq!(found.code == Some(0), expected.is_some(), "{what}: {found:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_projects_settings_are_those_of_the_directory_that_was_found() {
+    let desk = Desk::new().await;
+    let (web, app) = (desk.project(), app(&desk));
+    fs::rename(web.join(".env.local"), web.join("mine.env")).expect("renamed");
+    fs::write(web.join("sidecar.toml"), "env_file = \"mine.env\"\n[connectors]\nallow = [\"github/acme\"]\n")
+        .expect("written");
+    let ended = run(desk.sidecar_in(&app, &["token", SLACK_UID])).await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stderr.contains("connectors.allow"), "{}", ended.stderr);
+    fs::write(web.join("sidecar.toml"), "env_file = \"mine.env\"\n").expect("written");
+    let ended = run(desk.sidecar_in(&app, &["token", SLACK_UID])).await;
+    assert!(ended.stdout.starts_with("xox"), "{ended:?}");
+    // The user's own file means its env file from the project, whichever that is.
+    fs::remove_file(web.join("sidecar.toml")).expect("removed");
+    let mine = directory(desk.home.path().join(".config/connect-sidecar")).join("sidecar.toml");
+    write_private(&mine, "env_file = \"mine.env\"\n");
+    let ended = run(desk.sidecar_in(&app, &["token", SLACK_UID])).await;
+    assert!(ended.stdout.starts_with("xox") && ended.stderr.contains("with mine.env"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn who_names_the_project_or_the_env_file_means_that() {
+    let desk = Desk::new().await;
+    let app = app(&desk);
+    for flags in [&["--project", "."][..], &["--env-file", ".env.local"]] {
+        let ended = run(desk.sidecar_in(&app, &[&["token", SLACK_UID], flags].concat())).await;
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert!(ended.stderr.contains("vercel env pull") && !ended.stderr.contains("note: "), "{}", ended.stderr);
+    }
+    for variable in ["CONNECT_SIDECAR_PROJECT", "CONNECT_SIDECAR_ENV_FILE"] {
+        let mut command = desk.sidecar_in(&app, &["token", SLACK_UID]);
+        command.env(variable, if variable.ends_with("PROJECT") { "." } else { ".env.local" });
+        let ended = run(command).await;
+        assert!(ended.code == Some(1) && !ended.stderr.contains("note: "), "{variable}: {ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn two_projects_have_a_sidecar_each() {
+    let desk = Desk::new().await;
+    let other_upstream = Emulator::start(Options::default()).await.expect("an emulator");
+    let (web, api) = (desk.project(), desk.add_project("api"));
+    let first = desk.serve(&[]).await;
+    let (mut running, own) =
+        goes_on(through(&desk, &api, &["--upstream", &other_upstream.url()], "echo $CONNECT_SIDECAR_URL; cat")).await;
+    assert_ne!(own, url(&first));
+    for (dir, there) in [(&web, url(&first)), (&api, own)] {
+        let found = run(plain(&desk, dir, &["env", "--format", "json"])).await;
+        assert_eq!(said_url(&found), there);
+    }
+    drop(running.sidecar.stdin.take());
+    assert_eq!(running.end().await.stderr, "");
+}
