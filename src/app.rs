@@ -44,7 +44,7 @@ use crate::status::instance::{self, Instance, InstanceFile};
 use crate::status::notices::Notices;
 use crate::status::usage;
 
-/// What is under way at the end may take this long (interface.md section 1).
+/// What is under way at the end may take this long (docs/configuration.md section 1).
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why the process cannot begin to serve.

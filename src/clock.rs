@@ -1,7 +1,7 @@
 //! The wall clock, the only judge of expiry, and its test double.
 //!
 //! Expiry is compared on use, never waited for: monotonic timers stand still while a laptop sleeps, so a timer
-//! ([`Ticker`]) is only a hint to look again. The clock corrects itself by upstream's `Date` (interface.md section 5), for as
+//! ([`Ticker`]) is only a hint to look again. The clock corrects itself by upstream's `Date` (docs/configuration.md section 3), for as
 //! long as the machine's own clock does not jump: what was learned of it does not hold for the one that it is then. It
 //! believes no single answer, no difference that is beyond reason, and keeps nothing longer for it ([`Clock::latest`]).
 //! It must never panic on odd times: all arithmetic saturates.
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
-/// Differences from upstream's clock up to this are left alone (interface.md section 5).
+/// Differences from upstream's clock up to this are left alone (docs/configuration.md section 3).
 const TOLERATED_SKEW_MS: u64 = 30_000;
 /// A greater difference is never believed. A machine that slept through a holiday is behind by so much; beyond it the
 /// certificates of servers, most of which are renewed after a month or two, would not pass by the machine's clock either.

@@ -2,7 +2,7 @@
 //!
 //! Every source is read and every value checked before anything starts, so that all mistakes are reported in one run.
 //! A project's own `sidecar.toml` came with a repository that may be hostile: it may tune, but not redirect a credential
-//! or widen access (interface.md section 1, trust-policy.md 4.10). No value of a file is repeated in a mistake.
+//! or widen access (docs/configuration.md section 1, docs/security.md X1 to X4). No value of a file is repeated in a mistake.
 
 mod carried;
 mod project;

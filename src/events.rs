@@ -20,7 +20,7 @@ const RECENT: usize = 100;
 /// Events that a slow listener may be behind; then it misses some.
 const BUFFERED: usize = 256;
 
-/// One thing that happened: a line of `GET /_sidecar/v1/events` (interface.md section 4).
+/// One thing that happened: a line of `GET /_sidecar/v1/events` (docs/http.md section 5).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Event {

@@ -1,4 +1,4 @@
-//! Which file a program on PATH is, and whether it is safe to run (trust-policy.md 4.14).
+//! Which file a program on PATH is, and whether it is safe to run (docs/security.md A2).
 //!
 //! What a project brings along is never run: not from the project itself or the repository around it, not from the
 //! `node_modules/.bin` of a directory above it, which package managers put on PATH. Nor is what another user could have

@@ -1,5 +1,5 @@
 //! Keeps the process closed to others, and gives it room: no core dump, not readable by a debugger or through `/proc`
-//! (trust-policy.md M2), as many descriptors as its connections need, and news of its children. Failing at any of it
+//! (docs/security.md M2), as many descriptors as its connections need, and news of its children. Failing at any of it
 //! stops nothing.
 //!
 //! All of it is for this process alone: a command that it runs must find what it would have found without it.

@@ -1,7 +1,7 @@
 //! Reads a small file that somebody else may have prepared (the env file, a configuration file) without ever hanging or
 //! taking another user's word.
 //!
-//! The file is opened once and judged by its descriptor (trust-policy.md E1, E2). No part of its content may appear in
+//! The file is opened once and judged by its descriptor (docs/security.md E1, E2). No part of its content may appear in
 //! a problem.
 
 use std::fmt;

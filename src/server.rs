@@ -354,7 +354,7 @@ impl Server {
         }
     }
 
-    /// The answer to the caller's nonce, if it sends one (trust-policy.md S5).
+    /// The answer to the caller's nonce, if it sends one (docs/security.md S5).
     fn proof(&self, head: &Parts, entrance: Entrance) -> Option<HeaderValue> {
         let (Entrance::Loopback(port), Some(key)) = (entrance, &self.policy.key) else { return None };
         let nonce = head.headers.get(NONCE_HEADER)?.as_bytes();

@@ -11,7 +11,7 @@ use crate::clock::{Timestamp, spoken};
 use crate::remedy::Remedy;
 use crate::terminal::{Color, Palette, escaped};
 
-/// The body of `GET /_sidecar/v1/status` (interface.md section 4).
+/// The body of `GET /_sidecar/v1/status` (docs/http.md section 4).
 #[derive(Debug, Deserialize)]
 pub(super) struct Report {
     version: String,

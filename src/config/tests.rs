@@ -1,4 +1,4 @@
-//! The rules of interface.md section 1: what each source may set, which one wins, and what is said of a mistake.
+//! The rules of docs/configuration.md section 1: what each source may set, which one wins, and what is said of a mistake.
 
 use std::collections::HashMap;
 use std::ffi::OsString;

@@ -27,7 +27,7 @@ pub(super) enum AuthSource {
     AccessToken,
 }
 
-/// Who sees to it that the OIDC token is fresh (interface.md section 6).
+/// Who sees to it that the OIDC token is fresh (docs/configuration.md section 4).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Refresh {
     /// The developer, who is warned.

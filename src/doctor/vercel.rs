@@ -1,6 +1,6 @@
 //! The Vercel CLI: whether it is there, what its release does wrong, and how long its login lasts.
 //!
-//! What each release does is in connect-contract.md sections 6 and 7. Of the login's file only its end is looked at.
+//! What each release does is in docs/vercel.md sections 6 and 7. Of the login's file only its end is looked at.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! What the Vercel CLI asks of an account: who the user is, teams, projects, and fresh OIDC tokens (connect-contract.md
-//! sections 1.5, 6 and 7).
+//! What the Vercel CLI asks of an account: who the user is, teams, projects, and fresh OIDC tokens (docs/vercel.md
+//! sections 1.4, 6 and 7).
 
 use serde_json::{Value, json};
 

@@ -83,7 +83,7 @@ fn env_file_as_asked(shared: &Shared, asked: &Asked) -> Given {
     }
 }
 
-/// An env file that holds `token`, in the CLI's form (connect-contract.md section 6.1).
+/// An env file that holds `token`, in the CLI's form (docs/vercel.md section 6.1).
 pub(super) fn env_file(token: &str) -> String {
     format!("# Created by Vercel CLI\nVERCEL_OIDC_TOKEN=\"{token}\"\n")
 }

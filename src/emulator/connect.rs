@@ -1,4 +1,4 @@
-//! The runtime endpoints, which apps call (connect-contract.md section 1.1): tokens, consents, metadata, revocation.
+//! The runtime endpoints, which apps call (docs/vercel.md section 1.1): tokens, consents, metadata, revocation.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};

@@ -1,5 +1,5 @@
 //! Every way in which the emulator refuses, in one table: what Vercel's documentation calls it, and what is on the wire
-//! (connect-contract.md section 2.2). Nothing else of the emulator makes an error answer, but for the
+//! (docs/vercel.md section 2.2). Nothing else of the emulator makes an error answer, but for the
 //! gate that keeps others out.
 
 use std::fmt::Write;

@@ -1,4 +1,4 @@
-//! How many requests a team may send in a minute (connect-contract.md section 4): reads and writes each have a window that
+//! How many requests a team may send in a minute (docs/vercel.md section 4): reads and writes each have a window that
 //! begins with the first request and ends a minute later. Knows nothing of who asks.
 
 use std::time::{Duration, SystemTime};

@@ -1,4 +1,4 @@
-//! The management endpoints, which the CLI and the dashboard use (connect-contract.md section 1.5): connectors and their
+//! The management endpoints, which the CLI and the dashboard use (docs/vercel.md section 1.4): connectors and their
 //! links. The CLI still uses version 1 of lists, which differ from version 2 in their names.
 
 use std::collections::BTreeMap;

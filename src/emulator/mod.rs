@@ -2,7 +2,7 @@
 //!
 //! It is honest where it matters: it signs development OIDC tokens with a key of its own and verifies them as any
 //! relying party would, it knows teams, projects, connectors, links, installations and grants as data ([`world`]), and
-//! refuses with the statuses and codes of connect-contract.md section 2.2. It can be told to misbehave ([`fault`]). It
+//! refuses with the statuses and codes of docs/vercel.md section 2.2. It can be told to misbehave ([`fault`]). It
 //! shares no code with `proxy` and `identity`, so that a mistake there cannot hide here; whose connection it has is told
 //! by [`server::peer`](crate::server::peer) for both.
 

@@ -1,6 +1,6 @@
 //! The emulator's issuer of OIDC tokens: a key of its own, the claims of Vercel's development tokens, verification.
 //!
-//! Claims and lifetimes are those of connect-contract.md section 5.
+//! Claims and lifetimes are those of docs/vercel.md section 5.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -14,7 +14,7 @@ use super::{Identity, OidcToken, refresh};
 use crate::clock::{Clock, Mark, Timestamp};
 use crate::events::{self, Event, Events};
 
-/// The longest time between two looks at the clock (interface.md section 5).
+/// The longest time between two looks at the clock (docs/configuration.md section 3).
 const LOOK_EVERY: Duration = Duration::from_secs(15);
 
 /// A refresher in working order has got a fresh token, or has failed, before a token has no more life than this: it

@@ -30,13 +30,13 @@ use crate::clock::{Timestamp, spoken};
 use crate::remedy::Remedy;
 use crate::safe_read::{Cause, Flaw};
 
-/// A longer token is refused (interface.md section 5), in bytes.
+/// A longer token is refused (docs/configuration.md section 3), in bytes.
 pub const MAX_TOKEN_BYTES: usize = 16 * 1024;
 
 /// A token whose `nbf` is further ahead than this is not used yet.
 const NOT_BEFORE_TOLERANCE: Duration = Duration::from_secs(60);
 
-/// Whom a credential stands for. Equal principals share cached provider tokens (interface.md section 3).
+/// Whom a credential stands for. Equal principals share cached provider tokens (docs/http.md section 1).
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Principal([u8; 32]);
 
@@ -60,7 +60,7 @@ impl Principal {
     }
 }
 
-/// The claims of an OIDC token that anyone looks at (connect-contract.md section 5). Not verified.
+/// The claims of an OIDC token that anyone looks at (docs/vercel.md section 5). Not verified.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Claims {
     /// Issuer.
@@ -112,7 +112,7 @@ impl Claims {
     }
 }
 
-/// Why a text is no token that we would send (interface.md section 5). Holds nothing of the text.
+/// Why a text is no token that we would send (docs/configuration.md section 3). Holds nothing of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenRejection {
     /// Over [`MAX_TOKEN_BYTES`].
@@ -334,7 +334,7 @@ impl Credential {
     }
 }
 
-/// Why nothing can be sent upstream (interface.md section 3).
+/// Why nothing can be sent upstream (docs/http.md section 1).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CredentialProblem {
     /// There is no token.

@@ -14,7 +14,7 @@ use super::{BASE64URL, Claims};
 use crate::clock::Timestamp;
 
 /// How long one lasts: longer than any app runs. The SDKs refuse to send an expired token, Python's one with less than 15
-/// minutes left (connect-contract.md section 5).
+/// minutes left (docs/vercel.md section 5).
 pub const LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// `{"alg":"none","typ":"JWT","kid":"connect-sidecar"}`

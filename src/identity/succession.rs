@@ -14,7 +14,7 @@ use super::{Claims, Credential, FileNotes, OidcToken, State};
 use crate::clock::Timestamp;
 use crate::safe_read::Flaw;
 
-/// How long the last good token outlives a missing, empty or unusable file (interface.md section 5).
+/// How long the last good token outlives a missing, empty or unusable file (docs/configuration.md section 3).
 pub const GRACE: Duration = Duration::from_secs(10);
 
 /// How long a value without closing quote or line end must stay as it is before it succeeds a good one.

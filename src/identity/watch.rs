@@ -23,8 +23,8 @@ use crate::clock::{Clock, spoken};
 use crate::remedy::Remedy;
 use crate::safe_read::{self, Cause, Flaw, Problem};
 
-/// Time between two looks without an event: a change is used within two seconds, reading and all (interface.md
-/// section 5).
+/// Time between two looks without an event: a change is used within two seconds, reading and all (docs/configuration.md
+/// section 3).
 const POLL_EVERY: Duration = Duration::from_millis(1500);
 /// The same while events are known not to come, or something is undecided.
 const POLL_EVERY_WHEN_ALERT: Duration = Duration::from_millis(500);

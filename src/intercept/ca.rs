@@ -1,7 +1,7 @@
 //! The local CA: made on this machine, for this machine, kept in `<state dir>/ca/`, trusted by the children of `run` alone.
 //!
 //! It can vouch for Vercel's hosts and for nothing else, says so in a critical name constraint, and ends after 90 days
-//! (trust-policy.md 4.13). Key and certificate are one file, so that they always belong together. The key never leaves
+//! (docs/security.md I1). Key and certificate are one file, so that they always belong together. The key never leaves
 //! it but into our memory, and is not used if anybody else could have read or placed it. Neither the system's trust store
 //! nor our own client for upstream ever learns of this CA.
 

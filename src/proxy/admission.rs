@@ -1,5 +1,5 @@
 //! How much may go to upstream: so many requests at once, so many a second. What is beyond waits a moment for a place, or
-//! is refused without having been sent (trust-policy.md 4.7).
+//! is refused without having been sent (docs/security.md L1).
 //!
 //! A flight takes a place, not each caller that waits for it. The rate is counted when a request has its place and goes
 //! out, not when it begins to wait: upstream never sees more than the rate, however the waiting went. Time is monotonic:

@@ -5,7 +5,7 @@
 //! nothing; its answer is stored only if the flight is still the one registered for its key when it lands, which is how
 //! a revocation, a change of principal or a forced refresh discards answers still in the air. Errors are shared with
 //! those already waiting and never stored, save a 429, which is held for its `Retry-After`. Nothing goes to disk.
-//! Rules: interface.md section 3.
+//! Rules: docs/http.md section 1.
 
 mod grant;
 

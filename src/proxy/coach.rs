@@ -1,6 +1,6 @@
 //! Upstream's error → what mends it, for the log line and the event of that request. Pure.
 //!
-//! Upstream's reply itself is passed on untouched; this only explains it. The codes are those of connect-contract.md
+//! Upstream's reply itself is passed on untouched; this only explains it. The codes are those of docs/vercel.md
 //! section 2.2. Commands are meant to be pasted into a shell, so a connector is quoted.
 
 use http::StatusCode;

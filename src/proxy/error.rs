@@ -1,6 +1,6 @@
 //! Every error that the sidecar itself answers a request with: one table of codes, one shape.
 //!
-//! interface.md section 3 fixes codes and statuses. A message says what was tried and what to do; nothing of a body, a
+//! docs/http.md section 2 fixes codes and statuses. A message says what was tried and what to do; nothing of a body, a
 //! header or a token may stand in it, and no more than a few escaped bytes of anything else the caller sent. Each code has
 //! a remedy, for where nothing more is known; who knows the cause says what mends that.
 
@@ -19,7 +19,7 @@ macro_rules! codes {
         pub enum Code { $($(#[$doc])* $variant,)+ }
 
         impl Code {
-            /// All codes, in the order of interface.md.
+            /// All codes, in the order of docs/http.md.
             pub const ALL: &[Self] = &[$(Self::$variant,)+];
 
             /// The code on the wire.

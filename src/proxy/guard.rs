@@ -1,7 +1,7 @@
 //! May this caller ask at all? Framing, `Host`, target form, browser and forwarding gates, instance key; in that order,
 //! for every path, ours included. Pure.
 //!
-//! The rules and the incidents behind them are in trust-policy.md sections 4.2 to 4.6. The gates compare bytes against
+//! The rules and the incidents behind them are in docs/security.md H, F, O, P and C. The gates compare bytes against
 //! lists of what is allowed; they never normalise and never guess. A refusal is decided before any of the body is read.
 
 use http::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue};

@@ -1,7 +1,7 @@
 //! Body → canonical cache key. Pure.
 //!
 //! A wrong key would hand one subject's token to another, so two bodies share a key only if they are the same JSON
-//! value but for what interface.md section 3 lists: order of object keys, order and repetition in `scopes`, `audience`
+//! value but for what docs/http.md section 1 lists: order of object keys, order and repetition in `scopes`, `audience`
 //! and `resources`, and `validityBufferMs`. Whatever has two readings (a duplicate key) is refused. Numbers are compared
 //! as they are spelled, so nothing is lost to rounding. Bodies are secrets: no part of one is kept or shown.
 
@@ -42,7 +42,7 @@ pub struct Asked {
     pub subject: Subject,
 }
 
-/// The kinds of subject that Connect knows (connect-contract.md section 1.2).
+/// The kinds of subject that Connect knows (docs/vercel.md section 1.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject {
     /// None named.

@@ -1,6 +1,6 @@
 //! The life of one request to Connect, from the app's bytes to upstream's and back.
 //!
-//! The order of steps is that of interface.md section 3: route and method, connector and query, allowed connectors,
+//! The order of steps is that of docs/http.md section 1: route and method, connector and query, allowed connectors,
 //! content type, body, credential. The gates before it are in [`guard`]; the server applies them to every path.
 //! Decrypted or plain, every request takes this one way.
 
@@ -54,7 +54,7 @@ use upstream::{Outgoing, Upstream};
 /// As many requests wait for a credential at once: more would leave no place for those that need none.
 pub const MOST_WAITING: usize = 128;
 
-/// Names the process that asks (interface.md section 3).
+/// Names the process that asks (docs/http.md section 1).
 pub const SIDECAR_CLIENT: HeaderName = HeaderName::from_static("sidecar-client");
 
 /// Everything that a request meets on its way.

@@ -1,7 +1,7 @@
 //! What goes back to the app: upstream's answer as it came, or an error of our own; with the headers that every reply has.
 //!
 //! An [`Answer`] holds only what may be relayed: upstream's status and body byte for byte, and headers from a list
-//! (interface.md section 3). Each reply carries the response headers of trust-policy.md section 4.11. Never emits a
+//! (docs/http.md section 1). Each reply carries the response headers of docs/security.md W and the end. Never emits a
 //! cookie, a `Server` or, but for an allowed origin, an `Access-Control-*` header.
 
 use std::sync::{Arc, LazyLock};

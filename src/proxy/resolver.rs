@@ -1,5 +1,5 @@
 //! The addresses of upstream's name. Where it may not be this machine, one that is ends the attempt before anything is
-//! connected to: a name that was bent to loopback would bring each request back to us (trust-policy.md 4.7, U1).
+//! connected to: a name that was bent to loopback would bring each request back to us (docs/security.md U1).
 
 use std::error::Error as StdError;
 use std::fmt;

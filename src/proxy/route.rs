@@ -1,7 +1,7 @@
 //! Raw path → one of the five routes and its connector. Pure.
 //!
 //! The bearer opens more than these routes, so nothing passes that could be read as another path by anyone: the bytes
-//! are compared with what is allowed, never normalised (trust-policy.md section 4.5). The connector is decoded once, to
+//! are compared with what is allowed, never normalised (docs/security.md P). The connector is decoded once, to
 //! judge and to name it; upstream gets the raw bytes.
 
 use http::Method;
@@ -14,10 +14,10 @@ const MAX_SEGMENT_BYTES: usize = 512;
 /// `mcp.linear.app/a/b` has three.
 const MAX_PARTS: usize = 3;
 
-/// What Connect has below a connector (connect-contract.md sections 1.1 and 1.5).
+/// What Connect has below a connector (docs/vercel.md sections 1.1 and 1.4).
 const BELOW_A_CONNECTOR: [&str; 5] = ["import", "tokens", "projects", "contacts", "trigger-destinations"];
 
-/// What a request wants from Connect (connect-contract.md section 1.1).
+/// What a request wants from Connect (docs/vercel.md section 1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// A provider token.

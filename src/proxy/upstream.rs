@@ -2,7 +2,7 @@
 //!
 //! A request is built from nothing but the raw target, the raw body, the bearer and three tracing headers. A reply that
 //! is no proper answer (a redirect, HTML of a captive portal, a cut body) never leaves here. A POST that upstream may
-//! have received is never sent twice: token requests are billed. Sources: interface.md section 3, trust-policy.md 4.7.
+//! have received is never sent twice: token requests are billed. Sources: docs/http.md section 1, docs/security.md U and L.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -5,7 +5,7 @@
 // any other request: that one reaches the real `fetch` with the very arguments it was made with.
 //
 // Diverted, to plain HTTP on loopback, are:
-// - Connect's five routes (connect-contract.md section 1.1), to the same path of the sidecar;
+// - Connect's five routes (docs/vercel.md section 1.1), to the same path of the sidecar;
 // - what carries the placeholder as its bearer to a host that gets the real token, to the sidecar's relay.
 
 'use strict';

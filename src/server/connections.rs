@@ -2,8 +2,8 @@
 //!
 //! One look a second at all of them takes the place of a timer for each request, which costs a tenth of a cache hit; a
 //! request leaves no more behind than what its connection is doing, in a place of the connection's own. Whoever is told
-//! something is woken: a channel to each would be polled with every request. The numbers are those of trust-policy.md
-//! section 4.7.
+//! something is woken: a channel to each would be polled with every request. The numbers are those of docs/security.md
+//! L1.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};

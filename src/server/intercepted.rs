@@ -72,7 +72,7 @@ impl Server {
 }
 
 /// Whether it is Connect's SDK for Python, which asks again for a good token that it was given only if it wants another
-/// (connect-contract.md section 3.3). A program without a cache asks each time, and is to be served from ours.
+/// (docs/vercel.md section 3.2). A program without a cache asks each time, and is to be served from ours.
 fn has_own_cache(headers: &HeaderMap) -> bool {
     let user_agent = headers.get(header::USER_AGENT);
     user_agent.is_some_and(|user_agent| user_agent.as_bytes().starts_with(b"vercel-connect/"))

@@ -1,7 +1,7 @@
 //! Who is at the other end of a connection: whether it is this machine, whose process it is, and which.
 //!
 //! Loopback asks nobody who they are: on a machine with several users the port would be open to all of them
-//! (trust-policy.md section 4.8). Root may do everything anyhow, so it may ask.
+//! (docs/security.md S4). Root may do everything anyhow, so it may ask.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,7 +1,7 @@
 //! The unix socket: bound in a directory that nobody else can enter, and removed with its listener.
 //!
 //! It never takes the place of anything but a socket that one of our own processes has left behind, and is never bound
-//! in the abstract namespace, where no permission holds (trust-policy.md 4.8, S1 to S3).
+//! in the abstract namespace, where no permission holds (docs/security.md S1 to S3).
 
 use std::fmt;
 use std::fs::{self, Permissions};

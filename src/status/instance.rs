@@ -17,7 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::private_dir::{self, Problem};
 use crate::safe_read;
 
-/// What the file holds (interface.md section 4).
+/// What the file holds (docs/http.md section 3).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
     /// The process.

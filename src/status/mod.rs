@@ -56,7 +56,7 @@ pub struct Status {
     pub started_at: Timestamp,
 }
 
-/// `GET /_sidecar/v1/status` (interface.md section 4).
+/// `GET /_sidecar/v1/status` (docs/http.md section 4).
 #[derive(Serialize)]
 struct Snapshot {
     version: &'static str,

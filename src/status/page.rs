@@ -1,7 +1,7 @@
 //! The status page: one static HTML file without data, which asks for all that it shows with the instance key.
 //!
 //! Its style and its script are part of it and allowed by their hashes; nothing else may be loaded, and no frame may show
-//! it (trust-policy.md section 4.11).
+//! it (docs/security.md W and the end).
 
 use std::sync::LazyLock;
 

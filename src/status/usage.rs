@@ -28,7 +28,7 @@ use crate::safe_read;
 const FILE: &str = "usage.json";
 /// Time between two writes.
 const SAVE_EVERY: Duration = Duration::from_secs(60);
-/// Token requests that Connect's Hobby plan includes in a month (connect-contract.md section 4).
+/// Token requests that Connect's Hobby plan includes in a month (docs/vercel.md section 4).
 const ALLOWANCE: u64 = 500;
 /// What the Pro plan asks for a thousand of them.
 const USD_PER_THOUSAND: u64 = 3;

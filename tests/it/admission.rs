@@ -1,5 +1,5 @@
 //! How much goes upstream: so many requests at once, so many a second; what is beyond is refused unsent and costs nobody
-//! else anything (trust-policy.md 4.7).
+//! else anything (docs/security.md L1).
 
 use std::time::Duration;
 

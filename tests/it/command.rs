@@ -1,5 +1,5 @@
 //! The built binary as a user runs it: exit codes, what goes to stdout and to stderr, signals, and that no secret ever
-//! leaves it (interface.md section 1).
+//! leaves it (docs/configuration.md section 1).
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,5 +1,5 @@
 //! On the way to a connection with upstream: the addresses of its name, which of them answer, and whose certificate is
-//! shown there. Nothing is said to anybody else (trust-policy.md 4.7 and 5).
+//! shown there. Nothing is said to anybody else (docs/security.md U).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
 //! A change of `.env.local`: however an editor or the CLI writes it, no request fails and no half token is used; and
-//! whatever else may be there is named, never followed into harm (interface.md section 5).
+//! whatever else may be there is named, never followed into harm (docs/configuration.md section 3).
 
 use std::fs;
 use std::io::Write;

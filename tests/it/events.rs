@@ -1,4 +1,4 @@
-//! `GET /_sidecar/v1/events`: what happens, as it happens, and no secret among it (interface.md section 4).
+//! `GET /_sidecar/v1/events`: what happens, as it happens, and no secret among it (docs/http.md section 5).
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
 //! The end of an OIDC token and what comes after it: warnings in time, rotation, what is still served, and clocks that
-//! are wrong (interface.md sections 3 and 5). The time stands still but where a test moves it.
+//! are wrong (docs/http.md section 1, docs/configuration.md section 3). The time stands still but where a test moves it.
 
 use std::time::{Duration, UNIX_EPOCH};
 

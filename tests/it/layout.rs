@@ -302,6 +302,19 @@ fn the_two_journeys_do_not_know_each_other_and_the_emulator_knows_neither() {
 }
 
 #[test]
+fn every_page_that_is_cited_is_in_this_repository() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (module, source) in sources() {
+        for (at, _) in source.match_indices(".md") {
+            let is_of_path = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+            let begin = source[..at].rfind(|c| !is_of_path(c)).map_or(0, |before| before + 1);
+            let page = &source[begin..at + 3];
+            assert!(page == ".md" || root.join(page).exists(), "{module} cites {page}");
+        }
+    }
+}
+
+#[test]
 fn no_file_is_a_drawer() {
     for module in sources().keys() {
         let drawer = module.split("::").find(|part| DRAWERS.contains(part));

@@ -1,5 +1,5 @@
 //! How much one caller may ask for, hold and wait for, and what becomes of the others meanwhile: the numbers of
-//! trust-policy.md section 4.7, and whose process may ask at all (4.8).
+//! docs/security.md L, and whose process may ask at all (S4).
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
 //! Where it listens: loopback and nothing else, a unix socket if asked, the network only if dangerously asked; and who is
-//! let in there (interface.md section 2, trust-policy.md 4.1, 4.2 H5 and 4.8).
+//! let in there (docs/configuration.md section 2, docs/security.md B, H5 and S).
 
 use std::fs::{self, Permissions};
 use std::io;

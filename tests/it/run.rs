@@ -1,5 +1,5 @@
 //! `run` and `env`: a command finds the project's sidecar, or has one of its own, and works through it with no credential;
-//! it never loses it, and nothing is left behind (interface.md section 1).
+//! it never loses it, and nothing is left behind (docs/configuration.md section 1).
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Clocks that jump and machines that sleep: what is kept, what is over, what is said (trust-policy.md R13). The sidecar
+//! Clocks that jump and machines that sleep: what is kept, what is over, what is said (docs/configuration.md section 3). The sidecar
 //! goes by the wall clock; its timers stand still during a sleep.
 
 use std::sync::Arc;

@@ -1,5 +1,5 @@
 //! Gets a fresh OIDC token in time, by the Vercel CLI: as a person asks, and by the clock if that was asked for
-//! (interface.md section 6).
+//! (docs/configuration.md section 4).
 //!
 //! Never because of an app's request. The token is offered to the owner of the identity, who judges it, and is kept in
 //! memory only; the env file is not written. Whose token the clock may have got is for [`approvals`] to say: the token in

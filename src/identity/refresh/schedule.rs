@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 
-/// A token is renewed this long before its end (interface.md section 6).
+/// A token is renewed this long before its end (docs/configuration.md section 4).
 pub const AHEAD: Duration = Duration::from_secs(15 * 60);
 /// The shortest time between two attempts, and the first pause after a failure.
 pub const APART: Duration = Duration::from_secs(5 * 60);

@@ -1,6 +1,6 @@
 //! One refresh at a time among all sidecars of this user that serve the same project, and when each had its last.
 //!
-//! Two runs of the CLI that renew its login at once would end that login (connect-contract.md section 7.1). So there is a
+//! Two runs of the CLI that renew its login at once would end that login (docs/vercel.md section 7.1). So there is a
 //! private directory for each project, locked for as long as the CLI runs. In it each sidecar leaves the time of its last
 //! attempt, known again by the directory that it serves, and nothing else: tokens are kept in memory only.
 

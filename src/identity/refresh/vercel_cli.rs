@@ -1,4 +1,4 @@
-//! One run of the Vercel CLI that prints a fresh token (connect-contract.md section 7).
+//! One run of the Vercel CLI that prints a fresh token (docs/vercel.md section 7).
 //!
 //! Fixed arguments, no shell, a short list of variables, nothing to read, a directory that is no project, a minute. What
 //! it prints is a secret, and what it complains of is foreign text: neither gets any further than here as it is. When

@@ -26,7 +26,7 @@ impl Names {
     }
 }
 
-/// Connectors have an opaque id besides their uid (connect-contract.md section 1).
+/// Connectors have an opaque id besides their uid (docs/vercel.md section 1.3).
 fn is_id(name: &str) -> bool {
     name.starts_with("scl_")
 }

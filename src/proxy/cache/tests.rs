@@ -1,4 +1,4 @@
-//! The rules of interface.md section 3, on a clock that stands still.
+//! The rules of docs/http.md section 1, on a clock that stands still.
 
 mod schedules;
 

@@ -1,4 +1,4 @@
-//! Which sidecar is meant, and that nobody else is given the key (trust-policy.md S5).
+//! Which sidecar is meant, and that nobody else is given the key (docs/security.md S5).
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The terms of trust-policy.md section 6.0 as code: START, M, JWT, REQ, PASS, DENY, ALIVE, NOLEAK; and what a row is.
+//! The terms of the rows as code: START, M, JWT, REQ, PASS, DENY, ALIVE, NOLEAK; and what a row is.
 //! (SH is [`Reply::assert_safe`].)
 //!
 //! Times that a row states are waited for in [`stated`] and nowhere else. A limit that it states is for a machine that

@@ -1,8 +1,7 @@
-//! The black-box suite of trust-policy.md section 6, on the built binary: a row for each of its ids, a file for each of
+//! The black-box suite of docs/security.md, on the built binary: a row for each of its ids, a file for each of
 //! its groups, its terms in [`contract`].
 //!
-//! Where interface.md differs from that page, the rows follow interface.md. What has more spellings than a row needs is
-//! in the unit tests of the part; what needs a clock or a gate is in the other modules of this binary.
+//! What has more spellings than a row needs is in the unit tests of the part; what needs a clock or a gate is in the other modules of this binary.
 
 mod browser;
 mod cache;
@@ -26,7 +25,7 @@ use std::collections::BTreeSet;
 use contract::{Kind, Row, run};
 use tokio::sync::Semaphore;
 
-/// All ids of section 6.
+/// All ids, by the groups of docs/security.md.
 const IDS: [&str; 13] = [
     "tH01 tH02 tH03 tH05 tH06 tH08 tH09 tH11 tH13 tH14 tH15",
     "tO01 tO02 tO03 tO05 tO06 tO08 tO09 tO10 tO12 tO13 tO14 tO16 tO17 tO19 tO20 tO22 tO23 tO24",

@@ -1,4 +1,4 @@
-//! Fresh OIDC tokens by the Vercel CLI (interface.md section 6): when it is run, how, what is taken of what it prints, and
+//! Fresh OIDC tokens by the Vercel CLI (docs/configuration.md section 4): when it is run, how, what is taken of what it prints, and
 //! what is said. The real CLI is in `real`; elsewhere a script plays its part.
 
 mod approving;

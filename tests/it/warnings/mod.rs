@@ -1,5 +1,5 @@
 //! Warnings that reach people: in the log, on a terminal, on the desktop, in events, the state, metrics and replies. Each
-//! once for a token and a step, wherever and however often the project's sidecars run (interface.md section 5).
+//! once for a token and a step, wherever and however often the project's sidecars run (docs/configuration.md section 3).
 
 mod header;
 #[cfg(all(target_os = "linux", feature = "desktop"))]
