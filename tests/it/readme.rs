@@ -1,4 +1,4 @@
-//! What the README says is so: its commands run, its programs work, its settings and errors are the real ones.
+//! What the README and the pages in `docs` say is so: its commands run, its programs work, its settings and errors are the real ones.
 
 mod knowing;
 mod run;
@@ -18,7 +18,28 @@ use crate::support::desk::Desk;
 use crate::support::process::{Serving, isolated, run};
 use crate::support::{Scene, Stage, network};
 
-const README: &str = include_str!("../../README.md");
+/// The README and all pages, one after the other; none of them goes on in the next.
+const README: &str = concat!(
+    include_str!("../../README.md"),
+    "\n## \n",
+    include_str!("../../docs/commands.md"),
+    "\n## \n",
+    include_str!("../../docs/run.md"),
+    "\n## \n",
+    include_str!("../../docs/emulator.md"),
+    "\n## \n",
+    include_str!("../../docs/configuration.md"),
+    "\n## \n",
+    include_str!("../../docs/http.md"),
+    "\n## \n",
+    include_str!("../../docs/security.md"),
+    "\n## \n",
+    include_str!("../../docs/vercel.md"),
+    "\n## \n",
+    include_str!("../../docs/architecture.md"),
+    "\n## \n",
+    include_str!("../../docs/troubleshooting.md"),
+);
 const CI: &str = include_str!("../../.ci/run");
 
 /// The two sections on the emulator: what is in their blocks is run as it stands.
@@ -328,20 +349,35 @@ fn slug(heading: &str) -> String {
 }
 
 #[test]
-fn its_links_and_pictures_lead_somewhere() {
-    let after =
-        |opening: &'static str, end| README.split(opening).skip(1).filter_map(move |rest| rest.split(end).next());
-    let targets = after("](", ')').chain(after("src=\"", '"')).chain(after("srcset=\"", '"'));
-    let targets: Vec<_> = targets.filter(|target| !target.contains("://")).collect();
-    assert!(targets.iter().filter(|target| target.ends_with(".png")).count() > 2, "{targets:?}");
-    let headings: Vec<_> = README.lines().filter(|line| line.starts_with("##")).collect();
-    for target in targets {
-        let is_there = match target.strip_prefix('#') {
-            Some(anchor) => headings.iter().any(|heading| slug(heading) == anchor),
-            None => Path::new(env!("CARGO_MANIFEST_DIR")).join(target).exists(),
-        };
-        assert!(is_there, "{target} leads nowhere");
+fn links_and_pictures_lead_somewhere_and_every_page_is_tested() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |page: &Path| std::fs::read_to_string(page).unwrap_or_else(|e| panic!("{}: {e}", page.display()));
+    let docs = std::fs::read_dir(root.join("docs")).expect("a directory").flatten().map(|entry| entry.path());
+    let docs: Vec<_> = docs.collect();
+    for page in &docs {
+        assert!(README.contains(&read(page)), "{} is not among the tested pages", page.display());
     }
+    let others = ["README.md", "CHANGELOG.md", ".github/CONTRIBUTING.md", ".github/SECURITY.md"];
+    let mut pictures = 0;
+    for page in docs.into_iter().chain(others.map(|name| root.join(name))) {
+        let text = read(&page);
+        let after = |opening, end| text.split(opening).skip(1).filter_map(move |rest: &str| rest.split(end).next());
+        let targets = after("](", ')').chain(after("src=\"", '"')).chain(after("srcset=\"", '"'));
+        for target in targets.filter(|target| !target.contains("://")) {
+            pictures += usize::from(target.ends_with(".png"));
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let file = if file.is_empty() { page.clone() } else { page.parent().expect("a directory").join(file) };
+            assert!(file.exists(), "{}: {target} leads nowhere", page.display());
+            let is_there = || read(&file).lines().any(|line| line.starts_with('#') && slug(line) == anchor);
+            assert!(anchor.is_empty() || is_there(), "{}: {target} leads nowhere", page.display());
+        }
+    }
+    assert!(pictures > 2, "{pictures}");
+}
+
+#[test]
+fn the_readme_is_read_in_a_few_minutes() {
+    assert!(include_str!("../../README.md").len() < 10_000);
 }
 
 #[test]

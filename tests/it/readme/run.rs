@@ -15,10 +15,12 @@ use crate::support::desk::Desk;
 use crate::support::process::{Serving, run};
 use crate::support::{npm, python, soon};
 
-/// The line that begins so.
+/// The line that says this or, if none does, the first that begins so.
 pub(super) fn line(beginning: &str) -> &'static str {
-    let mut lines = blocks("sh").into_iter().flat_map(str::lines).filter(|line| line.starts_with(beginning));
-    lines.next().unwrap_or_else(|| panic!("no line begins with `{beginning}`"))
+    let lines: Vec<_> = blocks("sh").into_iter().flat_map(str::lines).collect();
+    let exact = lines.iter().find(|line| **line == beginning);
+    let begins = || lines.iter().find(|line| line.starts_with(beginning));
+    exact.or_else(begins).unwrap_or_else(|| panic!("no line begins with `{beginning}`"))
 }
 
 /// A shell at the desk, with these directories first on its `PATH`.
