@@ -51,8 +51,7 @@ async fn it_costs_less_than_a_millisecond_beyond_any_preload() {
         const [, warm, empty, preload] = process.argv;
         const load = (file) => { const begun = performance.now(); require(file); return performance.now() - begun; };
         load(warm);
-        const first = load(empty);
-        console.log(load(preload) - first);
+        console.log(load(empty), load(preload));
     ";
     let home = tempfile::tempdir().expect("a directory");
     let empty = ["warm.cjs", "empty.cjs"].map(|name| home.path().join(name));
@@ -61,16 +60,17 @@ async fn it_costs_less_than_a_millisecond_beyond_any_preload() {
     }
     for version in npm::NODES {
         let Some(node) = npm::node(version).await else { return };
-        let mut costs = Vec::new();
+        // The least of each: what else the machine does only adds.
+        let mut least = [f64::INFINITY; 2];
         for _ in 0..40 {
             let mut command = isolated(node.join("node").to_str().expect("a path"), home.path());
             command.args(["-e", PROGRAM]).args(&empty).arg(PRELOAD).env("CONNECT_SIDECAR_URL", "http://127.0.0.1:2774");
             let ended = run(command).await;
-            costs.push(ended.stdout.trim().parse::<f64>().unwrap_or_else(|e| panic!("{e}: {ended:?}")));
+            let times = ended.stdout.split_whitespace().map(|time| time.parse::<f64>().expect("a time"));
+            least.iter_mut().zip(times).for_each(|(least, time)| *least = least.min(time));
         }
-        costs.sort_by(f64::total_cmp);
-        let median = costs[costs.len() / 2];
-        eprintln!("Node.js {version}: {median:.2} ms");
-        assert!(median < 1.0, "Node.js {version}: {costs:?}");
+        let [any, ours] = least;
+        eprintln!("Node.js {version}: {:.2} ms", ours - any);
+        assert!(ours - any < 1.0, "Node.js {version}: {ours} ms, and {any} ms for any other");
     }
 }
