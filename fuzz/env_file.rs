@@ -19,7 +19,10 @@ pub(crate) fn check(file: &[u8]) {
         let value = value.expose_secret();
         assert!(contains(file, value.as_bytes()), "made up: {value:?}");
         assert!(!value.is_empty() && !value.contains(['$', '`', '\\', '\n', '\r']), "expanded or empty: {value:?}");
-        let names = file.windows(KEY.len()).filter(|window| *window == KEY.as_bytes()).count();
+        let named = |file: &[u8]| file.windows(KEY.len()).filter(|window| *window == KEY.as_bytes()).count();
+        // Node drops every carriage return, also within a name.
+        let joined: Vec<u8> = file.iter().copied().filter(|byte| *byte != b'\r').collect();
+        let names = named(file).max(named(&joined));
         assert!((1..=names).contains(&assignments), "{assignments} of {names}");
         // Written as the CLI writes it, or as people do, it is the same.
         for quote in ['"', '\''] {
