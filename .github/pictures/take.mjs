@@ -86,8 +86,8 @@ try {
     await ask('slack/acme-slack', app);
     await seen('vercel connect attach salesforce/crm');
     // The state follows the events.
-    const { usage } = await (await fetch(`${sidecar}/_sidecar/v1/status`)).json();
-    await page.waitForFunction((saved) => document.getElementById('saved').textContent === saved, String(usage.saved));
+    const { cache } = await (await fetch(`${sidecar}/_sidecar/v1/status`)).json();
+    await page.waitForFunction((hits) => document.getElementById('hits').textContent === hits, String(cache.hits));
   };
 
   await open('light');
