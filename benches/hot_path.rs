@@ -10,8 +10,8 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use connect_sidecar::clock::Clock;
-use connect_sidecar::identity::{Credential, Identity, State};
+use connect_sidecar::credential::{Credential, Identity, State};
+use connect_sidecar::os::clock::Clock;
 use connect_sidecar::proxy::cache::{Ask, Cache, Found, Limits, Spelled};
 use connect_sidecar::proxy::guard::{self, Entrance, Policy};
 use connect_sidecar::proxy::reply::Answer;

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use connect_sidecar::emulator::fault::{Fault, Trouble};
-use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
 use connect_sidecar::emulator::world::Connector;
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use connect_sidecar::emulator::{Emulator, Options};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -469,8 +469,8 @@ impl Direct {
         let tcp = TcpStream::connect(addr).unwrap();
         tcp.set_nodelay(true).unwrap();
         let stream: Box<dyn ReadWrite> = if sandbox.emulator.ca_pem().is_some() {
-            let roots = connect_sidecar::tls::read_certificates(&sandbox.dir.path().join("ca.pem")).unwrap();
-            let config = connect_sidecar::tls::client_config(roots).unwrap();
+            let roots = connect_sidecar::os::tls::read_certificates(&sandbox.dir.path().join("ca.pem")).unwrap();
+            let config = connect_sidecar::os::tls::client_config(roots).unwrap();
             let name = rustls::pki_types::ServerName::from(addr.ip());
             let connection = rustls::ClientConnection::new(config.into(), name).unwrap();
             Box::new(rustls::StreamOwned::new(connection, tcp))

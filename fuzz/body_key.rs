@@ -1,6 +1,6 @@
 //! The body of a token request, and the key that it is stored under: a wrong one gives one subject another's token.
 
-use connect_sidecar::identity::{Credential, Principal};
+use connect_sidecar::credential::{Credential, Principal};
 use connect_sidecar::proxy::key::{self, Asked, BadJson, Subject};
 use serde_json::Value;
 

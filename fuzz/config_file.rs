@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use connect_sidecar::cli::GlobalArgs;
+use connect_sidecar::config::args::GlobalArgs;
 use connect_sidecar::config::{Auth, Config, ConfigError};
 use tempfile::TempDir;
 

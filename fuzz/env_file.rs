@@ -1,6 +1,6 @@
 //! The env file: it came with a repository, or a tool is writing it just now.
 
-use connect_sidecar::identity::env_file::{Finding, KEY, Refusal, find_token};
+use connect_sidecar::credential::env_file::{Finding, KEY, Refusal, find_token};
 use secrecy::ExposeSecret;
 
 use crate::contains;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use connect_sidecar::identity::{Credential, MAX_TOKEN_BYTES, OidcToken};
+use connect_sidecar::credential::{Credential, MAX_TOKEN_BYTES, OidcToken};
 use serde_json::value::RawValue;
 
 /// The bytes are a token's text; and, parted by the first line end, a header and a payload to make one of.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use connect_sidecar::clock::{Clock, Timestamp};
-use connect_sidecar::identity::{Credential, Identity, State};
+use connect_sidecar::credential::{Credential, Identity, State};
+use connect_sidecar::os::clock::{Clock, Timestamp};
 use connect_sidecar::proxy::cache::{Ask, Cache, Fetched, Found, Landed, Limits};
 use connect_sidecar::proxy::coach::{self, UpstreamError};
 use connect_sidecar::proxy::reply::Answer;

@@ -1,59 +1,41 @@
 //! A local sidecar for Vercel Connect: apps on this machine ask it for provider tokens without holding a credential.
 //!
-//! # The parts
+//! # The parts, from the top down
 //!
-//! - [`identity`]: who we are. Watches the env file, publishes the credential, warns before it ends.
-//! - [`proxy`]: what happens to a request. Gates, route, cache key, cache with single flight, the way to upstream.
-//! - [`events`]: what happens, for whoever listens. [`status`]: what people look at.
-//! - [`intercept`]: programs that can only be led here by their proxy settings. CONNECT, a local CA, blind tunnels.
-//! - [`server`] accepts connections; [`app`] wires everything; [`config`] reads flags, environment and files.
-//! - [`commands`] ask a running sidecar, by its [`client`]; [`doctor`] checks the whole set-up; [`service`] lets it run
-//!   from login on.
-//! - [`run`]: unmodified apps. Runs a command whose requests go through the sidecar.
-//! - [`emulator`] stands in for Connect; [`demo`] shows the main job against it, [`emulate`] runs it by itself.
+//! - [`cli`]: what people type, a file or folder for each command.
+//! - [`daemon`]: the process that serves: its connections, its status page and metrics, the interception of TLS.
+//! - [`config`]: flags, environment and files, checked and put together.
+//! - [`proxy`]: what happens to a request: policy, route, cache key, cache, upstream, reply.
+//! - [`credential`]: the token that is injected: where it is read, when it ends, how it is refreshed.
+//! - [`instance`]: which sidecar runs where, and how to ask it.
+//! - [`emulator`]: a stand-in for Vercel Connect, for `demo`, `emulate` and the tests.
+//! - [`events`]: what happens, for the log, the status page and notices; [`remedy`]: what to do about an error.
+//! - [`os`]: adapters for the operating system, which know nothing of all this.
+//!
+//! A part uses only those below it; `tests/it/layout.rs` checks that, and docs/architecture.md gives the reasons.
 //!
 //! # One request
 //!
-//! [`server`] accepts and reads the head → [`proxy::guard`] decides whether the caller may ask → [`proxy::route`] finds
-//! what is asked for → [`proxy::body`] reads it → [`proxy::key`] names it → [`proxy::cache`] answers, joins a request
-//! under way, or starts one in a task of its own → [`proxy::upstream`] sends it with the credential of that moment →
-//! [`proxy::reply`] goes back. One that [`intercept`] has decrypted takes the same way.
+//! [`daemon::server`] accepts the connection and reads the head → [`proxy::guard`] decides whether the caller may ask →
+//! [`proxy::route`] finds what is asked for → [`proxy::body`] reads the body → [`proxy::key`] derives the cache key →
+//! [`proxy::cache`] answers, joins a fetch in flight, or starts one in a task of its own → [`proxy::upstream`] sends it
+//! with the current credential → [`proxy::reply`] goes back. A request that [`daemon::intercept`] has decrypted takes the
+//! same path.
 //!
 //! # One change of `.env.local`
 //!
-//! [`identity::watch`] is nudged by the directory or its poll, reads the file ([`safe_read`]), finds the one line
-//! ([`identity::env_file`]), and takes the token or not ([`identity::succession`]); so it does with one that
-//! [`identity::refresh`] got from the Vercel CLI. What it publishes is what the next request uses, what
-//! [`identity::expiry`] warns about, and what the cache keeps to.
+//! [`credential::watch`] is woken by a change in the directory or by its poll, reads the file ([`os::safe_read`]), finds
+//! the assignment ([`credential::env_file`]), and accepts the token or not ([`credential::succession`]); a token that
+//! [`credential::refresh`] got from the Vercel CLI takes the same path. What it publishes is what the next request uses,
+//! what [`credential::expiry`] warns about, and what the cache checks its entries against.
 
-pub mod app;
 pub mod cli;
-pub mod client;
-pub mod clock;
-pub mod commands;
 pub mod config;
-pub mod demo;
-pub mod doctor;
-pub mod emulate;
+pub mod credential;
+pub mod daemon;
 pub mod emulator;
-pub mod event_line;
 pub mod events;
-pub mod executable;
-pub mod hardening;
-pub mod identity;
-pub mod instance_key;
-pub mod intercept;
-pub mod logging;
-pub mod port_owner;
-pub mod private_dir;
-pub mod process_group;
+pub mod instance;
+pub mod os;
 pub mod proxy;
 pub mod remedy;
-pub mod run;
-pub mod safe_read;
-pub mod server;
-pub mod service;
-pub mod shell_quoting;
-pub mod status;
-pub mod terminal;
-pub mod tls;

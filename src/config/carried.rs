@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::sources::{self, Environment, Raw, Value};
 use super::{ConfigError, Mistake};
-use crate::cli::GlobalArgs;
+use crate::config::args::GlobalArgs;
 
 /// What gives `serve` the settings that were given here, and in the same order of precedence. Files it reads by itself.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -70,7 +70,7 @@ mod tests {
     use clap::Parser;
     use std::ffi::OsString;
 
-    use crate::cli::Cli;
+    use crate::cli::args::Cli;
     use crate::config::Config;
 
     const FLAGS: [&str; 23] = [
@@ -101,7 +101,7 @@ mod tests {
 
     fn global(arguments: &[String]) -> GlobalArgs {
         let cli = Cli::try_parse_from(["connect-sidecar".to_owned()].iter().chain(arguments)).expect("arguments");
-        crate::config::flags_of(&cli).expect("flags")
+        cli.global_args().expect("flags")
     }
 
     #[test]

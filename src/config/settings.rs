@@ -6,11 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::sources::{Raw, Value};
 use super::{Auth, Config, DEFAULT_UPSTREAM, Refresh, values};
+use crate::instance::Settings;
 use crate::proxy::guard::AllowedHost;
 use crate::proxy::hosts::BearerHost;
-
-/// By the names that they have in a file, written as in a variable. What is not set is not there, and no secret is.
-pub type Settings = BTreeMap<String, String>;
 
 /// The settings that a command may name and find otherwise in the sidecar that runs.
 pub(super) const COMPARED: [&str; 18] = [

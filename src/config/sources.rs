@@ -9,10 +9,10 @@ use secrecy::SecretString;
 use toml::de::{DeTable, DeValue};
 
 use super::{DEFAULT_ENV_FILE, Mistake, project};
-use crate::cli::GlobalArgs;
+use crate::config::args::GlobalArgs;
+use crate::os::safe_read::{self, Problem};
+use crate::os::terminal::is_unseen;
 use crate::proxy::error::excerpt;
-use crate::safe_read::{self, Problem};
-use crate::terminal::is_unseen;
 
 /// Looks a variable up in our own process environment.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;

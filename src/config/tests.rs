@@ -11,7 +11,8 @@ use tempfile::TempDir;
 
 use super::sources::SETTINGS;
 use super::*;
-use crate::cli::{Cli, GlobalArgs};
+use crate::cli::args::Cli;
+use crate::config::args::GlobalArgs;
 
 /// A machine with a project, a user's file, a file for `--config`, an environment and a command line.
 struct Machine {
@@ -66,7 +67,7 @@ impl Machine {
     fn try_load(&self) -> Result<Config, ConfigError> {
         let flags = std::iter::once("connect-sidecar").chain(self.flags.iter().map(String::as_str));
         let cli = Cli::try_parse_from(flags).expect("flags that exist");
-        Config::load(&flags_of(&cli)?, &|name| self.environment.get(name).map(Into::into), &self.path("web"))
+        Config::load(&cli.global_args()?, &|name| self.environment.get(name).map(Into::into), &self.path("web"))
     }
 
     /// All that comes of the settings, but for who named them.

@@ -12,10 +12,10 @@ use rustls::pki_types::CertificateDer;
 use tracing::Level;
 
 use super::sources::{Raw, Value};
-use crate::logging::Format;
+use crate::os::logging::Format;
+use crate::os::tls;
 use crate::proxy::guard::AllowedHost;
 use crate::proxy::hosts::{BearerHost, Hosts};
-use crate::tls;
 
 /// What is expected instead.
 type Parsed<T> = Result<T, String>;

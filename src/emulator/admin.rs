@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use super::errors::{Kind, Refusal};
 use super::exchange::{Asked, Given};
 use super::fault::Script;
-use super::flows::{self, Decision};
+use super::flow::Decision;
+use super::flows;
 use super::oidc::Subject;
 use super::{Received, Shared, openapi};
 

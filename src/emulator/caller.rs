@@ -138,8 +138,8 @@ mod tests {
     use http::{HeaderMap, HeaderValue, Method};
 
     use super::*;
-    use crate::emulator::oidc::{DEVELOPMENT_LIFE, Subject};
-    use crate::emulator::world::{AccessToken, Link, Member, Role};
+    use crate::emulator::oidc::Subject;
+    use crate::emulator::world::{AccessToken, DEVELOPMENT_LIFE, Link, Member, Role};
 
     fn asked(target: &str, bearers: &[&str]) -> Asked {
         let mut headers = HeaderMap::new();

@@ -12,12 +12,13 @@ use super::caller::Caller;
 use super::consent;
 use super::errors::{Kind, Refusal};
 use super::exchange::{Asked, Given};
-use super::flows::{self, Decision, Pending};
+use super::flow::{Decision, Flow, Narrowing};
+use super::flows;
 use super::ids::{millis, random_id};
 use super::limits::Class;
 use super::manage;
-use super::provider::{self, Ask, Minted, Narrowing, Subject};
-use super::world::{Connector, Imported, Installation, Permission, World};
+use super::provider::{self, Ask, Minted, Subject};
+use super::world::{Connector, Imported, Installation, Permission, World, user_key};
 
 /// Answers a request for a runtime endpoint; `None` if it is for another.
 pub(super) async fn decide(shared: &Shared, asked: &Asked) -> Option<Result<Given, Refusal>> {
@@ -234,7 +235,7 @@ async fn begin(shared: &Shared, asked: &Asked, decision: Decision, connector: &s
         };
         let mut parameters = body.additional_params.unwrap_or_default();
         parameters.extend(body.prompt.map(|prompt| ("prompt".into(), prompt)));
-        let pending = Pending {
+        let pending = Flow {
             user,
             installation: body.token.installation_id.filter(|id| id != "*"),
             tenant: body.tenant_id,
@@ -242,7 +243,7 @@ async fn begin(shared: &Shared, asked: &Asked, decision: Decision, connector: &s
             return_url: body.return_url,
             parameters,
             device_code: body.device_code.then(|| random_id("", 40)),
-            ..Pending::new(decision, &connector.id, &flows::request_code(&verifier), now, life)
+            ..Flow::new(decision, &connector.id, &flows::request_code(&verifier), now, life)
         };
         let path = percent_encoding::utf8_percent_encode(&connector.uid, percent_encoding::NON_ALPHANUMERIC);
         let mut answer = json!({
@@ -320,7 +321,7 @@ async fn revoke(shared: &Shared, asked: &Asked, connector: &str) -> Result<Given
         connector.granted_to.retain(|user| !concerns(Some(user)));
         connector.imported.retain(|token| !concerns(token.user.as_deref()));
         // Of a grant that no token was got by, the provider has nothing to take back.
-        let is_unused = |user: &&String| !before.vault.contains_key(&provider::user_key(user));
+        let is_unused = |user: &&String| !before.vault.contains_key(&user_key(user));
         let unused = before.granted_to.iter().filter(|user| concerns(Some(user))).filter(is_unused).count();
         let imported = before.imported.len() - connector.imported.len();
         Ok((before, subject, unused, imported))

@@ -12,7 +12,8 @@ use serde_json::Value;
 use super::Shared;
 use super::errors::Refusal;
 use super::exchange::{Asked, Given};
-use super::flows::{self, Decision, Pending, Status};
+use super::flow::{Decision, Flow, Status};
+use super::flows;
 use super::gate::Visitors;
 use super::pages::{self, Question};
 use super::provider::{self, Began};
@@ -44,7 +45,7 @@ pub(super) async fn decide(shared: &Shared, asked: &Asked) -> Option<Given> {
     Some(given.unwrap_or_else(|refusal| pages::sentence(refusal.status(), WHO, &refusal.message(), None)))
 }
 
-fn pending(shared: &Shared, asked: &Asked, decision: Decision, connector: &str) -> Result<Pending, Refusal> {
+fn pending(shared: &Shared, asked: &Asked, decision: Decision, connector: &str) -> Result<Flow, Refusal> {
     let now = shared.now();
     shared.state.change(|kept| flows::open(kept, decision, connector, asked.query_pairs(), now).cloned())
 }
@@ -116,7 +117,7 @@ fn settle(shared: &Shared, request_code: &str, came: Result<Option<&str>, &str>)
 }
 
 /// The last page. It has a link back to the app and does not go there by itself, since that is another's page.
-fn concluded(pending: &Pending) -> Given {
+fn concluded(pending: &Flow) -> Given {
     let said = match &pending.status {
         Status::Success { .. } => "Approved. You can close this window.",
         Status::Canceled => "Denied. Nothing was given.",
@@ -144,7 +145,7 @@ pub(super) async fn progress(shared: &Shared, verifier: &str) {
 }
 
 /// Begins with a device code, if the provider has them: where the person goes, and the code to type there.
-pub(super) async fn with_device(shared: &Shared, pending: &Pending, answer: &mut Value) {
+pub(super) async fn with_device(shared: &Shared, pending: &Flow, answer: &mut Value) {
     if let Some((url, user_code)) = provider::begin_device(&shared.state, &shared.providers, pending).await {
         answer["url"] = url.into();
         answer["deviceCode"] = user_code.into();

@@ -3,122 +3,21 @@
 //!
 //! A flow is named by its request code, which is the SHA-256 of a verifier that only the beginner knows.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::errors::{Kind, Refusal};
+use super::flow::{Decision, Flow, Status};
 use super::ids::{millis, random_id};
-use super::provider::{Narrowing, user_key};
 use super::state::Kept;
-use super::world::Installation;
+use super::world::{Installation, user_key};
 
 /// How long a flow may take unless its beginner says otherwise.
 pub const LIFE: Duration = Duration::from_secs(600);
-/// The longest that a beginner may ask for.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
-
-/// What is to be decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Decision {
-    /// Whether a user consents.
-    Authorize,
-    /// Whether and where an operator installs.
-    Install,
-}
-
-impl Decision {
-    /// As in URLs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Authorize => "authorize",
-            Self::Install => "install",
-        }
-    }
-
-    /// By its name in URLs.
-    pub fn named(name: &str) -> Option<Self> {
-        [Self::Authorize, Self::Install].into_iter().find(|decision| decision.name() == name)
-    }
-}
-
-/// How far it is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", tag = "status")]
-pub enum Status {
-    /// Not decided.
-    Pending,
-    /// Decided for; what the beginner is to know of it.
-    Success {
-        /// Such as `installationId`.
-        data: Value,
-    },
-    /// Decided against by the provider.
-    Error {
-        /// What went wrong.
-        error: Value,
-    },
-    /// Decided against by the person.
-    Canceled,
-}
-
-/// A flow under way.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Pending {
-    /// `req_…`
-    pub request: String,
-    /// The SHA-256 of its verifier, in base64url.
-    pub request_code: String,
-    /// What is to be decided.
-    pub decision: Decision,
-    /// By its id.
-    pub connector: String,
-    /// The user who is to consent, if that is settled.
-    pub user: Option<String>,
-    /// The installation or the tenant that it is about, if that is settled.
-    pub installation: Option<String>,
-    /// The provider's name for where to install.
-    pub tenant: Option<String>,
-    /// What the consent is for.
-    pub narrowing: Narrowing,
-    /// Where the browser goes afterwards.
-    pub return_url: Option<String>,
-    /// Further parameters for the provider's own page.
-    pub parameters: BTreeMap<String, String>,
-    /// What to poll with, if it was asked for.
-    pub device_code: Option<String>,
-    /// Its end, in milliseconds.
-    pub expires_at: u64,
-    /// How far it is.
-    pub status: Status,
-}
-
-impl Pending {
-    /// A flow that begins now.
-    pub fn new(decision: Decision, connector: &str, request_code: &str, now: SystemTime, life: Duration) -> Self {
-        Self {
-            request: random_id("req", 16),
-            request_code: request_code.into(),
-            decision,
-            connector: connector.into(),
-            user: None,
-            installation: None,
-            tenant: None,
-            narrowing: Narrowing::default(),
-            return_url: None,
-            parameters: BTreeMap::new(),
-            device_code: None,
-            expires_at: millis(now + life.min(LONGEST)),
-            status: Status::Pending,
-        }
-    }
-}
 
 /// The request code of a verifier.
 pub fn request_code(verifier: &str) -> String {
@@ -126,7 +25,7 @@ pub fn request_code(verifier: &str) -> String {
 }
 
 /// Adds a flow; those whose time is over go.
-pub fn begin(kept: &mut Kept, pending: Pending, now: SystemTime) {
+pub fn begin(kept: &mut Kept, pending: Flow, now: SystemTime) {
     kept.pending.retain(|flow| millis(now) < flow.expires_at);
     kept.pending.push(pending);
 }
@@ -139,19 +38,19 @@ pub fn open<'k>(
     connector: &str,
     query: &[(String, String)],
     now: SystemTime,
-) -> Result<&'k mut Pending, Refusal> {
+) -> Result<&'k mut Flow, Refusal> {
     let of = |name: &str| query.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
     let code = of("request_code").filter(|code| !code.is_empty());
     let code = code.ok_or_else(|| Refusal::about(Kind::BadRequest, "the address has no `request_code`"))?;
     let connector = kept.world.connector(connector).map(|connector| connector.id.clone());
     let connector = connector.ok_or(Refusal::about(Kind::ConnectorNotFound, "of this address"))?;
     if !kept.pending.iter().any(|flow| flow.request_code == code) {
-        let mut pending = Pending::new(decision, &connector, &code, now, LIFE);
+        let mut pending = Flow::new(decision, &connector, &code, now, LIFE);
         pending.narrowing.scopes = of("scopes").map(|scopes| scopes.split(',').map(str::to_owned).collect());
         pending.installation = of("installationId");
         begin(kept, pending, now);
     }
-    let is_it = |flow: &&mut Pending| {
+    let is_it = |flow: &&mut Flow| {
         flow.request_code == code
             && flow.connector == connector
             && flow.decision == decision
@@ -174,7 +73,7 @@ pub fn approve(
     user: Option<&str>,
     tenant: Option<&str>,
     now: SystemTime,
-) -> Result<Pending, Refusal> {
+) -> Result<Flow, Refusal> {
     let flow = undecided(kept, request_code, now)?.clone();
     let first = kept.world.members.first().map(|member| member.id.clone());
     let connector =
@@ -205,24 +104,24 @@ pub fn approve(
 }
 
 /// Ends a flow without a grant.
-pub fn deny(kept: &mut Kept, request_code: &str, now: SystemTime) -> Result<Pending, Refusal> {
+pub fn deny(kept: &mut Kept, request_code: &str, now: SystemTime) -> Result<Flow, Refusal> {
     settle(kept, request_code, Status::Canceled, now)
 }
 
 /// Ends a flow with the provider's error.
-pub fn fail(kept: &mut Kept, request_code: &str, code: &str, now: SystemTime) -> Result<Pending, Refusal> {
+pub fn fail(kept: &mut Kept, request_code: &str, code: &str, now: SystemTime) -> Result<Flow, Refusal> {
     let error = json!({"code": code, "message": format!("The provider refused: {code}")});
     settle(kept, request_code, Status::Error { error }, now)
 }
 
-fn settle(kept: &mut Kept, request_code: &str, status: Status, now: SystemTime) -> Result<Pending, Refusal> {
+fn settle(kept: &mut Kept, request_code: &str, status: Status, now: SystemTime) -> Result<Flow, Refusal> {
     let flow = undecided(kept, request_code, now)?;
     flow.status = status;
     Ok(flow.clone())
 }
 
-fn undecided<'k>(kept: &'k mut Kept, request_code: &str, now: SystemTime) -> Result<&'k mut Pending, Refusal> {
-    let is_it = |flow: &&mut Pending| {
+fn undecided<'k>(kept: &'k mut Kept, request_code: &str, now: SystemTime) -> Result<&'k mut Flow, Refusal> {
+    let is_it = |flow: &&mut Flow| {
         flow.request_code == request_code && flow.status == Status::Pending && millis(now) < flow.expires_at
     };
     kept.pending.iter_mut().find(is_it).ok_or(Refusal::new(Kind::NotFound))
@@ -268,7 +167,7 @@ mod tests {
     fn a_consent_is_for_the_user_that_was_asked_for_and_in_time() {
         let (mut kept, now) = (kept(), UNIX_EPOCH + NOW);
         for (verifier, user) in [("1", Some("user_app")), ("2", None)] {
-            let mut pending = Pending::new(Decision::Authorize, "scl_linear", &request_code(verifier), now, LIFE);
+            let mut pending = Flow::new(Decision::Authorize, "scl_linear", &request_code(verifier), now, LIFE);
             pending.user = user.map(str::to_owned);
             begin(&mut kept, pending, now);
             approve(&mut kept, &request_code(verifier), Some("user_browser"), None, now).expect("approved");

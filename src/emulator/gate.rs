@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 
 use super::exchange::Given;
 use super::outside::is_loopback_name;
-use crate::server::peer;
+use crate::os::peer;
 
 /// Why somebody is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 //! relying party would, it knows teams, projects, connectors, links, installations and grants as data ([`world`]), and
 //! refuses with the statuses and codes of docs/vercel.md section 2.2. It can be told to misbehave ([`fault`]). It
 //! shares no code with `proxy` and `identity`, so that a mistake there cannot hide here; whose connection it has is told
-//! by [`server::peer`](crate::server::peer) for both.
+//! by [`server::peer`](crate::os::peer) for both.
 
 mod account;
 mod admin;
@@ -14,6 +14,7 @@ mod consent;
 pub mod errors;
 pub mod exchange;
 pub mod fault;
+pub mod flow;
 pub mod flows;
 mod gate;
 mod ids;

@@ -12,9 +12,6 @@ use serde_json::{Value, json};
 
 use super::world::{Project, World};
 
-/// Lifetime of a development token.
-pub const DEVELOPMENT_LIFE: Duration = Duration::from_secs(12 * 3600);
-
 /// The claims of a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
@@ -210,6 +207,7 @@ fn seconds(time: SystemTime) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::emulator::world::DEVELOPMENT_LIFE;
 
     #[test]
     fn a_kept_key_and_its_published_half_verify_what_it_signed_before() {

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::flows::Pending;
+use super::flow::Flow;
 use super::oidc::{Issuer, Key};
 use super::outside::Outside;
 use super::world::{Problem, World, shown};
@@ -19,7 +19,7 @@ pub struct Kept {
     /// Who and what there is.
     pub world: World,
     /// Consents and installations under way.
-    pub pending: Vec<Pending>,
+    pub pending: Vec<Flow>,
 }
 
 /// Owns [`Kept`].

@@ -12,8 +12,9 @@ use serde_json::Value;
 
 use super::fault::Script;
 use super::limits::Limits;
-use super::oidc::DEVELOPMENT_LIFE;
 
+/// How long a development OIDC token lives at Vercel.
+pub const DEVELOPMENT_LIFE: Duration = Duration::from_secs(12 * 3600);
 /// The environments that every project has.
 pub const ENVIRONMENTS: [&str; 3] = ["development", "preview", "production"];
 
@@ -313,6 +314,11 @@ impl Connector {
     pub fn needs_installation(&self) -> bool {
         self.needs_installation.unwrap_or(matches!(self.kind.as_str(), "slack" | "github"))
     }
+}
+
+/// What a vault calls a user.
+pub(super) fn user_key(id: &str) -> String {
+    format!("user:{id}")
 }
 
 impl World {

@@ -6,8 +6,8 @@
 use http::StatusCode;
 use serde::Deserialize;
 
+use crate::os::shell_quoting;
 use crate::remedy::Remedy;
-use crate::shell_quoting;
 
 /// What upstream says went wrong, as far as anyone here looks at it.
 #[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]

@@ -25,9 +25,9 @@ use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tower_service::Service;
 
-use super::env_proxy::{EnvProxy, Protocol, ProxyServer};
 use super::resolver::{Names, Resolver};
-use crate::tls;
+use crate::os::env_proxy::{EnvProxy, Protocol, ProxyServer};
+use crate::os::tls;
 
 /// All addresses of one family share this, and the other family begins 0.3 s later: one that swallows what is sent to it
 /// leaves time for the next, and for TLS.

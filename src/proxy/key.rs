@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::identity::Principal;
+use crate::credential::Principal;
 
 /// Deeper nesting is refused.
 const MAX_DEPTH: usize = 32;
@@ -291,7 +291,7 @@ fn elements(array: &RawValue, depth: usize) -> Result<Vec<&RawValue>, BadJson> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::Credential;
+    use crate::credential::Credential;
     use proptest::prelude::*;
     use serde_json::{Value, json};
 

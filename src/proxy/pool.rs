@@ -30,10 +30,10 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use super::dialer::{self, BoxError, Connector, Dialer, ProxyFailed, causes};
-use super::env_proxy::Unusable;
 use super::error::{Code, RequestError};
 use super::resolver::ThisMachine;
-use crate::clock::{Clock, Timestamp};
+use crate::os::clock::{Clock, Timestamp};
+use crate::os::env_proxy::Unusable;
 
 /// Name resolution, connection and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

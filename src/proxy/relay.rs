@@ -23,14 +23,15 @@ use tracing::{debug, warn};
 
 use super::dialer::Dialer;
 use super::error::{Code, RequestError};
-use super::guard::{KEY_HEADER, VIA_NAME};
+use super::guard::VIA_NAME;
 use super::hosts::{self, Hosts};
 use super::pool::{Pool, RequestBody};
 use super::reply::{Reply, ReplyBody};
 use super::upstream::Upstream;
 use super::{Proxy, SIDECAR_CLIENT, route};
-use crate::clock::Clock;
-use crate::identity::{Credential, placeholder};
+use crate::credential::{Credential, placeholder};
+use crate::instance::key::KEY_HEADER;
+use crate::os::clock::Clock;
 
 /// Connections are kept to this many origins, those that were asked last.
 const MAX_ORIGINS: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");

@@ -21,7 +21,6 @@ use tracing::{info, warn};
 use super::admission::{Admission, Place};
 use super::coach::UpstreamError;
 use super::dialer::Dialer;
-use super::env_proxy::EnvProxy;
 use super::error::{Code, RequestError};
 use super::guard::VIA_NAME;
 pub use super::pool::EMULATOR_PORT;
@@ -29,7 +28,8 @@ use super::pool::{self, Pool, RequestBody};
 use super::reply::Answer;
 use super::resolver::Names;
 use super::route::Action;
-use crate::clock::{Clock, Correction, Mark, Timestamp, spoken};
+use crate::os::clock::{Clock, Correction, Mark, Timestamp, spoken};
+use crate::os::env_proxy::EnvProxy;
 
 /// Until the head of the reply is there, connecting included.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);

@@ -6,9 +6,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use clap::CommandFactory;
-use connect_sidecar::cli::Cli;
+use connect_sidecar::cli::args::Cli;
 use connect_sidecar::emulator::fault::{Fault, Trouble};
-use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use listeners::SocketState;
 use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use connect_sidecar::app::App;
-use connect_sidecar::cli::GlobalArgs;
-use connect_sidecar::clock::Clock;
-use connect_sidecar::demo::Demo;
+use connect_sidecar::cli::demo::Demo;
+use connect_sidecar::config::args::GlobalArgs;
+use connect_sidecar::daemon::app::App;
+use connect_sidecar::os::clock::Clock;
 use tokio::io::AsyncBufReadExt;
 use tokio::process::Command;
 use tokio::sync::oneshot;

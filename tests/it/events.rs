@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use nix::sys::signal::Signal;
 
 use crate::command::get;

@@ -4,7 +4,8 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use connect_sidecar::emulator::fault::{Fault, Gate};
-use connect_sidecar::emulator::oidc::{DEVELOPMENT_LIFE, Issuer, Subject};
+use connect_sidecar::emulator::oidc::{Issuer, Subject};
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use connect_sidecar::emulator::world::World;
 use connect_sidecar::emulator::{Emulator, Received};
 use tokio::task::JoinHandle;

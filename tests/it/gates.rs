@@ -8,7 +8,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use connect_sidecar::instance_key::Key;
+use connect_sidecar::instance::key::Key;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};

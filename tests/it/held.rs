@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use connect_sidecar::emulator::{Emulator, Options};
-use connect_sidecar::instance_key::Key;
+use connect_sidecar::instance::key::Key;
 use nix::sys::signal::Signal;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -491,7 +491,7 @@ async fn tunnels_go_by_the_proxy_of_our_own_environment() {
 async fn our_own_way_to_upstream_does_not_trust_the_ca() {
     let stage = Scene::new().start().await;
     let run = Run::of(&stage).await;
-    let config = connect_sidecar::tls::client_config(Vec::new()).expect("roots");
+    let config = connect_sidecar::os::tls::client_config(Vec::new()).expect("roots");
     let stream = run.tunnel("api.vercel.com:443").await;
     let name = ServerName::try_from(API).expect("a name");
     let connecting = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config)).connect(name, stream);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use connect_sidecar::emulator::fault::{Fault, Trouble};
-use connect_sidecar::logging::FIELDS;
+use connect_sidecar::os::logging::FIELDS;
 use serde_json::Value;
 
 use crate::support::desk::Desk;

@@ -4,9 +4,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use connect_sidecar::clock::Timestamp;
-use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
-use connect_sidecar::identity::placeholder;
+use connect_sidecar::credential::placeholder;
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
+use connect_sidecar::os::clock::Timestamp;
 use http::HeaderValue;
 use tokio::net::TcpListener;
 

@@ -6,12 +6,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use connect_sidecar::app::App;
-use connect_sidecar::cli::GlobalArgs;
-use connect_sidecar::clock::Clock;
 use connect_sidecar::config::Config;
+use connect_sidecar::config::args::GlobalArgs;
+use connect_sidecar::daemon::app::App;
+use connect_sidecar::daemon::server::handover::Place;
 use connect_sidecar::emulator::{Emulator, Options};
-use connect_sidecar::server::handover::Place;
+use connect_sidecar::os::clock::Clock;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 

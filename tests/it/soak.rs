@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use connect_sidecar::emulator::fault::{Fault, Trouble};
-use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use connect_sidecar::emulator::{Emulator, Options};
 use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;

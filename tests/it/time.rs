@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use connect_sidecar::clock::{Clock, Timestamp};
 use connect_sidecar::emulator::fault::Fault;
-use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use connect_sidecar::emulator::{Emulator, Options};
+use connect_sidecar::os::clock::{Clock, Timestamp};
 
 use crate::support::http::Request;
 use crate::support::moved_clock::MovedClock;

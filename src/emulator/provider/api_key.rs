@@ -4,7 +4,8 @@
 use serde_json::Map;
 
 use super::settings::Settings;
-use super::{Fetched, Narrowing, Refused};
+use super::{Fetched, Refused};
+use crate::emulator::flow::Narrowing;
 use crate::emulator::outside::Outside;
 
 /// What is attached if the connector has no key: made-up, and recognisable.

@@ -9,11 +9,11 @@ use std::time::SystemTime;
 
 use super::oauth::{Party, Started};
 use super::settings::Settings;
-use super::{Fetched, Held, Minted, Providers, Refused, Stored, hold, minted, provider_of, salesforce, user_key};
-use crate::emulator::flows::{Decision, Pending, Status};
+use super::{Fetched, Held, Minted, Providers, Refused, Stored, hold, minted, provider_of, salesforce};
+use crate::emulator::flow::{Decision, Flow, Status};
 use crate::emulator::ids::random_id;
 use crate::emulator::state::State;
-use crate::emulator::world::Connector;
+use crate::emulator::world::{Connector, user_key};
 
 /// More than these are not under way at once; the oldest go.
 const MOST: usize = 100;
@@ -73,16 +73,12 @@ impl Providers {
     }
 }
 
-fn connector_of(state: &State, pending: &Pending) -> Option<Connector> {
+fn connector_of(state: &State, pending: &Flow) -> Option<Connector> {
     state.read(|kept| kept.world.find(&pending.connector).cloned())
 }
 
 /// Sends a browser to the provider.
-pub(in crate::emulator) async fn begin(
-    state: &State,
-    providers: &Providers,
-    pending: &Pending,
-) -> Result<Began, Refused> {
+pub(in crate::emulator) async fn begin(state: &State, providers: &Providers, pending: &Flow) -> Result<Began, Refused> {
     let connector = connector_of(state, pending).ok_or(Refused::new("no_connector"))?;
     let settings = Settings::of(&connector)?;
     let provider = provider_of(&connector.kind);
@@ -126,12 +122,12 @@ pub(in crate::emulator) async fn begin(
     Ok(Began::Elsewhere(url))
 }
 
-fn user(state: &State, pending: &Pending) -> String {
+fn user(state: &State, pending: &Flow) -> String {
     let first = state.read(|kept| kept.world.members.first().map(|member| member.id.clone()));
     pending.user.clone().or(first).unwrap_or_else(|| "user".into())
 }
 
-fn tenant(connector: &Connector, pending: &Pending) -> String {
+fn tenant(connector: &Connector, pending: &Flow) -> String {
     let named = pending.installation.as_ref();
     let known = connector.installations.iter().find(|known| Some(&known.id) == named);
     let tenant = pending.tenant.clone().or(known.map(|known| known.tenant_id.clone()));
@@ -201,7 +197,7 @@ pub(in crate::emulator) fn keep(
 pub(in crate::emulator) async fn begin_device(
     state: &State,
     providers: &Providers,
-    pending: &Pending,
+    pending: &Flow,
 ) -> Option<(String, String)> {
     let connector = connector_of(state, pending).filter(|connector| provider_of(&connector.kind) == "oauth")?;
     let party = party(providers, &connector).await.ok()?;

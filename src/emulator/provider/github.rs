@@ -11,7 +11,8 @@ use serde_json::{Map, Value, json};
 
 use super::http::Http;
 use super::oauth::{Endpoints, Party};
-use super::{Fetched, Narrowing, Refused};
+use super::{Fetched, Refused};
+use crate::emulator::flow::Narrowing;
 use crate::emulator::keys::{RsaKey, seconds};
 
 /// How long the app's JWT lasts: within GitHub's ten minutes, whatever the clocks say.

@@ -33,10 +33,11 @@ use serde_json::{Map, Value};
 
 use super::Now;
 use super::errors::Kind;
+use super::flow::Narrowing;
 use super::outside::Outside;
 use super::standin::{App, Registered, Standins};
 use super::state::State;
-use super::world::{Connector, Installation};
+use super::world::{Connector, Installation, user_key};
 use consent::UnderWay;
 pub(super) use consent::{Began, begin, begin_device, finish, keep, poll};
 use http::{Http, Unreachable};
@@ -64,39 +65,6 @@ pub enum Subject {
     JwtBearer(Map<String, Value>),
     /// A token that is to be exchanged.
     Exchange(String),
-}
-
-/// What narrows a token.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Narrowing {
-    /// Who is to accept it.
-    pub audience: Option<Vec<String>>,
-    /// What it may do. None at all is not the same as `*`.
-    pub scopes: Option<Vec<String>>,
-    /// What it may do it to (RFC 8707).
-    pub resources: Option<Vec<String>>,
-    /// The same in detail (RFC 9396).
-    pub authorization_details: Option<Vec<Map<String, Value>>>,
-}
-
-impl Narrowing {
-    /// The scopes without `*`, which is everything that there can be.
-    fn named_scopes(&self) -> Vec<&str> {
-        self.scopes.iter().flatten().map(String::as_str).filter(|scope| *scope != "*").collect()
-    }
-
-    /// Whether there is anything narrower to ask for than all.
-    fn is_any(&self) -> bool {
-        self.named_scopes().is_empty() && self.has_only_scopes()
-    }
-
-    fn has_only_scopes(&self) -> bool {
-        let is_none = |list: &Option<Vec<String>>| list.as_ref().is_none_or(Vec::is_empty);
-        is_none(&self.audience)
-            && is_none(&self.resources)
-            && self.authorization_details.as_ref().is_none_or(Vec::is_empty)
-    }
 }
 
 /// What a provider is asked for: a grant or an installation is there if the connector needs one.
@@ -373,11 +341,6 @@ fn provider_of(kind: &str) -> &'static str {
         "api-key" => "api-key",
         _ => "oauth",
     }
-}
-
-/// What a vault calls a user.
-pub(super) fn user_key(id: &str) -> String {
-    format!("user:{id}")
 }
 
 fn vault_key(ask: &Ask) -> String {

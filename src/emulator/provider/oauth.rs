@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::http::{Http, Unreachable};
-use super::{Fetched, Narrowing, Refused};
+use super::{Fetched, Refused};
+use crate::emulator::flow::Narrowing;
 use crate::emulator::keys::{RsaKey, seconds};
 use crate::emulator::outside::is_on_this_machine;
 

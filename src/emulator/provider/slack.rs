@@ -5,7 +5,8 @@ use oauth2::HttpResponse;
 use serde_json::{Map, Value};
 
 use super::oauth::Endpoints;
-use super::{Fetched, Narrowing, Refused};
+use super::{Fetched, Refused};
+use crate::emulator::flow::Narrowing;
 
 pub(super) fn endpoints(base: &str) -> Endpoints {
     Endpoints::new(

@@ -8,7 +8,8 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::{Map, Value, json};
 
 use super::http::Http;
-use super::{Fetched, Narrowing, Refused};
+use super::{Fetched, Refused};
+use crate::emulator::flow::Narrowing;
 use crate::emulator::keys::{RsaKey, seconds};
 
 /// How long the key-pair JWT lasts: within Snowflake's hour.

@@ -9,7 +9,7 @@ use http::StatusCode;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::clock::Timestamp;
+use crate::os::clock::Timestamp;
 use crate::proxy::reply::Answer;
 
 /// A 429 is held no longer than this.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use connect_sidecar::emulator::oidc::Subject;
 use connect_sidecar::emulator::world::World;
-use connect_sidecar::terminal::is_unseen;
+use connect_sidecar::os::terminal::is_unseen;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::process::Command;

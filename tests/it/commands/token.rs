@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use connect_sidecar::emulator::fault::{Fault, Trouble};
-use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use serde_json::Value;
 
 use crate::refresh::FakeCli;

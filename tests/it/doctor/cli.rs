@@ -4,7 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use connect_sidecar::clock::Clock;
+use connect_sidecar::os::clock::Clock;
 use tokio::process::Command;
 
 use super::{check_up, doctor, healthy};

@@ -4,7 +4,8 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Duration;
 
-use connect_sidecar::emulator::oidc::{DEVELOPMENT_LIFE, Subject};
+use connect_sidecar::emulator::oidc::Subject;
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use connect_sidecar::emulator::world::World;
 
 use super::{check_up, doctor, git, healthy, link};

@@ -4,9 +4,9 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use connect_sidecar::clock::Clock;
 use connect_sidecar::emulator::fault::{Fault, Trouble};
 use connect_sidecar::emulator::{Emulator, Options};
+use connect_sidecar::os::clock::Clock;
 use tokio::net::TcpListener;
 use tokio::process::Command;
 

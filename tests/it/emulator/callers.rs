@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use connect_sidecar::clock::Clock;
 use connect_sidecar::emulator::errors;
-use connect_sidecar::emulator::oidc::{DEVELOPMENT_LIFE, Subject};
+use connect_sidecar::emulator::oidc::Subject;
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
+use connect_sidecar::os::clock::Clock;
 
 use super::{OWNER, SLACK, admin, emulator, refusal, request};
 use crate::support::http::{APP, Request};

@@ -2,7 +2,7 @@
 //! taken back.
 
 use connect_sidecar::emulator::Emulator;
-use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use serde_json::{Value, json};
 
 use super::{OWNER, SLACK, admin, emulator, refusal, request};

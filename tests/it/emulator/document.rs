@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use connect_sidecar::emulator::Emulator;
-use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 
 use super::{OWNER, admin, emulator};
 use crate::support::process::isolated;

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use connect_sidecar::emulator::Emulator;
-use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

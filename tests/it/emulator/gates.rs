@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use connect_sidecar::emulator::Emulator;
-use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 
 use super::{OWNER, SLACK, admin, emulator, request};
 use crate::support::http::{APP, Reply, Request};

@@ -116,7 +116,7 @@ async fn time_runs_down_by_the_clock_of_the_sidecar() {
     ] {
         let now = stage.clock.now();
         stage.pass(
-            2 * HOUR - left * MINUTE - now.since(connect_sidecar::clock::Timestamp::from_millis(1_900_000_000_000)),
+            2 * HOUR - left * MINUTE - now.since(connect_sidecar::os::clock::Timestamp::from_millis(1_900_000_000_000)),
         );
         stage.token(APP).send().await;
         browser.until(&format!("/{words}/.test(document.getElementById('left').innerText)")).await;

@@ -4,7 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use connect_sidecar::clock::Clock;
+use connect_sidecar::os::clock::Clock;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::support::tunnel::{Run, ask};

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
-use connect_sidecar::emulator::oidc::{DEVELOPMENT_LIFE, Subject};
+use connect_sidecar::emulator::oidc::Subject;
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use connect_sidecar::emulator::world::World;
-use connect_sidecar::logging::FIELDS;
+use connect_sidecar::os::logging::FIELDS;
 
 use super::run::{line, printed, serve, shell};
 use super::{README, blocks, section};

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use connect_sidecar::events::Event;
 
 use super::{FakeCli, HOUR, MINUTE, SECOND, be_accepted, by_the_clock, unapproved};

@@ -1,6 +1,6 @@
 //! When the CLI is run by the clock, and when no more.
 
-use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use connect_sidecar::events::Event;
 use serde_json::Value;
 

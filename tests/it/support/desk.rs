@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
-use connect_sidecar::clock::Clock;
-use connect_sidecar::emulator::oidc::DEVELOPMENT_LIFE;
+use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use connect_sidecar::emulator::{Emulator, Options};
+use connect_sidecar::os::clock::Clock;
 use tempfile::TempDir;
 use tokio::process::Command;
 

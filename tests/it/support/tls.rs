@@ -31,7 +31,7 @@ pub fn acceptor(
     change(&mut params);
     let key = KeyPair::generate().expect("a key");
     let certificate = params.signed_by(&key, authority).expect("a certificate").der().clone();
-    let config = rustls::ServerConfig::builder_with_provider(connect_sidecar::tls::provider())
+    let config = rustls::ServerConfig::builder_with_provider(connect_sidecar::os::tls::provider())
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_no_client_auth()

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use connect_sidecar::clock::Timestamp;
-use connect_sidecar::tls;
+use connect_sidecar::os::clock::Timestamp;
+use connect_sidecar::os::tls;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::time_provider::TimeProvider;

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use connect_sidecar::status::instance;
+use connect_sidecar::instance::state_file;
 
 use super::{OF_THE_TOKEN, about};
 use crate::support::desk::Desk;
@@ -18,7 +18,7 @@ async fn a_restart_inside_a_step_repeats_no_warning_and_tells_the_time_left() {
     let state_dir = desk.home.path().join(".local/state/connect-sidecar");
     let kept = fs::read_to_string(state_dir.join("warned.json")).expect("what was said");
     assert_eq!(kept, format!(r#"{{"said":[{{"fingerprint":"{}","step_ms":900000}}]}}"#, fingerprint(&token)));
-    assert_eq!(instance::all(&state_dir).len(), 1, "it is no instance");
+    assert_eq!(state_file::all(&state_dir).len(), 1, "it is no instance");
     first.stop().await;
 
     let mut second = desk.serve(&[]).await;

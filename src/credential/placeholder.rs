@@ -1,0 +1,192 @@
+//! The stand-in for the OIDC token that an app gets: claims to read, worth nothing. Pure.
+//!
+//! It is known again by its shape alone, so it stays one when the sidecar starts anew, and nothing has to be remembered.
+//! Never holds a byte of a real token's signature, and is never taken for a credential: it is unsigned.
+
+use std::time::Duration;
+
+use base64::Engine;
+use http::HeaderValue;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{BASE64URL, Claims};
+use crate::os::clock::Timestamp;
+
+/// How long one lasts: longer than any app runs. The SDKs refuse to send an expired token, Python's one with less than 15
+/// minutes left (docs/vercel.md section 5).
+pub const LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// `{"alg":"none","typ":"JWT","kid":"connect-sidecar"}`
+const HEADER: &str = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIiwia2lkIjoiY29ubmVjdC1zaWRlY2FyIn0";
+/// Where a token has its signature.
+const MARK: &str = "connect-sidecar-placeholder";
+
+/// A placeholder that says of itself what the real token says, and ends at `ends`, [`LIFE`] after it is made.
+pub fn make(claims: Option<&Claims>, ends: Timestamp) -> String {
+    #[derive(Serialize)]
+    struct Payload<'a> {
+        iat: u64,
+        exp: u64,
+        #[serde(flatten)]
+        known: Known<'a>,
+    }
+    #[derive(Serialize)]
+    struct Known<'a> {
+        #[serde(skip_serializing_if = "str::is_empty")]
+        iss: &'a str,
+        #[serde(skip_serializing_if = "Value::is_null")]
+        aud: &'a Value,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sub: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        owner: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        owner_id: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        project: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        project_id: Option<&'a str>,
+        environment: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user_id: Option<&'a str>,
+    }
+    let unknown = Claims::default();
+    let claims = claims.unwrap_or(&unknown);
+    let payload = Payload {
+        iat: ends.minus(LIFE).as_seconds(),
+        exp: ends.as_seconds(),
+        known: Known {
+            iss: &claims.iss,
+            aud: &claims.aud,
+            sub: claims.sub.as_deref(),
+            owner: claims.owner.as_deref(),
+            owner_id: claims.owner_id.as_deref(),
+            project: claims.project.as_deref(),
+            project_id: claims.project_id.as_deref(),
+            environment: claims.environment.as_deref().unwrap_or("development"),
+            user_id: claims.user_id.as_deref(),
+        },
+    };
+    // Texts and numbers can always be written.
+    let payload = serde_json::to_vec(&payload).unwrap_or_default();
+    format!("{HEADER}.{}.{MARK}", BASE64URL.encode(payload))
+}
+
+/// Whether an `Authorization` carries a placeholder, any that was ever made.
+pub fn is_bearer(authorization: &HeaderValue) -> bool {
+    let Some((scheme, token)) = authorization.as_bytes().split_at_checked("Bearer ".len()) else { return false };
+    scheme.eq_ignore_ascii_case(b"Bearer ") && is_placeholder(token)
+}
+
+/// Whether a token is a placeholder, any that was ever made.
+pub fn is_placeholder(token: &[u8]) -> bool {
+    let payload = token
+        .strip_prefix(HEADER.as_bytes())
+        .and_then(|rest| rest.strip_prefix(b"."))
+        .and_then(|rest| rest.strip_suffix(MARK.as_bytes()))
+        .and_then(|rest| rest.strip_suffix(b"."));
+    let is_base64url = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    payload.is_some_and(|payload| !payload.is_empty() && payload.iter().all(is_base64url))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credential::{OidcToken, TokenRejection, fixtures, object_in};
+    use proptest::prelude::*;
+    use secrecy::ExposeSecret;
+    use serde_json::json;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_900_000_000_000);
+
+    fn bearer(text: &str) -> HeaderValue {
+        HeaderValue::from_str(text).expect("a header value")
+    }
+
+    fn claims_in(placeholder: &str) -> Value {
+        object_in(placeholder.split('.').nth(1).expect("three parts")).expect("an object")
+    }
+
+    #[test]
+    fn says_what_the_real_token_says_and_lasts_ten_years() {
+        let said = json!({
+            "iss": "https://oidc.vercel.com/acme", "aud": ["https://vercel.com/acme"], "sub": "owner:acme",
+            "owner": "acme", "owner_id": "team_1", "project": "web", "project_id": "prj_1",
+            "environment": "preview", "user_id": "user_1",
+        });
+        let mut real = said.clone();
+        for (name, value) in [("exp", json!(9)), ("iat", json!(1)), ("nbf", json!(1)), ("other", json!("x"))] {
+            real[name] = value;
+        }
+        let real = OidcToken::decode(fixtures::jwt(&real)).expect("a token");
+        let mut made = claims_in(&make(Some(&real.claims), NOW.plus(LIFE)));
+        let times = made.as_object_mut().expect("an object");
+        assert_eq!(times.remove("iat"), Some(json!(1_900_000_000)));
+        assert_eq!(times.remove("exp"), Some(json!(1_900_000_000_u64 + 315_360_000)));
+        assert_eq!(made, said);
+    }
+
+    #[test]
+    fn of_nobody_it_says_only_the_environment() {
+        let made = claims_in(&make(None, NOW.plus(LIFE)));
+        assert_eq!(made, json!({"iat": 1_900_000_000, "exp": 2_215_360_000_u64, "environment": "development"}));
+    }
+
+    #[test]
+    fn it_is_never_taken_for_a_credential() {
+        let real = fixtures::token("web", 1, 9);
+        let made = make(Some(&real.claims), NOW);
+        assert_eq!(OidcToken::decode(made.into()).expect_err("not to be taken"), TokenRejection::Unsigned);
+        let header: Value = object_in(HEADER).expect("an object");
+        assert_eq!(header, json!({"alg": "none", "typ": "JWT", "kid": "connect-sidecar"}));
+    }
+
+    #[test]
+    fn what_only_looks_like_one_is_none() {
+        let made = make(None, NOW);
+        let payload = made.split('.').nth(1).expect("three parts");
+        let real = fixtures::jwt(&json!({"iss": "https://oidc.vercel.com", "exp": 9}));
+        for text in [format!("Bearer {made}"), format!("bearer {made}"), format!("Bearer {HEADER}.e30.{MARK}")] {
+            assert!(is_bearer(&bearer(&text)), "{text}");
+        }
+        for text in [
+            made.clone(),
+            format!("Basic {made}"),
+            format!("Bearer  {made}"),
+            format!("Bearer {made} "),
+            format!("Bearer {made}x"),
+            format!("Bearer x{made}"),
+            format!("Bearer {made}.{MARK}"),
+            format!("Bearer {HEADER}..{MARK}"),
+            format!("Bearer {HEADER}.{MARK}"),
+            format!("Bearer {HEADER}.{payload}."),
+            format!("Bearer {HEADER}.{payload}.{payload}.{MARK}"),
+            format!("Bearer {HEADER}.{payload}, {MARK}"),
+            format!("Bearer {HEADER}.{payload}.{}", MARK.to_uppercase()),
+            format!("Bearer eyJhbGciOiJub25lIn0.{payload}.{MARK}"),
+            format!("Bearer {}", real.expose_secret()),
+            "Bearer ".to_owned(),
+            "Bearer".to_owned(),
+            String::new(),
+        ] {
+            assert!(!is_bearer(&bearer(&text)), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_that_is_made_is_known_again(owner in ".*", user in proptest::option::of(".*"), ends: u64) {
+            let claims = Claims { owner: Some(owner), user_id: user, ..Claims::default() };
+            let made = make(Some(&claims), Timestamp::from_millis(ends));
+            let authorization = bearer(&format!("Bearer {made}"));
+            prop_assert!(is_bearer(&authorization));
+            prop_assert_eq!(&claims_in(&made)["owner"], &json!(claims.owner));
+        }
+
+        #[test]
+        fn no_other_bearer_is(text in "(Bearer )?[!-~ ]{0,300}") {
+            prop_assert!(!is_bearer(&bearer(&text)));
+        }
+    }
+}

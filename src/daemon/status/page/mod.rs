@@ -1,0 +1,48 @@
+//! The status page: one static HTML file without data, which asks for all that it shows with the instance key.
+//!
+//! Its style and its script are part of it and allowed by their hashes; nothing else may be loaded, and no frame may show
+//! it (docs/security.md W and the end).
+
+use std::sync::LazyLock;
+
+use aws_lc_rs::digest;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::header::{CONTENT_SECURITY_POLICY, HeaderName, LOCATION};
+use http::{HeaderValue, StatusCode};
+
+use crate::proxy::guard::OURS;
+use crate::proxy::reply::{self, Reply};
+
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+const PAGE: &str = include_str!("page.html");
+
+static HTML: LazyLock<String> = LazyLock::new(|| PAGE.replace("{style}", STYLE).replace("{script}", SCRIPT));
+
+static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
+    let hash = |text: &str| STANDARD.encode(digest::digest(&digest::SHA256, text.as_bytes()));
+    let policy = format!(
+        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; frame-ancestors 'none'; \
+         base-uri 'none'; form-action 'none'",
+        hash(SCRIPT),
+        hash(STYLE)
+    );
+    HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
+});
+
+/// The reply at a path near the page: it is elsewhere.
+pub fn elsewhere() -> Reply {
+    let mut reply = reply::own(StatusCode::SEE_OTHER, "text/plain; charset=utf-8", "");
+    reply.headers_mut().insert(LOCATION, HeaderValue::from_static(OURS));
+    reply
+}
+
+/// The reply.
+pub fn reply() -> Reply {
+    let mut reply = reply::own(StatusCode::OK, "text/html; charset=utf-8", HTML.as_str());
+    let headers = reply.headers_mut();
+    headers.insert(CONTENT_SECURITY_POLICY, POLICY.clone());
+    headers.insert(HeaderName::from_static("cross-origin-opener-policy"), HeaderValue::from_static("same-origin"));
+    reply
+}

@@ -1,0 +1,234 @@
+//! Logs: text or JSON lines on stderr, one for each thing worth knowing, none with a secret.
+//!
+//! Writing never blocks a request: lines go through a bounded buffer to a thread of their own and are dropped where
+//! nobody reads them. Other crates' events are capped, whatever level is asked for: hyper and rustls print headers and
+//! keys at theirs. Foreign text is escaped, so that no name can move a terminal's cursor.
+
+use std::io::{self, IsTerminal, Write};
+
+use tracing::field::Field;
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Subscriber};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{Layer, Registry, fmt};
+
+use crate::os::clock::Clock;
+use crate::os::terminal::escaped;
+
+/// Lines that wait for a slow reader before they are dropped.
+const BUFFERED_LINES: usize = 4096;
+
+/// What may stand in a JSON line, with its meaning. The first three stand in each; the names stay.
+pub const FIELDS: &[(&str, &str)] = &[
+    ("timestamp", "when, RFC 3339 in UTC"),
+    ("level", "ERROR, WARN, INFO, DEBUG or TRACE"),
+    ("message", "what, for people"),
+    ("code", "the kind of an error or a warning: as in `error.code` of a reply, or in the state's `warnings`"),
+    ("hint", "what to run or change"),
+    ("command", "the command that mends it, where one does, to be pasted into a shell"),
+    ("project", "the OIDC token's project, as team/name"),
+    ("fingerprint", "the first 8 hex digits of the OIDC token's SHA-256"),
+    ("source", "where a fresh OIDC token came from"),
+    ("action", "what an app asked Connect for: token, authorize, install, connector or revoke"),
+    ("connector", "of which connector, as the app wrote it"),
+    ("subject", "on whose behalf: app, user and so on"),
+    ("cache", "what the cache did, as in `Cache-Status`"),
+    ("status", "the status of the reply"),
+    ("ms", "how long the app waited, in milliseconds"),
+    ("method", "the method of a request that was refused or passed on"),
+    ("path", "the path of a request that was refused"),
+    ("host", "the host to which a request of a run was passed on"),
+    ("offset_ms", "upstream's clock minus this machine's, in milliseconds"),
+    ("hidden", "refusals that were too many to show"),
+];
+
+/// How to log.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// The least severe level that is shown.
+    pub level: Level,
+    /// For people or for machines.
+    pub format: Format,
+    /// Colours where stderr is a terminal.
+    pub color: bool,
+}
+
+/// The form of a line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Keeps the log alive; what is buffered is written when it goes.
+#[must_use]
+pub struct Guard(#[expect(dead_code, reason = "held for its drop")] WorkerGuard);
+
+/// Sends this process's logs to stderr.
+pub fn start(options: Options) -> Guard {
+    let color = options.color && io::stderr().is_terminal();
+    start_with(Options { color, ..options }, io::stderr())
+}
+
+/// Sends this process's logs to `writer`. The first call counts.
+pub fn start_with(options: Options, writer: impl Write + Send + 'static) -> Guard {
+    let (writer, guard) =
+        NonBlockingBuilder::default().buffered_lines_limit(BUFFERED_LINES).thread_name("log").finish(writer);
+    let subscriber = Registry::default().with(layer(options, writer));
+    // Only a second start in one process can fail here, and then the first one's log stays.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+    std::panic::set_hook(Box::new(|panic| {
+        // The payload may hold anything; where it happened is enough.
+        let location = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+        tracing::error!("internal error at {location}");
+    }));
+    Guard(guard)
+}
+
+fn layer<S, W>(options: Options, writer: W) -> impl Layer<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> fmt::MakeWriter<'a> + Send + Sync + 'static,
+{
+    let ours = LevelFilter::from_level(options.level);
+    let theirs = ours.min(LevelFilter::WARN);
+    let filter = Targets::new().with_default(theirs).with_target(env!("CARGO_CRATE_NAME"), ours);
+    let base = fmt::layer().with_writer(writer).with_target(false);
+    match options.format {
+        Format::Text => base
+            .fmt_fields(debug_fn(write_field))
+            .with_ansi(options.color)
+            .event_format(TextLine(Clock::system()))
+            .with_filter(filter)
+            .boxed(),
+        Format::Json => {
+            base.json().flatten_event(true).with_current_span(false).with_span_list(false).with_filter(filter).boxed()
+        }
+    }
+}
+
+/// A line for people: when, to the second by the machine's time, how bad, and what. On a terminal, what one should see is
+/// coloured as a whole.
+struct TextLine(Clock);
+
+impl<S, F> FormatEvent<S, F> for TextLine
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    F: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, F>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        let level = *event.metadata().level();
+        let (color, plain) = match level {
+            Level::ERROR if writer.has_ansi_escapes() => ("\x1b[31m", "\x1b[0m"),
+            Level::WARN if writer.has_ansi_escapes() => ("\x1b[33m", "\x1b[0m"),
+            _ => ("", ""),
+        };
+        write!(writer, "{color}{} {level:>5} ", self.0.local())?;
+        context.format_fields(writer.by_ref(), event)?;
+        writeln!(writer, "{plain}")
+    }
+}
+
+/// Writes `message key=value`, control characters escaped. Absent values are left out, and what the message says
+/// itself: what mends it, and what was asked of which connector.
+fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug) -> std::fmt::Result {
+    let text = format!("{value:?}");
+    match field.name() {
+        "message" => write!(writer, "{}", escaped(&text)),
+        "hint" | "command" | "action" | "connector" => Ok(()),
+        name => {
+            let plain = text.trim_matches('"');
+            // What has blanks keeps its quotes, so that one can see where it ends.
+            write!(writer, " {name}={}", escaped(if plain.contains(' ') { &text } else { plain }))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    #[derive(Clone, Default)]
+    struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(level: Level, format: Format, log: impl FnOnce()) -> String {
+        let captured = Captured::default();
+        let writer = captured.clone();
+        let options = Options { level, format, color: false };
+        let subscriber = Registry::default().with(layer(options, move || writer.clone()));
+        tracing::subscriber::with_default(subscriber, log);
+        let bytes = captured.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        String::from_utf8(bytes).expect("UTF-8")
+    }
+
+    #[test]
+    fn foreign_text_cannot_move_the_cursor_or_begin_a_line() {
+        for format in [Format::Text, Format::Json] {
+            let line = logged(Level::INFO, format, || {
+                let name = "a\x1b[31m\nINFO fake\r\u{9b}2J\u{202e}";
+                tracing::info!(name, "about {name}");
+            });
+            assert_eq!(line.matches('\n').count(), 1, "{line:?}");
+            assert!(!line.contains(['\x1b', '\r']), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn other_crates_are_capped_whatever_level_is_asked_for() {
+        let lines = logged(Level::TRACE, Format::Text, || {
+            tracing::trace!("ours");
+            tracing::info!(target: "hyper::proto", "theirs: authorization");
+            tracing::warn!(target: "hyper::proto", "their warning");
+        });
+        assert!(
+            lines.contains("ours") && lines.contains("their warning") && !lines.contains("authorization"),
+            "{lines}"
+        );
+    }
+
+    #[test]
+    fn a_text_line_is_dated_to_the_second_and_shows_where_a_value_ends() {
+        let line = logged(Level::INFO, Format::Text, || {
+            tracing::info!(connector = "slack/acme", subject = "app", cache = "hit; ttl=2", hint = "run it", "asked");
+        });
+        let (date, rest) = line.split_once(' ').expect("a date");
+        assert_eq!(date.len(), "2026-11-23T09:00:00Z".len(), "{date}");
+        assert_eq!(rest.trim_end(), " INFO asked subject=app cache=\"hit; ttl=2\"");
+    }
+
+    #[test]
+    fn a_json_line_is_one_flat_object() {
+        let line = logged(Level::INFO, Format::Json, || tracing::info!(status = 200_u16, hint = "run it", "done"));
+        let value: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(
+            (&value["status"], &value["message"], &value["hint"]),
+            (&200.into(), &"done".into(), &"run it".into())
+        );
+        assert_eq!(value["level"], "INFO");
+    }
+}

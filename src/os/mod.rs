@@ -1,0 +1,17 @@
+//! Adapters for the operating system and its conventions: time, files, processes, the terminal, TLS roots, proxy
+//! variables.
+//!
+//! Nothing here knows Vercel, Connect or any other part of this program, nor decides what a finding means for them.
+
+pub mod clock;
+pub mod env_proxy;
+pub mod executable;
+pub mod hardening;
+pub mod logging;
+pub mod peer;
+pub mod private_dir;
+pub mod process_group;
+pub mod safe_read;
+pub mod shell_quoting;
+pub mod terminal;
+pub mod tls;
