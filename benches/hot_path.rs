@@ -10,9 +10,11 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use connect_sidecar::credential::{Credential, Identity, State};
+use tokio::sync::watch;
+
+use connect_sidecar::credential::{Credential, Identity, TokenState};
 use connect_sidecar::os::clock::Clock;
-use connect_sidecar::proxy::cache::{Ask, Cache, Found, Limits, Spelled};
+use connect_sidecar::proxy::cache::{ByteLookup, Cache, CacheRequest, Found, Limits};
 use connect_sidecar::proxy::guard::{self, Entrance, Policy};
 use connect_sidecar::proxy::reply::Answer;
 use connect_sidecar::proxy::{key, route};
@@ -42,7 +44,7 @@ fn head() -> Parts {
 
 fn identity() -> Identity {
     let credential = Credential::access_token("token".to_owned().into(), None);
-    Identity::first(State::Loaded(Arc::new(credential)))
+    Identity::first(TokenState::Loaded(Arc::new(credential)))
 }
 
 /// A cache with this many tokens, the one for [`PATH`] and [`BODY`] among them.
@@ -53,7 +55,7 @@ fn filled(identity: &Identity, entries: usize) -> Cache {
         max_age: Duration::from_secs(24 * 3600),
     };
     let clock = Clock::system();
-    let cache = Cache::new(limits, clock.clone(), TaskTracker::new());
+    let cache = Cache::new(limits, watch::channel(Arc::new(identity.clone())).1, clock.clone(), TaskTracker::new());
     let principal = identity.principal().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     for n in (0..entries).rev() {
@@ -61,15 +63,15 @@ fn filled(identity: &Identity, entries: usize) -> Cache {
             0 => (PATH.to_owned(), "slack/acme-slack".to_owned()),
             n => (format!("/v1/connect/token/oauth%2Fc{n}"), format!("oauth/c{n}")),
         };
-        let asked = key::parse(principal, &connector, BODY).unwrap();
+        let request = key::parse(principal, &connector, BODY).unwrap();
         let body = format!(
             r#"{{"token":"xoxb-{n:036}","expiresAt":{},"connector":{{"id":"scl_{n}","uid":"{connector}","type":"slack"}}}}"#,
             clock.now().plus(Duration::from_secs(3600)).as_millis()
         );
         let answer = Answer::new(StatusCode::OK, &HeaderMap::new(), body.as_bytes());
-        let ask = Ask { asked, connector, forced: false, client: None };
-        runtime.block_on(cache.fetch(ask, identity, || async { Ok(answer) }));
-        cache.remember(identity, &path, BODY, asked);
+        let request = CacheRequest { request, connector, forced: false, client: None };
+        runtime.block_on(cache.fetch(request.clone(), principal, || async { Ok(answer) }));
+        cache.find(principal, &path, BODY, &request);
     }
     cache
 }
@@ -85,8 +87,8 @@ fn hot_path(c: &mut Criterion) {
     for entries in [1, 1000] {
         let cache = filled(&identity, entries);
         group.bench_with_input(BenchmarkId::from_parameter(entries), &cache, |b, cache| {
-            b.iter(|| match cache.find_spelled(&identity, black_box(PATH), black_box(BODY), false, None) {
-                Spelled::Found(found @ Found::Hit { .. }) => found,
+            b.iter(|| match cache.find_by_bytes(principal, black_box(PATH), black_box(BODY), false, None) {
+                ByteLookup::Found(found @ Found::Hit { .. }) => found,
                 other => panic!("{other:?}"),
             });
         });

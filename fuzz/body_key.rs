@@ -1,14 +1,14 @@
 //! The body of a token request, and the key that it is stored under: a wrong one gives one subject another's token.
 
 use connect_sidecar::credential::{Credential, Principal};
-use connect_sidecar::proxy::key::{self, Asked, BadJson, Subject};
+use connect_sidecar::proxy::key::{self, BadJson, Subject, TokenRequest};
 use serde_json::Value;
 
 fn principal(name: &str) -> Principal {
     Credential::access_token(name.to_owned().into(), None).principal().clone()
 }
 
-fn parse(body: &[u8]) -> Result<Asked, BadJson> {
+fn parse(body: &[u8]) -> Result<TokenRequest, BadJson> {
     key::parse(&principal("p"), "slack/acme", body)
 }
 

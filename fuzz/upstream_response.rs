@@ -5,11 +5,13 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use bytes::Bytes;
-use connect_sidecar::credential::{Credential, Identity, State};
+use connect_sidecar::credential::{Credential, Identity, TokenState};
 use connect_sidecar::os::clock::{Clock, Timestamp};
-use connect_sidecar::proxy::cache::{Ask, Cache, Fetched, Found, Landed, Limits};
-use connect_sidecar::proxy::coach::{self, UpstreamError};
+use connect_sidecar::proxy::cache::{Cache, CacheRequest, FetchResult, Fetched, Found, Limits};
+use connect_sidecar::proxy::remediation::{self, UpstreamError};
 use connect_sidecar::proxy::reply::Answer;
 use connect_sidecar::proxy::route::Action;
 use connect_sidecar::proxy::{key, upstream};
@@ -106,16 +108,17 @@ fn judge_answer(action: Action, (status, headers, body): &Response) -> bool {
 /// An answer that is stored is a token by any reading, and is served for no longer than it says.
 async fn judge_cache(response: &Response) {
     let clock = Clock::test(Timestamp::from_millis(NOW_MS));
-    let cache = Cache::new(LIMITS, clock.clone(), TaskTracker::new());
     let credential = Arc::new(Credential::access_token("p".to_owned().into(), None));
-    let asked = key::parse(credential.principal(), "slack/acme", b"{}").expect("an object");
-    let identity = Identity::first(State::Loaded(credential));
+    let principal = credential.principal().clone();
+    let request = key::parse(&principal, "slack/acme", b"{}").expect("an object");
+    let identity = watch::channel(Arc::new(Identity::first(TokenState::Loaded(credential)))).1;
+    let cache = Cache::new(LIMITS, identity, clock.clone(), TaskTracker::new());
     let fetch = || {
-        let ask = Ask { asked, connector: "slack/acme".into(), forced: false, client: None };
+        let request = CacheRequest { request, connector: "slack/acme".into(), forced: false, client: None };
         let (status, headers, body) = response.clone();
-        cache.fetch(ask, &identity, move || async move { Ok(Answer::new(status, &headers, &body)) })
+        cache.fetch(request, &principal, move || async move { Ok(Answer::new(status, &headers, &body)) })
     };
-    let Fetched::Landed(_, Landed { outcome, stored }) = fetch().await else { panic!("found in an empty cache") };
+    let Fetched::Flight(_, FetchResult { outcome, stored }) = fetch().await else { panic!("found in an empty cache") };
     let first = outcome.expect("it was an answer");
     match (stored, fetch().await) {
         (Some(ttl), Fetched::Found(Found::Hit { answer, .. })) => {
@@ -126,13 +129,13 @@ async fn judge_cache(response: &Response) {
             assert!(ttl <= LIMITS.max_age && ttl.as_millis() as f64 <= left_ms - 30_000.0, "{ttl:?} of {left_ms} ms");
             assert_eq!(answer.body, first.body);
             clock.advance(ttl);
-            assert!(matches!(fetch().await, Fetched::Landed(..)), "served for longer than it says");
+            assert!(matches!(fetch().await, Fetched::Flight(..)), "served for longer than it says");
         }
         (None, Fetched::Found(Found::Held { left, .. })) => {
             assert_eq!(first.status, 429);
             assert!(left <= Duration::from_secs(60), "{left:?}");
         }
-        (None, Fetched::Landed(_, again)) => assert_eq!(again.stored, None),
+        (None, Fetched::Flight(_, again)) => assert_eq!(again.stored, None),
         other => panic!("{other:?}"),
     }
 }
@@ -143,7 +146,7 @@ fn judge_error((status, _, body): &Response) {
     if let Some(code) = error.shown_code() {
         assert!(code.len() <= 64 && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{code}");
     }
-    if let Some(remedy) = coach::remedy(*status, &error, "slack/acme", "development") {
+    if let Some(remedy) = remediation::remedy(*status, &error, "slack/acme", "development") {
         assert!(remedy.hint.len() < 200 && !remedy.hint.contains(char::is_control), "{remedy}");
     }
 }

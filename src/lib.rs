@@ -25,9 +25,9 @@
 //! # One change of `.env.local`
 //!
 //! [`credential::watch`] is woken by a change in the directory or by its poll, reads the file ([`os::safe_read`]), finds
-//! the assignment ([`credential::env_file`]), and accepts the token or not ([`credential::succession`]); a token that
+//! the assignment ([`credential::env_file`]), and accepts the token or not ([`credential::rotation`]); a token that
 //! [`credential::refresh`] got from the Vercel CLI takes the same path. What it publishes is what the next request uses,
-//! what [`credential::expiry`] warns about, and what the cache checks its entries against.
+//! what [`credential::expiry_warnings`] warns about, and what the cache checks its entries against.
 
 pub mod cli;
 pub mod config;

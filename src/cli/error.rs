@@ -8,7 +8,7 @@ use super::run::RunError;
 use super::run::joining::Differs;
 use crate::config::ConfigError;
 use crate::daemon::app::StartupError;
-use crate::instance::client::{NotFound, Unanswered};
+use crate::instance::client::{ClientError, NotFound};
 
 const FAILED: u8 = 1;
 const BAD_CONFIGURATION: u8 = 2;
@@ -28,7 +28,7 @@ pub enum CommandError {
     Differs(#[from] Differs),
     /// No answer, or a refusal.
     #[error(transparent)]
-    Unanswered(#[from] Unanswered),
+    ClientError(#[from] ClientError),
     /// No sidecar could be started.
     #[error(transparent)]
     Startup(#[from] StartupError),
@@ -58,7 +58,7 @@ impl CommandError {
             Self::Demo(error) => error.exit_code(),
             Self::Run(error) => error.exit_code(),
             Self::Emulate(error) => error.exit_code(),
-            Self::NotFound(_) | Self::Unanswered(_) | Self::System(..) | Self::Other(_) => FAILED,
+            Self::NotFound(_) | Self::ClientError(_) | Self::System(..) | Self::Other(_) => FAILED,
         }
     }
 }

@@ -118,7 +118,7 @@ impl Report {
         page.row(
             "cache",
             &format!(
-                "{}; hits {}, misses {}, joined {}: {} saved",
+                "{}; hits {}, misses {}, collapsed {}: {} saved",
                 count(cache.entries, "token"),
                 cache.hits,
                 cache.misses,
@@ -298,7 +298,7 @@ web  expiring, 11 h 59 min left
   token     .env.local, fingerprint 3f9a1c20, until 2026-11-23T12:00:00Z
   sidecar   http://127.0.0.1:2774, version 0.1.0, process 4711
   upstream  https://api.vercel.com, 3 requests, no errors
-  cache     2 tokens; hits 10, misses 3, joined 2: 12 requests saved
+  cache     2 tokens; hits 10, misses 3, collapsed 2: 12 requests saved
 
   CONNECTOR         SUBJECT  LEFT    HITS
   a\\u{1b}[2J        user     30 s    0

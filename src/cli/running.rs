@@ -4,7 +4,7 @@ use super::flags::environment;
 use super::{CommandError, current_dir};
 use crate::config::args::GlobalArgs;
 use crate::config::{self, Config, ConfigError, Mistake};
-use crate::instance::Wanted;
+use crate::instance::Selector;
 use crate::instance::client::{self, Client};
 use crate::instance::state_file::Instance;
 use crate::os::terminal::{self, escaped};
@@ -26,7 +26,7 @@ pub(super) async fn find(args: &GlobalArgs) -> Result<(Instance, Client), Comman
 }
 
 /// Which one that is.
-pub(super) fn wanted(args: &GlobalArgs) -> Result<Wanted, CommandError> {
+pub(super) fn wanted(args: &GlobalArgs) -> Result<Selector, CommandError> {
     Ok(config::wanted(args, &environment, &current_dir()?)?)
 }
 

@@ -11,7 +11,7 @@ use super::service::readiness;
 use super::signals::{Stops, until_stopped};
 use crate::config;
 use crate::config::args::GlobalArgs;
-use crate::credential::State;
+use crate::credential::TokenState;
 use crate::daemon::app::App;
 use crate::os::clock::Clock;
 use crate::os::logging;
@@ -45,7 +45,7 @@ pub(super) async fn serve(global: &GlobalArgs) -> Result<ExitCode, CommandError>
 
 /// Whoever begins without a token is told where requests would go, and what can be done without an account.
 fn say_first_words(app: &App) {
-    if !matches!(app.identity().borrow().state, State::Missing) {
+    if !matches!(app.identity().borrow().state, TokenState::Missing) {
         return;
     }
     let upstream = &app.server().proxy().upstream;

@@ -15,7 +15,7 @@ use super::signals::Interruptions;
 use crate::cli::CommandError;
 use crate::cli::args::StatusArgs;
 use crate::config::args::GlobalArgs;
-use crate::instance::client::{self, Client, Unanswered};
+use crate::instance::client::{self, Client, ClientError};
 use crate::instance::state_file::Instance;
 use crate::os::clock::Clock;
 use crate::os::terminal::{self, Palette, escaped};
@@ -59,8 +59,8 @@ async fn short(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
 
 const PATH: &str = "/_sidecar/v1/status";
 
-fn read(state: &RawValue, client: &Client) -> Result<Report, Unanswered> {
-    serde_json::from_str(state.get()).map_err(|e| Unanswered::Failed(client.address(), format!("{PATH}: {e}")))
+fn read(state: &RawValue, client: &Client) -> Result<Report, ClientError> {
+    serde_json::from_str(state.get()).map_err(|e| ClientError::Failed(client.address(), format!("{PATH}: {e}")))
 }
 
 async fn open(Instance { url, key, project, .. }: &Instance) -> Result<ExitCode, CommandError> {
@@ -105,7 +105,7 @@ async fn look(global: &GlobalArgs) -> Result<String, CommandError> {
         Ok(report.long(&instance.url, Palette::of(&io::stdout()), Clock::system().local()))
     };
     match looked.await {
-        Err(passing @ (CommandError::NotFound(_) | CommandError::Unanswered(_))) => {
+        Err(passing @ (CommandError::NotFound(_) | CommandError::ClientError(_))) => {
             let lines = passing.to_string();
             Ok(lines.lines().map(|line| escaped(line) + "\n").collect())
         }

@@ -22,7 +22,7 @@ use crate::instance::client::{self, Client, NotFound, Refusal};
 use crate::os::clock::Timestamp;
 use crate::os::logging;
 use crate::os::terminal;
-use crate::proxy::coach::{self, UpstreamError};
+use crate::proxy::remediation::{self, UpstreamError};
 
 /// The sidecar answers every request within 60 s.
 const PATIENCE: Duration = Duration::from_secs(65);
@@ -50,7 +50,7 @@ enum Way {
 async fn way(global: &GlobalArgs) -> Result<Way, CommandError> {
     let found = match client::find(&super::running::wanted(global)?).await {
         // A port in the environment may be meant for `serve`.
-        Err(NotFound::NoneRuns(_)) if global.port.is_none() => None,
+        Err(NotFound::NotRunning(_)) if global.port.is_none() => None,
         found => Some(found?),
     };
     let environment = |name: &str| std::env::var_os(name);
@@ -138,7 +138,7 @@ async fn why_not(client: &Client, connector: &str, reply: &Response<Bytes>) -> S
     }
     let environment = client.state().await.ok().and_then(|state| state.oidc.environment);
     let environment = environment.as_deref().unwrap_or("development");
-    let remedy = coach::remedy(reply.status(), &error, connector, environment);
+    let remedy = remediation::remedy(reply.status(), &error, connector, environment);
     let remedy = remedy.map(|remedy| format!(": {remedy}")).unwrap_or_default();
     let UpstreamError { code, message, .. } = &error;
     format!("Connect answered {} {code} ({message}){remedy}", reply.status().as_u16())

@@ -5,7 +5,7 @@
 //! or widen access (docs/configuration.md section 1, docs/security.md X1 to X4). No value of a file is repeated in a mistake.
 
 pub mod args;
-mod carried;
+mod portable;
 mod project;
 mod settings;
 mod sources;
@@ -22,8 +22,8 @@ use http::Uri;
 use http::uri::Scheme;
 use secrecy::SecretString;
 
-use crate::credential::refresh::vercel_cli::Surroundings;
-use crate::instance::Wanted;
+use crate::credential::refresh::vercel_cli::CliEnvironment;
+use crate::instance::Selector;
 use crate::instance::key::Key;
 use crate::os::env_proxy::{EnvProxy, Unusable};
 use crate::os::logging;
@@ -33,7 +33,7 @@ use crate::proxy::hosts::Hosts;
 use crate::proxy::resolver::Names;
 use crate::proxy::upstream;
 use args::GlobalArgs;
-pub use carried::{Carried, carried};
+pub use portable::{PortableSettings, portable_settings};
 pub use settings::Difference;
 use sources::Sources;
 pub use sources::{Environment, config_home, state_dir, unknown_variables};
@@ -88,7 +88,7 @@ pub struct Config {
     /// Who sees to it that the OIDC token is fresh.
     pub refresh: Refresh,
     /// What the Vercel CLI is given of our environment.
-    pub surroundings: Surroundings,
+    pub surroundings: CliEnvironment,
     /// How long a request that meets no good credential waits for one.
     pub wait: Duration,
     /// Where the state of running instances is kept, if there is a place.
@@ -165,11 +165,11 @@ pub fn of_a_command(args: &GlobalArgs, environment: Environment<'_>) -> GlobalAr
 
 /// Which sidecar a command means that asks a running one. No file counts: what one says of ports is meant for `serve`,
 /// and a mistake in one must not hide the state of what runs.
-pub fn wanted(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Result<Wanted, ConfigError> {
+pub fn wanted(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Result<Selector, ConfigError> {
     let mut s = Sources::without_files(args, environment, current_dir);
     // Any free port is a port for `serve` to take, and names no instance.
     let port = s.get("port", values::port).filter(|port| *port != 0);
-    let wanted = Wanted { state_dir: state_dir(environment), directory: s.directory().to_owned(), port };
+    let wanted = Selector { state_dir: state_dir(environment), directory: s.directory().to_owned(), port };
     match s.mistakes() {
         mistakes if mistakes.is_empty() => Ok(wanted),
         mistakes => Err(ConfigError(mistakes)),
@@ -201,9 +201,9 @@ impl std::error::Error for ConfigError {}
 
 impl Config {
     /// Which running sidecar a command with these settings means.
-    pub fn wanted(&self) -> Wanted {
+    pub fn wanted(&self) -> Selector {
         let port = self.named.contains_key("port").then_some(self.port).filter(|port| *port != 0);
-        Wanted { state_dir: self.state_dir.clone(), directory: self.directory.clone(), port }
+        Selector { state_dir: self.state_dir.clone(), directory: self.directory.clone(), port }
     }
 
     /// What people are to know of the project where it is not the directory that they are in.
@@ -301,7 +301,7 @@ impl Config {
                     && s.variable("TERM").is_none_or(|terminal| terminal != "dumb"),
             },
             refresh: s.get("refresh", values::refresh).unwrap_or_default(),
-            surroundings: Surroundings::of(environment, upstream.use_env_proxy),
+            surroundings: CliEnvironment::of(environment, upstream.use_env_proxy),
             wait: s.get("wait", values::wait).unwrap_or_default(),
             desktop_notices: s.get("desktop_notices", values::boolean).unwrap_or(true) && has_desktop(&s),
             state_dir: state_dir(environment),

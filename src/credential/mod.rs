@@ -4,12 +4,12 @@
 //! redacted, and only [`Credential::bearer`] gives it out. Claims are read, never verified: verifying is upstream's.
 
 pub mod env_file;
-pub mod expiry;
+pub mod expiry_warnings;
 pub mod placeholder;
 pub mod refresh;
-pub mod succession;
-pub mod warned;
+pub mod rotation;
 pub mod warning;
+pub mod warning_history;
 pub mod watch;
 
 use std::fmt;
@@ -374,7 +374,7 @@ impl CredentialProblem {
 
 /// What the env file (or our environment) last gave.
 #[derive(Debug, Clone)]
-pub enum State {
+pub enum TokenState {
     /// A credential; an OIDC token may have expired since.
     Loaded(Arc<Credential>),
     /// Something unusable, for longer than the grace.
@@ -405,7 +405,7 @@ pub struct Identity {
     /// Grows with each snapshot that is published.
     pub generation: u64,
     /// The credential or the lack of it.
-    pub state: State,
+    pub state: TokenState,
     /// Remarks about the file.
     pub notes: FileNotes,
     /// The token is one that the Vercel CLI got, and not the file's.
@@ -417,16 +417,16 @@ pub const VERCEL_CLI: &str = "the Vercel CLI";
 
 impl Identity {
     /// A first snapshot.
-    pub fn first(state: State) -> Self {
+    pub fn first(state: TokenState) -> Self {
         Self { generation: 1, state, notes: FileNotes::default(), is_from_cli: false }
     }
 
     /// The credential to send at `now`, or why there is none.
     pub fn credential(&self, now: Timestamp) -> Result<&Arc<Credential>, CredentialProblem> {
         match &self.state {
-            State::Missing => Err(CredentialProblem::Missing),
-            State::Invalid { reason, .. } => Err(CredentialProblem::Invalid(reason.clone())),
-            State::Loaded(credential) => match credential.oidc() {
+            TokenState::Missing => Err(CredentialProblem::Missing),
+            TokenState::Invalid { reason, .. } => Err(CredentialProblem::Invalid(reason.clone())),
+            TokenState::Loaded(credential) => match credential.oidc() {
                 Some(token) if token.expires_at <= now => Err(CredentialProblem::Expired(now.since(token.expires_at))),
                 Some(token) if token.is_early_at(now) => {
                     let reason = "it is not valid yet, so this machine's clock may be wrong";
@@ -440,16 +440,16 @@ impl Identity {
     /// Whose cached provider tokens may be served: also an expired or unreadable token's principal, not a gone one's.
     pub fn principal(&self) -> Option<&Principal> {
         match &self.state {
-            State::Loaded(credential) => Some(credential.principal()),
-            State::Invalid { last, .. } => last.as_ref(),
-            State::Missing => None,
+            TokenState::Loaded(credential) => Some(credential.principal()),
+            TokenState::Invalid { last, .. } => last.as_ref(),
+            TokenState::Missing => None,
         }
     }
 
     /// The OIDC token, however old.
     pub fn oidc(&self) -> Option<&OidcToken> {
         match &self.state {
-            State::Loaded(credential) => credential.oidc(),
+            TokenState::Loaded(credential) => credential.oidc(),
             _ => None,
         }
     }
@@ -584,7 +584,7 @@ mod tests {
 
     #[test]
     fn a_token_is_used_until_it_expires_and_not_long_before_it_begins() {
-        let identity = Identity::first(State::Loaded(Arc::new(Credential::Oidc(token("web", 1000, 2000)))));
+        let identity = Identity::first(TokenState::Loaded(Arc::new(Credential::Oidc(token("web", 1000, 2000)))));
         let at = |s: f64| identity.credential(Timestamp::from_seconds(s)).map(|_| ());
         assert_eq!(at(1999.999), Ok(()));
         assert_eq!(at(2000.0), Err(CredentialProblem::Expired(Duration::ZERO)));
@@ -607,7 +607,7 @@ mod tests {
         let secret = jwt(&json!({"iss": "https://oidc.vercel.com", "exp": 9}));
         let text = secret.expose_secret().to_owned();
         let oidc =
-            Identity::first(State::Loaded(Arc::new(Credential::Oidc(OidcToken::decode(secret).expect("token")))));
+            Identity::first(TokenState::Loaded(Arc::new(Credential::Oidc(OidcToken::decode(secret).expect("token")))));
         let shown = format!("{credential:?} {bearer:?} {oidc:?}");
         assert!(!shown.contains("CANARY") && !shown.contains(&text[..16]), "{shown}");
     }

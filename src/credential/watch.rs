@@ -2,7 +2,7 @@
 //!
 //! Events of the *parent directory* (a rename over the file ends a watch on the file itself) are nudges to read the
 //! whole file again, and so is a slow poll, for file systems without events and for links whose target changes. What is
-//! read is judged by [`succession`](super::succession), and so is a token that is offered besides. Must never serve half a
+//! read is judged by [`succession`](super::rotation), and so is a token that is offered besides. Must never serve half a
 //! token, never block the runtime on a file system, and never log what is in the file.
 
 use std::fs;
@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
 use super::env_file::{self, Finding, Refusal};
-use super::succession::{News, Observed, Succession};
+use super::rotation::{Observation, RotationEvent, TokenRotation};
 use super::warning::{PULL, Warning};
 use super::{FileNotes, Identity, OidcToken, Reloader};
 use crate::os::clock::{Clock, spoken};
@@ -42,11 +42,11 @@ pub struct EnvFileWatch {
     path: PathBuf,
     shown: String,
     clock: Clock,
-    succession: Succession,
+    succession: TokenRotation,
     notes: FileNotes,
     publisher: watch::Sender<Arc<Identity>>,
     reloads: mpsc::Receiver<oneshot::Sender<()>>,
-    offers: (Offers, mpsc::Receiver<Offer>),
+    offers: (TokenSink, mpsc::Receiver<Offer>),
     events: Events,
 }
 
@@ -55,9 +55,9 @@ type Offer = (OidcToken, oneshot::Sender<Result<(), String>>);
 
 /// Where a token is offered that came by other means than the file.
 #[derive(Clone, Debug)]
-pub struct Offers(mpsc::Sender<Offer>);
+pub struct TokenSink(mpsc::Sender<Offer>);
 
-impl Offers {
+impl TokenSink {
     /// Returns once it was judged and, if it was taken, published. An error is the reason for people.
     pub async fn offer(&self, token: OidcToken) -> Result<(), String> {
         let (judged, judgement) = oneshot::channel();
@@ -76,11 +76,11 @@ impl EnvFileWatch {
             path,
             shown,
             clock,
-            succession: Succession::default(),
+            succession: TokenRotation::default(),
             notes: FileNotes::default(),
-            publisher: watch::Sender::new(Arc::new(Identity::first(super::State::Missing))),
+            publisher: watch::Sender::new(Arc::new(Identity::first(super::TokenState::Missing))),
             reloads,
-            offers: (Offers(offers), offered),
+            offers: (TokenSink(offers), offered),
         };
         this.events.subscribe();
         this.look().await;
@@ -96,7 +96,7 @@ impl EnvFileWatch {
     }
 
     /// Where to offer it a token.
-    pub fn offers(&self) -> Offers {
+    pub fn offers(&self) -> TokenSink {
         self.offers.0.clone()
     }
 
@@ -131,11 +131,11 @@ impl EnvFileWatch {
     async fn look(&mut self) -> bool {
         let Some(observed) = self.observe().await else { return false };
         let notes = match &observed {
-            Observed::Token { notes, .. } => *notes,
+            Observation::Token { notes, .. } => *notes,
             _ => self.notes,
         };
         let news = self.succession.observe(observed, Instant::now(), self.clock.now());
-        let changed = news.as_ref().is_some_and(|news| *news != News::OlderIgnored);
+        let changed = news.as_ref().is_some_and(|news| *news != RotationEvent::OlderIgnored);
         let is_from_cli = self.publisher.borrow().is_from_cli;
         if changed || notes != self.notes || is_from_cli != self.succession.is_offered() {
             self.publish(notes);
@@ -163,7 +163,7 @@ impl EnvFileWatch {
     }
 
     /// Reads and scans the file; `None` if the file system does not answer.
-    async fn observe(&self) -> Option<Observed> {
+    async fn observe(&self) -> Option<Observation> {
         for look in 1.. {
             let path = self.path.clone();
             let reading = tokio::task::spawn_blocking(move || safe_read::read(&path));
@@ -176,18 +176,18 @@ impl EnvFileWatch {
                     tokio::time::sleep(QUIET).await;
                 }
                 Ok(content) => return Some(scan(&content)),
-                Err(Problem::Missing) => return Some(Observed::Missing),
-                Err(Problem::Unsafe(reason)) => return Some(Observed::Invalid(reason)),
+                Err(Problem::Missing) => return Some(Observation::Missing),
+                Err(Problem::Unsafe(reason)) => return Some(Observation::Invalid(reason)),
             }
         }
         None
     }
 
-    fn say(&self, news: News, source: &str) {
+    fn say(&self, news: RotationEvent, source: &str) {
         let identity = self.publisher.borrow().clone();
         let Some(token) = identity.oidc() else {
             match news {
-                News::Unusable(flaw) => Warning::invalid(&self.shown, &flaw).say(None),
+                RotationEvent::Unusable(flaw) => Warning::invalid(&self.shown, &flaw).say(None),
                 _ => warn!(
                     code = Warning::MISSING,
                     hint = PULL,
@@ -206,19 +206,19 @@ impl EnvFileWatch {
         };
         let fingerprint = token.fingerprint();
         match news {
-            News::Loaded => info!(project, fingerprint, "token of {project} loaded from {source}, {life}"),
-            News::Refreshed => info!(project, fingerprint, source, "token refreshed, {life}"),
-            News::PrincipalChanged(before, after) => {
+            RotationEvent::Loaded => info!(project, fingerprint, "token of {project} loaded from {source}, {life}"),
+            RotationEvent::Refreshed => info!(project, fingerprint, source, "token refreshed, {life}"),
+            RotationEvent::PrincipalChanged(before, after) => {
                 warn!(
                     project,
                     fingerprint, source, "the token is now that of {after}, it was that of {before}; {life}"
                 );
             }
-            News::OlderIgnored => {
+            RotationEvent::OlderIgnored => {
                 info!(project, "{} holds an older token than the one in use, which stays", self.shown);
                 return;
             }
-            News::Lost | News::Unusable(_) => return,
+            RotationEvent::Lost | RotationEvent::Unusable(_) => return,
         }
         if let Some(warning) = Warning::of_environment(token.claims.environment.as_deref()) {
             warning.say(None);
@@ -240,7 +240,7 @@ impl EnvFileWatch {
 
     fn say_what_is_lacking(&self) {
         match self.succession.state() {
-            super::State::Invalid { .. } => {}
+            super::TokenState::Invalid { .. } => {}
             _ => warn!(
                 code = Warning::MISSING,
                 hint = PULL,
@@ -254,16 +254,16 @@ impl EnvFileWatch {
 }
 
 /// What there is in a file.
-pub fn scan(content: &safe_read::Content) -> Observed {
+pub fn scan(content: &safe_read::Content) -> Observation {
     match env_file::find_token(&content.bytes) {
-        Finding::Absent => Observed::Missing,
+        Finding::Absent => Observation::Missing,
         Finding::Refused(refusal) => {
             let cause = match &refusal {
                 Refusal::Encrypted => Cause::Encrypted,
                 Refusal::Withheld => Cause::Known(Remedy::run("vercel env pull --environment=development")),
                 _ => Cause::Content,
             };
-            Observed::Invalid(Flaw::new(refusal.to_string(), cause))
+            Observation::Invalid(Flaw::new(refusal.to_string(), cause))
         }
         Finding::Value { value, assignments, open_ended } => {
             let notes = FileNotes {
@@ -272,8 +272,8 @@ pub fn scan(content: &safe_read::Content) -> Observed {
                 is_replaced: content.is_replaced,
             };
             match OidcToken::decode(value) {
-                Ok(token) => Observed::Token { token, notes, open_ended },
-                Err(rejection) => Observed::Invalid(rejection.to_string().into()),
+                Ok(token) => Observation::Token { token, notes, open_ended },
+                Err(rejection) => Observation::Invalid(rejection.to_string().into()),
             }
         }
     }

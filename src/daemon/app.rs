@@ -17,11 +17,11 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::config::{Auth, Config, Refresh};
-use crate::credential::expiry::{self, Steps};
-use crate::credential::refresh::{self, Asker, Refresher};
-use crate::credential::warned::Warned;
+use crate::credential::expiry_warnings::{self, WarningSteps};
+use crate::credential::refresh::{self, RefreshHandle, Refresher};
+use crate::credential::warning_history::WarningHistory;
 use crate::credential::watch::EnvFileWatch;
-use crate::credential::{Credential, Identity, Reloader, State};
+use crate::credential::{Credential, Identity, Reloader, TokenState};
 use crate::daemon::intercept::Interception;
 use crate::daemon::server::Server;
 use crate::daemon::server::handover::{Door, Offer, Taken};
@@ -140,8 +140,8 @@ pub struct App {
     refresher: Option<Refresher>,
     refresh: watch::Receiver<refresh::Snapshot>,
     reloader: Reloader,
-    steps: Arc<Steps>,
-    warned: Warned,
+    steps: Arc<WarningSteps>,
+    warned: WarningHistory,
     clock: Clock,
     tasks: TaskTracker,
     usage: usage::Keeper,
@@ -199,14 +199,14 @@ impl App {
             }
             Auth::AccessToken(secret) => {
                 let credential = Credential::access_token(secret, config.upstream.team_id.as_deref());
-                let identity = Identity::first(State::Loaded(Arc::new(credential)));
+                let identity = Identity::first(TokenState::Loaded(Arc::new(credential)));
                 (None, Some(watch::Sender::new(Arc::new(identity))), Reloader::default())
             }
         };
         let identity = match (&watch, &fixed_identity) {
             (Some(watch), _) => watch.subscribe(),
             (None, Some(fixed)) => fixed.subscribe(),
-            (None, None) => watch::Sender::new(Arc::new(Identity::first(State::Missing))).subscribe(),
+            (None, None) => watch::Sender::new(Arc::new(Identity::first(TokenState::Missing))).subscribe(),
         };
 
         let events = Events::default();
@@ -226,7 +226,7 @@ impl App {
                     Refresher::new(options, watch.subscribe(), was_accepted, watch.offers(), clock, events);
                 (Some(refresher), asker, refresh)
             }
-            None => (None, Asker::default(), watch::Sender::new(refresh::Snapshot::first(false)).subscribe()),
+            None => (None, RefreshHandle::default(), watch::Sender::new(refresh::Snapshot::first(false)).subscribe()),
         };
 
         let key = config.instance_key.map_or_else(Key::random, Ok).map_err(StartupError::Key)?;
@@ -267,16 +267,16 @@ impl App {
 
         let tasks = TaskTracker::new();
         let stats = Arc::new(Stats::default());
-        let cache = Cache::new(config.cache, clock.clone(), tasks.clone());
+        let cache = Cache::new(config.cache, identity.clone(), clock.clone(), tasks.clone());
         let is_billed = !config.upstream.is_on_loopback();
         let (usage, usage_keeper) =
             usage::begin(is_billed, kept_in.map(Path::to_owned), stats.clone(), clock.clone(), identity.clone());
         let (names, env_proxy) = (config.upstream.names.clone(), config.upstream.env_proxy.clone());
-        let steps = Arc::new(Steps::new(config.warn_before));
+        let steps = Arc::new(WarningSteps::new(config.warn_before));
         #[cfg(feature = "desktop")]
         let notices = config.desktop_notices.then(|| Notices::of(&events, steps.longest()));
         // What is said by one that nobody knows of is said to whoever started it alone.
-        let warned = Warned::kept_in(kept_in.filter(|_| config.is_announced));
+        let warned = WarningHistory::kept_in(kept_in.filter(|_| config.is_announced));
         let upstream = Arc::new(Upstream::new(config.upstream, clock.clone()));
         let status = Status {
             clock: clock.clone(),
@@ -398,7 +398,7 @@ impl App {
         }
         let (identity, refresh) = (self.identity.clone(), self.refresh);
         let (clock, steps, warned) = (self.clock, self.steps, self.warned);
-        spawn(Box::pin(expiry::run(identity, refresh, clock, steps, warned, events.clone(), ask_clock)));
+        spawn(Box::pin(expiry_warnings::run(identity, refresh, clock, steps, warned, events.clone(), ask_clock)));
         let at_start = self.identity.borrow().oidc().map(|token| token.fingerprint().to_owned());
         spawn(Box::pin(follow(self.identity, at_start, proxy.clone())));
         let stopping = proxy.stopping.clone();
@@ -450,13 +450,12 @@ impl App {
     }
 }
 
-/// Keeps the cache to the identity's principal also while nobody asks, and tells of each token that comes into use after
+/// Tells of each token that comes into use after
 /// the one `at_start`. One that takes another's place is a rotation, and counted; the first is none.
 async fn follow(mut identity: watch::Receiver<Arc<Identity>>, at_start: Option<String>, proxy: Arc<Proxy>) {
     let (mut in_use, mut last) = (at_start.clone(), at_start);
     loop {
         let snapshot = identity.borrow_and_update().clone();
-        proxy.cache.follow(&snapshot);
         let before = std::mem::replace(&mut in_use, snapshot.oidc().map(|token| token.fingerprint().to_owned()));
         if let Some(token) = snapshot.oidc() {
             let replaced = last.replace(token.fingerprint().to_owned());

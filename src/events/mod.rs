@@ -49,7 +49,7 @@ pub struct Request {
     /// On whose behalf, where a token was asked for and the request was understood.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subject: Option<&'static str>,
-    /// How a token came about: `hit`, `miss`, `joined` or `forced`.
+    /// How a token came about: `hit`, `miss`, `collapsed` or `forced`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<&'static str>,
     /// The status of the reply.
@@ -139,7 +139,7 @@ pub struct Hit<'a> {
     pub connector: &'a str,
     /// On whose behalf, where that was looked at.
     pub subject: Option<&'static str>,
-    /// `hit` or `joined`.
+    /// `hit` or `collapsed`.
     pub cache: &'static str,
     /// The status of the reply.
     pub status: u16,

@@ -25,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::key::{KEY_HEADER, Key, NONCE_HEADER, PROOF_HEADER};
 use super::state_file::{self, Instance};
-use super::{Settings, Wanted};
+use super::{Selector, Settings};
 use crate::os::env_proxy::{self, Environment};
 use crate::remedy::Remedy;
 
@@ -39,15 +39,15 @@ const MAX_ANSWER: usize = 16 * 1024 * 1024;
 pub enum NotFound {
     /// None is there.
     #[error(transparent)]
-    NoneRuns(#[from] NoneRuns),
+    NotRunning(#[from] NotRunning),
     /// One is, and does not answer.
     #[error(transparent)]
-    Silent(#[from] Silent),
+    Unresponsive(#[from] Unresponsive),
 }
 
 /// There is no sidecar of that kind.
 #[derive(Debug, thiserror::Error)]
-pub struct NoneRuns {
+pub struct NotRunning {
     directory: PathBuf,
     /// The port, if the user named one.
     port: Option<u16>,
@@ -55,7 +55,7 @@ pub struct NoneRuns {
     others: Vec<Instance>,
 }
 
-impl std::fmt::Display for NoneRuns {
+impl std::fmt::Display for NotRunning {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.port {
             Some(port) => write!(f, "no sidecar of yours runs at port {port}")?,
@@ -73,14 +73,14 @@ impl std::fmt::Display for NoneRuns {
 /// A sidecar is there and does not answer: it is stopped, or hangs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the sidecar for {}: process {pid} does not answer; if it is stopped: `{}`", project.display(), self.remedy())]
-pub struct Silent {
+pub struct Unresponsive {
     /// Its process.
     pub pid: u32,
     /// Its project.
     pub project: PathBuf,
 }
 
-impl Silent {
+impl Unresponsive {
     fn of(instance: &Instance) -> Self {
         Self { pid: instance.pid, project: PathBuf::from(&instance.project) }
     }
@@ -93,12 +93,12 @@ impl Silent {
 
 /// The running sidecar that is meant: the one at the port, or else the one of the directory or of the nearest above it.
 /// Each that is asked has to prove what it is.
-pub async fn find(wanted: &Wanted) -> Result<(Instance, Client), NotFound> {
+pub async fn find(wanted: &Selector) -> Result<(Instance, Client), NotFound> {
     find_within(wanted, TIMEOUT).await
 }
 
 /// The same for who cannot wait: whoever does not answer within `patience` does not answer.
-pub async fn find_within(wanted: &Wanted, patience: Duration) -> Result<(Instance, Client), NotFound> {
+pub async fn find_within(wanted: &Selector, patience: Duration) -> Result<(Instance, Client), NotFound> {
     let mut running = wanted.state_dir.as_deref().map(state_file::all).unwrap_or_default();
     running.retain(Instance::is_running);
     let port_of = |instance: &Instance| instance.address().map(|address| address.port());
@@ -119,7 +119,7 @@ pub async fn find_within(wanted: &Wanted, patience: Duration) -> Result<(Instanc
     let asked = meant.iter().map(|instance| ask(instance, patience)).collect::<FuturesOrdered<_>>();
     let chosen = async {
         let mut answers = asked.zip(futures_util::stream::iter(&meant));
-        let mut silent: Option<Silent> = None;
+        let mut silent: Option<Unresponsive> = None;
         while let Some((answer, instance)) = answers.next().await {
             // One that does not answer hides those of the directories above it, but no other of its own.
             if let Some(silent) = silent.take_if(|silent| silent.project != instance.project) {
@@ -127,7 +127,7 @@ pub async fn find_within(wanted: &Wanted, patience: Duration) -> Result<(Instanc
             }
             match answer {
                 Answer::Proven(client) => return Ok((instance.clone(), client)),
-                Answer::Silence => silent = silent.or_else(|| Some(Silent::of(instance))),
+                Answer::Silence => silent = silent.or_else(|| Some(Unresponsive::of(instance))),
                 Answer::OfAnother => {}
             }
         }
@@ -138,16 +138,16 @@ pub async fn find_within(wanted: &Wanted, patience: Duration) -> Result<(Instanc
     match future::select(chosen, others_are_asked).await {
         Either::Left((Ok(found), _)) => Ok(found),
         Either::Left((Err(Some(silent)), _)) => Err(silent.into()),
-        Either::Left((Err(None), others)) => Err(none_runs(wanted, others.await)),
+        Either::Left((Err(None), others)) => Err(not_running(wanted, others.await)),
         Either::Right((others, chosen)) => chosen.await.map_err(|silent| match silent {
             Some(silent) => silent.into(),
-            None => none_runs(wanted, others),
+            None => not_running(wanted, others),
         }),
     }
 }
 
-fn none_runs(wanted: &Wanted, others: Vec<Instance>) -> NotFound {
-    NoneRuns { directory: wanted.directory.clone(), port: wanted.port, others }.into()
+fn not_running(wanted: &Selector, others: Vec<Instance>) -> NotFound {
+    NotRunning { directory: wanted.directory.clone(), port: wanted.port, others }.into()
 }
 
 /// Whether an instance is there and does not answer.
@@ -183,7 +183,7 @@ pub struct Client {
     key: Key,
     patience: Duration,
     /// What is to be said if it does not answer, where it is known which process it is.
-    silent: Option<Silent>,
+    silent: Option<Unresponsive>,
 }
 
 /// What a command needs to go through the sidecar: the answer of `POST /_sidecar/v1/runs`.
@@ -204,7 +204,7 @@ pub struct Run {
 
 /// Of the state, what tells whether it is a sidecar as a command would have it.
 #[derive(Debug, Deserialize)]
-pub struct State {
+pub struct StatusReport {
     /// Where Connect is.
     pub upstream: Upstream,
     /// The credential.
@@ -216,21 +216,21 @@ pub struct State {
     pub failures: Failures,
 }
 
-/// Part of [`State`].
+/// Part of [`StatusReport`].
 #[derive(Debug, Default, Deserialize)]
 pub struct Failures {
     /// Requests that were answered with an error.
     pub count: u64,
 }
 
-/// Part of [`State`].
+/// Part of [`StatusReport`].
 #[derive(Debug, Deserialize)]
 pub struct Upstream {
     /// Its origin.
     pub url: String,
 }
 
-/// Part of [`State`].
+/// Part of [`StatusReport`].
 #[derive(Debug, Deserialize)]
 pub struct Source {
     /// Of what it is, where it says so.
@@ -264,7 +264,7 @@ impl Refusal {
 
 /// Why there is no answer. Without a secret, for people.
 #[derive(Debug, thiserror::Error)]
-pub enum Unanswered {
+pub enum ClientError {
     /// It cannot intercept, in its own words.
     #[error("could not intercept: {0} Or run without that, by --no-intercept")]
     NoInterception(String),
@@ -273,7 +273,7 @@ pub enum Unanswered {
     Refused(String),
     /// It has become silent.
     #[error(transparent)]
-    Silent(#[from] Silent),
+    Unresponsive(#[from] Unresponsive),
     /// There was no answer, or it was none of a sidecar of this version.
     #[error("the sidecar at {0} did not answer as one of this version: {1}; end it and try again")]
     Failed(SocketAddr, String),
@@ -301,7 +301,7 @@ impl Client {
         let is_proven =
             |proof: &HeaderValue| this.key.is_proven_by(this.address.port(), nonce.text().as_bytes(), proof.as_bytes());
         let is_proven = reply.headers().get(PROOF_HEADER).is_some_and(is_proven);
-        Ok(is_proven.then(|| Self { silent: Some(Silent::of(instance)), patience: TIMEOUT, ..this }))
+        Ok(is_proven.then(|| Self { silent: Some(Unresponsive::of(instance)), patience: TIMEOUT, ..this }))
     }
 
     /// Where it listens, on loopback.
@@ -315,13 +315,13 @@ impl Client {
     }
 
     /// The instance's state.
-    pub async fn state(&self) -> Result<State, Unanswered> {
+    pub async fn state(&self) -> Result<StatusReport, ClientError> {
         self.ask(Method::GET, "/_sidecar/v1/status", "").await
     }
 
     /// Lets a command go through the sidecar from now on. What it is not intercepted for goes by the proxy of this
     /// environment.
-    pub async fn begin_run(&self, intercept: bool, environment: Environment<'_>) -> Result<Run, Unanswered> {
+    pub async fn begin_run(&self, intercept: bool, environment: Environment<'_>) -> Result<Run, ClientError> {
         let (https_proxy, no_proxy) = env_proxy::for_https(environment);
         let https_proxy = https_proxy.as_deref().and_then(OsStr::to_str);
         let body = match intercept {
@@ -332,16 +332,16 @@ impl Client {
     }
 
     /// What happened lately and what happens from now on.
-    pub async fn events(&self) -> Result<EventLines, Unanswered> {
+    pub async fn events(&self) -> Result<EventLines, ClientError> {
         self.follow("/_sidecar/v1/events").await
     }
 
     /// What goes wrong from now on.
-    pub async fn problems(&self) -> Result<EventLines, Unanswered> {
+    pub async fn problems(&self) -> Result<EventLines, ClientError> {
         self.follow("/_sidecar/v1/events?only=problems").await
     }
 
-    async fn follow(&self, path: &str) -> Result<EventLines, Unanswered> {
+    async fn follow(&self, path: &str) -> Result<EventLines, ClientError> {
         let begin = async {
             let (reply, connection) = self.begin(self.request(Method::GET, path, "")?).await?;
             match reply.status().is_success() {
@@ -358,7 +358,7 @@ impl Client {
         method: Method,
         path: &str,
         body: &str,
-    ) -> Result<T, Unanswered> {
+    ) -> Result<T, ClientError> {
         let request = self.request(method, path, body).map_err(|reason| self.failed(reason))?;
         let reply = self.send(request).await?;
         if reply.status().is_success() {
@@ -366,9 +366,9 @@ impl Client {
         }
         match Refusal::read(reply.body()) {
             Some(Refusal { code, message, .. }) if code == "interception_unavailable" => {
-                Err(Unanswered::NoInterception(message))
+                Err(ClientError::NoInterception(message))
             }
-            Some(refusal) if refusal.code != "route_not_found" => Err(Unanswered::Refused(refusal.line())),
+            Some(refusal) if refusal.code != "route_not_found" => Err(ClientError::Refused(refusal.line())),
             _ => Err(self.failed(format!("{path} gave status {}", reply.status()))),
         }
     }
@@ -383,7 +383,7 @@ impl Client {
     }
 
     /// Sends a request; whatever comes back.
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, Unanswered> {
+    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, ClientError> {
         self.exchange(request).await.map_err(|failure| self.unanswered(failure))
     }
 
@@ -391,11 +391,11 @@ impl Client {
         Request::builder().method(method).uri(path).header(HOST, self.address.to_string())
     }
 
-    fn failed(&self, reason: String) -> Unanswered {
-        Unanswered::Failed(self.address, reason)
+    fn failed(&self, reason: String) -> ClientError {
+        ClientError::Failed(self.address, reason)
     }
 
-    fn unanswered(&self, failure: Failure) -> Unanswered {
+    fn unanswered(&self, failure: Failure) -> ClientError {
         match (failure, &self.silent) {
             (Failure::TooLong, Some(silent)) => silent.clone().into(),
             (Failure::TooLong, None) => self.failed("it takes too long".into()),

@@ -18,7 +18,7 @@ pub type Settings = BTreeMap<String, String>;
 
 /// Which sidecar a command means.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct Selector {
     /// Where the state of running instances is kept, if there is a place.
     pub state_dir: Option<PathBuf>,
     /// The directory that the command is for: the project's, or one below it.

@@ -21,7 +21,7 @@ const MAX_DEPTH: usize = 32;
 /// The members that are sets, whatever order they are written in.
 const SETS: [&str; 3] = ["scopes", "audience", "resources"];
 
-/// Names what is asked for: principal, connector and canonical body.
+/// The cache key of a token request: principal, connector and canonical body.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key([u8; 32]);
 
@@ -31,9 +31,9 @@ impl fmt::Debug for Key {
     }
 }
 
-/// What a token request's body asks for.
+/// A token request, as its body states it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asked {
+pub struct TokenRequest {
     /// The canonical key.
     pub key: Key,
     /// The request's own `validityBufferMs`; zero if it has none.
@@ -90,8 +90,8 @@ pub enum BadJson {
     TooDeep,
 }
 
-/// What a token request asks for.
-pub fn parse(principal: &Principal, connector: &str, body: &[u8]) -> Result<Asked, BadJson> {
+/// Parses the body of a token request.
+pub fn parse(principal: &Principal, connector: &str, body: &[u8]) -> Result<TokenRequest, BadJson> {
     let object = object(body)?;
     let mut validity_buffer = Duration::ZERO;
     let mut subject = Subject::Unnamed;
@@ -116,7 +116,7 @@ pub fn parse(principal: &Principal, connector: &str, body: &[u8]) -> Result<Aske
         }
         Ok(true)
     })?;
-    Ok(Asked { key: canonical.key(), validity_buffer, subject })
+    Ok(TokenRequest { key: canonical.key(), validity_buffer, subject })
 }
 
 /// Checks a body that is not keyed: empty, or one JSON object with one reading.
@@ -299,12 +299,12 @@ mod tests {
         Credential::access_token(name.to_owned().into(), None).principal().clone()
     }
 
-    fn asked(body: &str) -> Result<Asked, BadJson> {
+    fn request(body: &str) -> Result<TokenRequest, BadJson> {
         parse(&principal("p"), "slack/acme", body.as_bytes())
     }
 
     fn key(body: &str) -> Key {
-        asked(body).unwrap_or_else(|e| panic!("{e}: {body}")).key
+        request(body).unwrap_or_else(|e| panic!("{e}: {body}")).key
     }
 
     #[test]
@@ -367,7 +367,7 @@ mod tests {
 
     #[test]
     fn reads_buffer_and_subject() {
-        let of = |body: &str| asked(body).map(|a| (a.validity_buffer.as_millis(), a.subject.as_str()));
+        let of = |body: &str| request(body).map(|a| (a.validity_buffer.as_millis(), a.subject.as_str()));
         assert_eq!(of(""), Ok((0, "default")));
         assert_eq!(of(r#"{"validityBufferMs":120000,"subject":{"type":"token","token":"x"}}"#), Ok((120_000, "token")));
         assert_eq!(of(r#"{"validityBufferMs":-1,"subject":{"type":"jwt-bearer"}}"#), Ok((0, "jwt-bearer")));
@@ -400,7 +400,7 @@ mod tests {
             (r#"{"scopes":[{"a":1,"a":2}]}"#, BadJson::DuplicateKey),
             (r#"{"validityBufferMs":1,"validityBufferMs":2}"#, BadJson::DuplicateKey),
         ] {
-            assert_eq!(asked(body), Err(expected), "{body}");
+            assert_eq!(request(body), Err(expected), "{body}");
             assert_eq!(check(body.as_bytes()), Err(expected), "{body}");
         }
         assert_eq!(parse(&principal("p"), "c", b"{\"a\":\"\xff\"}"), Err(BadJson::Syntax));
@@ -412,13 +412,13 @@ mod tests {
         let in_arrays = |n: usize| format!(r#"{{"a":{}{}}}"#, "[".repeat(n - 1), "]".repeat(n - 1));
         let in_a_set = |n: usize| format!(r#"{{"scopes":{}{}}}"#, "[".repeat(n - 1), "]".repeat(n - 1));
         for make in [&nested as &dyn Fn(usize) -> String, &in_arrays, &in_a_set] {
-            assert!(asked(&make(32)).is_ok());
+            assert!(request(&make(32)).is_ok());
             for n in [33, 200, 20_000] {
-                assert!(asked(&make(n)).is_err(), "{n}");
+                assert!(request(&make(n)).is_err(), "{n}");
             }
         }
-        assert_eq!(asked(&nested(33)), Err(BadJson::TooDeep));
-        assert_eq!(asked(&in_a_set(33)), Err(BadJson::TooDeep));
+        assert_eq!(request(&nested(33)), Err(BadJson::TooDeep));
+        assert_eq!(request(&in_a_set(33)), Err(BadJson::TooDeep));
     }
 
     fn any_json() -> impl Strategy<Value = Value> {
@@ -502,7 +502,7 @@ mod tests {
     #[test]
     fn debug_shows_nothing_of_a_body() {
         assert!(
-            !format!("{:?}", asked(&json!({"subject": {"type": "user", "id": "CANARY"}}).to_string()))
+            !format!("{:?}", request(&json!({"subject": {"type": "user", "id": "CANARY"}}).to_string()))
                 .contains("CANARY")
         );
     }

@@ -7,7 +7,6 @@
 mod admission;
 pub mod body;
 pub mod cache;
-pub mod coach;
 pub mod dialer;
 pub mod error;
 pub mod guard;
@@ -15,6 +14,7 @@ pub mod hosts;
 pub mod key;
 mod pool;
 pub mod relay;
+pub mod remediation;
 pub mod reply;
 pub mod resolver;
 pub mod route;
@@ -40,11 +40,11 @@ use tracing::{debug, info, warn};
 use crate::credential::{Credential, CredentialProblem, Identity, Reloader};
 use crate::events::{self, Event, Events, Hit};
 use crate::os::clock::{Clock, Timestamp};
-use cache::{Ask, Cache, Fetched, Found, Landed, Role, Spelled};
-use coach::UpstreamError;
+use cache::{ByteLookup, Cache, CacheRequest, FetchResult, Fetched, Found, Role};
 use error::{Code, RequestError};
 use key::{BadJson, Subject};
 use relay::Relay;
+use remediation::UpstreamError;
 use reply::{Answer, OIDC_EXPIRES_IN, Reply};
 use route::{Action, Route};
 use stats::Stats;
@@ -150,44 +150,43 @@ impl Proxy {
         let forced = is_no_cache(&head.headers);
         let client = head.headers.get(SIDECAR_CLIENT).map(|name| self.cache.client(name.as_bytes()));
 
-        let ask = |asked| Ask { asked, connector: route.connector.clone(), forced, client };
+        let cache_request = |request| CacheRequest { request, connector: route.connector.clone(), forced, client };
 
         let mut known = None;
         if let Some(principal) = identity.principal() {
             let path = head.uri.path();
-            let asked = match self.cache.find_spelled(&identity, path, &body, forced, client) {
-                Spelled::Found(found) => return self.reply_found(route, &identity, found, begun),
-                Spelled::Known(asked) => asked,
-                Spelled::Unknown => {
-                    let asked = key::parse(principal, &route.connector, &body).map_err(bad_json)?;
-                    self.cache.remember(&identity, path, &body, asked);
-                    if let Some(found) = self.cache.find(&ask(asked)) {
+            let request = match self.cache.find_by_bytes(principal, path, &body, forced, client) {
+                ByteLookup::Found(found) => return self.reply_found(route, &identity, found, begun),
+                ByteLookup::Known(request) => request,
+                ByteLookup::Unknown => {
+                    let request = key::parse(principal, &route.connector, &body).map_err(bad_json)?;
+                    if let Some(found) = self.cache.find(principal, path, &body, &cache_request(request)) {
                         return self.reply_found(route, &identity, found, begun);
                     }
-                    asked
+                    request
                 }
             };
-            known = Some((principal.clone(), asked));
+            known = Some((principal, request));
         } else {
             key::check(&body).map_err(bad_json)?;
         }
 
-        // From here on upstream is needed, and with it a credential that is good now.
+        // From here on upstream is needed, and with it a credential that is valid now.
         let credential = self.credential().await?;
-        let identity = self.identity.borrow().clone();
-        let asked = match known {
-            Some((principal, asked)) if principal == *credential.principal() => asked,
-            // The credential has changed hands while this request was read.
-            _ => key::parse(credential.principal(), &route.connector, &body).map_err(bad_json)?,
+        let principal = credential.principal().clone();
+        let request = match known {
+            Some((known, request)) if *known == principal => request,
+            // The principal has changed while this request was read.
+            _ => key::parse(&principal, &route.connector, &body).map_err(bad_json)?,
         };
         let proxy = self.clone();
-        let fetched = self.cache.fetch(ask(asked), &identity, || {
+        let fetched = self.cache.fetch(cache_request(request), &principal, || {
             let outgoing = proxy.upstream.outgoing(Action::Token, head, body);
             async move { proxy.exchange(&outgoing?, credential).await }
         });
         match fetched.await {
-            Fetched::Found(found) => self.reply_found(route, &identity, found, begun),
-            Fetched::Landed(role, landed) => self.reply_landed(route, asked.subject, role, landed, begun),
+            Fetched::Found(found) => self.reply_found(route, &self.identity.borrow().clone(), found, begun),
+            Fetched::Flight(role, result) => self.reply_fetched(route, request.subject, role, result, begun),
         }
     }
 
@@ -226,7 +225,6 @@ impl Proxy {
         }
         self.reloader.reload().await;
         let identity = self.identity.borrow().clone();
-        self.cache.follow(&identity);
         let now = identity.credential(self.clock.now()).ok().cloned();
         match now {
             Some(other) if other.fingerprint() != credential.fingerprint() => self.send(outgoing, &other).await,
@@ -358,16 +356,16 @@ impl Proxy {
         Ok(answer.reply_with(headers))
     }
 
-    fn reply_landed(
+    fn reply_fetched(
         &self,
         route: &Route,
         subject: Subject,
         role: Role,
-        landed: Landed,
+        result: FetchResult,
         begun: Instant,
     ) -> Result<Reply, RequestError> {
         match role {
-            Role::Joined => self.stats.collapsed.count(),
+            Role::Collapsed => self.stats.collapsed.count(),
             Role::Led | Role::Forced => self.stats.misses.count(),
         }
         let forwarded = match role {
@@ -375,14 +373,14 @@ impl Proxy {
             _ if !self.cache.is_on() => "fwd=bypass",
             _ => "fwd=uri-miss",
         };
-        let answer = landed.outcome?;
-        let what = match (role, landed.stored) {
-            (Role::Joined, _) => format!("{forwarded}; collapsed"),
+        let answer = result.outcome?;
+        let what = match (role, result.stored) {
+            (Role::Collapsed, _) => format!("{forwarded}; collapsed"),
             (_, Some(ttl)) => format!("{forwarded}; stored; ttl={}", ttl.as_secs()),
             (_, None) => forwarded.to_owned(),
         };
         match role {
-            Role::Joined => self.tell_hit(route, Some(subject), "joined", &answer, self.clock.now(), begun),
+            Role::Collapsed => self.tell_hit(route, Some(subject), "collapsed", &answer, self.clock.now(), begun),
             Role::Led => self.log(route, Some(subject), Some("miss"), &what, &answer, begun),
             Role::Forced => self.log(route, Some(subject), Some("forced"), &what, &answer, begun),
         }
@@ -442,7 +440,7 @@ impl Proxy {
         let error = UpstreamError::read(&answer.body);
         let identity = self.identity.borrow().clone();
         let environment = identity.oidc().and_then(|token| token.claims.environment.as_deref());
-        told.remedy = coach::remedy(answer.status, &error, connector, environment.unwrap_or("development"));
+        told.remedy = remediation::remedy(answer.status, &error, connector, environment.unwrap_or("development"));
         told.code = error.shown_code().map(str::to_owned);
         let code = told.code.as_deref();
         match &told.remedy {

@@ -19,12 +19,12 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::admission::{Admission, Place};
-use super::coach::UpstreamError;
 use super::dialer::Dialer;
 use super::error::{Code, RequestError};
 use super::guard::VIA_NAME;
 pub use super::pool::EMULATOR_PORT;
 use super::pool::{self, Pool, RequestBody};
+use super::remediation::UpstreamError;
 use super::reply::Answer;
 use super::resolver::Names;
 use super::route::Action;

@@ -6,7 +6,7 @@ use super::env_files::{EnvFile, Oddity, Purpose, Reading};
 use super::finding::{Finding, Severity};
 use super::readers::{Environment, Reader, Used};
 use crate::credential::env_file::KEY;
-use crate::credential::succession::Observed;
+use crate::credential::rotation::Observation;
 use crate::os::clock::{Timestamp, spoken};
 use crate::os::shell_quoting;
 
@@ -111,8 +111,8 @@ fn judge_syntax(source: &EnvFile, used: &Used, now: Timestamp) -> Option<Finding
     let readers: Vec<_> = used.first().filter(may_read).filter(concerned).collect();
     let readings: Vec<_> = readers.into_iter().map(|reader| (reader, source.reading(reader))).collect();
     let is_ours = |reading: &Reading| match (&source.found, reading) {
-        (Observed::Token { token, .. }, Reading::Token(other)) => token.is_same_text(other),
-        (Observed::Missing, Reading::Unset | Reading::Empty) | (Observed::Invalid(_), Reading::Other) => true,
+        (Observation::Token { token, .. }, Reading::Token(other)) => token.is_same_text(other),
+        (Observation::Missing, Reading::Unset | Reading::Empty) | (Observation::Invalid(_), Reading::Other) => true,
         _ => false,
     };
     if readings.iter().all(|(_, reading)| is_ours(reading)) {
@@ -252,9 +252,9 @@ fn listed(files: &[&EnvFile]) -> String {
 
 fn described(file: &EnvFile, now: Timestamp) -> String {
     match &file.found {
-        Observed::Missing => "none".into(),
-        Observed::Invalid(flaw) => format!("unusable, {flaw}"),
-        Observed::Token { token, .. } => {
+        Observation::Missing => "none".into(),
+        Observation::Invalid(flaw) => format!("unusable, {flaw}"),
+        Observation::Token { token, .. } => {
             let life = match token.expires_at.since(now).is_zero() {
                 true => format!("expired {} ago", spoken(now.since(token.expires_at))),
                 false => format!("{} left", spoken(token.expires_at.since(now))),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::env_files::{EnvFile, Oddity};
 use super::finding::{Finding, Severity};
-use crate::credential::succession::Observed;
+use crate::credential::rotation::Observation;
 use crate::credential::warning;
 use crate::os::clock::{Timestamp, spoken};
 
@@ -27,7 +27,7 @@ pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Findin
     };
     let refused = "Without a good token nothing is sent to Connect: requests get 503.";
     let token = match &file.found {
-        Observed::Missing => {
+        Observation::Missing => {
             let title = match file.oddity {
                 Some(Oddity::Duplicates(count)) => {
                     format!("the last of {count} assignments of VERCEL_OIDC_TOKEN in {source} is empty")
@@ -36,11 +36,11 @@ pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Findin
             };
             return vec![bad("oidc_token_missing", title, refused).fix("vercel link && vercel env pull")];
         }
-        Observed::Invalid(flaw) => {
+        Observation::Invalid(flaw) => {
             let title = format!("the OIDC token in {source} cannot be used: {flaw}");
             return vec![bad("oidc_token_invalid", title, refused).remedy(warning::mends(flaw, source))];
         }
-        Observed::Token { token, .. } => token,
+        Observation::Token { token, .. } => token,
     };
     let project = token.claims.project_name();
     let left = token.expires_at.since(*now);
@@ -72,7 +72,7 @@ pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Findin
             );
         }
     }
-    if let Observed::Token { notes, .. } = &file.found
+    if let Observation::Token { notes, .. } = &file.found
         && notes.duplicate_assignments
     {
         let title = format!("{source} assigns VERCEL_OIDC_TOKEN more than once; the last one counts");
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn a_file_that_all_may_write_is_closed_and_not_pulled_again() {
         let mut file = file(".env.local", "");
-        file.found = Observed::Invalid(Flaw::new("everybody may write to it", Cause::WritableByAll));
+        file.found = Observation::Invalid(Flaw::new("everybody may write to it", Cause::WritableByAll));
         let circumstances = Circumstances { now: NOW, expiring_below: Duration::ZERO, covered: None };
         assert_eq!(judge(&file, &circumstances)[0].fix.as_deref(), Some("chmod 600 .env.local"));
     }

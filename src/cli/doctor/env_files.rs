@@ -8,7 +8,7 @@ use secrecy::SecretString;
 use super::readers::{Counts, Reader};
 use crate::credential::env_file::KEY;
 use crate::credential::env_file::syntax::Syntax;
-use crate::credential::succession::Observed;
+use crate::credential::rotation::Observation;
 use crate::credential::{FileNotes, OidcToken, placeholder, watch};
 use crate::os::safe_read::{self, Problem};
 
@@ -85,7 +85,7 @@ pub(super) struct EnvFile {
     pub(super) is_source: bool,
     pub(super) purpose: Purpose,
     /// What the sidecar makes of it.
-    pub(super) found: Observed,
+    pub(super) found: Observation,
     /// What others make of it.
     pub(super) readings: Vec<(Syntax, Counts, Reading)>,
     /// What in it is read in different ways.
@@ -144,14 +144,14 @@ impl EnvFile {
     /// The token, if it is well-formed.
     pub(super) fn token(&self) -> Option<&OidcToken> {
         match &self.found {
-            Observed::Token { token, .. } => Some(token),
+            Observation::Token { token, .. } => Some(token),
             _ => None,
         }
     }
 
     /// Whether it sets the variable to something.
     pub(super) fn has_a_value(&self) -> bool {
-        !matches!(self.found, Observed::Missing)
+        !matches!(self.found, Observation::Missing)
     }
 
     /// Whether anybody finds the variable in it.
@@ -184,8 +184,8 @@ impl EnvFile {
         let oddity = Oddity::of(bytes);
         let found = match content {
             Ok(content) => watch::scan(&content),
-            Err(Problem::Missing) => Observed::Missing,
-            Err(Problem::Unsafe(reason)) => Observed::Invalid(reason),
+            Err(Problem::Missing) => Observation::Missing,
+            Err(Problem::Unsafe(reason)) => Observation::Invalid(reason),
         };
         let purpose = match path.file_name() {
             Some(name) if !is_source => Purpose::of(&name.to_string_lossy()),
@@ -196,7 +196,7 @@ impl EnvFile {
             shown,
             is_source,
             purpose,
-            is_padded: is_padded && matches!(found, Observed::Token { .. }),
+            is_padded: is_padded && matches!(found, Observation::Token { .. }),
             found,
             readings,
             oddity,
@@ -212,10 +212,10 @@ impl EnvFile {
             }
         };
         let found = match value.as_str() {
-            "" => Observed::Missing,
+            "" => Observation::Missing,
             _ => match OidcToken::decode(SecretString::from(value)) {
-                Ok(token) => Observed::Token { token, notes: FileNotes::default(), open_ended: false },
-                Err(rejection) => Observed::Invalid(rejection.to_string().into()),
+                Ok(token) => Observation::Token { token, notes: FileNotes::default(), open_ended: false },
+                Err(rejection) => Observation::Invalid(rejection.to_string().into()),
             },
         };
         Self {

@@ -10,10 +10,10 @@ use super::finding::{Finding, Severity};
 use crate::config::{Config, Difference};
 use crate::credential::VERCEL_CLI;
 use crate::daemon::server::listener;
-use crate::instance::client::{self, Client, NotFound, Silent};
+use crate::instance::client::{self, Client, NotFound, Unresponsive};
 use crate::instance::port_owner::{self, Owner};
 use crate::instance::state_file::Instance;
-use crate::instance::{Settings, Wanted};
+use crate::instance::{Selector, Settings};
 use crate::remedy::Remedy;
 
 /// What a running sidecar says of itself, of which this is all that is looked at.
@@ -46,7 +46,7 @@ pub(super) enum Place {
     /// A sidecar runs for the directory and has proven to be that, with what it says or why it says nothing.
     Runs(Instance, Result<State, String>),
     /// One is there and does not answer.
-    Silent(Silent),
+    Unresponsive(Unresponsive),
     /// None runs, and one could.
     Free,
     /// None runs, and none could at this address, for this reason.
@@ -72,11 +72,11 @@ impl Place {
 /// Looks for it. Takes no port.
 pub(super) async fn gather(config: &Config) -> Place {
     // By the project alone: at a port that the user names, another project's may be what is in the way.
-    let wanted = Wanted { port: None, ..config.wanted() };
+    let wanted = Selector { port: None, ..config.wanted() };
     match client::find(&wanted).await {
         Ok((instance, client)) => return Place::Runs(instance, ask(&client).await),
-        Err(NotFound::Silent(silent)) => return Place::Silent(silent),
-        Err(NotFound::NoneRuns(_)) => {}
+        Err(NotFound::Unresponsive(silent)) => return Place::Unresponsive(silent),
+        Err(NotFound::NotRunning(_)) => {}
     }
     if config.port == 0 {
         return Place::Free;
@@ -113,7 +113,7 @@ pub(super) fn judge_differences(differences: &[Difference]) -> impl Iterator<Ite
 /// `is_known` by its code.
 pub(super) fn judge(place: &Place, fingerprint: Option<&str>, is_known: impl Fn(&str) -> bool) -> Vec<Finding> {
     let (Instance { url, project, .. }, state) = match place {
-        Place::Silent(silent) => {
+        Place::Unresponsive(silent) => {
             let detail = "Requests to it wait in vain, and no other is started beside it.";
             let finding = Finding::new(Severity::Problem, "instance_silent", silent.to_string(), detail);
             return vec![finding.fix(silent.remedy())];
@@ -207,7 +207,11 @@ mod tests {
                 "permission",
             ),
             (Place::Runs(running(), Err("no".into())), vec!["instance_unanswering"], "no"),
-            (Place::Silent(Silent { pid: 7, project: "/p".into() }), vec!["instance_silent"], "kill -CONT 7"),
+            (
+                Place::Unresponsive(Unresponsive { pid: 7, project: "/p".into() }),
+                vec!["instance_silent"],
+                "kill -CONT 7",
+            ),
             (state("f", &[]), vec!["instance"], "http://127.0.0.1:2774"),
             (state("f", &["known", "other"]), vec!["instance", "other"], "runs"),
             (state("g", &[]), vec!["instance", "other_token"], "runs"),

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use crate::config::{Auth, Config, Difference};
-use crate::instance::client::{Client, Unanswered};
+use crate::instance::client::{Client, ClientError};
 use crate::instance::state_file::Instance;
 use crate::os::terminal;
 
@@ -69,7 +69,7 @@ impl Note {
 pub async fn join(
     (instance, client): (Instance, Client),
     config: &mut Config,
-) -> Result<Result<Joined, Differs>, Unanswered> {
+) -> Result<Result<Joined, Differs>, ClientError> {
     let running = client.state().await?.settings;
     let mut differences = config.differences(&running);
     let (port, named) = (client.address().port(), config.wanted().port);

@@ -23,7 +23,7 @@ use crate::config::args::GlobalArgs;
 use crate::config::{Auth, Config};
 use crate::credential::watch::EnvFileWatch;
 use crate::daemon::app::StartupError;
-use crate::instance::client::{self, Client, NotFound, Run, Unanswered};
+use crate::instance::client::{self, Client, ClientError, NotFound, Run};
 use crate::os::clock::Clock;
 use crate::os::hardening::Inherited;
 use crate::os::logging;
@@ -43,7 +43,7 @@ pub enum RunError {
     Startup(#[from] StartupError),
     /// The sidecar takes no run.
     #[error(transparent)]
-    Unanswered(#[from] Unanswered),
+    ClientError(#[from] ClientError),
     /// There is no token to expose. A sentence.
     #[error("{0}")]
     NoToken(String),
@@ -68,8 +68,8 @@ impl RunError {
             Self::Startup(error) => error.exit_code(),
             Self::Command(error) => error.exit_code(),
             // Without a local CA that is safe to use.
-            Self::Differs(_) | Self::Unanswered(Unanswered::NoInterception(_)) => 2,
-            Self::Unanswered(_) | Self::NoToken(_) | Self::System(..) | Self::NotFound(_) => 1,
+            Self::Differs(_) | Self::ClientError(ClientError::NoInterception(_)) => 2,
+            Self::ClientError(_) | Self::NoToken(_) | Self::System(..) | Self::NotFound(_) => 1,
         }
     }
 }

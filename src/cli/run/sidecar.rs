@@ -21,7 +21,7 @@ use super::joining::{self, Joined, Note};
 use crate::config::{Config, Refresh};
 use crate::daemon::app::{App, StartupError};
 use crate::daemon::server::handover::Place;
-use crate::instance::Wanted;
+use crate::instance::Selector;
 use crate::instance::client::{self, Client, NotFound};
 use crate::instance::key::Key;
 use crate::instance::state_file::Instance;
@@ -77,7 +77,7 @@ impl Sidecar {
                     config.is_announced = false;
                 }
             },
-            Err(NotFound::NoneRuns(_)) => {}
+            Err(NotFound::NotRunning(_)) => {}
             Err(silent) => return Err(silent.into()),
         }
         if let Some(note) = config.project_note() {
@@ -167,10 +167,10 @@ impl Sidecar {
 }
 
 /// The sidecar at the port that was named or, if none runs there, the project's: there one could be started at that port.
-async fn find(wanted: &Wanted) -> Result<(Instance, Client), NotFound> {
+async fn find(wanted: &Selector) -> Result<(Instance, Client), NotFound> {
     match client::find(wanted).await {
-        Err(NotFound::NoneRuns(_)) if wanted.port.is_some() => {
-            client::find(&Wanted { port: None, ..wanted.clone() }).await
+        Err(NotFound::NotRunning(_)) if wanted.port.is_some() => {
+            client::find(&Selector { port: None, ..wanted.clone() }).await
         }
         found => found,
     }

@@ -21,8 +21,8 @@ use aws_lc_rs::digest;
 
 use crate::cli::CommandError;
 use crate::config::args::GlobalArgs;
-use crate::config::{self, Auth, Carried, Config, ConfigError, Mistake};
-use crate::instance::Wanted;
+use crate::config::{self, Auth, Config, ConfigError, Mistake, PortableSettings};
+use crate::instance::Selector;
 use crate::instance::client::{self, NotFound};
 use crate::os::executable;
 use crate::os::terminal::escaped;
@@ -73,7 +73,7 @@ pub async fn install(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
         ));
     }
     let executable = std::env::current_exe().map_err(|e| CommandError::System("find this program's path", e))?;
-    let carried = config::carried(global, &environment, &current_dir)?;
+    let carried = config::portable_settings(global, &environment, &current_dir)?;
     let left_out = CERTIFICATES.into_iter().filter_map(|name| {
         let file = PathBuf::from(environment(name)?);
         Some((name, format!("{name} is not written into the service: {} {}", file.display(), unfit_for_later(&file)?)))
@@ -140,7 +140,7 @@ impl Native {
 fn describe(
     project: &Path,
     executable: &Path,
-    carried: Carried,
+    carried: PortableSettings,
     environment: config::Environment<'_>,
 ) -> Result<Service, String> {
     let text = |what: &str, text: OsString| match text.into_string() {
@@ -213,7 +213,7 @@ async fn put(manager: &impl Manager, service: &Service, config: &Config) -> Resu
     Ok(())
 }
 
-async fn show(manager: &impl Manager, wanted: &Wanted) -> Result<ExitCode, CommandError> {
+async fn show(manager: &impl Manager, wanted: &Selector) -> Result<ExitCode, CommandError> {
     let Some((project, name)) = installed(manager, &wanted.directory)? else {
         say(&[format!(
             "no service is installed for {}: `connect-sidecar service install` does that",
@@ -231,10 +231,10 @@ async fn show(manager: &impl Manager, wanted: &Wanted) -> Result<ExitCode, Comma
         format!("  now       {activity}"),
     ];
     // Whatever port the user may have set: it is the service's that counts, and no other sidecar of the project.
-    let at_any_port = Wanted { port: None, directory: project.to_owned(), ..wanted.clone() };
+    let at_any_port = Selector { port: None, directory: project.to_owned(), ..wanted.clone() };
     lines.extend(match client::find(&at_any_port).await {
         Ok((instance, _)) if Some(instance.pid) == pid => Some(format!("  address   {}", instance.url)),
-        Err(NotFound::Silent(silent)) if Some(silent.pid) == pid => Some(format!("  answers   no: {silent}")),
+        Err(NotFound::Unresponsive(silent)) if Some(silent.pid) == pid => Some(format!("  answers   no: {silent}")),
         _ => None,
     });
     lines.push(format!("  log       {}", manager.log_command(&name)));
@@ -317,7 +317,7 @@ mod tests {
 
     fn service(project: &str, flags: &[&str]) -> Result<Service, String> {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        describe(project.as_ref(), "/bin/x".as_ref(), Carried { flags, variables: Vec::new() }, &|_| None)
+        describe(project.as_ref(), "/bin/x".as_ref(), PortableSettings { flags, variables: Vec::new() }, &|_| None)
     }
 
     #[test]
@@ -342,7 +342,7 @@ mod tests {
         assert_eq!(service("/a\nb", &[]).err().as_deref(), Some("the project's path"));
         assert_eq!(service("/a", &["--config=/b\n--require-key"]).err().as_deref(), Some("--config"));
         let bad = |name: &str| (name == "PATH").then(|| OsString::from_vec(b"/\xff".to_vec()));
-        let refused = describe("/a".as_ref(), "/bin/x".as_ref(), Carried::default(), &bad);
+        let refused = describe("/a".as_ref(), "/bin/x".as_ref(), PortableSettings::default(), &bad);
         assert_eq!(refused.err().as_deref(), Some("PATH"));
     }
 }

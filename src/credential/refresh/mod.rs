@@ -6,8 +6,8 @@
 //! use and the link in `.vercel/` may have come with a repository, and count only where a person asks.
 
 pub mod approvals;
+pub mod lock;
 pub mod schedule;
-pub mod turns;
 pub mod vercel_cli;
 
 use std::path::{Path, PathBuf};
@@ -19,16 +19,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
 
 use super::warning::{INSTALL, PULL, Warning};
-use super::watch::Offers;
+use super::watch::TokenSink;
 use super::{Claims, Credential, Identity, OidcToken};
 use crate::events::{Event, Events};
 use crate::os::clock::{Clock, Timestamp, spoken};
 use crate::os::safe_read;
 use crate::remedy::Remedy;
 use approvals::Approvals;
+use lock::RefreshLock;
 use schedule::Schedule;
-use turns::Turn;
-use vercel_cli::{Cli, Surroundings, Target};
+use vercel_cli::{Cli, CliEnvironment, Target};
 
 /// The longest time between two looks at the clock.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
@@ -49,7 +49,7 @@ pub struct Options {
     /// Upstream, by its origin.
     pub upstream: String,
     /// What the CLI is given of our environment.
-    pub surroundings: Surroundings,
+    pub surroundings: CliEnvironment,
 }
 
 /// A fresh token is in use.
@@ -143,9 +143,9 @@ type Reply = oneshot::Sender<Result<Refreshed, Failure>>;
 
 /// Asks for a refresh. Without an identity that could be refreshed (an access token) it says so.
 #[derive(Clone, Default, Debug)]
-pub struct Asker(Option<mpsc::Sender<Reply>>);
+pub struct RefreshHandle(Option<mpsc::Sender<Reply>>);
 
-impl Asker {
+impl RefreshHandle {
     /// Has a fresh token got now, or waits for the one that is under way. Takes as long as the CLI, and others before it.
     pub async fn ask(&self) -> Result<Refreshed, Failure> {
         let unavailable = |reason: &str| Failure::Unavailable(reason.to_owned());
@@ -160,7 +160,7 @@ impl Asker {
 pub struct Refresher {
     options: Options,
     identity: watch::Receiver<Arc<Identity>>,
-    offers: Offers,
+    offers: TokenSink,
     clock: Clock,
     events: Events,
     asks: mpsc::Receiver<Reply>,
@@ -191,10 +191,10 @@ impl Refresher {
         options: Options,
         identity: watch::Receiver<Arc<Identity>>,
         accepted: watch::Receiver<Option<Arc<Credential>>>,
-        offers: Offers,
+        offers: TokenSink,
         clock: Clock,
         events: Events,
-    ) -> (Self, Asker, watch::Receiver<Snapshot>) {
+    ) -> (Self, RefreshHandle, watch::Receiver<Snapshot>) {
         let (asker, asks) = mpsc::channel(WAITING);
         let snapshot = watch::Sender::new(Snapshot::first(options.by_the_clock));
         let standing = snapshot.subscribe();
@@ -215,7 +215,7 @@ impl Refresher {
             unavailable: None,
             gave_up: None,
         };
-        (this, Asker(Some(asker)), standing)
+        (this, RefreshHandle(Some(asker)), standing)
     }
 
     /// Looks at the clock, and does what is due or asked for.
@@ -321,7 +321,7 @@ impl Refresher {
         let state_dir = self.options.state_dir.as_deref();
         let state_dir =
             state_dir.ok_or_else(|| Failure::Unavailable("neither XDG_STATE_HOME nor HOME is set".into()))?;
-        let turn = Turn::take(state_dir, &target.project_id, &self.options.project).await;
+        let turn = RefreshLock::take(state_dir, &target.project_id, &self.options.project).await;
         let turn = turn.map_err(Failure::Unavailable)?;
         let now = self.clock.now();
         let last = turn.last(now);

@@ -71,13 +71,13 @@ const FIXED: [(&str, &str); 4] =
 
 /// What the CLI is given of our environment.
 #[derive(Clone, Default)]
-pub struct Surroundings {
+pub struct CliEnvironment {
     /// Our PATH, in which it is looked for.
     pub path: OsString,
     variables: Vec<(&'static str, OsString)>,
 }
 
-impl Surroundings {
+impl CliEnvironment {
     /// Takes from our environment what is on the list, and what leads through a proxy if that is wanted.
     pub fn of(environment: &dyn Fn(&str) -> Option<OsString>, use_env_proxy: bool) -> Self {
         let proxy = if use_env_proxy { &PROXY_VARIABLES[..] } else { &[] };
@@ -88,9 +88,9 @@ impl Surroundings {
 }
 
 /// A proxy's URL may hold a password.
-impl fmt::Debug for Surroundings {
+impl fmt::Debug for CliEnvironment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Surroundings").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("CliEnvironment").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
@@ -140,7 +140,7 @@ impl Cli {
 pub async fn project_token(
     cli: &Cli,
     target: &Target,
-    surroundings: &Surroundings,
+    surroundings: &CliEnvironment,
     directory: &Path,
 ) -> Result<SecretString, String> {
     let mut command = Command::new(&cli.file);
@@ -280,13 +280,13 @@ mod tests {
     fn variables_are_those_on_the_list_and_the_proxy_only_if_it_is_wanted() {
         let environment = |name: &str| Some(OsString::from(name));
         let names = |use_env_proxy| {
-            let surroundings = Surroundings::of(&environment, use_env_proxy);
+            let surroundings = CliEnvironment::of(&environment, use_env_proxy);
             surroundings.variables.iter().map(|(name, _)| *name).collect::<Vec<_>>()
         };
         assert_eq!(names(false), VARIABLES);
         assert_eq!(names(true), [&VARIABLES[..], &PROXY_VARIABLES].concat());
         assert!(!names(true).iter().any(|name| name.contains("VERCEL") || name.contains("NODE_OPTIONS")));
-        let shown = format!("{:?}", Surroundings::of(&|_| Some("hunter2".into()), true));
+        let shown = format!("{:?}", CliEnvironment::of(&|_| Some("hunter2".into()), true));
         assert_eq!(shown.matches("hunter2").count(), 1, "PATH alone: {shown}");
     }
 }

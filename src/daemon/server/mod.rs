@@ -48,7 +48,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::credential::refresh::Asker;
+use crate::credential::refresh::RefreshHandle;
 use crate::daemon::status::{Status, page};
 use crate::events::{Event, Refusal};
 use crate::instance::key::{NONCE_HEADER, PROOF_HEADER};
@@ -75,7 +75,7 @@ pub struct Server {
     proxy: Arc<Proxy>,
     policy: Policy,
     status: Status,
-    refresh: Asker,
+    refresh: RefreshHandle,
     interception: Interception,
     connections: Arc<Connections>,
     listeners: Arc<Semaphore>,
@@ -88,7 +88,13 @@ pub struct Server {
 impl Server {
     /// A server for requests to Connect (`proxy`), for what people look at (`status`) and ask for (`refresh`), and for
     /// runs (`interception`), under this policy.
-    pub fn new(proxy: Arc<Proxy>, policy: Policy, status: Status, refresh: Asker, interception: Interception) -> Self {
+    pub fn new(
+        proxy: Arc<Proxy>,
+        policy: Policy,
+        status: Status,
+        refresh: RefreshHandle,
+        interception: Interception,
+    ) -> Self {
         Self {
             proxy,
             policy,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::credential::refresh::{Asker, Failure};
+use crate::credential::refresh::{Failure, RefreshHandle};
 use crate::os::clock::Clock;
 use crate::proxy::error::{Code, RequestError};
 use crate::proxy::reply;
@@ -14,7 +14,7 @@ use crate::proxy::reply;
 const LIMIT: Duration = Duration::from_secs(50);
 
 /// Asks, and waits for the outcome.
-pub(super) async fn ask(asker: &Asker, clock: &Clock) -> Result<String, RequestError> {
+pub(super) async fn ask(asker: &RefreshHandle, clock: &Clock) -> Result<String, RequestError> {
     let outcome = tokio::time::timeout(LIMIT, asker.ask()).await.map_err(|_| {
         let message = "The refresh takes its time and goes on. `connect-sidecar status` tells how it ends.";
         RequestError::new(Code::RefreshFailed, message).command("connect-sidecar status")

@@ -14,10 +14,10 @@ use std::sync::Arc;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::credential::expiry::{self, Steps};
+use crate::credential::expiry_warnings::{self, WarningSteps};
 use crate::credential::refresh::{self, Activity};
 use crate::credential::warning::Warning;
-use crate::credential::{CredentialProblem, Identity, OidcToken, State, VERCEL_CLI};
+use crate::credential::{CredentialProblem, Identity, OidcToken, TokenState, VERCEL_CLI};
 use crate::events::Events;
 use crate::os::clock::{Clock, Timestamp};
 use crate::proxy::cache::Cache;
@@ -50,7 +50,7 @@ pub struct Status {
     /// What it was told, for the commands that ask it. No secret is among it.
     pub settings: BTreeMap<String, String>,
     /// When a token's end is warned of; from the longest step on it is `expiring`.
-    pub steps: Arc<Steps>,
+    pub steps: Arc<WarningSteps>,
     /// When this process began to serve.
     pub started_at: Timestamp,
 }
@@ -254,8 +254,8 @@ impl Status {
             project: claim(|c| &c.project),
             environment: claim(|c| &c.environment),
             fingerprint: match &identity.state {
-                State::Loaded(credential) => Some(credential.fingerprint().to_owned()),
-                State::Invalid { .. } | State::Missing => None,
+                TokenState::Loaded(credential) => Some(credential.fingerprint().to_owned()),
+                TokenState::Invalid { .. } | TokenState::Missing => None,
             },
         }
     }
@@ -288,9 +288,9 @@ impl Status {
             Ok(_) | Err(CredentialProblem::Expired(_)) => {
                 let about_to_end = token.filter(|token| {
                     let left = token.expires_at.since(now);
-                    left <= self.steps.longest() && expiry::concerns_people(left, &refresh)
+                    left <= self.steps.longest() && expiry_warnings::concerns_people(left, &refresh)
                 });
-                warnings.extend(about_to_end.map(|token| expiry::warning(token, now)));
+                warnings.extend(about_to_end.map(|token| expiry_warnings::warning(token, now)));
             }
         }
         warnings.extend(refresh.warning);

@@ -266,7 +266,7 @@ fn team_of(identity: &Identity) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::credential::{Credential, State};
+    use crate::credential::{Credential, TokenState};
     use base64::Engine;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use std::fs;
@@ -318,7 +318,7 @@ mod tests {
         let claims = format!(r#"{{"iss":"https://oidc.vercel.com","owner_id":"{team}","exp":1900000000}}"#);
         let token = format!("{}.{}.e30", URL_SAFE_NO_PAD.encode(r#"{"alg":"RS256"}"#), URL_SAFE_NO_PAD.encode(claims));
         let token = crate::credential::OidcToken::decode(token.into()).expect("a token");
-        Identity::first(State::Loaded(Arc::new(Credential::Oidc(token))))
+        Identity::first(TokenState::Loaded(Arc::new(Credential::Oidc(token))))
     }
 
     fn private() -> TempDir {
@@ -383,7 +383,7 @@ mod tests {
         bench.keeper.count();
         assert_eq!(bench.shown(), (0, 0));
         bench.live(1, 0);
-        bench.identity.send_replace(Arc::new(Identity::first(State::Missing)));
+        bench.identity.send_replace(Arc::new(Identity::first(TokenState::Missing)));
         bench.save().await;
         assert_eq!(bench.shown(), (1, 0), "without a token it is still the last one's");
         assert_eq!(Bench::new(&dir).shown(), (3, 0));

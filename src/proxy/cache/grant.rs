@@ -16,7 +16,7 @@ use crate::proxy::reply::Answer;
 pub(super) const MAX_HOLD: Duration = Duration::from_secs(60);
 /// A 429 without a readable `Retry-After` is held for this long.
 const DEFAULT_HOLD: Duration = Duration::from_secs(1);
-/// What a connector is called: as it was asked for, by id, by uid.
+/// What a connector is called: as it was request for, by id, by uid.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Names(pub(super) Vec<String>);
 
@@ -65,7 +65,7 @@ impl Grant {
             return None;
         }
         let response: TokenResponse<'_> = serde_json::from_slice(&answer.body).ok()?;
-        // Nobody promises these names: an answer without them is stored under the one it was asked for by.
+        // Nobody promises these names: an answer without them is stored under the one it was request for by.
         let connector = response.connector.and_then(|raw| serde_json::from_str::<Connector>(raw.get()).ok());
         let Connector { id, uid } = connector.unwrap_or_default();
         (!response.token.is_empty() && response.expires_at.is_finite() && response.expires_at > 0.0).then(|| Self {
@@ -75,8 +75,8 @@ impl Grant {
         })
     }
 
-    pub(super) fn names(self, asked: &str) -> Names {
-        let mut names = vec![asked.to_owned()];
+    pub(super) fn names(self, request: &str) -> Names {
+        let mut names = vec![request.to_owned()];
         for name in [self.uid, self.id].into_iter().flatten() {
             if !names.contains(&name) {
                 names.push(name);
@@ -89,7 +89,7 @@ impl Grant {
 /// How long a 429 is held: seconds or an HTTP date, at most a minute, one second where it cannot be read.
 pub(super) fn hold_time(retry_after: Option<&str>, now: Timestamp) -> Duration {
     let Some(text) = retry_after.map(str::trim) else { return DEFAULT_HOLD };
-    let asked = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+    let request = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         Duration::from_secs(text.parse().unwrap_or(u64::MAX))
     } else {
         match httpdate::parse_http_date(text) {
@@ -97,5 +97,5 @@ pub(super) fn hold_time(retry_after: Option<&str>, now: Timestamp) -> Duration {
             Err(_) => DEFAULT_HOLD,
         }
     };
-    asked.min(MAX_HOLD)
+    request.min(MAX_HOLD)
 }

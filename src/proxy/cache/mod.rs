@@ -1,11 +1,11 @@
 //! Provider tokens in memory: served until shortly before they end, fetched once for any number of equal requests.
 //!
-//! All state is in one map behind one std lock, held for a few look-ups and never across an `.await`. Expiry is judged
-//! by the wall clock at every use, and by the later one where upstream's differs. A fetch (a *flight*) runs in a task of its own, so a caller that goes away cancels
-//! nothing; its answer is stored only if the flight is still the one registered for its key when it lands, which is how
-//! a revocation, a change of principal or a forced refresh discards answers still in the air. Errors are shared with
-//! those already waiting and never stored, save a 429, which is held for its `Retry-After`. Nothing goes to disk.
-//! Rules: docs/http.md section 1.
+//! All state is in one map behind one std lock, held for a few look-ups and never across an `.await`. Expiry is checked
+//! against the wall clock on every use; where upstream's clock differs, against the later of the two. A fetch (a *flight*)
+//! runs in a task of its own, so a client disconnect does not cancel it. Its answer is stored only if the flight is still
+//! the one registered for its key when it ends: that is how a revocation, a change of principal or a forced refresh
+//! discards answers in flight. Errors are shared with those already waiting and never stored, except a 429, which is
+//! held for its `Retry-After`. Nothing is written to disk. Rules: docs/http.md section 1.
 
 mod grant;
 
@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use grant::{Grant, Names, could_be_among, hold_time};
 
 use super::error::{Code, RequestError};
-use super::key::{Asked, Key, Subject};
+use super::key::{Key, Subject, TokenRequest};
 use super::reply::{Answer, HitHeaders};
 use crate::credential::{Identity, Principal};
 use crate::os::clock::{Clock, Timestamp};
@@ -34,7 +34,7 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// All stored answers together, in bytes.
 const MAX_TOTAL_BYTES: usize = 4 * 1024 * 1024;
 /// A longer body is parsed each time.
-const MAX_SPELLING_BYTES: usize = 1024;
+const MAX_INDEXED_BYTES: usize = 1024;
 /// Processes remembered as having been given a token.
 const MAX_CLIENTS: usize = 256;
 
@@ -49,11 +49,11 @@ pub struct Limits {
     pub max_age: Duration,
 }
 
-/// One token request, as the cache sees it.
+/// A token request with what else decides whether a stored token may answer it.
 #[derive(Debug, Clone)]
-pub struct Ask {
-    /// What is asked for.
-    pub asked: Asked,
+pub struct CacheRequest {
+    /// The token request.
+    pub request: TokenRequest,
     /// Of which connector, decoded.
     pub connector: String,
     /// `Cache-Control: no-cache`.
@@ -89,34 +89,34 @@ pub enum Found {
     },
 }
 
-/// What is known of a request by the bytes it is written in.
+/// What is known of a request by its bytes, without parsing it.
 #[derive(Debug)]
-pub enum Spelled {
+pub enum ByteLookup {
     /// Answered.
     Found(Found),
-    /// Nothing to answer it with, but this is what it asks for.
-    Known(Asked),
+    /// Nothing to answer it with, but this is what it parses to.
+    Known(TokenRequest),
     /// Never seen.
     Unknown,
 }
 
-/// How a request that was not [`Found`] got its answer.
+/// How a request that was not answered at once got its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// It sent the request, because nothing was stored.
     Led,
     /// It sent the request, because it was forced.
     Forced,
-    /// It joined another caller's.
-    Joined,
+    /// It waited for the flight of an equal request (RFC 9211's `collapsed`).
+    Collapsed,
 }
 
 /// Upstream's answer, or why there is none.
 pub type Outcome = Result<Arc<Answer>, RequestError>;
 
-/// What a flight brought, shared by all who waited.
+/// The result of a flight, shared by all who waited for it.
 #[derive(Debug, Clone)]
-pub struct Landed {
+pub struct FetchResult {
     /// Upstream's answer, or why there is none.
     pub outcome: Outcome,
     /// If it was stored, for how long it will be served.
@@ -128,14 +128,14 @@ pub struct Landed {
 pub enum Fetched {
     /// Answered without upstream after all.
     Found(Found),
-    /// A flight brought it.
-    Landed(Role, Landed),
+    /// A flight fetched it.
+    Flight(Role, FetchResult),
 }
 
 /// A stored token, for status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredToken {
-    /// The connector's uid, or what it was asked for by.
+    /// The connector's uid, or the name it was requested by.
     pub connector: String,
     /// The kind of subject.
     pub subject: Subject,
@@ -158,24 +158,24 @@ pub struct Cache {
 }
 
 struct Inner {
-    /// The newest identity seen; what belongs to another principal is not stored.
-    generation: u64,
+    identity: watch::Receiver<Arc<Identity>>,
+    /// Of the newest identity seen; what belongs to another principal is not stored.
     principal: Option<Principal>,
     entries: LruCache<Key, Entry>,
     /// Sum of the entries' body lengths.
     bytes: usize,
     /// Requests already parsed, by a keyed hash of their bytes, so that a hit needs no parsing.
-    spellings: LruCache<u64, Spelling>,
+    by_bytes: LruCache<u64, KnownBytes>,
     flights: HashMap<Key, Flight>,
     holds: HashMap<Key, Hold>,
     next_flight: u64,
 }
 
-/// How a request was written and what it asks for: many spellings have one key.
-struct Spelling {
+/// A request as it was written, with what it was parsed to. Many of them have one key.
+struct KnownBytes {
     path: Box<str>,
     body: Box<[u8]>,
-    asked: Asked,
+    request: TokenRequest,
 }
 
 struct Entry {
@@ -193,9 +193,9 @@ struct Entry {
 struct Flight {
     id: u64,
     connector: String,
-    /// The leader asked for a token that outlives this.
+    /// The flight's request wants a token that outlives this.
     buffer: Duration,
-    landing: watch::Receiver<Option<Landed>>,
+    result: watch::Receiver<Option<FetchResult>>,
     waiting: Vec<Client>,
 }
 
@@ -211,18 +211,20 @@ struct Miss {
 }
 
 impl Cache {
-    /// An empty cache whose flights run in `tasks`.
-    pub fn new(limits: Limits, clock: Clock, tasks: TaskTracker) -> Self {
-        let inner = Inner {
-            generation: 0,
+    /// An empty cache for the principal of `identity`, whose flights run in `tasks`. Once that changes, what belongs to
+    /// the earlier principal is dropped before anything else is answered.
+    pub fn new(limits: Limits, identity: watch::Receiver<Arc<Identity>>, clock: Clock, tasks: TaskTracker) -> Self {
+        let mut inner = Inner {
             principal: None,
+            identity,
             entries: LruCache::new(limits.max_entries),
             bytes: 0,
-            spellings: LruCache::new(limits.max_entries.saturating_mul(NonZeroUsize::MIN.saturating_add(1))),
+            by_bytes: LruCache::new(limits.max_entries.saturating_mul(NonZeroUsize::MIN.saturating_add(1))),
             flights: HashMap::new(),
             holds: HashMap::new(),
             next_flight: 0,
         };
+        inner.follow_identity();
         Self { inner: Arc::new(Mutex::new(inner)), limits, clock, tasks, hasher: DefaultHasher::default() }
     }
 
@@ -236,141 +238,109 @@ impl Cache {
         Client(self.hasher.hash_one(name))
     }
 
-    /// Forgets what belongs to another principal than `identity`'s. Snapshots older than the newest seen change nothing.
-    pub fn follow(&self, identity: &Identity) {
-        self.lock().follow(identity);
-    }
-
-    /// Answers a request written as one seen before, as [`Cache::find`] would. The one look-up of a hit.
-    pub fn find_spelled(
+    /// Answers a request by its bytes, if it was [remembered](Cache::find) for this principal. The only look-up of a hit.
+    pub fn find_by_bytes(
         &self,
-        identity: &Identity,
+        principal: &Principal,
         path: &str,
         body: &[u8],
         forced: bool,
         client: Option<Client>,
-    ) -> Spelled {
+    ) -> ByteLookup {
         let hash = self.hasher.hash_one((path, body));
         let now = self.clock.latest();
         let mut inner = self.lock();
-        inner.follow(identity);
-        // Spellings are the newest principal's: a request that began before it has none.
-        if inner.generation != identity.generation {
-            return Spelled::Unknown;
+        if inner.principal.as_ref() != Some(principal) {
+            return ByteLookup::Unknown;
         }
-        let asked = match inner.spellings.get(&hash) {
-            Some(spelling) if *spelling.path == *path && *spelling.body == *body => spelling.asked,
-            _ => return Spelled::Unknown,
+        let request = match inner.by_bytes.get(&hash) {
+            Some(known) if *known.path == *path && *known.body == *body => known.request,
+            _ => return ByteLookup::Unknown,
         };
-        match inner.judge(&asked, forced, client, &self.limits, now) {
-            Ok(found) => Spelled::Found(found),
-            Err(_) => Spelled::Known(asked),
+        match inner.judge(&request, forced, client, &self.limits, now) {
+            Ok(found) => ByteLookup::Found(found),
+            Err(_) => ByteLookup::Known(request),
         }
     }
 
-    /// Remembers what a request for `identity` asks for. Bodies that hold somebody's token are not kept.
-    pub fn remember(&self, identity: &Identity, path: &str, body: &[u8], asked: Asked) {
-        if body.len() > MAX_SPELLING_BYTES || asked.subject == Subject::Token {
-            return;
-        }
+    /// Answers from what is stored or held, if the rules allow it, and remembers what the bytes of this request were
+    /// parsed to for `principal`; not those of a body that holds somebody's token.
+    pub fn find(&self, principal: &Principal, path: &str, body: &[u8], request: &CacheRequest) -> Option<Found> {
         let hash = self.hasher.hash_one((path, body));
-        let mut inner = self.lock();
-        if inner.generation == identity.generation {
-            inner.spellings.put(hash, Spelling { path: path.into(), body: body.into(), asked });
-        }
-    }
-
-    /// Answers from what is stored or held, if the rules allow it.
-    pub fn find(&self, ask: &Ask) -> Option<Found> {
         let now = self.clock.latest();
-        self.lock().judge(&ask.asked, ask.forced, ask.client, &self.limits, now).ok()
+        let is_kept = body.len() <= MAX_INDEXED_BYTES && request.request.subject != Subject::Token;
+        let mut inner = self.lock();
+        if is_kept && inner.principal.as_ref() == Some(principal) {
+            let known = KnownBytes { path: path.into(), body: body.into(), request: request.request };
+            inner.by_bytes.put(hash, known);
+        }
+        inner.judge(&request.request, request.forced, request.client, &self.limits, now).ok()
     }
 
-    /// As [`Cache::find`], else joins the flight for the same key, else starts one with `upstream`.
-    /// `identity` is whose answer it will be.
-    pub async fn fetch<F>(&self, ask: Ask, identity: &Identity, upstream: impl FnOnce() -> F) -> Fetched
+    /// Answers from what is stored or held; else waits for the flight of its key, which is started with `upstream` if there
+    /// is none. `principal` is whose credential `upstream` sends.
+    pub async fn fetch<F>(&self, request: CacheRequest, principal: &Principal, upstream: impl FnOnce() -> F) -> Fetched
     where
         F: Future<Output = Result<Answer, RequestError>> + Send + 'static,
     {
-        let (role, mut landing) = match self.board(ask, identity, upstream) {
+        let (role, mut flight) = match self.join_or_start(request, principal, upstream) {
             Ok(found) => return Fetched::Found(found),
-            Err(boarded) => boarded,
+            Err(flight) => flight,
         };
-        let landed = match landing.wait_for(Option::is_some).await {
-            Ok(landed) => landed.clone(),
+        let result = match flight.wait_for(Option::is_some).await {
+            Ok(result) => result.clone(),
             Err(_) => None,
         };
-        Fetched::Landed(role, landed.unwrap_or_else(|| Landed { outcome: Err(broken_off()), stored: None }))
+        Fetched::Flight(role, result.unwrap_or_else(|| FetchResult { outcome: Err(broken_off()), stored: None }))
     }
 
-    /// What answers at once; failing that, the flight to wait for, joined or started. Whoever joins keeps nothing of
-    /// `upstream` while it waits.
-    fn board<F>(
+    /// What answers at once; failing that, the flight to wait for. A request that joins one keeps nothing of `upstream`
+    /// while it waits.
+    fn join_or_start<F>(
         &self,
-        ask: Ask,
-        identity: &Identity,
+        request: CacheRequest,
+        principal: &Principal,
         upstream: impl FnOnce() -> F,
-    ) -> Result<Found, (Role, watch::Receiver<Option<Landed>>)>
+    ) -> Result<Found, (Role, watch::Receiver<Option<FetchResult>>)>
     where
         F: Future<Output = Result<Answer, RequestError>> + Send + 'static,
     {
-        let buffer = self.limits.buffer.max(ask.asked.validity_buffer);
+        let CacheRequest { request: TokenRequest { key, validity_buffer, .. }, client, .. } = request;
+        let buffer = self.limits.buffer.max(validity_buffer);
         let now = self.clock.latest();
         let mut inner = self.lock();
-        inner.follow(identity);
-        let forced = match inner.judge(&ask.asked, ask.forced, ask.client, &self.limits, now) {
+        let forced = match inner.judge(&request.request, request.forced, client, &self.limits, now) {
             Ok(found) => return Ok(found),
             Err(Miss { forced }) => forced,
         };
-        if let Some(flight) = inner.flights.get_mut(&ask.asked.key)
+        if let Some(flight) = inner.flights.get_mut(&key)
             && !forced
             && flight.buffer >= buffer
         {
-            flight.waiting.extend(ask.client);
-            return Err((Role::Joined, flight.landing.clone()));
+            flight.waiting.extend(client);
+            return Err((Role::Collapsed, flight.result.clone()));
         }
-        let replaced = if forced { inner.remove(&ask.asked.key) } else { None };
-        let is_current = inner.principal.as_ref() == identity.principal();
+        let replaced = if forced { inner.remove(&key) } else { None };
         let role = if forced { Role::Forced } else { Role::Led };
-        Err((role, self.take_off(&mut inner, ask, buffer, is_current, replaced, upstream())))
-    }
-
-    /// Starts a flight. It replaces an earlier one for its key, whose answer will reach its callers but not the cache.
-    fn take_off<F>(
-        &self,
-        inner: &mut Inner,
-        ask: Ask,
-        buffer: Duration,
-        is_current: bool,
-        replaced: Option<Entry>,
-        upstream: F,
-    ) -> watch::Receiver<Option<Landed>>
-    where
-        F: Future<Output = Result<Answer, RequestError>> + Send + 'static,
-    {
         inner.next_flight += 1;
         let id = inner.next_flight;
-        let (landing, landed) = watch::channel(None);
-        if is_current {
-            let flight = Flight {
-                id,
-                connector: ask.connector.clone(),
-                buffer,
-                landing: landed.clone(),
-                waiting: ask.client.into_iter().collect(),
-            };
-            inner.flights.insert(ask.asked.key, flight);
+        let (sender, result) = watch::channel(None);
+        if inner.principal.as_ref() == Some(principal) {
+            let (connector, waiting) = (request.connector.clone(), client.into_iter().collect());
+            // In the place of an earlier one, whose answer reaches its callers but not the cache.
+            inner.flights.insert(key, Flight { id, connector, buffer, result: result.clone(), waiting });
         }
-        let mut runway = Runway { cache: self.clone(), id, ask, replaced, landing };
+        let mut guard = FlightGuard { cache: self.clone(), id, request, replaced, sender };
+        let upstream = upstream();
         self.tasks.spawn(async move {
             let outcome = upstream.await;
-            runway.land(outcome);
+            guard.finish(outcome);
         });
-        landed
+        Err((role, result))
     }
 
-    /// Drops all that is stored for a connector, whichever of its names is given, and discards answers still in the
-    /// air. Returns how many tokens were dropped.
+    /// Drops all that is stored for a connector, whichever of its names is given, and discards answers in
+    /// flight. Returns how many tokens were dropped.
     pub fn evict(&self, connector: &str) -> usize {
         let mut inner = self.lock();
         let mut aliases = HashSet::from([connector.to_owned()]);
@@ -398,7 +368,7 @@ impl Cache {
         doomed.len()
     }
 
-    /// Drops everything and discards answers still in the air. Returns how many tokens were dropped.
+    /// Drops everything and discards answers in flight. Returns how many tokens were dropped.
     pub fn clear(&self) -> usize {
         let mut inner = self.lock();
         let dropped = inner.entries.len();
@@ -423,31 +393,36 @@ impl Cache {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // A panic under the lock can leave no half-done change that matters: at worst a token is fetched again.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        // An error says that no other identity will come.
+        if inner.identity.has_changed().unwrap_or(true) {
+            inner.follow_identity();
+        }
+        inner
     }
 }
 
-/// Where a flight lands, also when its task panics.
-struct Runway {
+/// Ends a flight with its outcome, also when its task panics.
+struct FlightGuard {
     cache: Cache,
     id: u64,
-    ask: Ask,
+    request: CacheRequest,
     /// What was dropped for a forced request.
     replaced: Option<Entry>,
-    landing: watch::Sender<Option<Landed>>,
+    sender: watch::Sender<Option<FetchResult>>,
 }
 
-impl Runway {
-    fn land(&mut self, outcome: Result<Answer, RequestError>) {
+impl FlightGuard {
+    fn finish(&mut self, outcome: Result<Answer, RequestError>) {
         let outcome = outcome.map(Arc::new);
         let mut inner = self.cache.lock();
-        let key = self.ask.asked.key;
+        let key = self.request.request.key;
         let is_registered = inner.flights.get(&key).is_some_and(|flight| flight.id == self.id);
         let mut stored = None;
         if is_registered && let Some(flight) = inner.flights.remove(&key) {
             let now = self.cache.clock.latest();
             if let Ok(answer) = &outcome {
-                stored = inner.store(&self.ask, answer, flight.waiting, &self.cache.limits, now);
+                stored = inner.store(&self.request, answer, flight.waiting, &self.cache.limits, now);
             }
             inner.hold(key, &outcome, now);
             // What never went out replaces nothing.
@@ -457,15 +432,15 @@ impl Runway {
                 inner.put(key, entry);
             }
         }
-        // Told under the lock: whoever looks afterwards finds either the flight or what it stored.
-        self.landing.send_replace(Some(Landed { outcome, stored }));
+        // Sent under the lock: a later look-up finds either the flight or what it stored.
+        self.sender.send_replace(Some(FetchResult { outcome, stored }));
     }
 }
 
-impl Drop for Runway {
+impl Drop for FlightGuard {
     fn drop(&mut self) {
-        if self.landing.borrow().is_none() {
-            self.land(Err(broken_off()));
+        if self.sender.borrow().is_none() {
+            self.finish(Err(broken_off()));
         }
     }
 }
@@ -476,13 +451,11 @@ pub fn broken_off() -> RequestError {
 }
 
 impl Inner {
-    fn follow(&mut self, identity: &Identity) {
-        if identity.generation > self.generation {
-            self.generation = identity.generation;
-            if self.principal.as_ref() != identity.principal() {
-                self.principal = identity.principal().cloned();
-                self.clear();
-            }
+    fn follow_identity(&mut self) {
+        let principal = self.identity.borrow_and_update().principal().cloned();
+        if self.principal != principal {
+            self.principal = principal;
+            self.clear();
         }
     }
 
@@ -491,7 +464,7 @@ impl Inner {
         self.bytes = 0;
         self.flights.clear();
         self.holds.clear();
-        self.spellings.clear();
+        self.by_bytes.clear();
     }
 
     fn remove(&mut self, key: &Key) -> Option<Entry> {
@@ -517,17 +490,17 @@ impl Inner {
     /// Finds what may be served.
     fn judge(
         &mut self,
-        asked: &Asked,
+        request: &TokenRequest,
         mut forced: bool,
         client: Option<Client>,
         limits: &Limits,
         now: Timestamp,
     ) -> Result<Found, Miss> {
-        if !forced && let Some(entry) = self.entries.get_mut(&asked.key) {
+        if !forced && let Some(entry) = self.entries.get_mut(&request.key) {
             let ttl = entry.left(limits, now);
             if ttl.is_zero() {
-                self.remove(&asked.key);
-            } else if entry.expires_at.since(now) > asked.validity_buffer {
+                self.remove(&request.key);
+            } else if entry.expires_at.since(now) > request.validity_buffer {
                 if client.is_some_and(|client| entry.given.contains(&client)) {
                     // It has this token and it is still good: its own cache would have answered, had it not been
                     // told to refresh.
@@ -540,7 +513,7 @@ impl Inner {
                 }
             }
         }
-        match self.holds.get(&asked.key) {
+        match self.holds.get(&request.key) {
             Some(hold) if hold.holds_at(now) => Ok(Found::Held {
                 outcome: hold.outcome.clone(),
                 age: now.since(hold.since),
@@ -553,13 +526,13 @@ impl Inner {
     /// Stores the answer if it is a token that may be served again; returns for how long it will be.
     fn store(
         &mut self,
-        ask: &Ask,
+        request: &CacheRequest,
         answer: &Arc<Answer>,
         given: Vec<Client>,
         limits: &Limits,
         now: Timestamp,
     ) -> Option<Duration> {
-        if ask.asked.subject == Subject::Token || answer.body.len() > MAX_ANSWER_BYTES {
+        if request.request.subject == Subject::Token || answer.body.len() > MAX_ANSWER_BYTES {
             return None;
         }
         let grant = Grant::read(answer)?;
@@ -568,8 +541,8 @@ impl Inner {
             headers: HitHeaders::default(),
             stored_at: now,
             expires_at: grant.expires_at,
-            names: grant.names(&ask.connector),
-            subject: ask.asked.subject,
+            names: grant.names(&request.connector),
+            subject: request.request.subject,
             hits: 0,
             given: VecDeque::new(),
         };
@@ -580,7 +553,7 @@ impl Inner {
         if ttl.is_zero() {
             return None;
         }
-        self.put(ask.asked.key, entry);
+        self.put(request.request.key, entry);
         Some(ttl)
     }
 

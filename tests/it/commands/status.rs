@@ -32,7 +32,7 @@ async fn the_state_is_text_for_people_json_for_tools_and_a_line_for_a_prompt() {
         &format!(".env.local, fingerprint {}, until 20", fingerprint(&token)),
         &format!("sidecar   http://{}, ", stage.addr),
         ", 1 request, no errors\n",
-        "1 token; hits 1, misses 1, joined 0: 1 request saved\n",
+        "1 token; hits 1, misses 1, collapsed 0: 1 request saved\n",
         "slack/acme-slack  app      1 h   1\n",
     ] {
         assert!(text.stdout.contains(part), "{part}: {}", text.stdout);

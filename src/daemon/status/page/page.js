@@ -253,7 +253,7 @@ function showState() {
 
   show("hits", count(cache.hits));
   show("misses", count(cache.misses));
-  show("joined", count(cache.collapsed));
+  show("collapsed", count(cache.collapsed));
   show("sent", count(upstream.requests));
   if (failures.count) {
     const failed = `${count(failures.count)} failed ${failures.count === 1 ? "request" : "requests"}, last at ${timeOfDay(failures.last_at)}`;
@@ -394,7 +394,7 @@ function requestRow({ at, action, connector, method, path, subject, cache, statu
   const what = make("div", "what", make("strong", "", connector ?? path ?? "refused"), make("span", "soft", [action ?? method, subject].filter(Boolean).join(" · ")));
   const isFine = status < 400;
   const pill = make("span", "pill", isFine ? (cache ?? "done") : String(status));
-  mood(pill, isFine ? (cache === "hit" || cache === "joined" ? "good" : "") : status < 500 ? "warn" : "bad");
+  mood(pill, isFine ? (cache === "hit" || cache === "collapsed" ? "good" : "") : status < 500 ? "warn" : "bad");
   const result = make("div", "", pill, make("span", "soft", isFine ? String(status) : (code ?? "")));
   const row = make("li", "", time, what, result, make("span", "soft ms", ms === undefined ? "" : `${count(ms)} ms`));
   if (message) row.append(make("div", "soft advice", message));

@@ -8,7 +8,7 @@ use secrecy::SecretString;
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::credential::{Credential, State as IdentityState};
+use crate::credential::{Credential, TokenState as IdentityState};
 use crate::proxy::key;
 
 const NOW_MS: u64 = 1_900_000_000_000;
@@ -16,7 +16,7 @@ const NOW_MS: u64 = 1_900_000_000_000;
 struct Bench {
     cache: Cache,
     clock: Clock,
-    identity: Identity,
+    identity: watch::Sender<Arc<Identity>>,
     /// Requests that went upstream.
     upstream: Arc<AtomicU32>,
 }
@@ -62,32 +62,40 @@ fn rate_limited(retry_after: Option<&str>) -> Answer {
 impl Bench {
     fn new(limits: Limits) -> Self {
         let clock = Clock::test(Timestamp::from_millis(NOW_MS));
-        let cache = Cache::new(limits, clock.clone(), TaskTracker::new());
-        Self { cache, clock, identity: identity_of("ada", 1), upstream: Arc::default() }
+        let (identity, published) = watch::channel(Arc::new(identity_of("ada", 1)));
+        let cache = Cache::new(limits, published, clock.clone(), TaskTracker::new());
+        Self { cache, clock, identity, upstream: Arc::default() }
     }
 
-    fn ask(&self, connector: &str, body: &str) -> Ask {
-        let principal = self.identity.principal().expect("a principal");
-        let asked = key::parse(principal, connector, body.as_bytes()).expect("an object");
-        Ask { asked, connector: connector.into(), forced: false, client: None }
+    fn publish(&self, identity: Identity) {
+        self.identity.send_replace(Arc::new(identity));
     }
 
-    fn plain(&self) -> Ask {
+    fn principal(&self) -> Principal {
+        self.identity.borrow().principal().expect("a principal").clone()
+    }
+
+    fn ask(&self, connector: &str, body: &str) -> CacheRequest {
+        let request = key::parse(&self.principal(), connector, body.as_bytes()).expect("an object");
+        CacheRequest { request, connector: connector.into(), forced: false, client: None }
+    }
+
+    fn plain(&self) -> CacheRequest {
         self.ask("slack/acme", "{}")
     }
 
-    fn forced(&self) -> Ask {
-        Ask { forced: true, ..self.plain() }
+    fn forced(&self) -> CacheRequest {
+        CacheRequest { forced: true, ..self.plain() }
     }
 
-    fn by(&self, client: &str) -> Ask {
-        Ask { client: Some(self.cache.client(client.as_bytes())), ..self.plain() }
+    fn by(&self, client: &str) -> CacheRequest {
+        CacheRequest { client: Some(self.cache.client(client.as_bytes())), ..self.plain() }
     }
 
     /// Asks, with this answer ready upstream.
-    async fn get(&self, ask: Ask, answer: Answer) -> Fetched {
-        let upstream = self.upstream.clone();
-        let fetched = self.cache.fetch(ask, &self.identity, || async move {
+    async fn get(&self, ask: CacheRequest, answer: Answer) -> Fetched {
+        let (upstream, principal) = (self.upstream.clone(), self.principal());
+        let fetched = self.cache.fetch(ask, &principal, || async move {
             upstream.fetch_add(1, Ordering::Relaxed);
             Ok(answer)
         });
@@ -95,13 +103,13 @@ impl Bench {
     }
 
     /// Asks with an answer that comes when told. Returns once the request waits.
-    async fn held(&self, ask: Ask) -> (oneshot::Sender<Answer>, tokio::task::JoinHandle<Fetched>) {
+    async fn held(&self, ask: CacheRequest) -> (oneshot::Sender<Answer>, tokio::task::JoinHandle<Fetched>) {
         let (tell, told) = oneshot::channel::<Answer>();
-        let (cache, identity, upstream) = (self.cache.clone(), self.identity.clone(), self.upstream.clone());
-        let (asked, was_asked) = oneshot::channel::<()>();
+        let (cache, principal, upstream) = (self.cache.clone(), self.principal(), self.upstream.clone());
+        let (request, was_asked) = oneshot::channel::<()>();
         let fetching = tokio::spawn(async move {
-            let fetched = cache.fetch(ask, &identity, || {
-                let _ = asked.send(());
+            let fetched = cache.fetch(ask, &principal, || {
+                let _ = request.send(());
                 async move {
                     upstream.fetch_add(1, Ordering::Relaxed);
                     Ok(told.await.expect("told"))
@@ -135,9 +143,9 @@ fn told(fetched: Fetched) -> (String, String) {
             (status.trim_start_matches("connect-sidecar; ").to_owned(), text(&answer))
         }
         Fetched::Found(Found::Held { left, .. }) => (format!("held for {} s", left.as_secs()), "none".into()),
-        Fetched::Landed(role, landed) => {
-            let stored = landed.stored.map_or("not stored".to_owned(), |ttl| format!("stored for {} s", ttl.as_secs()));
-            let text = landed.outcome.map_or_else(|e| e.code.as_str().to_owned(), |answer| text(&answer));
+        Fetched::Flight(role, result) => {
+            let stored = result.stored.map_or("not stored".to_owned(), |ttl| format!("stored for {} s", ttl.as_secs()));
+            let text = result.outcome.map_or_else(|e| e.code.as_str().to_owned(), |answer| text(&answer));
             (format!("{role:?}, {stored}"), text)
         }
     }
@@ -227,7 +235,7 @@ async fn a_forced_request_replaces_what_is_stored() {
     assert_eq!(told(bench.get(bench.forced(), token("b", 3600)).await), said("Forced, stored for 3570 s", "b"));
     assert_eq!(told(bench.get(bench.plain(), token("c", 3600)).await).1, "b");
     bench.get(bench.forced(), answer(500, "{}")).await;
-    assert_eq!(told(bench.get(bench.plain(), token("c", 3600)).await).1, "c", "the old one is gone once asked anew");
+    assert_eq!(told(bench.get(bench.plain(), token("c", 3600)).await).1, "c", "the old one is gone once request anew");
 }
 
 #[tokio::test]
@@ -235,7 +243,8 @@ async fn a_forced_request_that_was_held_back_replaces_nothing() {
     for code in [Code::LocalRateLimit, Code::Overloaded] {
         let bench = Bench::new(limits());
         bench.get(bench.plain(), token("a", 3600)).await;
-        let refused = bench.cache.fetch(bench.forced(), &bench.identity, || async move {
+        let principal = bench.principal();
+        let refused = bench.cache.fetch(bench.forced(), &principal, || async move {
             let mut error = RequestError::new(code, "");
             error.retry_after = Some(60.into());
             Err(error)
@@ -279,7 +288,7 @@ async fn those_who_joined_were_given_the_token_too() {
     let (_, joined) = bench.held(bench.by("two")).await;
     tell.send(token("a", 3600)).expect("it waits");
     assert_eq!(told(leader.await.expect("no panic")).1, "a");
-    assert_eq!(told(joined.await.expect("no panic")), said("Joined, stored for 3570 s", "a"));
+    assert_eq!(told(joined.await.expect("no panic")), said("Collapsed, stored for 3570 s", "a"));
     assert_eq!(told(bench.get(bench.by("two"), token("b", 3600)).await).1, "b");
 }
 
@@ -294,7 +303,7 @@ async fn a_thousand_equal_requests_at_once_share_one_and_its_error() {
     tell.send(answer(500, "{}")).expect("it waits");
     assert_eq!(told(leader.await.expect("no panic")).0, "Led, not stored");
     for one in joined {
-        assert_eq!(told(one.await.expect("no panic")).0, "Joined, not stored");
+        assert_eq!(told(one.await.expect("no panic")).0, "Collapsed, not stored");
     }
     assert_eq!(bench.requests(), 1);
     assert_eq!(told(bench.get(bench.plain(), token("a", 3600)).await).1, "a", "an error does not stick");
@@ -322,14 +331,15 @@ async fn a_caller_that_goes_away_cancels_nothing() {
     let _ = leader.await;
     let (_, joined) = bench.held(bench.plain()).await;
     tell.send(token("a", 3600)).expect("the flight goes on");
-    assert_eq!(told(joined.await.expect("no panic")), said("Joined, stored for 3570 s", "a"));
+    assert_eq!(told(joined.await.expect("no panic")), said("Collapsed, stored for 3570 s", "a"));
     assert_eq!(bench.requests(), 1);
 }
 
 #[tokio::test]
 async fn a_flight_that_panics_answers_and_does_not_block_its_key() {
     let bench = Bench::new(limits());
-    let fetched = bench.cache.fetch(bench.plain(), &bench.identity, || async { panic!("on purpose") });
+    let principal = bench.principal();
+    let fetched = bench.cache.fetch(bench.plain(), &principal, || async { panic!("on purpose") });
     assert_eq!(told(fetched.await), said("Led, not stored", "upstream_invalid_response"));
     assert_eq!(told(bench.get(bench.plain(), token("a", 3600)).await).1, "a");
 }
@@ -364,7 +374,8 @@ async fn a_429_is_held_for_its_retry_after() {
 #[tokio::test]
 async fn a_429_whose_body_is_not_passed_on_is_held_too() {
     let bench = Bench::new(limits());
-    let refused = bench.cache.fetch(bench.plain(), &bench.identity, || async {
+    let principal = bench.principal();
+    let refused = bench.cache.fetch(bench.plain(), &principal, || async {
         let mut error = RequestError::new(Code::UpstreamInvalidResponse, "");
         error.upstream_status = Some(StatusCode::TOO_MANY_REQUESTS);
         error.retry_after = Some(7.into());
@@ -427,7 +438,7 @@ async fn all_answers_together_are_bounded() {
     const MAX: usize = 4 * 1024 * 1024;
     assert!(full <= MAX && full > MAX - 70_000, "{full}");
     // What is replaced, evicted or dropped for want of entries is counted off.
-    let forced = Ask { forced: true, ..bench.ask("c/79", "{}") };
+    let forced = CacheRequest { forced: true, ..bench.ask("c/79", "{}") };
     bench.get(forced, token("short", 3600)).await;
     assert!(counted() < full - 50_000);
     assert!(bench.cache.evict("slack/acme") > 0);
@@ -446,19 +457,20 @@ async fn what_is_dropped_for_want_of_entries_is_counted_off() {
 }
 
 #[tokio::test]
-async fn a_spelling_that_holds_somebodys_token_or_is_long_is_not_kept() {
+async fn a_body_that_holds_somebodys_token_or_is_long_is_not_kept() {
     let bench = Bench::new(limits());
     let path = "/v1/connect/token/slack%2Facme";
     let plain = |length: usize| format!(r#"{{"a":"{}"}}"#, "x".repeat(length - 8));
     for (body, is_kept) in [
         (r#"{"subject":{"type":"token","token":"x"}}"#.to_owned(), false),
-        (plain(MAX_SPELLING_BYTES), true),
-        (plain(MAX_SPELLING_BYTES + 1), false),
-        (plain(MAX_SPELLING_BYTES + 2), false),
+        (plain(MAX_INDEXED_BYTES), true),
+        (plain(MAX_INDEXED_BYTES + 1), false),
+        (plain(MAX_INDEXED_BYTES + 2), false),
     ] {
-        bench.cache.remember(&bench.identity, path, body.as_bytes(), bench.ask("slack/acme", &body).asked);
-        let found = bench.cache.find_spelled(&bench.identity, path, body.as_bytes(), false, None);
-        assert_eq!(matches!(found, Spelled::Known(_)), is_kept, "{} bytes", body.len());
+        let principal = bench.principal();
+        assert!(bench.cache.find(&principal, path, body.as_bytes(), &bench.ask("slack/acme", &body)).is_none());
+        let found = bench.cache.find_by_bytes(&principal, path, body.as_bytes(), false, None);
+        assert_eq!(matches!(found, ByteLookup::Known(_)), is_kept, "{} bytes", body.len());
     }
 }
 
@@ -514,41 +526,40 @@ async fn a_revocation_leaves_flights_for_other_connectors_alone() {
 
 #[tokio::test]
 async fn another_principal_finds_nothing_and_leaves_nothing_of_the_one_before() {
-    let mut bench = Bench::new(limits());
+    let bench = Bench::new(limits());
     bench.get(bench.plain(), token("ada's", 3600)).await;
     let (tell, flight) = bench.held(bench.ask("other/one", "{}")).await;
-    let ada = bench.identity.clone();
+    let (ada, of_ada) = (bench.principal(), bench.plain());
 
-    bench.identity = identity_of("bob", 2);
+    bench.publish(identity_of("bob", 2));
     assert_eq!(told(bench.get(bench.plain(), token("bob's", 3600)).await).1, "bob's");
     tell.send(token("late", 3600)).expect("it waits");
     assert_eq!(told(flight.await.expect("no panic")), said("Led, not stored", "late"));
     assert_eq!(bench.cache.tokens().len(), 1);
 
     // A request that began before the change does not bring the old principal back.
-    bench.identity = ada;
-    assert_eq!(told(bench.get(bench.plain(), token("stray", 3600)).await), said("Led, not stored", "stray"));
-    bench.identity = identity_of("bob", 2);
+    let stray = bench.cache.fetch(of_ada, &ada, || async { Ok(token("stray", 3600)) }).await;
+    assert_eq!(told(stray), said("Led, not stored", "stray"));
     assert_eq!(told(bench.get(bench.plain(), token("x", 3600)).await).1, "bob's");
 }
 
 #[tokio::test]
 async fn a_fresh_token_of_the_same_principal_keeps_the_cache() {
-    let mut bench = Bench::new(limits());
+    let bench = Bench::new(limits());
     bench.get(bench.plain(), token("a", 3600)).await;
-    bench.identity = identity_of("ada", 2);
+    bench.publish(identity_of("ada", 2));
     assert_eq!(told(bench.get(bench.plain(), token("b", 3600)).await).1, "a");
 }
 
 #[tokio::test]
 async fn a_request_that_began_before_a_rotation_shares_and_is_stored_like_any_other() {
     let bench = Bench::new(limits());
-    bench.cache.follow(&identity_of("ada", 2));
+    bench.publish(identity_of("ada", 2));
     let (tell, leader) = bench.held(bench.plain()).await;
     let (_, joined) = bench.held(bench.plain()).await;
     tell.send(token("a", 3600)).expect("it waits");
     assert_eq!(told(leader.await.expect("no panic")), said("Led, stored for 3570 s", "a"));
-    assert_eq!(told(joined.await.expect("no panic")), said("Joined, stored for 3570 s", "a"));
+    assert_eq!(told(joined.await.expect("no panic")), said("Collapsed, stored for 3570 s", "a"));
     assert_eq!(bench.requests(), 1);
 }
 
@@ -556,11 +567,11 @@ async fn a_request_that_began_before_a_rotation_shares_and_is_stored_like_any_ot
 async fn an_unreadable_token_keeps_the_cache_and_a_missing_one_empties_it() {
     let bench = Bench::new(limits());
     bench.get(bench.plain(), token("a", 3600)).await;
-    let last = bench.identity.principal().cloned();
+    let last = Some(bench.principal());
     let state = IdentityState::Invalid { reason: "torn".into(), last };
-    bench.cache.follow(&Identity { generation: 2, ..Identity::first(state) });
+    bench.publish(Identity { generation: 2, ..Identity::first(state) });
     assert_eq!(bench.cache.tokens().len(), 1);
-    bench.cache.follow(&Identity { generation: 3, ..Identity::first(IdentityState::Missing) });
+    bench.publish(Identity { generation: 3, ..Identity::first(IdentityState::Missing) });
     assert_eq!(bench.cache.tokens().len(), 0);
 }
 
@@ -571,43 +582,46 @@ async fn single_flight_and_holding_work_with_the_cache_off() {
     let (_, joined) = bench.held(bench.plain()).await;
     tell.send(token("a", 3600)).expect("it waits");
     assert_eq!(told(leader.await.expect("no panic")), said("Led, not stored", "a"));
-    assert_eq!(told(joined.await.expect("no panic")), said("Joined, not stored", "a"));
+    assert_eq!(told(joined.await.expect("no panic")), said("Collapsed, not stored", "a"));
     assert_eq!(bench.requests(), 1);
     bench.get(bench.plain(), rate_limited(Some("5"))).await;
     assert_eq!(told(bench.get(bench.plain(), token("b", 3600)).await).0, "held for 5 s");
 }
 
 #[tokio::test]
-async fn a_spelling_seen_before_is_answered_without_parsing() {
+async fn a_request_with_known_bytes_is_answered_without_parsing() {
     let bench = Bench::new(limits());
     let (path, body) = ("/v1/connect/token/slack%2Facme", b"{ }");
-    let find = |path: &str, body: &[u8]| bench.cache.find_spelled(&bench.identity, path, body, false, None);
+    let principal = bench.principal();
+    let find = |path: &str, body: &[u8]| bench.cache.find_by_bytes(&principal, path, body, false, None);
     bench.get(bench.plain(), token("a", 3600)).await;
-    assert!(matches!(find(path, body), Spelled::Unknown));
-    bench.cache.remember(&bench.identity, path, body, bench.plain().asked);
-    assert!(matches!(find(path, body), Spelled::Found(_)));
-    assert!(matches!(find(path, b"{}"), Spelled::Unknown), "another spelling");
-    assert!(matches!(find("/v1/connect/token/x", body), Spelled::Unknown), "another connector");
+    assert!(matches!(find(path, body), ByteLookup::Unknown));
+    assert!(bench.cache.find(&principal, path, body, &bench.plain()).is_some());
+    assert!(matches!(find(path, body), ByteLookup::Found(_)));
+    assert!(matches!(find(path, b"{}"), ByteLookup::Unknown), "other bytes");
+    assert!(matches!(find("/v1/connect/token/x", body), ByteLookup::Unknown), "another connector");
     bench.pass(3600);
-    assert!(matches!(find(path, body), Spelled::Known(_)));
+    assert!(matches!(find(path, body), ByteLookup::Known(_)));
 }
 
 #[tokio::test]
-async fn a_spelling_does_not_outlive_its_principal() {
+async fn what_is_known_by_its_bytes_does_not_outlive_its_principal() {
     let bench = Bench::new(limits());
     let (path, body) = ("/v1/connect/token/slack%2Facme", b"{}");
+    let find = |principal: &Principal| bench.cache.find_by_bytes(principal, path, body, false, None);
+    let (ada, of_ada) = (bench.principal(), bench.plain());
     bench.get(bench.plain(), token("a", 3600)).await;
-    bench.cache.remember(&bench.identity, path, body, bench.plain().asked);
-    let bob = identity_of("bob", 2);
-    assert!(matches!(bench.cache.find_spelled(&bob, path, body, false, None), Spelled::Unknown));
-    // Nor does a late remembrance bring it back.
-    bench.cache.remember(&bench.identity, path, body, bench.plain().asked);
-    assert!(matches!(bench.cache.find_spelled(&bob, path, body, false, None), Spelled::Unknown));
-    // And who began before the change is not answered with what came after it.
-    let asked = key::parse(bob.principal().expect("bob"), "slack/acme", body).expect("an object");
-    bench.cache.remember(&bob, path, body, asked);
-    assert!(matches!(bench.cache.find_spelled(&bob, path, body, false, None), Spelled::Known(_)));
-    assert!(matches!(bench.cache.find_spelled(&bench.identity, path, body, false, None), Spelled::Unknown));
+    assert!(bench.cache.find(&ada, path, body, &of_ada).is_some());
+    bench.publish(identity_of("bob", 2));
+    let bob = bench.principal();
+    assert!(matches!(find(&bob), ByteLookup::Unknown));
+    // Nor does a request that began before the change bring it back.
+    assert!(bench.cache.find(&ada, path, body, &of_ada).is_none());
+    assert!(matches!(find(&bob), ByteLookup::Unknown));
+    // And such a request is not answered with what came after the change.
+    assert!(bench.cache.find(&bob, path, body, &bench.plain()).is_none());
+    assert!(matches!(find(&bob), ByteLookup::Known(_)));
+    assert!(matches!(find(&ada), ByteLookup::Unknown));
 }
 
 #[tokio::test]

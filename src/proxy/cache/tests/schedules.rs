@@ -2,7 +2,7 @@
 //!
 //! A schedule is a seed: requests as `Proxy` makes them, callers that hang up, answers of all kinds, revocations,
 //! rotations, changes of principal, time. Between any two calls of the cache anything else may come. That is every order
-//! there is, since each call takes the one lock once and does all its work under it; a landing does, too. So loom and
+//! there is, since each call takes the one lock once and does all its work under it; a result does, too. So loom and
 //! shuttle would add only orders within std's `Mutex` and tokio's `watch`, whose authors try them, and would want both
 //! replaced in `cache`, `clock` and what flights run in. What is judged here is judged by a plain list of all that went
 //! upstream, not by another cache.
@@ -62,7 +62,7 @@ struct Sent {
     /// The last one for the same thing, if it was under way and would have done.
     joinable: Option<usize>,
     tell: Option<oneshot::Sender<Result<Answer, RequestError>>>,
-    landed: bool,
+    is_finished: bool,
     panics: bool,
     /// Sent for somebody who was gone by then.
     stray: bool,
@@ -115,7 +115,7 @@ async fn meanwhile() {
     .await;
 }
 
-fn parse(identity: &Identity, wish: &Wish) -> Asked {
+fn parse(identity: &Identity, wish: &Wish) -> TokenRequest {
     key::parse(identity.principal().expect("one"), wish.name, wish.body.as_bytes()).expect("an object")
 }
 
@@ -124,29 +124,28 @@ async fn call(cache: Cache, world: Shared, mut wish: Wish) -> (Wish, &'static st
     wish.begun = world.borrow().step;
     let newest = || world.borrow().identities.last().expect("one").clone();
     let (identity, who) = newest();
-    let ask = |asked| Ask { asked, connector: wish.name.into(), forced: wish.forced, client: wish.client };
+    let ask = |request| CacheRequest { request, connector: wish.name.into(), forced: wish.forced, client: wish.client };
     meanwhile().await;
-    let known = match cache.find_spelled(&identity, wish.name, wish.body.as_bytes(), wish.forced, wish.client) {
-        Spelled::Found(found) => return (wish, who, Fetched::Found(found)),
-        Spelled::Known(asked) => asked,
-        Spelled::Unknown => {
-            let asked = parse(&identity, &wish);
+    let principal = identity.principal().expect("one");
+    let known = match cache.find_by_bytes(principal, wish.name, wish.body.as_bytes(), wish.forced, wish.client) {
+        ByteLookup::Found(found) => return (wish, who, Fetched::Found(found)),
+        ByteLookup::Known(request) => request,
+        ByteLookup::Unknown => {
+            let request = parse(&identity, &wish);
             meanwhile().await;
-            cache.remember(&identity, wish.name, wish.body.as_bytes(), asked);
-            meanwhile().await;
-            if let Some(found) = cache.find(&ask(asked)) {
+            if let Some(found) = cache.find(principal, wish.name, wish.body.as_bytes(), &ask(request)) {
                 return (wish, who, Fetched::Found(found));
             }
-            asked
+            request
         }
     };
     meanwhile().await;
-    let first = identity;
-    let (identity, who) = newest();
+    let (first, (identity, who)) = (principal, newest());
+    let principal = identity.principal().expect("one");
     meanwhile().await;
-    let asked = if first.principal() == identity.principal() { known } else { parse(&identity, &wish) };
-    let fetched = cache.fetch(ask(asked), &identity, || {
-        let answer = world.borrow_mut().send(&wish, asked, who);
+    let request = if first == principal { known } else { parse(&identity, &wish) };
+    let fetched = cache.fetch(ask(request), principal, || {
+        let answer = world.borrow_mut().send(&wish, request, who);
         async move { answer.await.unwrap_or_else(|_| resume_unwind(Box::new("on purpose"))) }
     });
     let fetched = fetched.await;
@@ -157,25 +156,25 @@ impl World {
     fn send(
         &mut self,
         wish: &Wish,
-        asked: Asked,
+        request: TokenRequest,
         principal: &'static str,
     ) -> oneshot::Receiver<Result<Answer, RequestError>> {
         let (tell, told) = oneshot::channel();
         let buffer = wish.buffer();
-        let last = (0..self.sent.len()).rfind(|n| self.sent[*n].key == asked.key);
-        let joinable = last.filter(|n| !self.sent[*n].landed && self.sent[*n].buffer >= buffer);
+        let last = (0..self.sent.len()).rfind(|n| self.sent[*n].key == request.key);
+        let joinable = last.filter(|n| !self.sent[*n].is_finished && self.sent[*n].buffer >= buffer);
         if wish.forced {
-            self.forced.entry(asked.key).or_default().push(self.step);
+            self.forced.entry(request.key).or_default().push(self.step);
         }
         self.sent.push(Sent {
             begun: self.step,
-            key: asked.key,
+            key: request.key,
             principal,
             connector: wish.connector,
             buffer,
             joinable,
             tell: Some(tell),
-            landed: false,
+            is_finished: false,
             panics: false,
             stray: false,
             expires_at: Timestamp::from_millis(0),
@@ -200,7 +199,7 @@ impl World {
                 assert!(!left.is_zero() && *left <= grant::MAX_HOLD);
                 (outcome.clone(), None)
             }
-            Fetched::Landed(role, landed) => (landed.outcome.clone(), Some(*role)),
+            Fetched::Flight(role, result) => (result.outcome.clone(), Some(*role)),
         };
         let Some(number) = self.source(&outcome) else {
             let is_why = |sent: &Sent| sent.panics && sent.principal == who && sent.connector == wish.connector;
@@ -219,7 +218,7 @@ impl World {
         if let Fetched::Found(Found::Hit { .. }) = fetched {
             assert!(is_token && sent.expires_at.since(now) > wish.buffer(), "too close to its end");
         }
-        if role == Some(Role::Joined) {
+        if role == Some(Role::Collapsed) {
             assert!(sent.buffer >= wish.buffer(), "joined one that might bring a token too close to its end");
         }
         if role == Some(Role::Led) {
@@ -236,12 +235,14 @@ struct Stage {
     cache: Cache,
     clock: Clock,
     world: Shared,
+    identity: watch::Sender<Arc<Identity>>,
     callers: Vec<Caller>,
 }
 
 impl Stage {
     fn new() -> Self {
         let clock = Clock::test(Timestamp::from_millis(NOW_MS));
+        let (identity, published) = watch::channel(Arc::new(identity_of(PRINCIPALS[0], 1)));
         let few = Limits { max_entries: NonZeroUsize::new(3).expect("not zero"), ..limits() };
         let world = World {
             step: 0,
@@ -254,7 +255,8 @@ impl Stage {
         };
         Self {
             runtime: tokio::runtime::Builder::new_current_thread().build().expect("a runtime"),
-            cache: Cache::new(few, clock.clone(), TaskTracker::new()),
+            cache: Cache::new(few, published, clock.clone(), TaskTracker::new()),
+            identity,
             clock,
             world: Rc::new(RefCell::new(world)),
             callers: Vec::new(),
@@ -287,16 +289,13 @@ impl Stage {
                 let mut world = self.world.borrow_mut();
                 world.discarded = world.step;
             }
-            91..95 => {
+            91..97 => {
                 let mut world = self.world.borrow_mut();
                 let (_, who) = *world.identities.last().expect("one");
                 let next = if random.percent(50) { who } else { random.one_of(&PRINCIPALS) };
                 let generation = world.identities.len() as u64 + 1;
                 world.identities.push((identity_of(next, generation), next));
-            }
-            95..97 => {
-                let newest = self.world.borrow().identities.last().expect("one").0.clone();
-                self.cache.follow(&newest);
+                self.identity.send_replace(Arc::new(identity_of(next, generation)));
             }
             97.. => self.clock.advance(Duration::from_secs(random.one_of(&[1, 40, 90, 4000]))),
             _ => {}
@@ -371,19 +370,19 @@ impl Stage {
         assert!(tell.send(outcome).is_ok(), "a flight was cancelled");
     }
 
-    /// Flights that were answered land.
+    /// Lets the flights that were answered finish.
     fn run_flights(&mut self) {
         self.runtime.block_on(async {
             for _ in 0..3 {
                 tokio::task::yield_now().await;
             }
         });
-        self.world.borrow_mut().sent.iter_mut().for_each(|sent| sent.landed = sent.tell.is_none());
+        self.world.borrow_mut().sent.iter_mut().for_each(|sent| sent.is_finished = sent.tell.is_none());
     }
 
     /// After each step: all that is kept is of one principal, so a change of it discards.
     fn note_who_it_is(&self) {
-        let generation = self.cache.lock().generation;
+        let generation = self.cache.lock().identity.borrow().generation;
         let world = &mut *self.world.borrow_mut();
         let who = |generation: u64| world.identities.get(generation.checked_sub(1)? as usize).map(|(_, who)| *who);
         let now = who(generation);
@@ -405,12 +404,12 @@ impl Stage {
             let sent = &world.sent[world.source(&Ok(entry.answer.clone())).expect("a number")];
             assert_eq!((sent.key, entry.expires_at), (*key, sent.expires_at), "stored under another key");
             let owner = Some(sent.principal);
-            let current = world.identities.get(inner.generation as usize - 1).map(|(_, who)| *who);
+            let current = world.identities.get(inner.identity.borrow().generation as usize - 1).map(|(_, who)| *who);
             assert_eq!(owner, current, "kept from another principal");
         }
     }
 
-    /// Nothing more is asked, all is answered: everybody gets an answer, and nothing is left behind.
+    /// Nothing more is asked for, all is answered: everybody gets an answer, and nothing is left behind.
     fn end(mut self, random: &mut Random) {
         for _ in 0..STEPS {
             let mut caller = 0;

@@ -20,13 +20,13 @@ const FILE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Remembers what was said.
 #[derive(Debug, Default)]
-pub struct Warned {
+pub struct WarningHistory {
     here: Memory,
     file: Option<PathBuf>,
     said_not_kept: bool,
 }
 
-impl Warned {
+impl WarningHistory {
     /// Remembers in this process alone.
     pub fn in_memory() -> Self {
         Self::default()
@@ -125,7 +125,7 @@ mod tests {
     #[tokio::test]
     async fn what_one_process_says_no_other_says_again() {
         let dir = state_dir();
-        let warned = || Warned::kept_in(Some(dir.path()));
+        let warned = || WarningHistory::kept_in(Some(dir.path()));
         let (mut one, mut other) = (warned(), warned());
         assert!(one.is_news("a", HOUR).await);
         assert!(!other.is_news("a", HOUR).await);
@@ -160,7 +160,7 @@ mod tests {
         for (what, spoil) in spoils {
             let dir = state_dir();
             spoil(&dir.path().join("warned.json"));
-            let mut warned = Warned::kept_in(Some(dir.path()));
+            let mut warned = WarningHistory::kept_in(Some(dir.path()));
             assert!(warned.is_news("a", HOUR).await, "{what}");
             assert!(!warned.is_news("a", HOUR).await, "{what}: still once in this process");
         }

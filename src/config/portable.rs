@@ -10,7 +10,7 @@ use crate::config::args::GlobalArgs;
 
 /// What gives `serve` the settings that were given here, and in the same order of precedence. Files it reads by itself.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Carried {
+pub struct PortableSettings {
     /// Arguments, each of which is whole by itself. Their paths are absolute.
     pub flags: Vec<String>,
     /// Variables of ours. Their paths are absolute.
@@ -21,7 +21,11 @@ pub struct Carried {
 const PATHS: [&str; 3] = ["env_file", "upstream_ca", "unix_socket"];
 
 /// What was given, but for the project: that is the caller's to name. Values are not checked here.
-pub fn carried(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Result<Carried, ConfigError> {
+pub fn portable_settings(
+    args: &GlobalArgs,
+    environment: Environment<'_>,
+    current_dir: &Path,
+) -> Result<PortableSettings, ConfigError> {
     let mut mistakes = Vec::new();
     let mut unicode = |place: &str, text: Option<String>| {
         if text.is_none() {
@@ -31,7 +35,7 @@ pub fn carried(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Pa
     };
     let absolute = |path: &Path| current_dir.join(path).into_os_string().into_string().ok();
 
-    let mut carried = Carried::default();
+    let mut carried = PortableSettings::default();
     if let Some(path) = &args.config {
         carried.flags.push(format!("--config={}", unicode("--config", absolute(path))));
     }
@@ -108,7 +112,7 @@ mod tests {
     fn every_flag_is_carried_and_means_the_same_from_anywhere() {
         let given: Vec<_> = FLAGS.map(str::to_owned).into_iter().chain(["--refresh=cli".into()]).collect();
         let before = global(&given);
-        let here = carried(&before, &|_| None, Path::new("/here/now")).expect("carried");
+        let here = portable_settings(&before, &|_| None, Path::new("/here/now")).expect("carried");
         let there = global(&here.flags);
         let expected = GlobalArgs {
             config: Some("/here/now/my.toml".into()),
@@ -140,7 +144,7 @@ mod tests {
                 _ => return None,
             })
         };
-        let carried = carried(&global(&[]), &environment, dir.path()).expect("carried");
+        let carried = portable_settings(&global(&[]), &environment, dir.path()).expect("carried");
         let at = |name: &str| dir.path().join(name).display().to_string();
         let expected = [
             ("CONNECT_SIDECAR_CONFIG", at("c.toml")),
@@ -161,7 +165,7 @@ mod tests {
     fn a_path_that_cannot_be_written_down_is_refused() {
         use std::os::unix::ffi::OsStringExt;
         let args = GlobalArgs { config: Some(OsString::from_vec(b"/\xff".to_vec()).into()), ..GlobalArgs::default() };
-        let ConfigError(mistakes) = carried(&args, &|_| None, Path::new("/")).expect_err("refused");
+        let ConfigError(mistakes) = portable_settings(&args, &|_| None, Path::new("/")).expect_err("refused");
         assert_eq!(mistakes[0].place, "--config");
     }
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::warned::Warned;
 use super::warning::Warning;
+use super::warning_history::WarningHistory;
 use super::{Identity, OidcToken, refresh};
 use crate::events::{self, Event, Events};
 use crate::os::clock::{Clock, Mark, Timestamp};
@@ -23,7 +23,7 @@ const REFRESHED_BY: Duration = Duration::from_secs(5 * 60);
 
 /// The steps at which a token's end is warned of, and how often each was.
 #[derive(Debug)]
-pub struct Steps(Vec<Step>);
+pub struct WarningSteps(Vec<Step>);
 
 /// So long before the end; the end itself is the step of zero.
 #[derive(Debug)]
@@ -32,8 +32,8 @@ struct Step {
     said: AtomicU64,
 }
 
-impl Steps {
-    /// Steps this long before the end, in any order, and the end.
+impl WarningSteps {
+    /// WarningSteps this long before the end, in any order, and the end.
     pub fn new(mut before: Vec<Duration>) -> Self {
         before.push(Duration::ZERO);
         before.sort_unstable_by(|a, b| b.cmp(a));
@@ -83,8 +83,8 @@ pub async fn run<F>(
     mut identity: watch::Receiver<Arc<Identity>>,
     mut refresh: watch::Receiver<refresh::Snapshot>,
     clock: Clock,
-    steps: Arc<Steps>,
-    mut warned: Warned,
+    steps: Arc<WarningSteps>,
+    mut warned: WarningHistory,
     events: Events,
     ask_clock: F,
 ) where
@@ -138,8 +138,8 @@ mod tests {
 
     const MIN: u64 = 60;
 
-    fn steps() -> Steps {
-        Steps::new([5, 60, 15].map(|m| Duration::from_secs(m * MIN)).to_vec())
+    fn steps() -> WarningSteps {
+        WarningSteps::new([5, 60, 15].map(|m| Duration::from_secs(m * MIN)).to_vec())
     }
 
     #[test]
@@ -160,7 +160,7 @@ mod tests {
             assert_eq!(steps.at(left).map(|step| step.before.as_secs()), step, "{left:?} left");
             assert_eq!(steps.until_next(left).map(|next| next.as_secs()), next, "{left:?} left");
         }
-        assert_eq!(Steps::new(Vec::new()).longest(), Duration::ZERO);
+        assert_eq!(WarningSteps::new(Vec::new()).longest(), Duration::ZERO);
     }
 
     #[test]
@@ -191,7 +191,7 @@ mod tests {
 
     /// What is said of tokens with `left` seconds of life, one after another.
     async fn said(tokens: &[(&str, u64)]) -> Vec<bool> {
-        let (steps, mut warned) = (steps(), Warned::in_memory());
+        let (steps, mut warned) = (steps(), WarningHistory::in_memory());
         let mut said = Vec::new();
         for (token, left) in tokens {
             said.push(match steps.at(Duration::from_secs(*left)) {

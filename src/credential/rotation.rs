@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Claims, Credential, FileNotes, OidcToken, State};
+use super::{Claims, Credential, FileNotes, OidcToken, TokenState};
 use crate::os::clock::Timestamp;
 use crate::os::safe_read::Flaw;
 
@@ -23,7 +23,7 @@ const SETTLING: Duration = Duration::from_secs(1);
 /// What one look at the file found.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "one value at a time, moved on at once")]
-pub enum Observed {
+pub enum Observation {
     /// A well-formed token.
     Token {
         /// The token.
@@ -41,7 +41,7 @@ pub enum Observed {
 
 /// What is worth saying about an observation. Each is said once.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum News {
+pub enum RotationEvent {
     /// A token where none was.
     Loaded,
     /// A fresh token of the same principal.
@@ -58,8 +58,8 @@ pub enum News {
 
 /// The token in use and what is held against it.
 #[derive(Debug)]
-pub struct Succession {
-    state: State,
+pub struct TokenRotation {
+    state: TokenState,
     /// The last token's claims and principal, kept when the token is gone, to notice a change of principal.
     last: Option<(super::Principal, Claims)>,
     bad_since: Option<Instant>,
@@ -74,10 +74,10 @@ pub struct Succession {
     stands_alone: bool,
 }
 
-impl Default for Succession {
+impl Default for TokenRotation {
     fn default() -> Self {
         Self {
-            state: State::Missing,
+            state: TokenState::Missing,
             last: None,
             bad_since: None,
             missing_since: None,
@@ -90,68 +90,74 @@ impl Default for Succession {
     }
 }
 
-impl Succession {
+impl TokenRotation {
     /// What is in use.
-    pub fn state(&self) -> &State {
+    pub fn state(&self) -> &TokenState {
         &self.state
     }
 
     /// Whether the token in use was offered, and is not the one that the file holds.
     pub fn is_offered(&self) -> bool {
-        let State::Loaded(credential) = &self.state else { return false };
+        let TokenState::Loaded(credential) = &self.state else { return false };
         let is_it = |known: &Option<String>| known.as_deref() == Some(credential.fingerprint());
         is_it(&self.offered) && !is_it(&self.in_file)
     }
 
     /// Whether an early second look may change something.
     pub fn is_undecided(&self) -> bool {
-        self.settling.is_some() || (self.bad_since.is_some() && matches!(self.state, State::Loaded(_)))
+        self.settling.is_some() || (self.bad_since.is_some() && matches!(self.state, TokenState::Loaded(_)))
     }
 
     /// Judges what a look at the file at `at` (`now` by the wall clock) found, and takes it or not.
-    pub fn observe(&mut self, observed: Observed, at: Instant, now: Timestamp) -> Option<News> {
+    pub fn observe(&mut self, observed: Observation, at: Instant, now: Timestamp) -> Option<RotationEvent> {
         match observed {
-            Observed::Token { token, open_ended, .. } => {
+            Observation::Token { token, open_ended, .. } => {
                 self.bad_since = None;
                 self.missing_since = None;
                 self.stands_alone = false;
                 self.in_file = Some(token.fingerprint().to_owned());
                 self.observe_token(token, open_ended, at, now)
             }
-            Observed::Missing | Observed::Invalid(_) if self.stands_alone => None,
-            Observed::Missing => {
+            Observation::Missing | Observation::Invalid(_) if self.stands_alone => None,
+            Observation::Missing => {
                 let bad = *self.bad_since.get_or_insert(at);
                 let missing = *self.missing_since.get_or_insert(at);
                 let lasted = at.duration_since(bad.max(missing)) >= GRACE;
                 match self.state {
-                    State::Missing => None,
+                    TokenState::Missing => None,
                     _ if !lasted => None,
                     _ => {
-                        self.state = State::Missing;
-                        Some(News::Lost)
+                        self.state = TokenState::Missing;
+                        Some(RotationEvent::Lost)
                     }
                 }
             }
-            Observed::Invalid(reason) => {
+            Observation::Invalid(reason) => {
                 self.missing_since = None;
                 let lasted = at.duration_since(*self.bad_since.get_or_insert(at)) >= GRACE;
                 let last = match &self.state {
-                    State::Loaded(_) if !lasted => return None,
-                    State::Loaded(credential) => Some(credential.principal().clone()),
-                    State::Invalid { reason: known, .. } if *known == reason => return None,
-                    State::Invalid { last, .. } => last.clone(),
-                    State::Missing => None,
+                    TokenState::Loaded(_) if !lasted => return None,
+                    TokenState::Loaded(credential) => Some(credential.principal().clone()),
+                    TokenState::Invalid { reason: known, .. } if *known == reason => return None,
+                    TokenState::Invalid { last, .. } => last.clone(),
+                    TokenState::Missing => None,
                 };
-                self.state = State::Invalid { reason: reason.clone(), last };
-                Some(News::Unusable(reason))
+                self.state = TokenState::Invalid { reason: reason.clone(), last };
+                Some(RotationEvent::Unusable(reason))
             }
         }
     }
 
-    fn observe_token(&mut self, token: OidcToken, open_ended: bool, at: Instant, now: Timestamp) -> Option<News> {
+    fn observe_token(
+        &mut self,
+        token: OidcToken,
+        open_ended: bool,
+        at: Instant,
+        now: Timestamp,
+    ) -> Option<RotationEvent> {
         let current = match &self.state {
-            State::Loaded(credential) => credential.oidc(),
-            State::Invalid { .. } | State::Missing => None,
+            TokenState::Loaded(credential) => credential.oidc(),
+            TokenState::Invalid { .. } | TokenState::Missing => None,
         };
         if let Some(current) = current {
             if current.is_same_text(&token) {
@@ -165,7 +171,7 @@ impl Succession {
                 self.settling = None;
                 let news = self.ignored.as_deref() != Some(token.fingerprint());
                 self.ignored = Some(token.fingerprint().to_owned());
-                return news.then_some(News::OlderIgnored);
+                return news.then_some(RotationEvent::OlderIgnored);
             }
             if open_ended {
                 match &self.settling {
@@ -185,11 +191,11 @@ impl Succession {
     }
 
     /// Judges a token that came by other means than the file. An error is the reason for people.
-    pub fn offer(&mut self, token: OidcToken, now: Timestamp) -> Result<News, String> {
+    pub fn offer(&mut self, token: OidcToken, now: Timestamp) -> Result<RotationEvent, String> {
         let (current, principal) = match &self.state {
-            State::Loaded(credential) => (credential.oidc(), Some(credential.principal())),
-            State::Invalid { last, .. } => (None, last.as_ref()),
-            State::Missing => (None, None),
+            TokenState::Loaded(credential) => (credential.oidc(), Some(credential.principal())),
+            TokenState::Invalid { last, .. } => (None, last.as_ref()),
+            TokenState::Missing => (None, None),
         };
         if principal.is_some_and(|principal| *principal != token.principal) {
             let mine = self.last.as_ref().map_or(String::new(), |(_, claims)| claims.description());
@@ -210,17 +216,17 @@ impl Succession {
         Ok(self.take(token))
     }
 
-    fn take(&mut self, token: OidcToken) -> News {
+    fn take(&mut self, token: OidcToken) -> RotationEvent {
         self.settling = None;
         let news = match self.last.take() {
             Some((principal, before)) if principal != token.principal => {
-                News::PrincipalChanged(before.description(), token.claims.description())
+                RotationEvent::PrincipalChanged(before.description(), token.claims.description())
             }
-            Some(_) if matches!(self.state, State::Loaded(_)) => News::Refreshed,
-            _ => News::Loaded,
+            Some(_) if matches!(self.state, TokenState::Loaded(_)) => RotationEvent::Refreshed,
+            _ => RotationEvent::Loaded,
         };
         self.last = Some((token.principal.clone(), token.claims.clone()));
-        self.state = State::Loaded(Arc::new(Credential::Oidc(token)));
+        self.state = TokenState::Loaded(Arc::new(Credential::Oidc(token)));
         news
     }
 }
@@ -234,47 +240,47 @@ mod tests {
 
     /// A succession with a fake sense of time, in seconds.
     struct Story {
-        succession: Succession,
+        succession: TokenRotation,
         began: Instant,
     }
 
     impl Story {
         fn new() -> Self {
-            Self { succession: Succession::default(), began: Instant::now() }
+            Self { succession: TokenRotation::default(), began: Instant::now() }
         }
 
-        fn at(&mut self, seconds: u64, observed: Observed) -> Option<News> {
+        fn at(&mut self, seconds: u64, observed: Observation) -> Option<RotationEvent> {
             let now = Timestamp::from_seconds(seconds as f64);
             self.succession.observe(observed, self.began + Duration::from_secs(seconds), now)
         }
 
-        fn offer(&mut self, seconds: u64, token: OidcToken) -> Result<News, String> {
+        fn offer(&mut self, seconds: u64, token: OidcToken) -> Result<RotationEvent, String> {
             self.succession.offer(token, Timestamp::from_seconds(seconds as f64))
         }
 
         fn in_use(&self) -> Option<u64> {
             match &self.succession.state {
-                State::Loaded(credential) => credential.oidc().map(|t| t.expires_at.as_seconds()),
+                TokenState::Loaded(credential) => credential.oidc().map(|t| t.expires_at.as_seconds()),
                 _ => None,
             }
         }
     }
 
-    fn whole(token: OidcToken) -> Observed {
-        Observed::Token { token, notes: FileNotes::default(), open_ended: false }
+    fn whole(token: OidcToken) -> Observation {
+        Observation::Token { token, notes: FileNotes::default(), open_ended: false }
     }
 
-    fn cut(token: OidcToken) -> Observed {
-        Observed::Token { token, notes: FileNotes::default(), open_ended: true }
+    fn cut(token: OidcToken) -> Observation {
+        Observation::Token { token, notes: FileNotes::default(), open_ended: true }
     }
 
     #[test]
     fn the_first_token_is_taken_at_once_and_a_fresh_one_is_announced_once() {
         let mut story = Story::new();
-        assert_eq!(story.at(0, Observed::Missing), None);
-        assert_eq!(story.at(0, cut(token("web", 0, HOUR))), Some(News::Loaded));
+        assert_eq!(story.at(0, Observation::Missing), None);
+        assert_eq!(story.at(0, cut(token("web", 0, HOUR))), Some(RotationEvent::Loaded));
         assert_eq!(story.at(1, whole(token("web", 0, HOUR))), None);
-        assert_eq!(story.at(2, whole(token("web", 2, 2 * HOUR))), Some(News::Refreshed));
+        assert_eq!(story.at(2, whole(token("web", 2, 2 * HOUR))), Some(RotationEvent::Refreshed));
         assert_eq!(story.at(3, whole(token("web", 2, 2 * HOUR))), None);
         assert_eq!(story.in_use(), Some(2 * HOUR));
     }
@@ -300,11 +306,11 @@ mod tests {
     fn a_gap_shorter_than_the_grace_goes_unnoticed() {
         let mut story = Story::new();
         story.at(0, whole(token("web", 0, HOUR)));
-        assert_eq!(story.at(1, Observed::Missing), None);
-        assert_eq!(story.at(10, Observed::Invalid("torn".into())), None);
+        assert_eq!(story.at(1, Observation::Missing), None);
+        assert_eq!(story.at(10, Observation::Invalid("torn".into())), None);
         assert!(story.succession.is_undecided());
         assert_eq!(story.at(10, whole(token("web", 0, HOUR))), None);
-        assert_eq!(story.at(12, Observed::Missing), None, "the grace begins anew");
+        assert_eq!(story.at(12, Observation::Missing), None, "the grace begins anew");
         assert_eq!(story.in_use(), Some(HOUR));
     }
 
@@ -312,39 +318,47 @@ mod tests {
     fn what_stays_bad_for_the_grace_is_believed_once() {
         let mut story = Story::new();
         story.at(0, whole(token("web", 0, HOUR)));
-        story.at(1, Observed::Missing);
-        assert_eq!(story.at(11, Observed::Missing), Some(News::Lost));
-        assert_eq!(story.at(12, Observed::Missing), None);
+        story.at(1, Observation::Missing);
+        assert_eq!(story.at(11, Observation::Missing), Some(RotationEvent::Lost));
+        assert_eq!(story.at(12, Observation::Missing), None);
 
         let mut story = Story::new();
         story.at(0, whole(token("web", 0, HOUR)));
-        story.at(1, Observed::Invalid("a".into()));
-        assert_eq!(story.at(11, Observed::Invalid("a".into())), Some(News::Unusable("a".into())));
-        assert_eq!(story.at(12, Observed::Invalid("a".into())), None);
-        assert!(matches!(&story.succession.state, State::Invalid { last: Some(_), .. }));
+        story.at(1, Observation::Invalid("a".into()));
+        assert_eq!(story.at(11, Observation::Invalid("a".into())), Some(RotationEvent::Unusable("a".into())));
+        assert_eq!(story.at(12, Observation::Invalid("a".into())), None);
+        assert!(matches!(&story.succession.state, TokenState::Invalid { last: Some(_), .. }));
     }
 
     #[test]
     fn missing_is_believed_only_after_missing_for_the_grace() {
         let mut story = Story::new();
         story.at(0, whole(token("web", 0, HOUR)));
-        story.at(1, Observed::Invalid("a".into()));
-        story.at(11, Observed::Invalid("a".into()));
-        assert_eq!(story.at(12, Observed::Missing), None);
-        assert_eq!(story.at(21, Observed::Missing), None);
-        assert_eq!(story.at(22, Observed::Missing), Some(News::Lost));
+        story.at(1, Observation::Invalid("a".into()));
+        story.at(11, Observation::Invalid("a".into()));
+        assert_eq!(story.at(12, Observation::Missing), None);
+        assert_eq!(story.at(21, Observation::Missing), None);
+        assert_eq!(story.at(22, Observation::Missing), Some(RotationEvent::Lost));
     }
 
     #[test]
     fn neither_an_expired_nor_an_older_token_replaces_a_valid_one_of_the_same_principal() {
         let mut story = Story::new();
         story.at(100, whole(token("web", 100, HOUR)));
-        assert_eq!(story.at(200, whole(token("web", 150, 180))), Some(News::OlderIgnored), "expired");
-        assert_eq!(story.at(201, whole(token("web", 50, 2 * HOUR))), Some(News::OlderIgnored), "older");
+        assert_eq!(story.at(200, whole(token("web", 150, 180))), Some(RotationEvent::OlderIgnored), "expired");
+        assert_eq!(story.at(201, whole(token("web", 50, 2 * HOUR))), Some(RotationEvent::OlderIgnored), "older");
         assert_eq!(story.at(202, whole(token("web", 50, 2 * HOUR))), None, "said once");
         assert_eq!(story.in_use(), Some(HOUR));
-        assert_eq!(story.at(203, whole(token("web", 203, 600))), Some(News::Refreshed), "issued later, ends sooner");
-        assert_eq!(story.at(700, whole(token("web", 50, 2 * HOUR))), Some(News::Refreshed), "the other has ended");
+        assert_eq!(
+            story.at(203, whole(token("web", 203, 600))),
+            Some(RotationEvent::Refreshed),
+            "issued later, ends sooner"
+        );
+        assert_eq!(
+            story.at(700, whole(token("web", 50, 2 * HOUR))),
+            Some(RotationEvent::Refreshed),
+            "the other has ended"
+        );
     }
 
     #[test]
@@ -353,11 +367,11 @@ mod tests {
         story.at(100, whole(token("web", 100, HOUR)));
         let changed = |from: &str, to: &str| {
             let name = |project: &str| format!("acme/{project} (development, user_1)");
-            Some(News::PrincipalChanged(name(from), name(to)))
+            Some(RotationEvent::PrincipalChanged(name(from), name(to)))
         };
         assert_eq!(story.at(200, whole(token("shop", 0, 150))), changed("web", "shop"));
-        story.at(201, Observed::Missing);
-        story.at(300, Observed::Missing);
+        story.at(201, Observation::Missing);
+        story.at(300, Observation::Missing);
         assert_eq!(story.at(301, whole(token("web", 0, HOUR))), changed("shop", "web"), "also over a gap");
     }
 
@@ -365,32 +379,32 @@ mod tests {
     fn an_offered_token_is_in_use_whatever_older_one_the_file_goes_on_holding() {
         let mut story = Story::new();
         story.at(0, whole(token("web", 0, HOUR)));
-        assert_eq!(story.offer(3000, token("web", 3000, 2 * HOUR)), Ok(News::Refreshed));
+        assert_eq!(story.offer(3000, token("web", 3000, 2 * HOUR)), Ok(RotationEvent::Refreshed));
         assert_eq!(story.at(3001, whole(token("web", 0, HOUR))), None, "known");
-        assert_eq!(story.at(3002, whole(token("web", 1, HOUR))), Some(News::OlderIgnored));
-        assert_eq!(story.offer(7000, token("web", 7000, 3 * HOUR)), Ok(News::Refreshed));
+        assert_eq!(story.at(3002, whole(token("web", 1, HOUR))), Some(RotationEvent::OlderIgnored));
+        assert_eq!(story.offer(7000, token("web", 7000, 3 * HOUR)), Ok(RotationEvent::Refreshed));
         assert_eq!(story.at(7001, whole(token("web", 1, HOUR))), None);
         assert_eq!(story.at(4 * HOUR, whole(token("web", 1, HOUR))), None, "both have ended");
         assert_eq!(story.in_use(), Some(3 * HOUR));
-        assert!(matches!(story.at(4 * HOUR, whole(token("shop", 0, HOUR))), Some(News::PrincipalChanged(..))));
+        assert!(matches!(story.at(4 * HOUR, whole(token("shop", 0, HOUR))), Some(RotationEvent::PrincipalChanged(..))));
     }
 
     #[test]
     fn an_offered_token_goes_with_the_one_in_the_file_but_not_for_want_of_one_that_never_was() {
         let mut story = Story::new();
         story.at(0, whole(token("web", 0, HOUR)));
-        assert_eq!(story.offer(1, token("web", 1, 2 * HOUR)), Ok(News::Refreshed));
-        story.at(2, Observed::Missing);
-        assert_eq!(story.at(12, Observed::Missing), Some(News::Lost));
-        assert_eq!(story.offer(13, token("web", 13, 2 * HOUR)), Ok(News::Loaded));
+        assert_eq!(story.offer(1, token("web", 1, 2 * HOUR)), Ok(RotationEvent::Refreshed));
+        story.at(2, Observation::Missing);
+        assert_eq!(story.at(12, Observation::Missing), Some(RotationEvent::Lost));
+        assert_eq!(story.offer(13, token("web", 13, 2 * HOUR)), Ok(RotationEvent::Loaded));
         for seconds in [14, 1000] {
-            assert_eq!(story.at(seconds, Observed::Missing), None);
-            assert_eq!(story.at(seconds, Observed::Invalid("torn".into())), None);
+            assert_eq!(story.at(seconds, Observation::Missing), None);
+            assert_eq!(story.at(seconds, Observation::Invalid("torn".into())), None);
         }
         assert!(!story.succession.is_undecided());
         story.at(1001, whole(token("web", 0, HOUR)));
-        story.at(1002, Observed::Missing);
-        assert_eq!(story.at(1012, Observed::Missing), Some(News::Lost), "now it was there");
+        story.at(1002, Observation::Missing);
+        assert_eq!(story.at(1012, Observation::Missing), Some(RotationEvent::Lost), "now it was there");
     }
 
     #[test]
@@ -407,10 +421,10 @@ mod tests {
             assert!(refusal.contains(reason), "{refusal}");
         }
         assert_eq!(story.in_use(), Some(HOUR));
-        story.at(201, Observed::Invalid("torn".into()));
-        story.at(211, Observed::Invalid("torn".into()));
+        story.at(201, Observation::Invalid("torn".into()));
+        story.at(211, Observation::Invalid("torn".into()));
         assert!(story.offer(212, token("shop", 212, HOUR)).is_err(), "whose cached tokens are still served");
-        assert_eq!(story.offer(212, token("web", 212, HOUR)), Ok(News::Loaded));
+        assert_eq!(story.offer(212, token("web", 212, HOUR)), Ok(RotationEvent::Loaded));
     }
 
     #[test]
@@ -421,7 +435,7 @@ mod tests {
         assert!(story.succession.is_undecided());
         assert_eq!(story.at(1, cut(token("web", 1, 2 * HOUR))), None);
         assert_eq!(story.at(2, cut(token("web", 1, 3 * HOUR))), None, "it has changed again");
-        assert_eq!(story.at(3, cut(token("web", 1, 3 * HOUR))), Some(News::Refreshed));
+        assert_eq!(story.at(3, cut(token("web", 1, 3 * HOUR))), Some(RotationEvent::Refreshed));
         assert_eq!(story.in_use(), Some(3 * HOUR));
     }
 }

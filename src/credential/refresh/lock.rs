@@ -23,13 +23,13 @@ const PATIENCE: Duration = Duration::from_secs(10 * 60);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Our turn: nobody else refreshes while this lives.
-pub struct Turn {
+pub struct RefreshLock {
     directory: PathBuf,
     last: PathBuf,
     _lock: Flock<File>,
 }
 
-impl Turn {
+impl RefreshLock {
     /// Waits for the turn of the sidecar that serves `project` to renew a token of the project `project_id`. An error is
     /// the reason for people.
     pub async fn take(state_dir: &Path, project_id: &str, project: &Path) -> Result<Self, String> {
@@ -84,8 +84,9 @@ mod tests {
     async fn one_at_a_time_has_its_turn_and_finds_when_it_had_its_last() {
         let state = tempfile::Builder::new().permissions(Permissions::from_mode(0o700)).tempdir().expect("a directory");
         let at = Timestamp::from_millis;
-        let take =
-            async |project_id: &str, project: &str| Turn::take(state.path(), project_id, Path::new(project)).await;
+        let take = async |project_id: &str, project: &str| {
+            RefreshLock::take(state.path(), project_id, Path::new(project)).await
+        };
         let turn = take("prj_1", "/a").await.expect("a turn");
         assert_eq!(turn.last(at(5)), None);
         turn.begin(at(5)).expect("written");
@@ -102,7 +103,7 @@ mod tests {
     async fn nothing_is_made_below_a_directory_that_is_not_ours_alone() {
         let parent = tempfile::tempdir().expect("a directory");
         let (state, other) = (parent.path().join("state"), parent.path().join("other"));
-        let take = async || Turn::take(&state, "prj_1", Path::new("/a")).await.map(drop);
+        let take = async || RefreshLock::take(&state, "prj_1", Path::new("/a")).await.map(drop);
         for bad in [state.clone(), state.join("refresh")] {
             let private = |dir: &Path| fs::set_permissions(dir, Permissions::from_mode(0o700)).expect("a mode");
             fs::create_dir_all(bad.parent().expect("a parent")).expect("a directory");
