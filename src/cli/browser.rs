@@ -10,12 +10,12 @@
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::process::Command;
 
 use crate::os::executable::{self, Found};
+use crate::os::subprocess;
 
 /// Who has not failed by then has opened it: a browser that had to be started goes on.
 const OPENS_WITHIN: Duration = Duration::from_secs(3);
@@ -47,23 +47,20 @@ pub(super) async fn open(url: &str, project: &Path) -> Result<(), String> {
 
 /// The program of a name or at an absolute path.
 fn find(program: &str, path: &OsStr, project: &Path) -> Result<PathBuf, String> {
-    let judged = match Path::new(program) {
-        file if file.is_absolute() => file.exists().then(|| executable::judge(file, project)),
-        _ => executable::find(program, path, project).map(|Found { judged, .. }| judged),
+    let checked = match Path::new(program) {
+        file if file.is_absolute() => file.exists().then(|| executable::check(file, project)),
+        _ => executable::find(program, path, project).map(|Found { checked, .. }| checked),
     };
-    judged.ok_or("it is not there")?.map_err(|reason| format!("it is not run: {reason}"))
+    checked.ok_or("it is not there")?.map_err(|reason| format!("it is not run: {reason}"))
 }
 
 /// Runs the file by the name that it was chosen by. What it runs itself comes from the same places.
 async fn run(name: &str, file: &Path, arguments: &[String], path: &OsStr, project: &Path) -> Result<(), String> {
     let mut command = Command::new(file);
-    command.arg0(name).args(arguments).env("PATH", executable::trusted(path, file, project));
-    // In a group of its own, so that Ctrl-C here does not end a browser.
-    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut child = command.spawn().map_err(|e| e.to_string())?;
-    match tokio::time::timeout(OPENS_WITHIN, child.wait()).await {
-        Ok(Ok(status)) if !status.success() => Err(format!("it ended with {status}")),
-        Ok(Err(e)) => Err(e.to_string()),
-        Ok(Ok(_)) | Err(_) => Ok(()),
+    command.arg0(name).args(arguments).env("PATH", executable::trusted_path(path, file, project));
+    match subprocess::start_detached(command, OPENS_WITHIN).await {
+        Ok(Some(status)) if !status.success() => Err(format!("it ended with {status}")),
+        Err(e) => Err(e.to_string()),
+        Ok(_) => Ok(()),
     }
 }

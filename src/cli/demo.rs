@@ -300,7 +300,7 @@ impl Tour<'_> {
         ));
         self.show_a_herd().await;
 
-        self.step(&format!("A warning: this token ends within {}", crate::os::clock::spoken(SHORT_LIFE)));
+        self.step(&format!("A warning: this token ends within {}", crate::os::clock::format_duration(SHORT_LIFE)));
         self.command(&format!("curl -s '{emulator}/_emulator/env.local?life=4m' > {env_file}"));
         let written = self.demo.pull(ISSUED_AGO[1], SHORT_LIFE);
         self.check(written.is_ok(), &format!("{env_file} is written anew"));

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::cli::CommandError;
 use crate::config::args::GlobalArgs;
-use crate::os::clock::spoken;
+use crate::os::clock::Expiry;
 use crate::os::terminal::escaped;
 
 /// The Vercel CLI may take a minute, and a request may, too.
@@ -25,8 +25,8 @@ pub(super) async fn refresh(global: &GlobalArgs) -> Result<ExitCode, CommandErro
     let (_, client) = super::running::find(global).await?;
     let client = client.with_patience(LIMIT);
     let Refreshed { project, expires_in_seconds } = client.ask(Method::POST, "/_sidecar/v1/refresh", "").await?;
-    let left = spoken(Duration::from_secs(expires_in_seconds));
+    let expiry = Expiry::In(Duration::from_secs(expires_in_seconds));
     // A closed stdout is no reason to fail.
-    let _ = writeln!(io::stdout(), "refreshed: {}, expires in {left}", escaped(&project));
+    let _ = writeln!(io::stdout(), "refreshed: {}, {expiry}", escaped(&project));
     Ok(ExitCode::SUCCESS)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::os::clock::{Timestamp, spoken};
+use crate::os::clock::{Timestamp, format_duration};
 use crate::os::terminal::{Color, Palette, escaped};
 use crate::remedy::Remedy;
 
@@ -144,7 +144,7 @@ impl Oidc {
 
     fn in_short(&self) -> String {
         match self.state.as_str() {
-            "valid" | "expiring" => self.left().map_or_else(|| self.state.clone(), spoken),
+            "valid" | "expiring" => self.left().map_or_else(|| self.state.clone(), format_duration),
             state => state.to_owned(),
         }
     }
@@ -152,7 +152,7 @@ impl Oidc {
     fn in_words(&self) -> String {
         let more = match (&self.reason, self.left()) {
             (Some(reason), _) => format!(": {reason}"),
-            (None, Some(left)) => format!(", {} left", spoken(left)),
+            (None, Some(left)) => format!(", {} left", format_duration(left)),
             (None, None) => String::new(),
         };
         format!("{}{more}", self.state)
@@ -204,8 +204,8 @@ impl Page {
         let mut rows: Vec<_> = tokens
             .iter()
             .map(|Token { connector, subject, expires_at, hits }| {
-                let left =
-                    Timestamp::parse(expires_at).map_or_else(|| expires_at.clone(), |end| spoken(end.since(now)));
+                let left = Timestamp::parse(expires_at)
+                    .map_or_else(|| expires_at.clone(), |end| format_duration(end.since(now)));
                 [escaped(connector), escaped(subject), escaped(&left), hits.to_string()]
             })
             .collect();

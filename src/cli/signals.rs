@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use super::CommandError;
-use crate::credential::Reloader;
+use crate::credential::ReloadHandle;
 
 /// Serves until a signal, then lets it drain; a second signal ends at once.
 pub(super) async fn until_stopped<F>(
@@ -34,7 +34,7 @@ pub(super) struct Stops {
 }
 
 impl Stops {
-    pub(super) fn listen(reloader: Option<Reloader>) -> Result<Self, CommandError> {
+    pub(super) fn listen(reloader: Option<ReloadHandle>) -> Result<Self, CommandError> {
         let on = |kind| signal(kind).map_err(|e| CommandError::System("listen for signals", e));
         let (mut interrupt, mut terminate, mut hangup): (Signal, Signal, Signal) =
             (on(SignalKind::interrupt())?, on(SignalKind::terminate())?, on(SignalKind::hangup())?);

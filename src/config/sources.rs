@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::{DEFAULT_ENV_FILE, Mistake, project};
 use crate::config::args::GlobalArgs;
-use crate::os::safe_read::{self, Problem};
+use crate::os::safe_read::{self, ReadError};
 use crate::os::terminal::is_unseen;
 use crate::proxy::error::excerpt;
 
@@ -282,8 +282,8 @@ impl<'a> Sources<'a> {
         };
         let text = match safe_read::read(path) {
             Ok(content) => String::from_utf8(content.bytes),
-            Err(Problem::Missing) => return None,
-            Err(Problem::Unsafe(reason)) => {
+            Err(ReadError::Missing) => return None,
+            Err(ReadError::Unusable(reason)) => {
                 self.mistake(&shown, format!("could not read it: {reason}"));
                 return Some(Vec::new());
             }

@@ -1,6 +1,6 @@
-//! Says in time that the token is about to end: at each step of `warn_before` and at its end, once for each token.
+//! Warns before the token expires: at each step of `warn_before` and at the expiry, once for each token.
 //!
-//! Compares the wall clock at each look, so a laptop that slept is told the right thing on waking; never counts down.
+//! Each check compares with the wall clock and no countdown is kept, so the warning is right after the machine has slept.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,109 +11,107 @@ use tokio::sync::watch;
 use super::warning::Warning;
 use super::warning_history::WarningHistory;
 use super::{Identity, OidcToken, refresh};
-use crate::events::{self, Event, Events};
+use crate::events::{Event, Events};
 use crate::os::clock::{Clock, Mark, Timestamp};
 
-/// The longest time between two looks at the clock (docs/configuration.md section 3).
-const LOOK_EVERY: Duration = Duration::from_secs(15);
+/// The longest time between two checks (docs/configuration.md section 3).
+const CHECK_INTERVAL: Duration = Duration::from_secs(15);
 
-/// A refresher in working order has got a fresh token, or has failed, before a token has no more life than this: it
-/// begins 15 min ahead, waits 5 min at most for its turn after another sidecar's, and gives the CLI a minute.
-const REFRESHED_BY: Duration = Duration::from_secs(5 * 60);
+/// By this time before the expiry, automatic refresh has succeeded or failed: it starts 15 minutes before, waits at most 5
+/// minutes after another sidecar's attempt, and gives the CLI a minute.
+const REFRESH_DEADLINE: Duration = Duration::from_secs(5 * 60);
 
-/// The steps at which a token's end is warned of, and how often each was.
+/// The steps at which to warn, the longest first, with the number of warnings given at each.
 #[derive(Debug)]
 pub struct WarningSteps(Vec<Step>);
 
-/// So long before the end; the end itself is the step of zero.
 #[derive(Debug)]
 struct Step {
+    /// Time before the expiry; zero for the expiry itself.
     before: Duration,
-    said: AtomicU64,
+    warnings: AtomicU64,
 }
 
 impl WarningSteps {
-    /// WarningSteps this long before the end, in any order, and the end.
+    /// Steps at these times before the expiry, in any order, and at the expiry.
     pub fn new(mut before: Vec<Duration>) -> Self {
         before.push(Duration::ZERO);
         before.sort_unstable_by(|a, b| b.cmp(a));
         before.dedup();
-        Self(before.into_iter().map(|before| Step { before, said: AtomicU64::new(0) }).collect())
+        Self(before.into_iter().map(|before| Step { before, warnings: AtomicU64::new(0) }).collect())
     }
 
-    /// A token with no more life than this is about to end.
+    /// The first step. A token with at most this much time left counts as expiring.
     pub fn longest(&self) -> Duration {
         self.0.first().map(|step| step.before).unwrap_or_default()
     }
 
-    /// How often each was said by this process, the longest step first.
+    /// Each step with the number of warnings that this process has given at it, the longest step first.
     pub fn counts(&self) -> impl Iterator<Item = (Duration, u64)> {
-        self.0.iter().map(|step| (step.before, step.said.load(Ordering::Relaxed)))
+        self.0.iter().map(|step| (step.before, step.warnings.load(Ordering::Relaxed)))
     }
 
-    /// The step that a token with so much life left is in.
-    fn at(&self, left: Duration) -> Option<&Step> {
+    /// The last step that a token with this much time left has reached.
+    fn reached(&self, left: Duration) -> Option<&Step> {
         self.0.iter().rev().find(|step| left <= step.before)
     }
 
-    /// How long until the next step; `None` if none is left.
+    /// The time until the next step; `None` if there is none.
     fn until_next(&self, left: Duration) -> Option<Duration> {
         self.0.iter().find(|step| step.before < left).map(|step| left - step.before)
     }
 }
 
-/// What is to be said at `now` of a token whose end is near or has been.
+/// The warning for a token that is about to expire or has expired.
 pub fn warning(token: &OidcToken, now: Timestamp) -> Warning {
-    let project = token.claims.project_name();
-    match token.expires_at.since(now) {
-        Duration::ZERO => Warning::expired(&project, now.since(token.expires_at)),
-        left => Warning::expiring(&project, left),
-    }
+    Warning::expiry(&token.claims.project_name(), token.expires_at.expiry(now))
 }
 
-/// Whether people are to do something about a token with so much life left. Not while the sidecar is about to do it by
-/// itself: they would run `vercel env pull` for nothing. A step that is kept back so is said once it is not any more.
-pub fn concerns_people(left: Duration, refresh: &refresh::Snapshot) -> bool {
-    left <= REFRESHED_BY || !refresh.is_in_order()
+/// Whether to warn of a token with this much time left. While automatic refresh works and has time, there is no reason to
+/// run `vercel env pull`. A step that is suppressed for this reason is reported once the reason is gone.
+pub fn should_warn(left: Duration, refresh: &refresh::Snapshot) -> bool {
+    left <= REFRESH_DEADLINE || !refresh.is_working()
 }
 
-/// Warns on stderr and by events for as long as it is polled. `ask_clock` lets upstream correct our clock before a token
-/// is declared dead.
+/// Warns in the log and by events until the future is dropped. `sync_clock` is called before a token is reported as expired
+/// or not yet valid: it lets upstream correct our clock.
 pub async fn run<F>(
     mut identity: watch::Receiver<Arc<Identity>>,
     mut refresh: watch::Receiver<refresh::Snapshot>,
     clock: Clock,
     steps: Arc<WarningSteps>,
-    mut warned: WarningHistory,
+    mut history: WarningHistory,
     events: Events,
-    ask_clock: F,
+    sync_clock: F,
 ) where
     F: AsyncFn(),
 {
     let mut ticker = clock.ticker();
-    let mut asked_for = None;
+    let mut synced_for = None;
     loop {
-        let snapshot = identity.borrow_and_update().clone();
-        let mut pause = LOOK_EVERY;
-        if let Some(token) = snapshot.oidc() {
-            let has_asked = |(fingerprint, mark): &(String, Mark)| {
+        let current = identity.borrow_and_update().clone();
+        let mut pause = CHECK_INTERVAL;
+        if let Some(token) = current.oidc() {
+            let is_synced = |(fingerprint, mark): &(String, Mark)| {
                 fingerprint == token.fingerprint() && !clock.has_jumped_since(*mark)
             };
-            if snapshot.looks_out_of_time(clock.now()) && !asked_for.as_ref().is_some_and(has_asked) {
-                asked_for = Some((token.fingerprint().to_owned(), clock.mark()));
-                ask_clock().await;
+            if current.looks_out_of_time(clock.now()) && !synced_for.as_ref().is_some_and(is_synced) {
+                synced_for = Some((token.fingerprint().to_owned(), clock.mark()));
+                sync_clock().await;
             }
             let now = clock.now();
             let left = token.expires_at.since(now);
-            let is_theirs = concerns_people(left, &refresh.borrow_and_update());
-            if is_theirs
-                && let Some(step) = steps.at(left)
-                && warned.is_news(token.fingerprint(), step.before).await
+            let is_due = should_warn(left, &refresh.borrow_and_update());
+            if is_due
+                && let Some(step) = steps.reached(left)
+                && history.record(token.fingerprint(), step.before).await
             {
-                step.said.fetch_add(1, Ordering::Relaxed);
-                events.tell(Event::Warning(say(token, now)));
+                step.warnings.fetch_add(1, Ordering::Relaxed);
+                let (warning, project) = (warning(token, now), token.claims.project_name());
+                warning.log(Some(&project));
+                events.tell(Event::Warning(warning.to_event(now, project)));
             }
-            pause = steps.until_next(left).map_or(LOOK_EVERY, |next| next.min(LOOK_EVERY));
+            pause = steps.until_next(left).map_or(CHECK_INTERVAL, |next| next.min(CHECK_INTERVAL));
         }
         tokio::select! {
             changed = identity.changed() => if changed.is_err() { return },
@@ -123,16 +121,9 @@ pub async fn run<F>(
     }
 }
 
-/// Says it in the log, and what is to be told of it.
-fn say(token: &OidcToken, at: Timestamp) -> events::Warning {
-    let project = token.claims.project_name();
-    let warning = warning(token, at);
-    warning.say(Some(&project));
-    warning.told(at, project)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::refresh::AutoRefresh;
     use super::*;
     use crate::remedy::Remedy;
 
@@ -143,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_in_the_last_step_that_it_has_come_to() {
+    fn the_last_step_reached_counts() {
         let steps = steps();
         assert_eq!(steps.longest(), Duration::from_secs(60 * MIN));
         for (left, step, next) in [
@@ -157,62 +148,62 @@ mod tests {
             (0, Some(0), None),
         ] {
             let left = Duration::from_secs(left);
-            assert_eq!(steps.at(left).map(|step| step.before.as_secs()), step, "{left:?} left");
+            assert_eq!(steps.reached(left).map(|step| step.before.as_secs()), step, "{left:?} left");
             assert_eq!(steps.until_next(left).map(|next| next.as_secs()), next, "{left:?} left");
         }
         assert_eq!(WarningSteps::new(Vec::new()).longest(), Duration::ZERO);
     }
 
     #[test]
-    fn nobody_is_bothered_while_a_refresher_in_working_order_has_time() {
-        let off = refresh::Snapshot::first(false);
-        let in_order = refresh::Snapshot::first(true);
+    fn no_warning_while_automatic_refresh_works_and_has_time() {
+        let off = refresh::Snapshot::new(false);
+        let in_order = refresh::Snapshot::new(true);
         let last_error = Some("the Vercel CLI ended with code 1".to_owned());
         let failed = refresh::Snapshot { last_error, ..in_order.clone() };
-        let gave_up = Some(Warning::refresh_gave_up(3, &Remedy::run("vercel login")));
-        let gave_up = refresh::Snapshot { warning: gave_up, activity: refresh::Activity::GaveUp, ..failed.clone() };
-        let unavailable = Some(Warning::refresh_unavailable("there is none"));
-        let unavailable = refresh::Snapshot { warning: unavailable, ..in_order.clone() };
-        let running = refresh::Snapshot { activity: refresh::Activity::Running, ..in_order.clone() };
-        let waiting = refresh::Snapshot { activity: refresh::Activity::Waiting, ..in_order.clone() };
-        for (state, snapshot, is_said) in [
+        let auto = AutoRefresh::GaveUp(Warning::refresh_gave_up(3, &Remedy::run("vercel login")));
+        let gave_up = refresh::Snapshot { auto, ..failed.clone() };
+        let no_cli = Some(Warning::refresh_unavailable(&"there is none"));
+        let unavailable = refresh::Snapshot { no_cli, ..in_order.clone() };
+        let running = refresh::Snapshot { is_running: true, ..in_order.clone() };
+        let waiting = refresh::Snapshot { auto: AutoRefresh::Delayed(Timestamp::from_millis(1)), ..in_order.clone() };
+        for (state, snapshot, expected) in [
             ("off", off, [true; 4]),
             ("in order", in_order, [false, false, true, true]),
-            ("under way", running, [false, false, true, true]),
-            ("waiting for its turn", waiting, [false, false, true, true]),
+            ("running", running, [false, false, true, true]),
+            ("delayed", waiting, [false, false, true, true]),
             ("failed", failed, [true; 4]),
             ("gave up", gave_up, [true; 4]),
             ("unavailable", unavailable, [true; 4]),
         ] {
-            let said = [60, 15, 5, 0].map(|left| concerns_people(Duration::from_secs(left * MIN), &snapshot));
-            assert_eq!(said, is_said, "{state}");
+            let warns = [60, 15, 5, 0].map(|left| should_warn(Duration::from_secs(left * MIN), &snapshot));
+            assert_eq!(warns, expected, "{state}");
         }
     }
 
-    /// What is said of tokens with `left` seconds of life, one after another.
-    async fn said(tokens: &[(&str, u64)]) -> Vec<bool> {
-        let (steps, mut warned) = (steps(), WarningHistory::in_memory());
-        let mut said = Vec::new();
+    /// Whether a warning is given for each of these tokens, with their seconds left.
+    async fn is_reported(tokens: &[(&str, u64)]) -> Vec<bool> {
+        let (steps, mut history) = (steps(), WarningHistory::in_memory());
+        let mut reported = Vec::new();
         for (token, left) in tokens {
-            said.push(match steps.at(Duration::from_secs(*left)) {
-                Some(step) => warned.is_news(token, step.before).await,
+            reported.push(match steps.reached(Duration::from_secs(*left)) {
+                Some(step) => history.record(token, step.before).await,
                 None => false,
             });
         }
-        said
+        reported
     }
 
     #[tokio::test]
-    async fn each_step_is_said_once_and_only_the_one_it_is_in() {
+    async fn each_step_is_reported_once_and_only_the_last_one_reached() {
         let lives = [3601, 3600, 3599, 900, 600, 300, 1, 0, 0].map(|left| ("a", left));
-        assert_eq!(said(&lives).await, [false, true, false, true, false, true, false, true, false]);
-        assert_eq!(said(&[("a", 20_000), ("a", 200), ("a", 100)]).await, [false, true, false], "after a sleep");
-        assert_eq!(said(&[("a", 0)]).await, [true], "after the end");
+        assert_eq!(is_reported(&lives).await, [false, true, false, true, false, true, false, true, false]);
+        assert_eq!(is_reported(&[("a", 20_000), ("a", 200), ("a", 100)]).await, [false, true, false], "after a sleep");
+        assert_eq!(is_reported(&[("a", 0)]).await, [true], "after the end");
     }
 
     #[tokio::test]
-    async fn a_clock_that_jumps_back_repeats_nothing_and_a_new_token_begins_anew() {
+    async fn a_clock_that_jumps_back_repeats_nothing_and_a_new_token_starts_over() {
         let lives = [("a", 100), ("a", 86_400), ("a", 3000), ("b", 3000), ("a", 100)];
-        assert_eq!(said(&lives).await, [true, false, false, true, false]);
+        assert_eq!(is_reported(&lives).await, [true, false, false, true, false]);
     }
 }

@@ -6,8 +6,10 @@
 pub mod env_file;
 pub mod expiry_warnings;
 pub mod placeholder;
+pub mod project_link;
 pub mod refresh;
 pub mod rotation;
+pub mod token_file;
 pub mod warning;
 pub mod warning_history;
 pub mod watch;
@@ -26,8 +28,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::os::clock::{Timestamp, spoken};
-use crate::os::safe_read::{Cause, Flaw};
+use crate::os::clock::{Expiry, Timestamp};
+use crate::os::safe_read::{Defect, DefectCause};
 use crate::remedy::Remedy;
 
 /// A longer token is refused (docs/configuration.md section 3), in bytes.
@@ -342,7 +344,7 @@ pub enum CredentialProblem {
     /// It has ended this long ago.
     Expired(Duration),
     /// There is something, but it is no usable token.
-    Invalid(Flaw),
+    Invalid(Defect),
 }
 
 impl CredentialProblem {
@@ -351,14 +353,14 @@ impl CredentialProblem {
         match self {
             Self::Missing => format!("There is no OIDC token in {source}. Run `vercel env pull`."),
             Self::Expired(ago) => {
-                format!("The OIDC token in {source} expired {} ago. Run `vercel env pull`.", spoken(*ago))
+                format!("The OIDC token in {source} {}. Run `vercel env pull`.", Expiry::Ago(*ago))
             }
-            Self::Invalid(flaw) => {
+            Self::Invalid(defect) => {
                 let mut remedy = self.remedy(source).to_string();
                 if let Some(first) = remedy.get_mut(..1) {
                     first.make_ascii_uppercase();
                 }
-                format!("The OIDC token in {source} cannot be used: {flaw}. {remedy}.")
+                format!("The OIDC token in {source} cannot be used: {defect}. {remedy}.")
             }
         }
     }
@@ -366,37 +368,38 @@ impl CredentialProblem {
     /// What mends it.
     pub fn remedy(&self, source: &str) -> Remedy {
         match self {
-            Self::Missing | Self::Expired(_) => Remedy::run(warning::PULL),
-            Self::Invalid(flaw) => warning::mends(flaw, source),
+            Self::Missing | Self::Expired(_) => Remedy::run(warning::ENV_PULL),
+            Self::Invalid(defect) => warning::remedy_for(defect, source),
         }
     }
 }
 
 /// What the env file (or our environment) last gave.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub enum TokenState {
     /// A credential; an OIDC token may have expired since.
     Loaded(Arc<Credential>),
     /// Something unusable, for longer than the grace.
     Invalid {
         /// Why.
-        reason: Flaw,
+        reason: Defect,
         /// Whose token was there before: cached provider tokens of that principal are still served.
         last: Option<Principal>,
     },
     /// Nothing, for longer than the grace.
+    #[default]
     Missing,
 }
 
 /// Remarks about the env file that outlive the log line.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct FileNotes {
+pub struct FileWarnings {
     /// Others can read the file.
     pub readable_by_others: bool,
     /// More than one line assigns the token.
     pub duplicate_assignments: bool,
     /// The file is mounted, and was replaced where it came from: no new token will be seen.
-    pub is_replaced: bool,
+    pub is_stale_mount: bool,
 }
 
 /// A snapshot of who we are. Replaced as a whole, numbered upwards.
@@ -407,7 +410,7 @@ pub struct Identity {
     /// The credential or the lack of it.
     pub state: TokenState,
     /// Remarks about the file.
-    pub notes: FileNotes,
+    pub file_warnings: FileWarnings,
     /// The token is one that the Vercel CLI got, and not the file's.
     pub is_from_cli: bool,
 }
@@ -418,7 +421,7 @@ pub const VERCEL_CLI: &str = "the Vercel CLI";
 impl Identity {
     /// A first snapshot.
     pub fn first(state: TokenState) -> Self {
-        Self { generation: 1, state, notes: FileNotes::default(), is_from_cli: false }
+        Self { generation: 1, state, file_warnings: FileWarnings::default(), is_from_cli: false }
     }
 
     /// The credential to send at `now`, or why there is none.
@@ -430,7 +433,7 @@ impl Identity {
                 Some(token) if token.expires_at <= now => Err(CredentialProblem::Expired(now.since(token.expires_at))),
                 Some(token) if token.is_early_at(now) => {
                     let reason = "it is not valid yet, so this machine's clock may be wrong";
-                    Err(CredentialProblem::Invalid(Flaw::new(reason, Cause::Known(warning::set_clock()))))
+                    Err(CredentialProblem::Invalid(Defect::new(reason, DefectCause::Known(warning::set_clock()))))
                 }
                 _ => Ok(credential),
             },
@@ -468,9 +471,9 @@ impl Identity {
 
 /// Asks the owner of the identity to read its source again. Without a source (an access token) it does nothing.
 #[derive(Clone, Default, Debug)]
-pub struct Reloader(Option<mpsc::Sender<oneshot::Sender<()>>>);
+pub struct ReloadHandle(Option<mpsc::Sender<oneshot::Sender<()>>>);
 
-impl Reloader {
+impl ReloadHandle {
     /// A reloader and the end that its owner listens at.
     pub fn channel() -> (Self, mpsc::Receiver<oneshot::Sender<()>>) {
         let (sender, receiver) = mpsc::channel(8);

@@ -1,142 +1,132 @@
-//! Which token succeeds which: what was observed in the env file, judged against what is in use. Pure.
+//! Decides whether a newly read token replaces the one in use. Pure.
 //!
-//! A half-written, empty or missing file is normal (`vercel env pull` truncates, then writes), so nothing bad is
-//! believed before it has lasted [`GRACE`]. Never lets an expired or older token of the same principal replace a valid
-//! one, and never keeps a token against one of another principal.
+//! `vercel env pull` truncates the file before it writes, so a missing or unusable file counts only after it has lasted
+//! for [`GRACE`]. An expired or older token never replaces a valid one of the same principal. A token of another
+//! principal always replaces.
 //!
-//! A token may be offered besides. It is in use for as long as the file says no more against it than it did then: an older
-//! token in the file does not replace it, another principal's does, and so does a token that goes missing.
+//! A token can also be submitted by the refresher, without being in the file. It stays in use while the file goes on
+//! holding an older token of the same principal. It is replaced if the file gets a token of another principal, and
+//! dropped if the token that was in the file disappears.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Claims, Credential, FileNotes, OidcToken, TokenState};
+use super::token_file::TokenReading;
+use super::{Claims, Credential, OidcToken, Principal, TokenState};
 use crate::os::clock::Timestamp;
-use crate::os::safe_read::Flaw;
+use crate::os::safe_read::Defect;
 
-/// How long the last good token outlives a missing, empty or unusable file (docs/configuration.md section 3).
+/// The last good token stays in use this long after the file became missing, empty or unusable (docs/configuration.md
+/// section 3).
 pub const GRACE: Duration = Duration::from_secs(10);
 
-/// How long a value without closing quote or line end must stay as it is before it succeeds a good one.
-const SETTLING: Duration = Duration::from_secs(1);
+/// A value without a closing quote or line end must be unchanged for this long before it replaces a good one.
+const SETTLING_TIME: Duration = Duration::from_secs(1);
 
-/// What one look at the file found.
-#[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one value at a time, moved on at once")]
-pub enum Observation {
-    /// A well-formed token.
-    Token {
-        /// The token.
-        token: OidcToken,
-        /// Remarks about the file it is in.
-        notes: FileNotes,
-        /// Its line may not be written to the end yet.
-        open_ended: bool,
-    },
-    /// No file, no assignment or an empty one.
-    Missing,
-    /// Something that cannot be used.
-    Invalid(Flaw),
-}
-
-/// What is worth saying about an observation. Each is said once.
+/// A change to report. Each is returned once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RotationEvent {
-    /// A token where none was.
+    /// There was no token before.
     Loaded,
     /// A fresh token of the same principal.
     Refreshed,
-    /// A token of somebody else: descriptions of before and now.
+    /// A token of another principal. Holds the descriptions of the old and the new one.
     PrincipalChanged(String, String),
-    /// A token that was not taken, since it is expired or older than the one in use.
+    /// The file has an expired token, or one older than the token in use, which stays.
     OlderIgnored,
     /// The token is gone.
     Lost,
-    /// What is there is unusable.
-    Unusable(Flaw),
+    /// The file cannot be used.
+    Unusable(Defect),
 }
 
-/// The token in use and what is held against it.
-#[derive(Debug)]
+/// Why a submitted token is not used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// It belongs to another principal. Holds the descriptions of both.
+    #[error("it is that of {submitted}, not of {current}")]
+    OtherPrincipal {
+        /// Of the submitted token.
+        submitted: String,
+        /// Of the token in use.
+        current: String,
+    },
+    /// It is expired, or not valid yet.
+    #[error("it is expired or not valid yet")]
+    NotValid,
+    /// It is not younger than the token in use.
+    #[error("it is no fresher than the one in use")]
+    NotFresher,
+    /// The owner of the identity has ended.
+    #[error("the sidecar is about to end")]
+    ShuttingDown,
+}
+
+/// The token in use and the recent history of the file.
+#[derive(Debug, Default)]
 pub struct TokenRotation {
     state: TokenState,
-    /// The last token's claims and principal, kept when the token is gone, to notice a change of principal.
-    last: Option<(super::Principal, Claims)>,
+    /// Principal and claims of the last token, kept when it is gone to detect a change of principal.
+    last_principal: Option<(Principal, Claims)>,
+    /// Since when the file has been missing or unusable.
     bad_since: Option<Instant>,
     missing_since: Option<Instant>,
+    /// Fingerprint of an open-ended token, and since when the file has held it.
     settling: Option<(String, Instant)>,
+    /// Fingerprint of the last token that was reported as [`RotationEvent::OlderIgnored`].
     ignored: Option<String>,
-    /// Which token the file held last.
+    /// Fingerprint of the last token in the file.
     in_file: Option<String>,
-    /// Which token was offered and taken last.
-    offered: Option<String>,
-    /// The token in use was offered while the file held none, and so says nothing against it by holding none.
-    stands_alone: bool,
-}
-
-impl Default for TokenRotation {
-    fn default() -> Self {
-        Self {
-            state: TokenState::Missing,
-            last: None,
-            bad_since: None,
-            missing_since: None,
-            settling: None,
-            ignored: None,
-            in_file: None,
-            offered: None,
-            stands_alone: false,
-        }
-    }
+    /// Fingerprint of the last submitted token that was accepted.
+    submitted: Option<String>,
+    /// The token in use was submitted when the file had none, so a file without a token does not drop it.
+    expects_no_file: bool,
 }
 
 impl TokenRotation {
-    /// What is in use.
+    /// The token in use, or why there is none.
     pub fn state(&self) -> &TokenState {
         &self.state
     }
 
-    /// Whether the token in use was offered, and is not the one that the file holds.
-    pub fn is_offered(&self) -> bool {
+    /// Whether the token in use was submitted and is not in the file.
+    pub fn is_submitted(&self) -> bool {
         let TokenState::Loaded(credential) = &self.state else { return false };
-        let is_it = |known: &Option<String>| known.as_deref() == Some(credential.fingerprint());
-        is_it(&self.offered) && !is_it(&self.in_file)
+        let is_current = |fingerprint: &Option<String>| fingerprint.as_deref() == Some(credential.fingerprint());
+        is_current(&self.submitted) && !is_current(&self.in_file)
     }
 
-    /// Whether an early second look may change something.
-    pub fn is_undecided(&self) -> bool {
+    /// Whether a decision is pending that another read of the file will settle.
+    pub fn is_pending(&self) -> bool {
         self.settling.is_some() || (self.bad_since.is_some() && matches!(self.state, TokenState::Loaded(_)))
     }
 
-    /// Judges what a look at the file at `at` (`now` by the wall clock) found, and takes it or not.
-    pub fn observe(&mut self, observed: Observation, at: Instant, now: Timestamp) -> Option<RotationEvent> {
-        match observed {
-            Observation::Token { token, open_ended, .. } => {
+    /// Applies one read of the file, made at `at` (monotonic) and `now` (wall clock).
+    pub fn apply(&mut self, reading: TokenReading, at: Instant, now: Timestamp) -> Option<RotationEvent> {
+        match reading {
+            TokenReading::Token { token, open_ended, .. } => {
                 self.bad_since = None;
                 self.missing_since = None;
-                self.stands_alone = false;
+                self.expects_no_file = false;
                 self.in_file = Some(token.fingerprint().to_owned());
-                self.observe_token(token, open_ended, at, now)
+                self.apply_token(token, open_ended, at, now)
             }
-            Observation::Missing | Observation::Invalid(_) if self.stands_alone => None,
-            Observation::Missing => {
+            TokenReading::Missing | TokenReading::Invalid(_) if self.expects_no_file => None,
+            TokenReading::Missing => {
                 let bad = *self.bad_since.get_or_insert(at);
                 let missing = *self.missing_since.get_or_insert(at);
-                let lasted = at.duration_since(bad.max(missing)) >= GRACE;
-                match self.state {
-                    TokenState::Missing => None,
-                    _ if !lasted => None,
-                    _ => {
-                        self.state = TokenState::Missing;
-                        Some(RotationEvent::Lost)
-                    }
+                let is_grace_over = at.duration_since(bad.max(missing)) >= GRACE;
+                if !is_grace_over || matches!(self.state, TokenState::Missing) {
+                    return None;
                 }
+                self.state = TokenState::Missing;
+                Some(RotationEvent::Lost)
             }
-            Observation::Invalid(reason) => {
+            TokenReading::Invalid(reason) => {
                 self.missing_since = None;
-                let lasted = at.duration_since(*self.bad_since.get_or_insert(at)) >= GRACE;
+                let is_grace_over = at.duration_since(*self.bad_since.get_or_insert(at)) >= GRACE;
                 let last = match &self.state {
-                    TokenState::Loaded(_) if !lasted => return None,
+                    TokenState::Loaded(_) if !is_grace_over => return None,
                     TokenState::Loaded(credential) => Some(credential.principal().clone()),
                     TokenState::Invalid { reason: known, .. } if *known == reason => return None,
                     TokenState::Invalid { last, .. } => last.clone(),
@@ -148,7 +138,7 @@ impl TokenRotation {
         }
     }
 
-    fn observe_token(
+    fn apply_token(
         &mut self,
         token: OidcToken,
         open_ended: bool,
@@ -164,19 +154,19 @@ impl TokenRotation {
                 self.settling = None;
                 return None;
             }
-            let same_principal = current.principal == token.principal;
+            let is_same_principal = current.principal == token.principal;
             let (is_valid, is_older) = (token.is_valid_at(now), token.is_older_than(current));
             let is_worse = if current.is_valid_at(now) { !is_valid || is_older } else { !is_valid && is_older };
-            if same_principal && is_worse {
+            if is_same_principal && is_worse {
                 self.settling = None;
-                let news = self.ignored.as_deref() != Some(token.fingerprint());
+                let is_new = self.ignored.as_deref() != Some(token.fingerprint());
                 self.ignored = Some(token.fingerprint().to_owned());
-                return news.then_some(RotationEvent::OlderIgnored);
+                return is_new.then_some(RotationEvent::OlderIgnored);
             }
             if open_ended {
                 match &self.settling {
                     Some((seen, since)) if seen == token.fingerprint() => {
-                        if at.duration_since(*since) < SETTLING {
+                        if at.duration_since(*since) < SETTLING_TIME {
                             return None;
                         }
                     }
@@ -187,255 +177,263 @@ impl TokenRotation {
                 }
             }
         }
-        Some(self.take(token))
+        Some(self.replace(token))
     }
 
-    /// Judges a token that came by other means than the file. An error is the reason for people.
-    pub fn offer(&mut self, token: OidcToken, now: Timestamp) -> Result<RotationEvent, String> {
+    /// Accepts a token that does not come from the file, if it is valid, fresher, and of the same principal.
+    pub fn submit(&mut self, token: OidcToken, now: Timestamp) -> Result<RotationEvent, SubmitError> {
         let (current, principal) = match &self.state {
             TokenState::Loaded(credential) => (credential.oidc(), Some(credential.principal())),
             TokenState::Invalid { last, .. } => (None, last.as_ref()),
             TokenState::Missing => (None, None),
         };
         if principal.is_some_and(|principal| *principal != token.principal) {
-            let mine = self.last.as_ref().map_or(String::new(), |(_, claims)| claims.description());
-            return Err(format!("it is that of {}, not of {mine}", token.claims.description()));
+            let current = self.last_principal.as_ref().map_or(String::new(), |(_, claims)| claims.description());
+            return Err(SubmitError::OtherPrincipal { submitted: token.claims.description(), current });
         }
         if !token.is_valid_at(now) {
-            return Err("it is expired or not valid yet".into());
+            return Err(SubmitError::NotValid);
         }
         if current.is_some_and(|current| !current.is_older_than(&token)) {
-            return Err("it is no fresher than the one in use".into());
+            return Err(SubmitError::NotFresher);
         }
         if current.is_none() {
-            (self.stands_alone, self.bad_since, self.missing_since) = (true, None, None);
+            (self.expects_no_file, self.bad_since, self.missing_since) = (true, None, None);
         }
-        // That the file goes on holding it is nothing new.
+        // The older token that stays in the file is not worth a report.
         self.ignored.clone_from(&self.in_file);
-        self.offered = Some(token.fingerprint().to_owned());
-        Ok(self.take(token))
+        self.submitted = Some(token.fingerprint().to_owned());
+        Ok(self.replace(token))
     }
 
-    fn take(&mut self, token: OidcToken) -> RotationEvent {
+    fn replace(&mut self, token: OidcToken) -> RotationEvent {
         self.settling = None;
-        let news = match self.last.take() {
+        let event = match self.last_principal.take() {
             Some((principal, before)) if principal != token.principal => {
                 RotationEvent::PrincipalChanged(before.description(), token.claims.description())
             }
             Some(_) if matches!(self.state, TokenState::Loaded(_)) => RotationEvent::Refreshed,
             _ => RotationEvent::Loaded,
         };
-        self.last = Some((token.principal.clone(), token.claims.clone()));
+        self.last_principal = Some((token.principal.clone(), token.claims.clone()));
         self.state = TokenState::Loaded(Arc::new(Credential::Oidc(token)));
-        news
+        event
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::FileWarnings;
     use super::super::fixtures::token;
     use super::*;
 
     const HOUR: u64 = 3600;
 
-    /// A succession with a fake sense of time, in seconds.
-    struct Story {
-        succession: TokenRotation,
-        began: Instant,
+    /// A rotation driven by times in seconds.
+    struct Bench {
+        rotation: TokenRotation,
+        start: Instant,
     }
 
-    impl Story {
+    impl Bench {
         fn new() -> Self {
-            Self { succession: TokenRotation::default(), began: Instant::now() }
+            Self { rotation: TokenRotation::default(), start: Instant::now() }
         }
 
-        fn at(&mut self, seconds: u64, observed: Observation) -> Option<RotationEvent> {
+        fn at(&mut self, seconds: u64, reading: TokenReading) -> Option<RotationEvent> {
             let now = Timestamp::from_seconds(seconds as f64);
-            self.succession.observe(observed, self.began + Duration::from_secs(seconds), now)
+            self.rotation.apply(reading, self.start + Duration::from_secs(seconds), now)
         }
 
-        fn offer(&mut self, seconds: u64, token: OidcToken) -> Result<RotationEvent, String> {
-            self.succession.offer(token, Timestamp::from_seconds(seconds as f64))
+        fn submit(&mut self, seconds: u64, token: OidcToken) -> Result<RotationEvent, SubmitError> {
+            self.rotation.submit(token, Timestamp::from_seconds(seconds as f64))
         }
 
         fn in_use(&self) -> Option<u64> {
-            match &self.succession.state {
+            match &self.rotation.state {
                 TokenState::Loaded(credential) => credential.oidc().map(|t| t.expires_at.as_seconds()),
                 _ => None,
             }
         }
     }
 
-    fn whole(token: OidcToken) -> Observation {
-        Observation::Token { token, notes: FileNotes::default(), open_ended: false }
+    fn complete(token: OidcToken) -> TokenReading {
+        TokenReading::Token { token, warnings: FileWarnings::default(), open_ended: false }
     }
 
-    fn cut(token: OidcToken) -> Observation {
-        Observation::Token { token, notes: FileNotes::default(), open_ended: true }
+    fn invalid(reason: &str) -> TokenReading {
+        TokenReading::Invalid(Defect::in_content(reason))
     }
 
-    #[test]
-    fn the_first_token_is_taken_at_once_and_a_fresh_one_is_announced_once() {
-        let mut story = Story::new();
-        assert_eq!(story.at(0, Observation::Missing), None);
-        assert_eq!(story.at(0, cut(token("web", 0, HOUR))), Some(RotationEvent::Loaded));
-        assert_eq!(story.at(1, whole(token("web", 0, HOUR))), None);
-        assert_eq!(story.at(2, whole(token("web", 2, 2 * HOUR))), Some(RotationEvent::Refreshed));
-        assert_eq!(story.at(3, whole(token("web", 2, 2 * HOUR))), None);
-        assert_eq!(story.in_use(), Some(2 * HOUR));
+    fn unterminated(token: OidcToken) -> TokenReading {
+        TokenReading::Token { token, warnings: FileWarnings::default(), open_ended: true }
     }
 
     #[test]
-    fn a_token_is_an_offered_one_until_the_file_holds_it() {
-        let mut story = Story::new();
-        story.at(0, whole(token("web", 0, HOUR)));
-        assert!(!story.succession.is_offered());
-        let offered = || token("web", 3000, 2 * HOUR);
-        story.offer(3000, offered()).expect("taken");
-        assert!(story.succession.is_offered());
-        story.at(3001, whole(token("web", 0, HOUR)));
-        assert!(story.succession.is_offered(), "the file holds an older one");
-        story.at(3002, whole(offered()));
-        assert!(!story.succession.is_offered(), "it was pulled, too");
-        story.at(3003, whole(token("web", 3003, 3 * HOUR)));
-        story.at(3004, whole(token("web", 0, HOUR)));
-        assert!(!story.succession.is_offered(), "an older one in the file does not make it so");
+    fn the_first_token_is_used_at_once_and_a_fresh_one_is_reported_once() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.at(0, TokenReading::Missing), None);
+        assert_eq!(bench.at(0, unterminated(token("web", 0, HOUR))), Some(RotationEvent::Loaded));
+        assert_eq!(bench.at(1, complete(token("web", 0, HOUR))), None);
+        assert_eq!(bench.at(2, complete(token("web", 2, 2 * HOUR))), Some(RotationEvent::Refreshed));
+        assert_eq!(bench.at(3, complete(token("web", 2, 2 * HOUR))), None);
+        assert_eq!(bench.in_use(), Some(2 * HOUR));
     }
 
     #[test]
-    fn a_gap_shorter_than_the_grace_goes_unnoticed() {
-        let mut story = Story::new();
-        story.at(0, whole(token("web", 0, HOUR)));
-        assert_eq!(story.at(1, Observation::Missing), None);
-        assert_eq!(story.at(10, Observation::Invalid("torn".into())), None);
-        assert!(story.succession.is_undecided());
-        assert_eq!(story.at(10, whole(token("web", 0, HOUR))), None);
-        assert_eq!(story.at(12, Observation::Missing), None, "the grace begins anew");
-        assert_eq!(story.in_use(), Some(HOUR));
+    fn a_token_counts_as_submitted_until_the_file_has_it() {
+        let mut bench = Bench::new();
+        bench.at(0, complete(token("web", 0, HOUR)));
+        assert!(!bench.rotation.is_submitted());
+        let submitted = || token("web", 3000, 2 * HOUR);
+        bench.submit(3000, submitted()).expect("taken");
+        assert!(bench.rotation.is_submitted());
+        bench.at(3001, complete(token("web", 0, HOUR)));
+        assert!(bench.rotation.is_submitted(), "the file holds an older one");
+        bench.at(3002, complete(submitted()));
+        assert!(!bench.rotation.is_submitted(), "the file has it as well");
+        bench.at(3003, complete(token("web", 3003, 3 * HOUR)));
+        bench.at(3004, complete(token("web", 0, HOUR)));
+        assert!(!bench.rotation.is_submitted(), "an older one in the file does not make it so");
     }
 
     #[test]
-    fn what_stays_bad_for_the_grace_is_believed_once() {
-        let mut story = Story::new();
-        story.at(0, whole(token("web", 0, HOUR)));
-        story.at(1, Observation::Missing);
-        assert_eq!(story.at(11, Observation::Missing), Some(RotationEvent::Lost));
-        assert_eq!(story.at(12, Observation::Missing), None);
-
-        let mut story = Story::new();
-        story.at(0, whole(token("web", 0, HOUR)));
-        story.at(1, Observation::Invalid("a".into()));
-        assert_eq!(story.at(11, Observation::Invalid("a".into())), Some(RotationEvent::Unusable("a".into())));
-        assert_eq!(story.at(12, Observation::Invalid("a".into())), None);
-        assert!(matches!(&story.succession.state, TokenState::Invalid { last: Some(_), .. }));
+    fn a_gap_shorter_than_the_grace_period_is_ignored() {
+        let mut bench = Bench::new();
+        bench.at(0, complete(token("web", 0, HOUR)));
+        assert_eq!(bench.at(1, TokenReading::Missing), None);
+        assert_eq!(bench.at(10, invalid("torn")), None);
+        assert!(bench.rotation.is_pending());
+        assert_eq!(bench.at(10, complete(token("web", 0, HOUR))), None);
+        assert_eq!(bench.at(12, TokenReading::Missing), None, "the grace period starts again");
+        assert_eq!(bench.in_use(), Some(HOUR));
     }
 
     #[test]
-    fn missing_is_believed_only_after_missing_for_the_grace() {
-        let mut story = Story::new();
-        story.at(0, whole(token("web", 0, HOUR)));
-        story.at(1, Observation::Invalid("a".into()));
-        story.at(11, Observation::Invalid("a".into()));
-        assert_eq!(story.at(12, Observation::Missing), None);
-        assert_eq!(story.at(21, Observation::Missing), None);
-        assert_eq!(story.at(22, Observation::Missing), Some(RotationEvent::Lost));
+    fn a_bad_file_counts_after_the_grace_period_and_is_reported_once() {
+        let mut bench = Bench::new();
+        bench.at(0, complete(token("web", 0, HOUR)));
+        bench.at(1, TokenReading::Missing);
+        assert_eq!(bench.at(11, TokenReading::Missing), Some(RotationEvent::Lost));
+        assert_eq!(bench.at(12, TokenReading::Missing), None);
+
+        let mut bench = Bench::new();
+        bench.at(0, complete(token("web", 0, HOUR)));
+        bench.at(1, invalid("a"));
+        assert_eq!(bench.at(11, invalid("a")), Some(RotationEvent::Unusable(Defect::in_content("a"))));
+        assert_eq!(bench.at(12, invalid("a")), None);
+        assert!(matches!(&bench.rotation.state, TokenState::Invalid { last: Some(_), .. }));
+    }
+
+    #[test]
+    fn a_missing_file_counts_only_after_missing_for_the_whole_grace_period() {
+        let mut bench = Bench::new();
+        bench.at(0, complete(token("web", 0, HOUR)));
+        bench.at(1, invalid("a"));
+        bench.at(11, invalid("a"));
+        assert_eq!(bench.at(12, TokenReading::Missing), None);
+        assert_eq!(bench.at(21, TokenReading::Missing), None);
+        assert_eq!(bench.at(22, TokenReading::Missing), Some(RotationEvent::Lost));
     }
 
     #[test]
     fn neither_an_expired_nor_an_older_token_replaces_a_valid_one_of_the_same_principal() {
-        let mut story = Story::new();
-        story.at(100, whole(token("web", 100, HOUR)));
-        assert_eq!(story.at(200, whole(token("web", 150, 180))), Some(RotationEvent::OlderIgnored), "expired");
-        assert_eq!(story.at(201, whole(token("web", 50, 2 * HOUR))), Some(RotationEvent::OlderIgnored), "older");
-        assert_eq!(story.at(202, whole(token("web", 50, 2 * HOUR))), None, "said once");
-        assert_eq!(story.in_use(), Some(HOUR));
+        let mut bench = Bench::new();
+        bench.at(100, complete(token("web", 100, HOUR)));
+        assert_eq!(bench.at(200, complete(token("web", 150, 180))), Some(RotationEvent::OlderIgnored), "expired");
+        assert_eq!(bench.at(201, complete(token("web", 50, 2 * HOUR))), Some(RotationEvent::OlderIgnored), "older");
+        assert_eq!(bench.at(202, complete(token("web", 50, 2 * HOUR))), None, "reported once");
+        assert_eq!(bench.in_use(), Some(HOUR));
         assert_eq!(
-            story.at(203, whole(token("web", 203, 600))),
+            bench.at(203, complete(token("web", 203, 600))),
             Some(RotationEvent::Refreshed),
             "issued later, ends sooner"
         );
         assert_eq!(
-            story.at(700, whole(token("web", 50, 2 * HOUR))),
+            bench.at(700, complete(token("web", 50, 2 * HOUR))),
             Some(RotationEvent::Refreshed),
             "the other has ended"
         );
     }
 
     #[test]
-    fn a_token_of_another_principal_always_replaces_and_both_are_named() {
-        let mut story = Story::new();
-        story.at(100, whole(token("web", 100, HOUR)));
+    fn a_token_of_another_principal_always_replaces() {
+        let mut bench = Bench::new();
+        bench.at(100, complete(token("web", 100, HOUR)));
         let changed = |from: &str, to: &str| {
             let name = |project: &str| format!("acme/{project} (development, user_1)");
             Some(RotationEvent::PrincipalChanged(name(from), name(to)))
         };
-        assert_eq!(story.at(200, whole(token("shop", 0, 150))), changed("web", "shop"));
-        story.at(201, Observation::Missing);
-        story.at(300, Observation::Missing);
-        assert_eq!(story.at(301, whole(token("web", 0, HOUR))), changed("shop", "web"), "also over a gap");
+        assert_eq!(bench.at(200, complete(token("shop", 0, 150))), changed("web", "shop"));
+        bench.at(201, TokenReading::Missing);
+        bench.at(300, TokenReading::Missing);
+        assert_eq!(bench.at(301, complete(token("web", 0, HOUR))), changed("shop", "web"), "also over a gap");
     }
 
     #[test]
-    fn an_offered_token_is_in_use_whatever_older_one_the_file_goes_on_holding() {
-        let mut story = Story::new();
-        story.at(0, whole(token("web", 0, HOUR)));
-        assert_eq!(story.offer(3000, token("web", 3000, 2 * HOUR)), Ok(RotationEvent::Refreshed));
-        assert_eq!(story.at(3001, whole(token("web", 0, HOUR))), None, "known");
-        assert_eq!(story.at(3002, whole(token("web", 1, HOUR))), Some(RotationEvent::OlderIgnored));
-        assert_eq!(story.offer(7000, token("web", 7000, 3 * HOUR)), Ok(RotationEvent::Refreshed));
-        assert_eq!(story.at(7001, whole(token("web", 1, HOUR))), None);
-        assert_eq!(story.at(4 * HOUR, whole(token("web", 1, HOUR))), None, "both have ended");
-        assert_eq!(story.in_use(), Some(3 * HOUR));
-        assert!(matches!(story.at(4 * HOUR, whole(token("shop", 0, HOUR))), Some(RotationEvent::PrincipalChanged(..))));
+    fn a_submitted_token_stays_in_use_while_the_file_has_an_older_one() {
+        let mut bench = Bench::new();
+        bench.at(0, complete(token("web", 0, HOUR)));
+        assert_eq!(bench.submit(3000, token("web", 3000, 2 * HOUR)), Ok(RotationEvent::Refreshed));
+        assert_eq!(bench.at(3001, complete(token("web", 0, HOUR))), None, "already reported");
+        assert_eq!(bench.at(3002, complete(token("web", 1, HOUR))), Some(RotationEvent::OlderIgnored));
+        assert_eq!(bench.submit(7000, token("web", 7000, 3 * HOUR)), Ok(RotationEvent::Refreshed));
+        assert_eq!(bench.at(7001, complete(token("web", 1, HOUR))), None);
+        assert_eq!(bench.at(4 * HOUR, complete(token("web", 1, HOUR))), None, "both have ended");
+        assert_eq!(bench.in_use(), Some(3 * HOUR));
+        assert!(matches!(
+            bench.at(4 * HOUR, complete(token("shop", 0, HOUR))),
+            Some(RotationEvent::PrincipalChanged(..))
+        ));
     }
 
     #[test]
-    fn an_offered_token_goes_with_the_one_in_the_file_but_not_for_want_of_one_that_never_was() {
-        let mut story = Story::new();
-        story.at(0, whole(token("web", 0, HOUR)));
-        assert_eq!(story.offer(1, token("web", 1, 2 * HOUR)), Ok(RotationEvent::Refreshed));
-        story.at(2, Observation::Missing);
-        assert_eq!(story.at(12, Observation::Missing), Some(RotationEvent::Lost));
-        assert_eq!(story.offer(13, token("web", 13, 2 * HOUR)), Ok(RotationEvent::Loaded));
+    fn a_submitted_token_is_dropped_with_the_token_in_the_file_but_not_if_there_was_none() {
+        let mut bench = Bench::new();
+        bench.at(0, complete(token("web", 0, HOUR)));
+        assert_eq!(bench.submit(1, token("web", 1, 2 * HOUR)), Ok(RotationEvent::Refreshed));
+        bench.at(2, TokenReading::Missing);
+        assert_eq!(bench.at(12, TokenReading::Missing), Some(RotationEvent::Lost));
+        assert_eq!(bench.submit(13, token("web", 13, 2 * HOUR)), Ok(RotationEvent::Loaded));
         for seconds in [14, 1000] {
-            assert_eq!(story.at(seconds, Observation::Missing), None);
-            assert_eq!(story.at(seconds, Observation::Invalid("torn".into())), None);
+            assert_eq!(bench.at(seconds, TokenReading::Missing), None);
+            assert_eq!(bench.at(seconds, invalid("torn")), None);
         }
-        assert!(!story.succession.is_undecided());
-        story.at(1001, whole(token("web", 0, HOUR)));
-        story.at(1002, Observation::Missing);
-        assert_eq!(story.at(1012, Observation::Missing), Some(RotationEvent::Lost), "now it was there");
+        assert!(!bench.rotation.is_pending());
+        bench.at(1001, complete(token("web", 0, HOUR)));
+        bench.at(1002, TokenReading::Missing);
+        assert_eq!(bench.at(1012, TokenReading::Missing), Some(RotationEvent::Lost), "this time the file had one");
     }
 
     #[test]
-    fn an_offered_token_is_of_the_same_principal_and_fresher_or_refused() {
-        let mut story = Story::new();
-        story.at(100, whole(token("web", 100, HOUR)));
-        for (offered, reason) in [
+    fn a_submitted_token_must_be_fresher_and_of_the_same_principal() {
+        let mut bench = Bench::new();
+        bench.at(100, complete(token("web", 100, HOUR)));
+        for (submitted, reason) in [
             (token("shop", 200, 2 * HOUR), "that of acme/shop (development, user_1), not of acme/web"),
             (token("web", 99, 2 * HOUR), "no fresher"),
             (token("web", 100, HOUR), "no fresher"),
             (token("web", 150, 200), "expired"),
         ] {
-            let refusal = story.offer(200, offered).expect_err(reason);
+            let refusal = bench.submit(200, submitted).expect_err(reason).to_string();
             assert!(refusal.contains(reason), "{refusal}");
         }
-        assert_eq!(story.in_use(), Some(HOUR));
-        story.at(201, Observation::Invalid("torn".into()));
-        story.at(211, Observation::Invalid("torn".into()));
-        assert!(story.offer(212, token("shop", 212, HOUR)).is_err(), "whose cached tokens are still served");
-        assert_eq!(story.offer(212, token("web", 212, HOUR)), Ok(RotationEvent::Loaded));
+        assert_eq!(bench.in_use(), Some(HOUR));
+        bench.at(201, invalid("torn"));
+        bench.at(211, invalid("torn"));
+        assert!(bench.submit(212, token("shop", 212, HOUR)).is_err(), "the last principal still counts");
+        assert_eq!(bench.submit(212, token("web", 212, HOUR)), Ok(RotationEvent::Loaded));
     }
 
     #[test]
-    fn a_value_that_may_be_cut_succeeds_only_once_it_has_settled() {
-        let mut story = Story::new();
-        story.at(0, whole(token("web", 0, HOUR)));
-        assert_eq!(story.at(1, cut(token("web", 1, 2 * HOUR))), None);
-        assert!(story.succession.is_undecided());
-        assert_eq!(story.at(1, cut(token("web", 1, 2 * HOUR))), None);
-        assert_eq!(story.at(2, cut(token("web", 1, 3 * HOUR))), None, "it has changed again");
-        assert_eq!(story.at(3, cut(token("web", 1, 3 * HOUR))), Some(RotationEvent::Refreshed));
-        assert_eq!(story.in_use(), Some(3 * HOUR));
+    fn an_open_ended_value_is_used_once_it_has_settled() {
+        let mut bench = Bench::new();
+        bench.at(0, complete(token("web", 0, HOUR)));
+        assert_eq!(bench.at(1, unterminated(token("web", 1, 2 * HOUR))), None);
+        assert!(bench.rotation.is_pending());
+        assert_eq!(bench.at(1, unterminated(token("web", 1, 2 * HOUR))), None);
+        assert_eq!(bench.at(2, unterminated(token("web", 1, 3 * HOUR))), None, "it has changed again");
+        assert_eq!(bench.at(3, unterminated(token("web", 1, 3 * HOUR))), Some(RotationEvent::Refreshed));
+        assert_eq!(bench.in_use(), Some(3 * HOUR));
     }
 }

@@ -1,7 +1,7 @@
-//! Which warnings were said of which tokens, also before a restart and by other sidecars of the project.
+//! Which expiry warnings were given for which tokens, shared with other sidecars of this user and kept over restarts.
 //!
-//! `<state dir>/warned.json` holds fingerprints and steps, no secret; private, and replaced as a whole under the
-//! directory's lock. A file that cannot be read or written counts as none: a warning is rather said twice than never.
+//! `<state dir>/warned.json` has fingerprints and steps, and no secret. It is replaced as a whole under the lock of the
+//! directory. If it cannot be read or written, a warning may be repeated; none is lost.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -13,99 +13,100 @@ use tracing::warn;
 use crate::os::private_dir;
 use crate::os::safe_read;
 
-/// Tokens whose warnings are remembered.
-const REMEMBERED_TOKENS: usize = 32;
-/// A file system that does not answer for this long is not asked.
+/// The number of tokens whose warnings are remembered.
+const MAX_TOKENS: usize = 32;
+/// A read or write of the file that takes longer is abandoned.
 const FILE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Remembers what was said.
+/// Remembers which warnings were given.
 #[derive(Debug, Default)]
 pub struct WarningHistory {
-    here: Memory,
+    in_memory: WarnedTokens,
     file: Option<PathBuf>,
-    said_not_kept: bool,
+    has_reported_failure: bool,
 }
 
 impl WarningHistory {
-    /// Remembers in this process alone.
+    /// A history of this process alone.
     pub fn in_memory() -> Self {
         Self::default()
     }
 
-    /// Remembers besides in the state directory, if there is one.
+    /// A history that is also kept in the state directory, if there is one.
     pub fn kept_in(state_dir: Option<&Path>) -> Self {
         Self { file: state_dir.map(|dir| dir.join("warned.json")), ..Self::default() }
     }
 
-    /// Whether this step before a token's end, zero for the end itself, is still to be said: nobody has said it, or one
-    /// that comes after it. From now on it counts as said.
-    pub async fn is_news(&mut self, fingerprint: &str, step: Duration) -> bool {
-        if !self.here.note(fingerprint, step) {
+    /// Records the warning for a step (the time before the expiry, zero for the expiry itself). Returns whether it has to
+    /// be given: neither this step nor a later one was recorded for the token.
+    pub async fn record(&mut self, fingerprint: &str, step: Duration) -> bool {
+        if !self.in_memory.record(fingerprint, step) {
             return false;
         }
         let Some(file) = self.file.clone() else { return true };
-        let _alone = match private_dir::lock(file.parent().unwrap_or(&file)).await {
+        let _lock = match private_dir::lock(file.parent().unwrap_or(&file)).await {
             Ok(lock) => lock,
             Err(problem) => {
-                self.say_not_kept(problem);
+                self.report_failure(problem);
                 return true;
             }
         };
         let fingerprint = fingerprint.to_owned();
-        let noting = tokio::task::spawn_blocking(move || {
-            let mut everywhere = Memory::read(&file);
-            let is_news = everywhere.note(&fingerprint, step);
-            let content = serde_json::to_vec(&everywhere).unwrap_or_default();
-            let written = if is_news { private_dir::write(&file, &content) } else { Ok(()) };
-            (is_news, written)
+        let update = tokio::task::spawn_blocking(move || {
+            let mut in_file = WarnedTokens::read(&file);
+            let is_new = in_file.record(&fingerprint, step);
+            let content = serde_json::to_vec(&in_file).unwrap_or_default();
+            let written = if is_new { private_dir::write(&file, &content) } else { Ok(()) };
+            (is_new, written)
         });
-        match tokio::time::timeout(FILE_TIMEOUT, noting).await {
-            Ok(Ok((is_news, written))) => {
+        match tokio::time::timeout(FILE_TIMEOUT, update).await {
+            Ok(Ok((is_new, written))) => {
                 if let Err(problem) = written {
-                    self.say_not_kept(problem);
+                    self.report_failure(problem);
                 }
-                is_news
+                is_new
             }
             _ => true,
         }
     }
 
-    fn say_not_kept(&mut self, problem: private_dir::Problem) {
-        if !std::mem::replace(&mut self.said_not_kept, true) {
+    fn report_failure(&mut self, problem: private_dir::Problem) {
+        if !std::mem::replace(&mut self.has_reported_failure, true) {
             let hint = problem.command();
             warn!(hint, "what was warned of will be said again by the next start: {}", String::from(problem));
         }
     }
 }
 
-/// The last step said of each token, the token looked at last first.
+/// The latest step recorded for each token, the most recently used token first.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Memory {
-    said: VecDeque<Said>,
+struct WarnedTokens {
+    #[serde(rename = "said")]
+    tokens: VecDeque<WarnedToken>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Said {
+struct WarnedToken {
     fingerprint: String,
     step_ms: u64,
 }
 
-impl Memory {
+impl WarnedTokens {
     fn read(file: &Path) -> Self {
         let content = safe_read::read(file).ok();
         content.and_then(|content| serde_json::from_slice(&content.bytes).ok()).unwrap_or_default()
     }
 
-    /// Whether the step was not said yet; it is now.
-    fn note(&mut self, fingerprint: &str, step: Duration) -> bool {
+    /// Records the step and returns whether it is later than the one recorded before.
+    fn record(&mut self, fingerprint: &str, step: Duration) -> bool {
         let step_ms = u64::try_from(step.as_millis()).unwrap_or(u64::MAX);
-        let known = self.said.iter().position(|said| said.fingerprint == fingerprint);
-        let known = known.and_then(|at| self.said.remove(at));
-        let is_news = known.as_ref().is_none_or(|known| step_ms < known.step_ms);
-        let now = Said { fingerprint: fingerprint.to_owned(), step_ms };
-        self.said.push_front(known.filter(|_| !is_news).unwrap_or(now));
-        self.said.truncate(REMEMBERED_TOKENS);
-        is_news
+        let known = self.tokens.iter().position(|token| token.fingerprint == fingerprint);
+        let known = known.and_then(|at| self.tokens.remove(at));
+        let is_new = known.as_ref().is_none_or(|known| step_ms < known.step_ms);
+        let updated = WarnedToken { fingerprint: fingerprint.to_owned(), step_ms };
+        self.tokens.push_front(known.filter(|_| !is_new).unwrap_or(updated));
+        self.tokens.truncate(MAX_TOKENS);
+        is_new
     }
 }
 
@@ -123,28 +124,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_one_process_says_no_other_says_again() {
+    async fn processes_share_the_history() {
         let dir = state_dir();
-        let warned = || WarningHistory::kept_in(Some(dir.path()));
-        let (mut one, mut other) = (warned(), warned());
-        assert!(one.is_news("a", HOUR).await);
-        assert!(!other.is_news("a", HOUR).await);
-        assert!(other.is_news("a", 15 * MINUTE).await);
-        assert!(!one.is_news("a", 15 * MINUTE).await);
-        assert!(one.is_news("b", HOUR).await, "another token");
-        let mut later = warned();
+        let history = || WarningHistory::kept_in(Some(dir.path()));
+        let (mut one, mut other) = (history(), history());
+        assert!(one.record("a", HOUR).await);
+        assert!(!other.record("a", HOUR).await);
+        assert!(other.record("a", 15 * MINUTE).await);
+        assert!(!one.record("a", 15 * MINUTE).await);
+        assert!(one.record("b", HOUR).await, "another token");
+        let mut later = history();
         for step in [HOUR, 30 * MINUTE, 15 * MINUTE] {
-            assert!(!later.is_news("a", step).await, "an earlier step, after a restart");
+            assert!(!later.record("a", step).await, "an earlier step, after a restart");
         }
-        assert!(later.is_news("a", Duration::ZERO).await);
+        assert!(later.record("a", Duration::ZERO).await);
         let file = fs::metadata(dir.path().join("warned.json")).expect("a file");
         assert_eq!(file.mode() & 0o777, 0o600);
     }
 
     #[tokio::test]
-    async fn a_file_that_is_no_good_keeps_no_warning_back() {
-        type Spoil = fn(&Path);
-        let spoils: [(&str, Spoil); 5] = [
+    async fn a_bad_file_suppresses_no_warning() {
+        type Damage = fn(&Path);
+        let cases: [(&str, Damage); 5] = [
             ("garbage", |file| fs::write(file, "{\"said\":[{}]}").expect("written")),
             ("a directory", |file| fs::create_dir(file).expect("made")),
             ("a link loop", |file| std::os::unix::fs::symlink(file, file).expect("a link")),
@@ -157,25 +158,25 @@ mod tests {
                 fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("a mode");
             }),
         ];
-        for (what, spoil) in spoils {
+        for (what, damage) in cases {
             let dir = state_dir();
-            spoil(&dir.path().join("warned.json"));
-            let mut warned = WarningHistory::kept_in(Some(dir.path()));
-            assert!(warned.is_news("a", HOUR).await, "{what}");
-            assert!(!warned.is_news("a", HOUR).await, "{what}: still once in this process");
+            damage(&dir.path().join("warned.json"));
+            let mut history = WarningHistory::kept_in(Some(dir.path()));
+            assert!(history.record("a", HOUR).await, "{what}");
+            assert!(!history.record("a", HOUR).await, "{what}: still once in this process");
         }
     }
 
     #[test]
-    fn only_so_many_tokens_are_remembered_those_looked_at_last() {
-        let mut memory = Memory::default();
-        for n in 0..REMEMBERED_TOKENS {
-            assert!(memory.note(&n.to_string(), HOUR));
+    fn the_least_recently_used_tokens_are_forgotten() {
+        let mut tokens = WarnedTokens::default();
+        for n in 0..MAX_TOKENS {
+            assert!(tokens.record(&n.to_string(), HOUR));
         }
-        assert!(!memory.note("0", HOUR), "looked at again");
-        assert!(memory.note("new", HOUR));
-        assert_eq!(memory.said.len(), REMEMBERED_TOKENS);
-        assert!(!memory.note("0", HOUR));
-        assert!(memory.note("1", HOUR), "forgotten");
+        assert!(!tokens.record("0", HOUR), "used again");
+        assert!(tokens.record("new", HOUR));
+        assert_eq!(tokens.tokens.len(), MAX_TOKENS);
+        assert!(!tokens.record("0", HOUR));
+        assert!(tokens.record("1", HOUR), "forgotten");
     }
 }

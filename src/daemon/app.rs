@@ -21,7 +21,7 @@ use crate::credential::expiry_warnings::{self, WarningSteps};
 use crate::credential::refresh::{self, RefreshHandle, Refresher};
 use crate::credential::warning_history::WarningHistory;
 use crate::credential::watch::EnvFileWatch;
-use crate::credential::{Credential, Identity, Reloader, TokenState};
+use crate::credential::{Credential, Identity, ReloadHandle, TokenState};
 use crate::daemon::intercept::Interception;
 use crate::daemon::server::Server;
 use crate::daemon::server::handover::{Door, Offer, Taken};
@@ -139,7 +139,7 @@ pub struct App {
     watch: Option<EnvFileWatch>,
     refresher: Option<Refresher>,
     refresh: watch::Receiver<refresh::Snapshot>,
-    reloader: Reloader,
+    reloader: ReloadHandle,
     steps: Arc<WarningSteps>,
     warned: WarningHistory,
     clock: Clock,
@@ -200,7 +200,7 @@ impl App {
             Auth::AccessToken(secret) => {
                 let credential = Credential::access_token(secret, config.upstream.team_id.as_deref());
                 let identity = Identity::first(TokenState::Loaded(Arc::new(credential)));
-                (None, Some(watch::Sender::new(Arc::new(identity))), Reloader::default())
+                (None, Some(watch::Sender::new(Arc::new(identity))), ReloadHandle::default())
             }
         };
         let identity = match (&watch, &fixed_identity) {
@@ -211,22 +211,22 @@ impl App {
 
         let events = Events::default();
         let (accepted, was_accepted) = watch::channel(None);
-        let by_the_clock = config.refresh == Refresh::Cli;
+        let is_automatic = config.refresh == Refresh::Cli;
         let (refresher, refresh_asker, refresh) = match &watch {
             Some(watch) => {
                 let options = refresh::Options {
-                    by_the_clock,
+                    is_automatic,
                     project: config.project.clone(),
                     state_dir: config.state_dir.clone(),
                     upstream: config.upstream.name(),
-                    surroundings: config.surroundings,
+                    cli_environment: config.surroundings,
                 };
                 let (clock, events) = (clock.clone(), events.clone());
                 let (refresher, asker, refresh) =
-                    Refresher::new(options, watch.subscribe(), was_accepted, watch.offers(), clock, events);
+                    Refresher::new(options, watch.subscribe(), was_accepted, watch.submitter(), clock, events);
                 (Some(refresher), asker, refresh)
             }
-            None => (None, RefreshHandle::default(), watch::Sender::new(refresh::Snapshot::first(false)).subscribe()),
+            None => (None, RefreshHandle::default(), watch::Sender::new(refresh::Snapshot::new(false)).subscribe()),
         };
 
         let key = config.instance_key.map_or_else(Key::random, Ok).map_err(StartupError::Key)?;
@@ -240,7 +240,7 @@ impl App {
         let instance_file = match &config.state_dir {
             _ if !config.is_announced => Ok(None),
             Some(dir) => InstanceFile::write(dir, addr.port(), instance).map(Some),
-            None => Err(Problem::NoPlace),
+            None => Err(Problem::NoStateDir),
         };
         let (instance_file, kept_in) = match instance_file {
             Ok(file) => (file, config.state_dir.as_deref()),
@@ -372,7 +372,7 @@ impl App {
     }
 
     /// Makes it read the env file again.
-    pub fn reloader(&self) -> Reloader {
+    pub fn reloader(&self) -> ReloadHandle {
         self.reloader.clone()
     }
 

@@ -1,7 +1,7 @@
 //! The one owner of what the emulator knows, and the file that keeps it across restarts. Nobody holds the lock while
 //! waiting for anything.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,6 +12,7 @@ use super::flow::Flow;
 use super::oidc::{Issuer, Key};
 use super::outside::Outside;
 use super::world::{Problem, World, shown};
+use crate::os::atomic_file::{self, Durability};
 
 /// What the emulator knows.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -84,7 +85,9 @@ impl State {
             (self.changes.load(Ordering::Relaxed), serde_json::to_vec_pretty(&content).map_err(io::Error::other)?)
         };
         let path = file.path.clone();
-        let write = tokio::task::spawn_blocking(move || write(&path, &content)).await.map_err(io::Error::other)?;
+        let write =
+            tokio::task::spawn_blocking(move || atomic_file::write(&path, &content, 0o600, Durability::Machine));
+        let write = write.await.map_err(io::Error::other)?;
         write.map_err(|e| {
             io::Error::new(e.kind(), format!("could not keep the state in {}: {e}", file.path.display()))
         })?;
@@ -122,16 +125,6 @@ pub(super) fn restore(path: &Path, outside: &Outside) -> io::Result<Option<Resto
             Err(io::Error::new(io::ErrorKind::InvalidData, told.join("; ")))
         }
     }
-}
-
-/// Replaces the file: whole, for us alone, and on the disk before it has the name.
-fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    file.write_all(content)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|e| e.error)?;
-    std::fs::File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

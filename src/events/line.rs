@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use tracing::Level;
 
-use crate::os::clock::{Timestamp, spoken};
+use crate::os::clock::Timestamp;
 use crate::remedy::Remedy;
 
 /// What an event says.
@@ -91,8 +91,7 @@ impl EventLine {
             }
             Line::Rotation { at, project, expires_at } => {
                 let life = Timestamp::parse(&expires_at).zip(Timestamp::parse(&at));
-                let life =
-                    life.map(|(end, now)| format!(", expires in {}", spoken(end.since(now)))).unwrap_or_default();
+                let life = life.map(|(end, now)| format!(", {}", end.expiry(now))).unwrap_or_default();
                 let message = format!("token of {project} refreshed{life}");
                 Self { at, level: Level::INFO, message, code: None, status: None, remedy: None, fields: Vec::new() }
             }

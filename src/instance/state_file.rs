@@ -224,7 +224,7 @@ mod tests {
             fs::create_dir(&open).expect("a directory");
             fs::set_permissions(&open, fs::Permissions::from_mode(mode)).expect("a mode");
             let refused = InstanceFile::write(&open, 1, instance(7)).err().expect("refused");
-            assert!(matches!(refused, Problem::Open { .. }), "{refused}");
+            assert!(matches!(refused, Problem::AccessibleByOthers { .. }), "{refused}");
             assert_eq!(fs::metadata(&open).expect("there").mode() & 0o7777, mode);
             fs::remove_dir(&open).expect("empty");
         }

@@ -57,6 +57,14 @@ impl Timestamp {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 
+    /// `self` as an expiry, seen at `now`.
+    pub const fn expiry(self, now: Self) -> Expiry {
+        match self.0 > now.0 {
+            true => Expiry::In(self.since(now)),
+            false => Expiry::Ago(now.since(self)),
+        }
+    }
+
     /// `self` moved later by `d`, saturating.
     pub fn plus(self, d: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(d.as_millis()).unwrap_or(u64::MAX)))
@@ -303,8 +311,26 @@ impl Ticker {
     }
 }
 
-/// How people say a span: `11 h 59 min`, `14 min`, `20 s`. Rounded down, at most two units.
-pub fn spoken(span: Duration) -> String {
+/// The time until an expiry, or since it. Displays as `expires in 14 min` or `expired 2 h ago`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expiry {
+    /// It is this far in the future.
+    In(Duration),
+    /// It was this long ago; zero at the very moment.
+    Ago(Duration),
+}
+
+impl fmt::Display for Expiry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::In(left) => write!(f, "expires in {}", format_duration(*left)),
+            Self::Ago(ago) => write!(f, "expired {} ago", format_duration(*ago)),
+        }
+    }
+}
+
+/// A duration for people: `11 h 59 min`, `14 min`, `20 s`. Rounded down, at most two units.
+pub fn format_duration(span: Duration) -> String {
     let s = span.as_secs();
     match (s / 86_400, s / 3600 % 24, s / 60 % 60, s % 60) {
         (0, 0, 0, s) => format!("{s} s"),
@@ -476,7 +502,7 @@ mod tests {
             (172_800, "2 days"),
             (90_000, "1 d 1 h"),
         ] {
-            assert_eq!(spoken(Duration::from_secs(seconds)), said);
+            assert_eq!(format_duration(Duration::from_secs(seconds)), said);
         }
     }
 }

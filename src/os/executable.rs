@@ -1,13 +1,12 @@
-//! Which file a program on PATH is, and whether it is safe to run (docs/security.md A2).
+//! Finds programs on PATH that are safe to run (docs/security.md A2).
 //!
-//! What a project brings along is never run: not from the project itself or the repository around it, not from the
-//! `node_modules/.bin` of a directory above it, which package managers put on PATH. Nor is what another user could have
-//! put there or changed. Only files and their own directories are looked at; who could replace a directory above them is
-//! not asked.
+//! A program is not run if the project could have supplied it: from the project, from the repository around it, or from a
+//! `node_modules/.bin` (package managers put those of parent directories on PATH). Neither is a program that another
+//! user could have replaced. The check covers the file and its directory; the directories above are not checked.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -17,64 +16,96 @@ use serde::de::IgnoredAny;
 
 use crate::os::safe_read;
 
-/// What lies at the root of a repository or workspace, besides a `package.json` with workspaces.
-const ROOT_MARKS: [&str; 3] = [".git", ".vercel/repo.json", "pnpm-workspace.yaml"];
-/// A first line of a script is looked at so far, in bytes: Linux itself goes no further.
-const FIRST_LINE: u64 = 256;
-/// A script's interpreter may be a script, and so on: Linux goes no deeper.
-const DEEPEST: usize = 4;
+/// Files that mark the root of a repository or workspace, besides a `package.json` with workspaces.
+const ROOT_MARKERS: [&str; 3] = [".git", ".vercel/repo.json", "pnpm-workspace.yaml"];
+/// Linux reads no more of a script's first line, in bytes.
+const MAX_FIRST_LINE: u64 = 256;
+/// The interpreter of a script may be a script. Linux follows no longer chain.
+const MAX_INTERPRETERS: usize = 4;
 
-/// A program on PATH.
+/// A program found on PATH.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// As PATH names it.
+    /// Its path, as PATH has it.
     pub file: PathBuf,
-    /// The file itself, all links followed; or why it is not run, for people.
-    pub judged: Result<PathBuf, String>,
+    /// The canonical path, or why it must not be run.
+    pub checked: Result<PathBuf, Untrusted>,
 }
 
-/// The first program of this name on `path` that may be run; where there is none, the first that may not. Nothing is
-/// found by a name that is a path.
+/// Why a program must not be run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Untrusted {
+    /// The file or its directory cannot be read.
+    #[error("{} cannot be looked at ({})", .0.display(), .1)]
+    Unreadable(PathBuf, io::ErrorKind),
+    /// Its directory is a `node_modules/.bin`.
+    #[error("it is in node_modules/.bin, which a project fills")]
+    NodeModules,
+    /// It is inside the project or its repository.
+    #[error("it is inside the project or the repository around it, which may have planted it")]
+    InProject,
+    /// It is not an executable regular file.
+    #[error("it is no executable file")]
+    NotExecutable,
+    /// The file or its directory belongs neither to this user nor to root.
+    #[error("{} belongs to another user", .0.display())]
+    OtherOwner(PathBuf),
+    /// The group or others can write to the file or its directory.
+    #[error("others may write to {shown}, `chmod go-w` it if that is not meant", shown = .0.display())]
+    WritableByOthers(PathBuf),
+}
+
+impl Untrusted {
+    fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |e| Self::Unreadable(path.to_owned(), e.kind())
+    }
+}
+
+/// The first program of this name on `path` that may be run; if there is none, the first that may not. A name with a
+/// slash is not found.
 ///
-/// Asked for anew before each run: what was judged is what is run, and an upgrade may move it.
+/// Call it before every run and do not keep the result: an upgrade may replace the file.
 pub fn find(name: &str, path: &OsStr, project: &Path) -> Option<Found> {
     let entries = std::env::split_paths(path).filter(|entry| entry.is_absolute() && !name.contains('/'));
-    let candidates = entries.map(|entry| entry.join(name)).filter(|file| file.exists());
-    let judged = candidates.map(|file| Found { judged: judge(&file, project), file });
-    // Of several that are as good, the first.
-    judged.min_by_key(|found| found.judged.is_err())
+    let files = entries.map(|entry| entry.join(name)).filter(|file| file.exists());
+    let found = files.map(|file| Found { checked: check(&file, project), file });
+    // `min_by_key` returns the first of several equal ones.
+    found.min_by_key(|found| found.checked.is_err())
 }
 
-/// The program at an absolute path, all links followed, if it may be run. An error is the reason for people.
-pub fn judge(file: &Path, project: &Path) -> Result<PathBuf, String> {
-    let root = root(project, std::env::home_dir().as_deref());
-    judge_directory(file.parent().unwrap_or(Path::new("/")), root)?;
-    judge_file(file, root)
+/// The canonical path of the program at an absolute path, if it may be run.
+pub fn check(file: &Path, project: &Path) -> Result<PathBuf, Untrusted> {
+    let root = repository_root(project, std::env::home_dir().as_deref());
+    check_directory(file.parent().unwrap_or(Path::new("/")), root)?;
+    check_file(file, root)
 }
 
-/// The entries of a PATH from which programs may be run, for what `program` runs itself. Where its first line asks `env`
-/// for an interpreter, none of them has one by that name that may not be run.
-pub fn trusted(path: &OsStr, program: &Path, project: &Path) -> OsString {
-    let root = root(project, std::env::home_dir().as_deref());
+/// A PATH for `program` itself, with only those entries of `path` from which programs may be run.
+///
+/// The Vercel CLI is a script that starts with `#!/usr/bin/env node`, so the kernel lets `env` search PATH for the
+/// interpreter. An entry is therefore also dropped if its file of that name may not be run. The interpreter can be a
+/// script as well (the `node` of a version manager), so the chain is followed.
+pub fn trusted_path(path: &OsStr, program: &Path, project: &Path) -> OsString {
+    let root = repository_root(project, std::env::home_dir().as_deref());
     let entries = std::env::split_paths(path).filter(|entry| entry.is_absolute());
-    let mut trusted: Vec<_> = entries.filter_map(|entry| judge_directory(&entry, root).ok()).collect();
+    let mut trusted: Vec<_> = entries.filter_map(|entry| check_directory(&entry, root).ok()).collect();
     let mut script = program.to_owned();
-    for _ in 0..DEEPEST {
-        let Some(name) = interpreter(&script) else { break };
-        // Also a link that leads nowhere yet.
-        let is_there = |file: &Path| file.symlink_metadata().is_ok();
-        trusted.retain(|entry| !is_there(&entry.join(&name)) || judge_file(&entry.join(&name), root).is_ok());
-        let Some(found) = trusted.iter().map(|entry| entry.join(&name)).find(|file| is_there(file)) else { break };
+    for _ in 0..MAX_INTERPRETERS {
+        let Some(name) = env_interpreter(&script) else { break };
+        // A dangling link counts: its target may be created at any time.
+        let exists = |file: &Path| file.symlink_metadata().is_ok();
+        trusted.retain(|entry| !exists(&entry.join(&name)) || check_file(&entry.join(&name), root).is_ok());
+        let Some(found) = trusted.iter().map(|entry| entry.join(&name)).find(|file| exists(file)) else { break };
         script = found;
     }
-    // One with a colon in its name, to which a link leads, cannot be joined.
+    // Fails only for a canonical path that contains a colon.
     std::env::join_paths(trusted).unwrap_or_default()
 }
 
-/// The name by which a script's first line asks `env` for its interpreter.
-fn interpreter(script: &Path) -> Option<String> {
+/// The interpreter's name in a first line such as `#!/usr/bin/env node`.
+fn env_interpreter(script: &Path) -> Option<String> {
     let mut start = Vec::new();
-    File::open(script).ok()?.take(FIRST_LINE).read_to_end(&mut start).ok()?;
+    File::open(script).ok()?.take(MAX_FIRST_LINE).read_to_end(&mut start).ok()?;
     let start = String::from_utf8_lossy(start.strip_prefix(b"#!")?).into_owned();
     let mut words = start.lines().next()?.split_ascii_whitespace();
     words.next().filter(|program| program.ends_with("/env"))?;
@@ -82,60 +113,57 @@ fn interpreter(script: &Path) -> Option<String> {
     words.find(|word| !word.is_empty() && !word.starts_with('-') && !word.contains('=')).map(str::to_owned)
 }
 
-/// What counts as the project: it with all directories above it up to the topmost that looks like the root of a
-/// repository, for what lies in one may say that it is a root itself. Neither `home` nor what contains it is one.
-fn root<'a>(project: &'a Path, home: Option<&Path>) -> &'a Path {
+/// The topmost directory at or above the project that looks like the root of a repository, else the project. The topmost,
+/// because a nested directory could declare itself a root to exclude its surroundings. Neither `home` nor a directory
+/// that contains it is a root.
+fn repository_root<'a>(project: &'a Path, home: Option<&Path>) -> &'a Path {
     let home = home.and_then(|home| home.canonicalize().ok()).unwrap_or_else(|| "/".into());
     let above = project.ancestors().take_while(|dir| dir.parent().is_some() && !home.starts_with(dir));
-    above.filter(|dir| is_root(dir)).last().unwrap_or(project)
+    above.filter(|dir| is_repository_root(dir)).last().unwrap_or(project)
 }
 
-fn is_root(dir: &Path) -> bool {
+fn is_repository_root(dir: &Path) -> bool {
     #[derive(Deserialize)]
     struct Package {
         workspaces: Option<IgnoredAny>,
     }
     let package = || serde_json::from_slice::<Package>(&safe_read::read(&dir.join("package.json")).ok()?.bytes).ok();
-    ROOT_MARKS.iter().any(|mark| dir.join(mark).exists()) || package().is_some_and(|it| it.workspaces.is_some())
+    ROOT_MARKERS.iter().any(|name| dir.join(name).exists()) || package().is_some_and(|it| it.workspaces.is_some())
 }
 
-/// The directory, all links followed, if programs in it may be run.
-fn judge_directory(entry: &Path, root: &Path) -> Result<PathBuf, String> {
-    let directory = entry.canonicalize().map_err(|e| format!("its directory cannot be looked at ({})", e.kind()))?;
+/// The canonical directory, if programs in it may be run.
+fn check_directory(entry: &Path, root: &Path) -> Result<PathBuf, Untrusted> {
+    let directory = entry.canonicalize().map_err(Untrusted::unreadable(entry))?;
     if [entry, &directory].iter().any(|path| path.ends_with("node_modules/.bin")) {
-        return Err("it is in node_modules/.bin, which a project fills".into());
+        return Err(Untrusted::NodeModules);
     }
-    refuse_in_project(&[entry, &directory], root)?;
-    refuse_foreign(&directory)?;
+    check_outside(root, &[entry, &directory])?;
+    check_owner_and_mode(&directory)?;
     Ok(directory)
 }
 
-fn judge_file(candidate: &Path, root: &Path) -> Result<PathBuf, String> {
-    let file = candidate.canonicalize().map_err(|e| format!("it cannot be looked at ({})", e.kind()))?;
-    refuse_in_project(&[&file], root)?;
+fn check_file(file: &Path, root: &Path) -> Result<PathBuf, Untrusted> {
+    let file = file.canonicalize().map_err(Untrusted::unreadable(file))?;
+    check_outside(root, &[&file])?;
     if !fs::metadata(&file).is_ok_and(|meta| meta.is_file() && meta.mode() & 0o111 != 0) {
-        return Err("it is no executable file".into());
+        return Err(Untrusted::NotExecutable);
     }
-    refuse_foreign(&file)?;
-    refuse_foreign(file.parent().unwrap_or(Path::new("/")))?;
+    check_owner_and_mode(&file)?;
+    check_owner_and_mode(file.parent().unwrap_or(Path::new("/")))?;
     Ok(file)
 }
 
-fn refuse_in_project(paths: &[&Path], root: &Path) -> Result<(), String> {
-    match paths.iter().any(|path| path.starts_with(root)) {
-        true => Err("it is inside the project or the repository around it, which may have planted it".into()),
-        false => Ok(()),
-    }
+fn check_outside(root: &Path, paths: &[&Path]) -> Result<(), Untrusted> {
+    if paths.iter().any(|path| path.starts_with(root)) { Err(Untrusted::InProject) } else { Ok(()) }
 }
 
-fn refuse_foreign(path: &Path) -> Result<(), String> {
-    let shown = path.display();
-    let meta: Metadata = fs::metadata(path).map_err(|e| format!("{shown} cannot be looked at ({})", e.kind()))?;
+fn check_owner_and_mode(path: &Path) -> Result<(), Untrusted> {
+    let meta: Metadata = fs::metadata(path).map_err(Untrusted::unreadable(path))?;
     if meta.uid() != 0 && meta.uid() != Uid::effective().as_raw() {
-        return Err(format!("{shown} belongs to another user"));
+        return Err(Untrusted::OtherOwner(path.to_owned()));
     }
     if meta.mode() & 0o022 != 0 {
-        return Err(format!("others may write to {shown}, `chmod go-w` it if that is not meant"));
+        return Err(Untrusted::WritableByOthers(path.to_owned()));
     }
     Ok(())
 }
@@ -156,12 +184,12 @@ mod tests {
             this
         }
 
-        /// Without links on the way, as a project's directory is known.
+        /// The canonical path.
         fn at(&self, path: &str) -> PathBuf {
             self.0.path().canonicalize().expect("a directory").join(path)
         }
 
-        /// A program in a directory, both with these modes.
+        /// Creates a program in a directory, with these modes.
         fn program(&self, directory: &str, directory_mode: u32, mode: u32) -> PathBuf {
             let directory = self.at(directory);
             fs::create_dir_all(&directory).expect("a directory");
@@ -186,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_that_may_be_run_is_found_with_the_entries_that_are_fit() {
+    fn the_first_trusted_program_is_found_and_untrusted_entries_are_dropped() {
         let machine = Machine::new();
         machine.program("project/node_modules/.bin", 0o755, 0o755);
         machine.program("open", 0o777, 0o755);
@@ -194,13 +222,13 @@ mod tests {
         machine.program("later", 0o755, 0o755);
         fs::create_dir(machine.at("tools")).expect("a directory");
         let entries = ["project/node_modules/.bin", "open", "none", "tools", "bin", "later"];
-        assert_eq!(machine.find(&entries), Some(Found { file: good.clone(), judged: Ok(good) }));
-        let trusted = trusted(&machine.path(&entries), Path::new("/bin/sh"), &machine.at("project"));
+        assert_eq!(machine.find(&entries), Some(Found { file: good.clone(), checked: Ok(good) }));
+        let trusted = trusted_path(&machine.path(&entries), Path::new("/bin/sh"), &machine.at("project"));
         assert_eq!(trusted, machine.path(&["tools", "bin", "later"]));
     }
 
     #[test]
-    fn what_a_project_or_another_user_could_have_put_there_is_not_run() {
+    fn programs_of_the_project_and_of_other_users_are_untrusted() {
         let machine = Machine::new();
         machine.program("project/bin", 0o755, 0o755);
         machine.program("node_modules/.bin", 0o755, 0o755);
@@ -226,7 +254,7 @@ mod tests {
             ("open-target", "others may write"),
             ("plain", "no executable file"),
         ] {
-            let problem = machine.find(&[entry]).expect(entry).judged.expect_err(entry);
+            let problem = machine.find(&[entry]).expect(entry).checked.expect_err(entry).to_string();
             assert!(problem.contains(reason), "{entry}: {problem}");
         }
         for entry in ["none", "./bin"] {
@@ -235,13 +263,13 @@ mod tests {
         if Uid::effective().is_root() {
             let foreign = machine.program("foreign", 0o755, 0o755);
             std::os::unix::fs::chown(&foreign, Some(65534), None).expect("given away");
-            let problem = machine.find(&["foreign"]).expect("found").judged.expect_err("foreign");
+            let problem = machine.find(&["foreign"]).expect("found").checked.expect_err("foreign").to_string();
             assert!(problem.contains("another user"), "{problem}");
         }
     }
 
     #[test]
-    fn the_repository_around_a_project_is_as_the_project() {
+    fn the_repository_around_a_project_is_untrusted() {
         let workspaces = r#"{"workspaces":["apps/*"]}"#;
         for (mark, content, covers) in [
             ("repo/.git/HEAD", "", true),
@@ -263,21 +291,21 @@ mod tests {
             fs::write(mark_at, content).expect("written");
             let expected = if covers { machine.at("home/repo") } else { project.clone() };
             let shown = format!("{mark} {content}");
-            assert_eq!(root(&project, Some(&machine.at("home"))), expected, "{shown}");
-            // It cannot make itself smaller.
+            assert_eq!(repository_root(&project, Some(&machine.at("home"))), expected, "{shown}");
+            // A root inside the repository changes nothing.
             fs::write(project.join("package.json"), workspaces).expect("written");
-            assert_eq!(root(&project, Some(&machine.at("home"))), expected, "{shown}");
+            assert_eq!(repository_root(&project, Some(&machine.at("home"))), expected, "{shown}");
             machine.program("home/repo/bin", 0o755, 0o755);
-            let judged = find("tool", &machine.path(&["home/repo/bin"]), &project).expect("found").judged;
+            let checked = find("tool", &machine.path(&["home/repo/bin"]), &project).expect("found").checked;
             if covers {
-                assert!(judged.expect_err(&shown).contains("repository around it"), "{shown}");
+                assert!(checked.expect_err(&shown).to_string().contains("repository around it"), "{shown}");
             }
         }
-        assert_eq!(root(Path::new("/"), None), Path::new("/"));
+        assert_eq!(repository_root(Path::new("/"), None), Path::new("/"));
     }
 
     #[test]
-    fn what_a_script_is_run_by_is_judged_as_well() {
+    fn the_interpreters_of_a_script_are_checked() {
         let machine = Machine::new();
         let program = machine.program("bin", 0o755, 0o755);
         let (project, path) = (machine.at("project"), machine.path(&["links", "dangling", "good", "bin"]));
@@ -300,12 +328,12 @@ mod tests {
             ("node", &all),
         ] {
             fs::write(&program, format!("{line}\nconsole.log()\n")).expect("written");
-            assert_eq!(trusted(&path, &program, &project), machine.path(expected), "{line}");
+            assert_eq!(trusted_path(&path, &program, &project), machine.path(expected), "{line}");
         }
-        // An interpreter that is a script itself.
+        // The interpreter is a script.
         fs::write(&program, "#!/usr/bin/env node\n").expect("written");
         fs::write(machine.at("good/node"), "#!/usr/bin/env shell\n").expect("written");
         symlink(machine.at("project/bin/node"), machine.at("bin/shell")).expect("a link");
-        assert_eq!(trusted(&path, &program, &project), machine.path(&["good"]));
+        assert_eq!(trusted_path(&path, &program, &project), machine.path(&["good"]));
     }
 }

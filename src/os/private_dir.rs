@@ -1,12 +1,13 @@
-//! A directory that nobody else can enter, held by one process at a time: for what must not be prepared, swapped or made
-//! twice by another.
+//! Directories that belong to this user alone (mode 0700), with an exclusive lock between processes.
 //!
-//! Nothing is ever made private here that was not: a directory that others may enter is refused, since what is in it may
-//! be another's. Whoever uses one says what to do about it, by [`Problem::command`] and [`Problem::advice`].
+//! One policy for every directory in which a file of another user would be trusted, such as the state directory
+//! (docs/security.md D1, D2): owned by the effective user, no access for group and others, not a symbolic link. A
+//! directory that fails the check is refused and never repaired, because its content may already belong to another user.
+//! [`Problem::command`] and [`Problem::advice`] say what to do about it.
 
-use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,65 +16,66 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, Uid, access};
 
+use crate::os::atomic_file::{self, Durability};
 use crate::os::shell_quoting;
 
-/// Another of our processes holds the lock for a few milliseconds; who holds it longer is none.
+/// Our processes hold the lock for a few milliseconds only; after a second it is another program's.
 const LOCK_ATTEMPTS: u32 = 100;
-const LOCK_PAUSE: Duration = Duration::from_millis(10);
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Why a directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// There is no place for the state of sidecars.
+    /// No state directory is configured.
     #[error("neither XDG_STATE_HOME nor HOME is set to an absolute path")]
-    NoPlace,
-    /// It leads elsewhere.
+    NoStateDir,
+    /// The path is a symbolic link.
     #[error("{} is a link, not the directory itself", .0.display())]
-    Link(PathBuf),
-    /// Something else is in its place, or in that of one above it.
+    Symlink(PathBuf),
+    /// The path, or a part of it, is something other than a directory.
     #[error("{} is not a directory", .0.display())]
     NotADirectory(PathBuf),
-    /// It belongs to another user.
+    /// The directory belongs to another user.
     #[error("{} is not a directory of yours, it belongs to user {owner}", .dir.display())]
-    Foreign {
+    OtherOwner {
         /// The directory.
         dir: PathBuf,
-        /// Its owner.
+        /// User id of its owner.
         owner: u32,
     },
-    /// The group or everybody may look or write into it.
-    #[error("others have access to {} (its mode is {:o}){}", .dir.display(), .mode, held(.foreign.as_deref()))]
-    Open {
+    /// The mode gives access to the group or to others.
+    #[error("others have access to {} (its mode is {:o}){}", .dir.display(), .mode, other_owner_note(.other_users_file.as_deref()))]
+    AccessibleByOthers {
         /// The directory.
         dir: PathBuf,
-        /// Its permissions.
+        /// Its permission bits.
         mode: u32,
-        /// Something in it that belongs to another user.
-        foreign: Option<PathBuf>,
+        /// A file in it that belongs to another user, if there is one.
+        other_users_file: Option<PathBuf>,
     },
-    /// It was made for us alone, and is open nevertheless.
+    /// The directory was created with mode 0700 and the file system ignored that.
     #[error("others have access to {}, as its file system keeps no permissions", .0.display())]
-    KeepsNoModes(PathBuf),
-    /// The system said no.
-    #[error("could not {what} {}: {}", .path.display(), cause(.source))]
+    NoPermissions(PathBuf),
+    /// A system call failed.
+    #[error("could not {operation} {}: {}", .path.display(), plain_cause(.source))]
     System {
-        /// What was tried, with what follows.
-        what: &'static str,
+        /// What was tried, as a verb phrase that the path completes.
+        operation: &'static str,
         /// The directory, or a file in it.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Another process uses it.
+    /// Another process has held the lock for too long.
     #[error("another program holds a lock on {}", .0.display())]
     Locked(PathBuf),
 }
 
-fn held(foreign: Option<&Path>) -> String {
-    foreign.map_or_else(String::new, |file| format!(", and {} belongs to another user", file.display()))
+fn other_owner_note(file: Option<&Path>) -> String {
+    file.map_or_else(String::new, |file| format!(", and {} belongs to another user", file.display()))
 }
 
-fn cause(error: &io::Error) -> String {
+fn plain_cause(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::StorageFull => "the disk is full".into(),
         io::ErrorKind::QuotaExceeded => "your quota of the disk is used up".into(),
@@ -84,41 +86,43 @@ fn cause(error: &io::Error) -> String {
 }
 
 impl Problem {
-    fn system(what: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
-        Self::System { what, path: path.to_owned(), source: source.into() }
+    fn system(operation: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
+        Self::System { operation, path: path.to_owned(), source: source.into() }
     }
 
-    /// The command that mends it, where one does.
+    /// The shell command that fixes it, if there is one.
     pub fn command(&self) -> Option<String> {
         match self {
-            Self::Open { dir, .. } => Some(format!("chmod 700 {}", shell_quoting::file(dir))),
+            Self::AccessibleByOthers { dir, .. } => Some(format!("chmod 700 {}", shell_quoting::file(dir))),
             Self::NotADirectory(file) => {
                 let mut old = file.clone().into_os_string();
                 old.push(".old");
                 Some(format!("mv {} {}", shell_quoting::file(file), shell_quoting::file(old.as_ref())))
             }
-            // As after a start by sudo.
-            Self::Foreign { dir, owner: 0 } => {
+            // Typically left behind by a start with sudo.
+            Self::OtherOwner { dir, owner: 0 } => {
                 Some(format!("sudo chown -R {} {}", Uid::effective(), shell_quoting::file(dir)))
             }
             _ => None,
         }
     }
 
-    /// What to do besides, or instead, where it is the directory for the state of sidecars.
+    /// What to do in addition to the command, or instead of it, if the directory is the state directory.
     pub fn advice(&self) -> Option<&'static str> {
         const ELSEWHERE: &str = "set XDG_STATE_HOME to a directory of your own";
         match self {
-            Self::NoPlace => Some("set HOME, or XDG_STATE_HOME, to the absolute path of a directory of your own"),
-            Self::Open { foreign: Some(_), .. } => Some("first see what others have put there, and remove it"),
-            Self::Open { foreign: None, .. } => {
+            Self::NoStateDir => Some("set HOME, or XDG_STATE_HOME, to the absolute path of a directory of your own"),
+            Self::AccessibleByOthers { other_users_file: Some(_), .. } => {
+                Some("first see what others have put there, and remove it")
+            }
+            Self::AccessibleByOthers { other_users_file: None, .. } => {
                 Some("where that changes nothing, as on a drive of Windows, set XDG_STATE_HOME to another file system")
             }
-            Self::KeepsNoModes(_) => Some("set XDG_STATE_HOME to a directory on another file system"),
-            Self::Foreign { owner, .. } if Uid::effective().is_root() && *owner != 0 => {
+            Self::NoPermissions(_) => Some("set XDG_STATE_HOME to a directory on another file system"),
+            Self::OtherOwner { owner, .. } if Uid::effective().is_root() && *owner != 0 => {
                 Some("run it as the user whom the directory belongs to, or set XDG_STATE_HOME")
             }
-            Self::Link(_) | Self::Foreign { .. } => Some(ELSEWHERE),
+            Self::Symlink(_) | Self::OtherOwner { .. } => Some(ELSEWHERE),
             Self::System { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some("make room on that disk"),
                 io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => Some(ELSEWHERE),
@@ -128,33 +132,36 @@ impl Problem {
         }
     }
 
-    /// The problem with the command that mends it.
+    /// The problem, followed by the command that fixes it.
     pub fn with_command(&self) -> String {
         self.command().map_or_else(|| self.to_string(), |command| format!("{self}; run `{command}`"))
     }
-}
 
-/// All of it on one line, for people.
-impl From<Problem> for String {
-    fn from(problem: Problem) -> Self {
-        let advice = problem.advice().map_or_else(Self::new, |advice| format!("; {advice}"));
-        problem.with_command() + &advice
+    /// The problem, the command and the advice on one line.
+    pub fn with_advice(&self) -> String {
+        let advice = self.advice().map_or_else(String::new, |advice| format!("; {advice}"));
+        self.with_command() + &advice
     }
 }
 
-/// The directory, made (0700) if need be, known to be ours alone, and locked against our other processes until the lock
-/// is dropped.
+impl From<Problem> for String {
+    fn from(problem: Problem) -> Self {
+        problem.with_advice()
+    }
+}
+
+/// [`make`]s the directory and locks it against our other processes until the lock is dropped. Gives up after a second.
 pub async fn lock(dir: &Path) -> Result<Flock<File>, Problem> {
     for _ in 0..LOCK_ATTEMPTS {
         if let Some(lock) = try_lock(dir)? {
             return Ok(lock);
         }
-        tokio::time::sleep(LOCK_PAUSE).await;
+        tokio::time::sleep(LOCK_RETRY_INTERVAL).await;
     }
     Err(Problem::Locked(dir.to_owned()))
 }
 
-/// The same without waiting: `None` while somebody else has it locked.
+/// Like [`lock`], without waiting: `None` while another process holds the lock.
 pub fn try_lock(dir: &Path) -> Result<Option<Flock<File>>, Problem> {
     make(dir)?;
     let opened = File::open(dir).map_err(|e| Problem::system("open", dir, e))?;
@@ -165,107 +172,108 @@ pub fn try_lock(dir: &Path) -> Result<Option<Flock<File>>, Problem> {
     }
 }
 
-/// The directory, made (0700) if need be, known to be ours alone. What is above it may be anybody's and is made, too: where
-/// it must be ours as well, it is made by a call of its own before.
+/// Creates the directory (0700) with its missing parents if needed, and [`check`]s it. The parents are not checked: use
+/// [`make_within`] if they have to be private as well.
 pub fn make(dir: &Path) -> Result<(), Problem> {
     let is_new = dir.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
     if let Err(e) = DirBuilder::new().recursive(true).mode(0o700).create(dir) {
-        place_of(dir)?;
+        existing_part(dir)?;
         return Err(Problem::system("make the directory", dir, e));
     }
     match check(dir) {
-        Err(Problem::Open { dir, .. }) if is_new => Err(Problem::KeepsNoModes(dir)),
+        Err(Problem::AccessibleByOthers { dir, .. }) if is_new => Err(Problem::NoPermissions(dir)),
         checked => checked,
     }
 }
 
-/// Refuses a directory that is not ours alone.
+/// [`make`]s `root` and every directory on the relative path below it, and returns the last. Whoever could write to one
+/// of them could replace what is below it.
+pub fn make_within(root: &Path, relative: impl AsRef<Path>) -> Result<PathBuf, Problem> {
+    make(root)?;
+    let mut dir = root.to_owned();
+    for name in relative.as_ref() {
+        dir.push(name);
+        make(&dir)?;
+    }
+    Ok(dir)
+}
+
+/// Fails unless the path is a directory of this user's that nobody else has access to.
 pub fn check(dir: &Path) -> Result<(), Problem> {
     let meta = fs::symlink_metadata(dir).map_err(|e| Problem::system("look at", dir, e))?;
     let dir = dir.to_owned();
     if meta.is_symlink() {
-        return Err(Problem::Link(dir));
+        return Err(Problem::Symlink(dir));
     }
     if !meta.is_dir() {
         return Err(Problem::NotADirectory(dir));
     }
     if meta.uid() != Uid::effective().as_raw() {
-        return Err(Problem::Foreign { dir, owner: meta.uid() });
+        return Err(Problem::OtherOwner { dir, owner: meta.uid() });
     }
     if meta.mode() & 0o077 != 0 {
-        let foreign = foreign_in(&dir);
-        return Err(Problem::Open { dir, mode: meta.mode() & 0o7777, foreign });
+        let other_users_file = find_other_users_file(&dir);
+        return Err(Problem::AccessibleByOthers { dir, mode: meta.mode() & 0o7777, other_users_file });
     }
     Ok(())
 }
 
-/// Whether [`make`] and [`write`] would succeed, as far as that is seen without changing anything.
+/// Predicts whether [`make`] and [`write`] would succeed, without changing anything.
 pub fn examine(dir: &Path) -> Result<(), Problem> {
-    let place = place_of(dir)?;
-    access(place, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|e| Problem::system("write to", place, e))?;
-    match statvfs(place) {
+    let existing = existing_part(dir)?;
+    access(existing, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|e| Problem::system("write to", existing, e))?;
+    match statvfs(existing) {
         Ok(disk) if disk.blocks() > 0 && disk.blocks_available() == 0 => {
-            Err(Problem::system("write to", place, io::ErrorKind::StorageFull))
+            Err(Problem::system("write to", existing, io::ErrorKind::StorageFull))
         }
         _ => Ok(()),
     }
 }
 
-/// The directory, if it is there and ours alone; where it is not there, the nearest above it, in which it would be made.
-fn place_of(dir: &Path) -> Result<&Path, Problem> {
-    let place = nearest(dir);
-    if place == dir {
+/// The directory itself, [`check`]ed, or the nearest existing directory above it, in which it would be created.
+fn existing_part(dir: &Path) -> Result<&Path, Problem> {
+    let existing = dir.ancestors().find(|path| path.symlink_metadata().is_ok()).unwrap_or(dir);
+    if existing == dir {
         check(dir)?;
-    } else if !place.is_dir() {
-        return Err(Problem::NotADirectory(place.to_owned()));
+    } else if !existing.is_dir() {
+        return Err(Problem::NotADirectory(existing.to_owned()));
     }
-    Ok(place)
+    Ok(existing)
 }
 
-/// The path itself or the nearest above it at which there is something.
-fn nearest(dir: &Path) -> &Path {
-    dir.ancestors().find(|path| path.symlink_metadata().is_ok()).unwrap_or(dir)
-}
-
-/// Something in a directory that is neither ours nor root's.
-fn foreign_in(dir: &Path) -> Option<PathBuf> {
-    let ours = [0, Uid::effective().as_raw()];
+/// A file in the directory that belongs neither to this user nor to root.
+fn find_other_users_file(dir: &Path) -> Option<PathBuf> {
+    let trusted = [0, Uid::effective().as_raw()];
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let is_foreign = |entry: &fs::DirEntry| entry.metadata().is_ok_and(|meta| !ours.contains(&meta.uid()));
-    entries.into_iter().find(is_foreign).map(|entry| entry.path())
+    let is_other_users = |entry: &fs::DirEntry| entry.metadata().is_ok_and(|meta| !trusted.contains(&meta.uid()));
+    entries.into_iter().find(is_other_users).map(|entry| entry.path())
 }
 
-/// Has git leave out all that is in such a directory: it may be in a work tree, as where a home is one.
+/// Writes a `.gitignore` that excludes the whole directory: it may be inside a work tree, for example if the user's home
+/// is one.
 pub fn keep_from_git(dir: &Path) -> Result<(), Problem> {
     const RULES: &[u8] = b"*\n";
     let path = dir.join(".gitignore");
-    if fs::read(&path).is_ok_and(|there| there == RULES) { Ok(()) } else { write(&path, RULES) }
+    if fs::read(&path).is_ok_and(|existing| existing == RULES) { Ok(()) } else { write(&path, RULES) }
 }
 
-/// Puts a file (0600) into such a directory, whole or not at all. What was there before is replaced.
+/// Writes or replaces a file (0600) in a private directory, atomically.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Problem> {
-    let write = || -> io::Result<()> {
-        let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-        let permissions = Permissions::from_mode(0o600);
-        let mut file = tempfile::Builder::new().prefix(".").permissions(permissions).tempfile_in(dir)?;
-        file.write_all(bytes)?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().map_err(|e| Problem::system("write", path, e))
+    atomic_file::write(path, bytes, 0o600, Durability::Process).map_err(|e| Problem::system("write", path, e))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{chown, symlink};
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
     use tempfile::TempDir;
 
     fn private() -> TempDir {
         tempfile::Builder::new().permissions(Permissions::from_mode(0o700)).tempdir().expect("a directory")
     }
 
-    /// The reason, for people.
+    /// The error as one line.
     fn refused(locked: Result<Flock<File>, Problem>) -> String {
         locked.expect_err("refused").into()
     }
@@ -275,14 +283,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_made_with_all_above_it_and_closed_to_others() {
+    async fn directory_and_missing_parents_are_created_with_mode_0700() {
         let dir = private();
         let _lock = lock(&dir.path().join("new/newer")).await.expect("a directory");
         assert_eq!((mode(&dir.path().join("new")), mode(&dir.path().join("new/newer"))), (0o700, 0o700));
     }
 
     #[tokio::test]
-    async fn one_that_is_not_ours_alone_is_refused() {
+    async fn a_directory_that_others_can_access_is_refused() {
         let dir = private();
         let at = |name: &str| dir.path().join(name);
         for (name, bits) in [("everybody", 0o777), ("readable", 0o750), ("passable", 0o701), ("sticky", 0o1777)] {
@@ -291,7 +299,7 @@ mod tests {
             let reason = refused(lock(&at(name)).await);
             let expected = format!("chmod 700 {}", at(name).display());
             assert!(reason.contains("others have access") && reason.contains(&expected), "{reason}");
-            assert_eq!(mode(&at(name)), bits, "left as it is");
+            assert_eq!(mode(&at(name)), bits, "unchanged");
         }
         fs::create_dir(at("ours")).expect("a directory");
         symlink(at("ours"), at("link")).expect("a link");
@@ -305,14 +313,14 @@ mod tests {
         if Uid::effective().is_root() {
             fs::create_dir(at("foreign")).expect("a directory");
             fs::set_permissions(at("foreign"), Permissions::from_mode(0o700)).expect("a mode");
-            chown(at("foreign"), Some(65534), None).expect("given away");
+            chown(at("foreign"), Some(65534), None).expect("chown");
             let reason = refused(lock(&at("foreign")).await);
             assert!(reason.contains("not a directory of yours") && reason.contains("user 65534"), "{reason}");
         }
     }
 
     #[tokio::test]
-    async fn what_another_has_put_into_an_open_one_is_named() {
+    async fn a_file_of_another_user_in_an_open_directory_is_named() {
         if !Uid::effective().is_root() {
             return;
         }
@@ -323,7 +331,7 @@ mod tests {
         assert!(!reason.contains("belongs to another user"), "{reason}");
         let theirs = dir.path().join("2774.json");
         fs::write(&theirs, "").expect("a file");
-        chown(&theirs, Some(65534), None).expect("given away");
+        chown(&theirs, Some(65534), None).expect("chown");
         let reason = refused(lock(dir.path()).await);
         let named = format!("{} belongs to another user", theirs.display());
         assert!(reason.contains(&named) && reason.contains("first see what others have put there"), "{reason}");
@@ -331,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn an_examination_sees_what_making_it_would_meet_and_changes_nothing() {
+    fn examine_predicts_the_result_of_make_and_changes_nothing() {
         let dir = private();
         let at = |name: &str| dir.path().join(name);
         for name in ["open", "ours"] {
@@ -365,7 +373,17 @@ mod tests {
     }
 
     #[test]
-    fn what_the_system_says_is_named_with_what_to_do() {
+    fn every_level_below_the_root_is_checked() {
+        let root = private();
+        assert_eq!(make_within(root.path(), "a/b").expect("made"), root.path().join("a/b"));
+        fs::set_permissions(root.path().join("a"), Permissions::from_mode(0o755)).expect("a mode");
+        let refused = make_within(root.path(), "a/c").expect_err("refused");
+        assert!(refused.to_string().contains("others have access"), "{refused}");
+        assert!(!root.path().join("a/c").exists());
+    }
+
+    #[test]
+    fn system_errors_come_with_advice() {
         let of = |kind: io::ErrorKind| String::from(Problem::system("write", Path::new("/s/1.json"), kind));
         for (kind, expected) in [
             (io::ErrorKind::StorageFull, "could not write /s/1.json: the disk is full; make room on that disk"),
@@ -383,22 +401,22 @@ mod tests {
     }
 
     #[test]
-    fn git_is_told_once_to_leave_it_out() {
+    fn the_gitignore_is_written_only_if_it_differs() {
         let dir = private();
         let rules = dir.path().join(".gitignore");
         for before in [None, Some(""), Some("!*\n")] {
             let _ = fs::remove_file(&rules);
             before.into_iter().for_each(|before| fs::write(&rules, before).expect("written"));
-            keep_from_git(dir.path()).expect("told");
+            keep_from_git(dir.path()).expect("written");
             assert_eq!(fs::read_to_string(&rules).expect("a file"), "*\n");
         }
         let written = fs::metadata(&rules).expect("there").ino();
-        keep_from_git(dir.path()).expect("told");
+        keep_from_git(dir.path()).expect("written");
         assert_eq!(fs::metadata(&rules).expect("there").ino(), written);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_somebody_else_has_locked_is_not_waited_for_long() {
+    async fn waiting_for_a_lock_times_out() {
         let dir = private();
         let held = lock(dir.path()).await.expect("a lock");
         assert!(refused(lock(dir.path()).await).contains("holds a lock"));

@@ -1,10 +1,9 @@
-//! Reads a small file that somebody else may have prepared (the env file, a configuration file) without ever hanging or
-//! taking another user's word.
+//! Reads small files that another user or a repository may have prepared, such as the env file: without blocking on a
+//! FIFO or device, and without trusting a file that others can write.
 //!
-//! The file is opened once and judged by its descriptor (docs/security.md E1, E2). No part of its content may appear in
-//! a problem.
+//! The file is opened once and checked through its descriptor (docs/security.md E1, E2). Errors never contain any of its
+//! content.
 
-use std::fmt;
 use std::fs::{self, Metadata, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -16,175 +15,157 @@ use nix::unistd::Uid;
 
 use crate::remedy::Remedy;
 
-/// A larger file is not read, in bytes.
+/// The largest file that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
-/// What was read.
+/// A file that was read.
 #[derive(Debug)]
 pub struct Content {
-    /// The whole file.
+    /// All of its bytes.
     pub bytes: Vec<u8>,
-    /// The group or everybody may read it.
+    /// Its mode lets the group or others read it.
     pub readable_by_others: bool,
-    /// The file changed while it was read: look again.
-    pub changing: bool,
-    /// The file has no name any more, and yet the path leads to it: it is mounted there, and was replaced where it came from.
-    pub is_replaced: bool,
+    /// It changed while it was read, so `bytes` may be half-written.
+    pub has_changed: bool,
+    /// It has been unlinked and the path still leads to it: a bind mount of a file that was replaced on the host.
+    pub is_stale_mount: bool,
 }
 
-/// Why there is no content.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Problem {
-    /// Nothing is there.
+/// Why a file was not read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// There is no such file.
+    #[error("it does not exist")]
     Missing,
-    /// Something is there that is not safe or not possible to read.
-    Unsafe(Flaw),
+    /// The file exists and cannot be read, or must not be trusted.
+    #[error(transparent)]
+    Unusable(#[from] Defect),
 }
 
-/// Why something is not used: in words, and as what has to change.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Flaw {
-    /// For people.
+/// What is wrong with a file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Defect {
+    /// For people: a clause about "it", such as "it is a directory".
     pub reason: String,
-    /// What has to change.
-    pub cause: Cause,
+    /// For code that suggests a fix.
+    pub cause: DefectCause,
 }
 
-/// What has to change before a file can be used.
+/// The property of a file that has to change before it can be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cause {
-    /// What it holds.
+pub enum DefectCause {
+    /// Its content.
     Content,
-    /// What it holds is encrypted by dotenvx.
+    /// Its content is encrypted by dotenvx.
     Encrypted,
-    /// Its mode: everybody may write to it.
+    /// Its mode lets everybody write to it.
     WritableByAll,
-    /// Its mode: its owner may not read it.
+    /// Its mode does not let its owner read it.
     UnreadableByOwner,
-    /// Its owner.
+    /// Its owner is another user.
     Owner,
-    /// The mode of this directory, which keeps even its owner from what is in it.
+    /// The mode of this parent directory does not let its owner enter it.
     ClosedDirectory(PathBuf),
-    /// It is no file: something else is in its place.
-    Kind,
+    /// It is not a regular file.
+    NotAFile,
     /// Its size.
     Size,
-    /// The file system that it is on.
+    /// The file system returns errors.
     FileSystem,
-    /// Something of which whoever found it knows what mends it.
+    /// The remedy is already known.
     Known(Remedy),
 }
 
-impl Flaw {
-    /// Why, and what has to change.
-    pub fn new(reason: impl Into<String>, cause: Cause) -> Self {
+impl Defect {
+    /// A defect with this reason and cause.
+    pub fn new(reason: impl Into<String>, cause: DefectCause) -> Self {
         Self { reason: reason.into(), cause }
     }
-}
 
-impl fmt::Display for Flaw {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.reason)
+    /// A defect of the file's content.
+    pub fn in_content(reason: impl Into<String>) -> Self {
+        Self::new(reason, DefectCause::Content)
     }
 }
 
-/// What a file holds is no good.
-impl From<String> for Flaw {
-    fn from(reason: String) -> Self {
-        Self::new(reason, Cause::Content)
-    }
-}
-
-/// What a file holds is no good.
-impl From<&str> for Flaw {
-    fn from(reason: &str) -> Self {
-        Self::new(reason, Cause::Content)
-    }
-}
-
-/// Reads `path`. Blocks for as long as the file system does, not for a FIFO or a device.
-pub fn read(path: &Path) -> Result<Content, Problem> {
+/// Reads the file. Blocks as long as the file system does, but not on a FIFO or a device.
+pub fn read(path: &Path) -> Result<Content, ReadError> {
     let mut file = OpenOptions::new()
         .read(true)
         .custom_flags((OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY).bits())
         .open(path)
         .map_err(|e| match (e.kind(), e.raw_os_error().map(Errno::from_raw)) {
-            (ErrorKind::NotFound | ErrorKind::NotADirectory, _) => Problem::Missing,
-            (_, Some(Errno::ELOOP)) => Problem::Unsafe(Flaw::new("it is a loop of links", Cause::Kind)),
-            (_, Some(Errno::ENXIO)) => Problem::Unsafe(Flaw::new("it is a socket", Cause::Kind)),
+            (ErrorKind::NotFound | ErrorKind::NotADirectory, _) => ReadError::Missing,
+            (_, Some(Errno::ELOOP)) => Defect::new("it is a loop of links", DefectCause::NotAFile).into(),
+            (_, Some(Errno::ENXIO)) => Defect::new("it is a socket", DefectCause::NotAFile).into(),
             (ErrorKind::PermissionDenied, _) => {
-                Problem::Unsafe(Flaw::new("we are not permitted to read it", what_forbids(path)))
+                Defect::new("we are not permitted to read it", cause_of_denial(path)).into()
             }
-            _ => Problem::Unsafe(Flaw::new(format!("it cannot be opened ({})", e.kind()), Cause::FileSystem)),
+            _ => Defect::new(format!("it cannot be opened ({})", e.kind()), DefectCause::FileSystem).into(),
         })?;
-    let unreadable =
-        |e: std::io::Error| Problem::Unsafe(Flaw::new(format!("it cannot be read ({})", e.kind()), Cause::FileSystem));
-    let before = file.metadata().map_err(unreadable)?;
-    refuse_unsafe(&before)?;
+    let read_failed =
+        |e: std::io::Error| Defect::new(format!("it cannot be read ({})", e.kind()), DefectCause::FileSystem);
+    let before = file.metadata().map_err(read_failed)?;
+    check(&before)?;
     let mut bytes = Vec::with_capacity(before.len() as usize + 1);
-    file.by_ref().take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    file.by_ref().take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(read_failed)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(too_large());
+        return Err(too_large().into());
     }
-    let after = file.metadata().map_err(unreadable)?;
-    let stamp = |m: &Metadata| (m.len(), m.mtime(), m.mtime_nsec());
-    let is_replaced = after.nlink() == 0 && leads_to(path, &after);
+    let after = file.metadata().map_err(read_failed)?;
+    let version = |meta: &Metadata| (meta.len(), meta.mtime(), meta.mtime_nsec());
+    let is_stale_mount = after.nlink() == 0 && leads_to(path, &after);
     Ok(Content {
         readable_by_others: before.mode() & 0o044 != 0,
-        changing: stamp(&before) != stamp(&after)
+        has_changed: version(&before) != version(&after)
             || after.len() != bytes.len() as u64
-            || (after.nlink() == 0 && !is_replaced),
-        is_replaced,
+            || (after.nlink() == 0 && !is_stale_mount),
+        is_stale_mount,
         bytes,
     })
 }
 
 fn leads_to(path: &Path, file: &Metadata) -> bool {
-    fs::metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == (file.dev(), file.ino()))
+    fs::metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (file.dev(), file.ino()))
 }
 
-fn refuse_unsafe(meta: &Metadata) -> Result<(), Problem> {
+fn check(meta: &Metadata) -> Result<(), Defect> {
     let kind = meta.file_type();
-    let because = |reason: &str, cause| Err(Problem::Unsafe(Flaw::new(reason, cause)));
-    if kind.is_dir() {
-        return because("it is a directory", Cause::Kind);
-    }
-    if kind.is_fifo() {
-        return because("it is a FIFO", Cause::Kind);
-    }
-    if kind.is_block_device() || kind.is_char_device() {
-        return because("it is a device", Cause::Kind);
-    }
-    if !kind.is_file() {
-        return because("it is not a regular file", Cause::Kind);
-    }
-    if meta.uid() != Uid::effective().as_raw() && meta.uid() != 0 {
-        return because("it belongs to another user", Cause::Owner);
-    }
-    if meta.mode() & 0o002 != 0 {
-        return because("everybody may write to it", Cause::WritableByAll);
-    }
-    if meta.len() > MAX_FILE_BYTES {
+    let (reason, cause) = if kind.is_dir() {
+        ("it is a directory", DefectCause::NotAFile)
+    } else if kind.is_fifo() {
+        ("it is a FIFO", DefectCause::NotAFile)
+    } else if kind.is_block_device() || kind.is_char_device() {
+        ("it is a device", DefectCause::NotAFile)
+    } else if !kind.is_file() {
+        ("it is not a regular file", DefectCause::NotAFile)
+    } else if meta.uid() != Uid::effective().as_raw() && meta.uid() != 0 {
+        ("it belongs to another user", DefectCause::Owner)
+    } else if meta.mode() & 0o002 != 0 {
+        ("everybody may write to it", DefectCause::WritableByAll)
+    } else if meta.len() > MAX_FILE_BYTES {
         return Err(too_large());
-    }
-    Ok(())
+    } else {
+        return Ok(());
+    };
+    Err(Defect::new(reason, cause))
 }
 
-fn too_large() -> Problem {
-    Problem::Unsafe(Flaw::new("it is larger than 1 MiB", Cause::Size))
+fn too_large() -> Defect {
+    Defect::new("it is larger than 1 MiB", DefectCause::Size)
 }
 
-/// Why the system does not let us read a file: its own mode or owner, or that of a directory on the way to it.
-fn what_forbids(path: &Path) -> Cause {
-    let is_ours = |meta: &Metadata| meta.uid() == Uid::effective().as_raw();
+/// Why the system denied read access: the file's own mode or owner, or a directory on the way to it.
+fn cause_of_denial(path: &Path) -> DefectCause {
+    let is_own = |meta: &Metadata| meta.uid() == Uid::effective().as_raw();
     if let Ok(meta) = path.metadata() {
-        return if is_ours(&meta) { Cause::UnreadableByOwner } else { Cause::Owner };
+        return if is_own(&meta) { DefectCause::UnreadableByOwner } else { DefectCause::Owner };
     }
-    // The nearest directory of which anything can be told is the one that lets nobody in.
-    let closed = path.ancestors().skip(1).find_map(|dir| Some((dir, dir.metadata().ok()?)));
-    match closed {
-        Some((dir, meta)) if is_ours(&meta) => Cause::ClosedDirectory(dir.to_owned()),
-        _ => Cause::Owner,
+    // The closed directory is the nearest one whose metadata can be read.
+    match path.ancestors().skip(1).find_map(|dir| Some((dir, dir.metadata().ok()?))) {
+        Some((dir, meta)) if is_own(&meta) => DefectCause::ClosedDirectory(dir.to_owned()),
+        _ => DefectCause::Owner,
     }
 }
 
@@ -193,12 +174,12 @@ mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
-    fn problem(path: &Path) -> Problem {
+    fn error(path: &Path) -> ReadError {
         read(path).expect_err("not to be read")
     }
 
     #[test]
-    fn names_what_is_no_regular_file_and_never_hangs() {
+    fn anything_but_a_regular_file_is_named_and_never_blocks() {
         let dir = tempfile::tempdir().expect("a directory");
         let at = |name: &str| dir.path().join(name);
         nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
@@ -213,32 +194,32 @@ mod tests {
             (at("loop"), "loop"),
             (at("device"), "device"),
         ] {
-            match problem(&path) {
-                Problem::Unsafe(flaw) => assert!(flaw.reason.contains(word), "{flaw}"),
-                Problem::Missing => panic!("{path:?} is there"),
+            match error(&path) {
+                ReadError::Unusable(defect) => assert!(defect.reason.contains(word), "{defect}"),
+                ReadError::Missing => panic!("{path:?} is there"),
             }
         }
-        assert_eq!(problem(&at("dangling")), Problem::Missing);
-        assert_eq!(problem(&at("none")), Problem::Missing);
-        assert_eq!(problem(&at("none/below")), Problem::Missing);
+        assert_eq!(error(&at("dangling")), ReadError::Missing);
+        assert_eq!(error(&at("none")), ReadError::Missing);
+        assert_eq!(error(&at("none/below")), ReadError::Missing);
     }
 
     #[test]
-    fn tells_who_else_may_read_and_refuses_what_all_may_write() {
+    fn readability_by_others_is_reported_and_world_writable_files_are_refused() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(".env.local");
         fs::write(&path, "A=1").expect("a file");
         for (mode, others) in [(0o600, false), (0o644, true), (0o640, true), (0o604, true)] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("a mode");
             let content = read(&path).expect("content");
-            assert_eq!((content.readable_by_others, content.changing), (others, false), "{mode:o}");
+            assert_eq!((content.readable_by_others, content.has_changed), (others, false), "{mode:o}");
         }
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("a mode");
-        assert!(matches!(problem(&path), Problem::Unsafe(flaw) if flaw.cause == Cause::WritableByAll));
+        assert!(matches!(error(&path), ReadError::Unusable(defect) if defect.cause == DefectCause::WritableByAll));
     }
 
     #[test]
-    fn what_forbids_to_read_it_is_told_apart() {
+    fn the_cause_of_denied_access_is_found() {
         if Uid::effective().is_root() {
             return;
         }
@@ -249,42 +230,43 @@ mod tests {
         fs::write(&path, "A=1").expect("a file");
         let cause_where = |closed: &Path, mode| {
             fs::set_permissions(closed, fs::Permissions::from_mode(0o000)).expect("a mode");
-            let problem = problem(&path);
+            let error = error(&path);
             fs::set_permissions(closed, fs::Permissions::from_mode(mode)).expect("a mode");
-            match problem {
-                Problem::Unsafe(flaw) => flaw.cause,
-                Problem::Missing => panic!("it is there"),
+            match error {
+                ReadError::Unusable(defect) => defect.cause,
+                ReadError::Missing => panic!("it is there"),
             }
         };
-        assert_eq!(cause_where(&path, 0o600), Cause::UnreadableByOwner);
-        assert_eq!(cause_where(&inner, 0o700), Cause::ClosedDirectory(inner.clone()));
+        assert_eq!(cause_where(&path, 0o600), DefectCause::UnreadableByOwner);
+        assert_eq!(cause_where(&inner, 0o700), DefectCause::ClosedDirectory(inner.clone()));
         assert!(read(&path).is_ok());
     }
 
     #[test]
-    fn stops_at_a_mebibyte() {
+    fn files_larger_than_1_mib_are_refused() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(".env.local");
         fs::write(&path, vec![b'x'; MAX_FILE_BYTES as usize]).expect("a file");
         assert!(read(&path).is_ok());
         fs::write(&path, vec![b'x'; MAX_FILE_BYTES as usize + 1]).expect("a file");
-        assert!(matches!(problem(&path), Problem::Unsafe(flaw) if flaw.reason.contains("1 MiB")));
+        assert!(matches!(error(&path), ReadError::Unusable(defect) if defect.reason.contains("1 MiB")));
     }
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_file_without_a_name_that_the_path_still_leads_to_was_replaced() {
+    fn an_unlinked_file_that_the_path_still_leads_to_is_a_stale_mount() {
         use std::os::fd::AsRawFd;
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(".env.local");
         fs::write(&path, "A=1").expect("a file");
         let open = fs::File::open(&path).expect("open");
-        // As a mount of the file would, this leads to it whatever becomes of its name.
+        // Like a bind mount, this path leads to the file even after it was unlinked.
         let mounted = Path::new("/proc/self/fd").join(open.as_raw_fd().to_string());
-        let seen = |path: &Path| read(path).map(|content| (content.is_replaced, content.changing)).expect("content");
-        assert_eq!(seen(&mounted), (false, false));
+        let flags =
+            |path: &Path| read(path).map(|content| (content.is_stale_mount, content.has_changed)).expect("content");
+        assert_eq!(flags(&mounted), (false, false));
         fs::write(dir.path().join("new"), "A=2").expect("a file");
         fs::rename(dir.path().join("new"), &path).expect("replaced");
-        assert_eq!((seen(&mounted), seen(&path)), ((true, false), (false, false)));
+        assert_eq!((flags(&mounted), flags(&path)), ((true, false), (false, false)));
     }
 }

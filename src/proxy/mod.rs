@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use crate::credential::{Credential, CredentialProblem, Identity, Reloader};
+use crate::credential::{Credential, CredentialProblem, Identity, ReloadHandle};
 use crate::events::{self, Event, Events, Hit};
 use crate::os::clock::{Clock, Timestamp};
 use cache::{ByteLookup, Cache, CacheRequest, FetchResult, Fetched, Found, Role};
@@ -69,7 +69,7 @@ pub struct Proxy {
     /// Told which credential upstream has accepted.
     pub accepted: watch::Sender<Option<Arc<Credential>>>,
     /// Makes the owner of the identity look at its source again.
-    pub reloader: Reloader,
+    pub reloader: ReloadHandle,
     /// The time.
     pub clock: Clock,
     /// An OIDC token with no more life than this is about to end, which each reply says.

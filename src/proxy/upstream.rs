@@ -28,7 +28,7 @@ use super::remediation::UpstreamError;
 use super::reply::Answer;
 use super::resolver::Names;
 use super::route::Action;
-use crate::os::clock::{Clock, Correction, Mark, Timestamp, spoken};
+use crate::os::clock::{Clock, Correction, Mark, Timestamp, format_duration};
 use crate::os::env_proxy::EnvProxy;
 
 /// Until the head of the reply is there, connecting included.
@@ -291,14 +291,14 @@ impl Upstream {
         match self.clock.observe(Timestamp::from(date)) {
             Correction::Unchanged => {}
             Correction::Began { offset_ms } => {
-                let off = spoken(Duration::from_millis(offset_ms.unsigned_abs()));
+                let off = format_duration(Duration::from_millis(offset_ms.unsigned_abs()));
                 let how = if offset_ms > 0 { "behind" } else { "ahead of" };
                 let code = "clock_skew";
                 warn!(code, offset_ms, "this machine's clock is {off} {how} {}'s, which is used instead", self.name());
             }
             Correction::Ended => info!("this machine's clock agrees with {}'s again", self.name()),
             Correction::Disbelieved { offset_ms } => {
-                let off = spoken(Duration::from_millis(offset_ms.unsigned_abs()));
+                let off = format_duration(Duration::from_millis(offset_ms.unsigned_abs()));
                 let how = if offset_ms > 0 { "ahead of" } else { "behind" };
                 let code = "clock_skew";
                 warn!(code, offset_ms, "{}'s clock is {off} {how} this machine's, which is not believed", self.name());

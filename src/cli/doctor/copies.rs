@@ -6,8 +6,8 @@ use super::env_files::{EnvFile, Oddity, Purpose, Reading};
 use super::finding::{Finding, Severity};
 use super::readers::{Environment, Reader, Used};
 use crate::credential::env_file::KEY;
-use crate::credential::rotation::Observation;
-use crate::os::clock::{Timestamp, spoken};
+use crate::credential::token_file::TokenReading;
+use crate::os::clock::{Expiry, Timestamp, format_duration};
 use crate::os::shell_quoting;
 
 /// Judges all copies, at `now`. `node_env` is that of the shell.
@@ -111,8 +111,8 @@ fn judge_syntax(source: &EnvFile, used: &Used, now: Timestamp) -> Option<Finding
     let readers: Vec<_> = used.first().filter(may_read).filter(concerned).collect();
     let readings: Vec<_> = readers.into_iter().map(|reader| (reader, source.reading(reader))).collect();
     let is_ours = |reading: &Reading| match (&source.found, reading) {
-        (Observation::Token { token, .. }, Reading::Token(other)) => token.is_same_text(other),
-        (Observation::Missing, Reading::Unset | Reading::Empty) | (Observation::Invalid(_), Reading::Other) => true,
+        (TokenReading::Token { token, .. }, Reading::Token(other)) => token.is_same_text(other),
+        (TokenReading::Missing, Reading::Unset | Reading::Empty) | (TokenReading::Invalid(_), Reading::Other) => true,
         _ => false,
     };
     if readings.iter().all(|(_, reading)| is_ours(reading)) {
@@ -252,12 +252,12 @@ fn listed(files: &[&EnvFile]) -> String {
 
 fn described(file: &EnvFile, now: Timestamp) -> String {
     match &file.found {
-        Observation::Missing => "none".into(),
-        Observation::Invalid(flaw) => format!("unusable, {flaw}"),
-        Observation::Token { token, .. } => {
-            let life = match token.expires_at.since(now).is_zero() {
-                true => format!("expired {} ago", spoken(now.since(token.expires_at))),
-                false => format!("{} left", spoken(token.expires_at.since(now))),
+        TokenReading::Missing => "none".into(),
+        TokenReading::Invalid(defect) => format!("unusable, {defect}"),
+        TokenReading::Token { token, .. } => {
+            let life = match token.expires_at.expiry(now) {
+                Expiry::In(left) => format!("{} left", format_duration(left)),
+                ago => ago.to_string(),
             };
             format!("{} ({}), {life}", token.claims.project_name(), token.fingerprint())
         }

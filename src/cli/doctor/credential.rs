@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::env_files::{EnvFile, Oddity};
 use super::finding::{Finding, Severity};
-use crate::credential::rotation::Observation;
+use crate::credential::token_file::TokenReading;
 use crate::credential::warning;
-use crate::os::clock::{Timestamp, spoken};
+use crate::os::clock::{Expiry, Timestamp, format_duration};
 
 /// What a verdict depends on besides the file.
 pub(super) struct Circumstances {
@@ -27,7 +27,7 @@ pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Findin
     };
     let refused = "Without a good token nothing is sent to Connect: requests get 503.";
     let token = match &file.found {
-        Observation::Missing => {
+        TokenReading::Missing => {
             let title = match file.oddity {
                 Some(Oddity::Duplicates(count)) => {
                     format!("the last of {count} assignments of VERCEL_OIDC_TOKEN in {source} is empty")
@@ -36,17 +36,17 @@ pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Findin
             };
             return vec![bad("oidc_token_missing", title, refused).fix("vercel link && vercel env pull")];
         }
-        Observation::Invalid(flaw) => {
-            let title = format!("the OIDC token in {source} cannot be used: {flaw}");
-            return vec![bad("oidc_token_invalid", title, refused).remedy(warning::mends(flaw, source))];
+        TokenReading::Invalid(defect) => {
+            let title = format!("the OIDC token in {source} cannot be used: {defect}");
+            return vec![bad("oidc_token_invalid", title, refused).remedy(warning::remedy_for(defect, source))];
         }
-        Observation::Token { token, .. } => token,
+        TokenReading::Token { token, .. } => token,
     };
     let project = token.claims.project_name();
     let left = token.expires_at.since(*now);
     let mut findings = Vec::new();
     if left.is_zero() {
-        let title = format!("the OIDC token in {source} expired {} ago", spoken(now.since(token.expires_at)));
+        let title = format!("the OIDC token in {source} {}", token.expires_at.expiry(*now));
         findings.push(bad("oidc_token_expired", title, refused).fix("vercel env pull"));
     } else if !token.is_valid_at(*now) {
         let title = format!("the OIDC token in {source} is not valid yet");
@@ -54,11 +54,11 @@ pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Findin
             "Either this machine's clock is behind, or that of the machine that the token came from was ahead.";
         findings.push(bad("oidc_token_invalid", title, detail).remedy(warning::set_clock()));
     } else if left <= *expiring_below {
-        let title = format!("the OIDC token of {project} expires in {}", spoken(left));
+        let title = format!("the OIDC token of {project} {}", Expiry::In(left));
         let detail = "From then on requests get 503, but for tokens that are cached already.";
         findings.push(bad("oidc_token_expiring", title, detail).fix("vercel env pull"));
     } else {
-        let title = format!("token of {project} in {source} ({}), {} left", token.fingerprint(), spoken(left));
+        let title = format!("token of {project} in {source} ({}), {} left", token.fingerprint(), format_duration(left));
         findings.push(Finding::ok("credential", title));
     }
     match token.claims.environment.as_deref() {
@@ -72,8 +72,8 @@ pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Findin
             );
         }
     }
-    if let Observation::Token { notes, .. } = &file.found
-        && notes.duplicate_assignments
+    if let TokenReading::Token { warnings, .. } = &file.found
+        && warnings.duplicate_assignments
     {
         let title = format!("{source} assigns VERCEL_OIDC_TOKEN more than once; the last one counts");
         let detail = "What writes the file may change another line than the one that is read; Deno takes the first.";
@@ -86,7 +86,7 @@ pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Findin
 mod tests {
     use super::*;
     use crate::cli::doctor::env_files::fixtures::{NOW, NOW_SECONDS, file, token};
-    use crate::os::safe_read::{Cause, Flaw};
+    use crate::os::safe_read::{Defect, DefectCause};
 
     fn judged(found: &str, covered: Option<&'static str>) -> Vec<(Severity, String, Option<String>)> {
         let circumstances = Circumstances { now: NOW, expiring_below: Duration::from_secs(3600), covered };
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn a_file_that_all_may_write_is_closed_and_not_pulled_again() {
         let mut file = file(".env.local", "");
-        file.found = Observation::Invalid(Flaw::new("everybody may write to it", Cause::WritableByAll));
+        file.found = TokenReading::Invalid(Defect::new("everybody may write to it", DefectCause::WritableByAll));
         let circumstances = Circumstances { now: NOW, expiring_below: Duration::ZERO, covered: None };
         assert_eq!(judge(&file, &circumstances)[0].fix.as_deref(), Some("chmod 600 .env.local"));
     }

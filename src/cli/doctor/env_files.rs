@@ -8,9 +8,9 @@ use secrecy::SecretString;
 use super::readers::{Counts, Reader};
 use crate::credential::env_file::KEY;
 use crate::credential::env_file::syntax::Syntax;
-use crate::credential::rotation::Observation;
-use crate::credential::{FileNotes, OidcToken, placeholder, watch};
-use crate::os::safe_read::{self, Problem};
+use crate::credential::token_file::{self, TokenReading};
+use crate::credential::{FileWarnings, OidcToken, placeholder};
+use crate::os::safe_read::{self, Defect, ReadError};
 
 /// More env files than this are not looked at.
 const MOST_FILES: usize = 64;
@@ -85,7 +85,7 @@ pub(super) struct EnvFile {
     pub(super) is_source: bool,
     pub(super) purpose: Purpose,
     /// What the sidecar makes of it.
-    pub(super) found: Observation,
+    pub(super) found: TokenReading,
     /// What others make of it.
     pub(super) readings: Vec<(Syntax, Counts, Reading)>,
     /// What in it is read in different ways.
@@ -144,14 +144,14 @@ impl EnvFile {
     /// The token, if it is well-formed.
     pub(super) fn token(&self) -> Option<&OidcToken> {
         match &self.found {
-            Observation::Token { token, .. } => Some(token),
+            TokenReading::Token { token, .. } => Some(token),
             _ => None,
         }
     }
 
     /// Whether it sets the variable to something.
     pub(super) fn has_a_value(&self) -> bool {
-        !matches!(self.found, Observation::Missing)
+        !matches!(self.found, TokenReading::Missing)
     }
 
     /// Whether anybody finds the variable in it.
@@ -183,9 +183,9 @@ impl EnvFile {
         }
         let oddity = Oddity::of(bytes);
         let found = match content {
-            Ok(content) => watch::scan(&content),
-            Err(Problem::Missing) => Observation::Missing,
-            Err(Problem::Unsafe(reason)) => Observation::Invalid(reason),
+            Ok(content) => token_file::parse(&content),
+            Err(ReadError::Missing) => TokenReading::Missing,
+            Err(ReadError::Unusable(reason)) => TokenReading::Invalid(reason),
         };
         let purpose = match path.file_name() {
             Some(name) if !is_source => Purpose::of(&name.to_string_lossy()),
@@ -196,7 +196,7 @@ impl EnvFile {
             shown,
             is_source,
             purpose,
-            is_padded: is_padded && matches!(found, Observation::Token { .. }),
+            is_padded: is_padded && matches!(found, TokenReading::Token { .. }),
             found,
             readings,
             oddity,
@@ -212,10 +212,10 @@ impl EnvFile {
             }
         };
         let found = match value.as_str() {
-            "" => Observation::Missing,
+            "" => TokenReading::Missing,
             _ => match OidcToken::decode(SecretString::from(value)) {
-                Ok(token) => Observation::Token { token, notes: FileNotes::default(), open_ended: false },
-                Err(rejection) => Observation::Invalid(rejection.to_string().into()),
+                Ok(token) => TokenReading::Token { token, warnings: FileWarnings::default(), open_ended: false },
+                Err(rejection) => TokenReading::Invalid(Defect::in_content(rejection.to_string())),
             },
         };
         Self {

@@ -6,16 +6,18 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio::process::Command;
+
 use super::env_files::{EnvFile, Purpose};
 use super::finding::{Finding, Severity};
-use super::program;
 use crate::daemon::intercept::ca;
 use crate::os::executable;
 use crate::os::private_dir::{self, Problem};
 use crate::os::shell_quoting;
+use crate::os::subprocess::{self, Limits};
 
-/// Git has this long for each question.
-const GIT_LIMIT: Duration = Duration::from_secs(2);
+/// Limits of one git command.
+const GIT_LIMITS: Limits = Limits { time: Duration::from_secs(2), stdout: 64 * 1024, stderr: 0 };
 
 /// What git makes of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,8 +46,8 @@ impl Git {
         config_home: Option<OsString>,
         project: &Path,
     ) -> Option<Self> {
-        let program = executable::find("git", path, project)?.judged.ok()?;
-        let path = executable::trusted(path, &program, project);
+        let program = executable::find("git", path, project)?.checked.ok()?;
+        let path = executable::trusted_path(path, &program, project);
         let given = [("HOME", home), ("XDG_CONFIG_HOME", config_home), ("PATH", Some(path))];
         let mut variables: Vec<_> = given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
         for (name, value) in [
@@ -69,14 +71,17 @@ impl Git {
             let fixed = ["-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"];
             let mut all: Vec<&OsStr> = fixed.iter().chain(arguments).map(OsStr::new).collect();
             all.extend([OsStr::new("--"), name.as_os_str()]);
-            program::ask(&self.program, &all, &self.variables, dir, GIT_LIMIT).await
+            let mut command = Command::new(&self.program);
+            command.args(all).env_clear().envs(self.variables.iter().map(|(name, value)| (name, value)));
+            command.current_dir(dir);
+            subprocess::run(command, GIT_LIMITS).await.ok()
         };
         match ask(&["--literal-pathspecs", "ls-files", "--cached"]).await {
-            Some(ended) if ended.code == Some(0) && !ended.stdout.is_empty() => return Tracking::Tracked,
-            Some(ended) if ended.code == Some(0) => {}
+            Some(ended) if ended.status.success() && !ended.stdout.is_empty() => return Tracking::Tracked,
+            Some(ended) if ended.status.success() => {}
             _ => return Tracking::Unknown,
         }
-        match ask(&["check-ignore", "--quiet"]).await.and_then(|ended| ended.code) {
+        match ask(&["check-ignore", "--quiet"]).await.and_then(|ended| ended.status.code()) {
             Some(0) => Tracking::Ignored,
             Some(1) => Tracking::Unignored,
             _ => Tracking::Unknown,
@@ -142,7 +147,7 @@ pub(super) fn judge_state(
         let detail = "State is kept below HOME: in ~/.local/state/connect-sidecar.";
         findings.push(Finding::new(Severity::Note, "relative_state_home", title, detail).fix("unset XDG_STATE_HOME"));
     }
-    if let Err(problem) = state_dir.map_or(Err(Problem::NoPlace), private_dir::examine) {
+    if let Err(problem) = state_dir.map_or(Err(Problem::NoStateDir), private_dir::examine) {
         let severity = if require_key { Severity::Problem } else { Severity::Warning };
         let lost = "What runs is not found by `status`, `run` and all other commands, and what is warned of and counted \
                     is forgotten.";

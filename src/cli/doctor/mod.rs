@@ -24,7 +24,6 @@ mod finding;
 mod instance;
 mod link;
 mod network;
-mod program;
 mod readers;
 mod vercel;
 mod watching;
@@ -46,6 +45,7 @@ use self::vercel::Login;
 use crate::cli::CommandError;
 use crate::config::args::GlobalArgs;
 use crate::config::{Auth, Config, Environment, Mistake, Refresh};
+use crate::credential::project_link;
 use crate::os::clock::Clock;
 use crate::os::terminal;
 
@@ -104,7 +104,7 @@ async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir
         within(look_at_files(project.clone(), source.clone(), shell, git)),
         within(blocking({
             let (project, home) = (project.clone(), home.map(PathBuf::from));
-            move || link::gather(&project, home.as_deref(), ids)
+            move || project_link::find(&project, home.as_deref(), ids)
         })),
         within(blocking(move || match cli_directory {
             _ if has_token => Login::Replaced,
@@ -157,7 +157,7 @@ async fn findings(global: &GlobalArgs, environment: Environment<'_>, current_dir
         &project,
     ));
     findings.push(match &linked {
-        Some(linked) => link::judge(linked, token.map(|token| &token.claims)),
+        Some(linked) => link::evaluate(linked, token.map(|token| &token.claims)),
         None => undecided("the link"),
     });
     findings.extend(match (&cli, &login) {

@@ -11,7 +11,7 @@ use hyper_util::client::legacy::connect::dns::Name;
 
 use super::finding::{Finding, Severity};
 use crate::credential::warning;
-use crate::os::clock::{Clock, spoken};
+use crate::os::clock::{Clock, format_duration};
 use crate::os::env_proxy::{ProxyServer, Unusable};
 use crate::os::shell_quoting;
 use crate::proxy::error::{Code, RequestError};
@@ -102,7 +102,7 @@ pub(super) fn judge(asked: &Asked, surroundings: &Surroundings, offset_ms: i64) 
         findings.push(finding.fix(format!("unset {variable}")));
     }
     if offset_ms != 0 {
-        let off = spoken(Duration::from_millis(offset_ms.unsigned_abs()));
+        let off = format_duration(Duration::from_millis(offset_ms.unsigned_abs()));
         let how = if offset_ms > 0 { "behind" } else { "ahead of" };
         let title = format!("this machine's clock is {off} {how} that of {name}");
         let detail = "The sidecar allows for it; an SDK that judges the token itself does not.";

@@ -7,15 +7,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::process::Command;
 
 use super::finding::{Finding, Severity};
-use super::program;
-use crate::os::clock::{Timestamp, spoken};
+use crate::os::clock::{Timestamp, format_duration};
 use crate::os::executable::{self, Found};
 use crate::os::safe_read;
+use crate::os::subprocess::{self, Limits};
 
-/// It has this long to say its version.
-const VERSION_LIMIT: Duration = Duration::from_secs(5);
+/// Limits of `vercel --version`.
+const VERSION_LIMITS: Limits = Limits { time: Duration::from_secs(5), stdout: 64 * 1024, stderr: 0 };
 /// A login that ends sooner is about to.
 const LOGIN_ENDS_SOON: Duration = Duration::from_secs(3600);
 const UPDATE: &str = "npm install --global vercel@latest";
@@ -59,8 +60,8 @@ pub(super) async fn find(path: &OsStr, project: &Path) -> Option<Cli> {
     let program = executable::find("vercel", path, project)?;
     let file = program.file.clone();
     let mut version = tokio::task::spawn_blocking(move || packaged_version(&file)).await.ok().flatten();
-    if version.is_none() && program.judged.is_ok() {
-        version = asked_version(&program.file, executable::trusted(path, &program.file, project)).await;
+    if version.is_none() && program.checked.is_ok() {
+        version = asked_version(&program.file, executable::trusted_path(path, &program.file, project)).await;
     }
     Some(Cli { program, version })
 }
@@ -81,13 +82,15 @@ fn packaged_version(program: &Path) -> Option<Version> {
 
 /// Its home is no directory, so that it can leave nothing there.
 async fn asked_version(program: &Path, path: OsString) -> Option<Version> {
-    let variables = [
+    let variables: [(&str, OsString); 4] = [
         ("PATH", path),
         ("HOME", "/dev/null".into()),
         ("NO_UPDATE_NOTIFIER", "1".into()),
         ("VERCEL_TELEMETRY_DISABLED", "1".into()),
     ];
-    let asked = program::ask(program, &["--version".as_ref()], &variables, Path::new("/"), VERSION_LIMIT).await?;
+    let mut command = Command::new(program);
+    command.arg("--version").env_clear().envs(variables).current_dir("/");
+    let asked = subprocess::run(command, VERSION_LIMITS).await.ok()?;
     version_in(std::str::from_utf8(&asked.stdout).ok()?)
 }
 
@@ -143,7 +146,7 @@ pub(super) fn judge(cli: Option<&Cli>, login: &Login, is_needed: bool, now: Time
         return vec![Finding::new(relied_on, "cli_missing", "there is no Vercel CLI on PATH", detail).fix(UPDATE)];
     };
     let mut findings = Vec::new();
-    if let Err(reason) = &program.judged {
+    if let Err(reason) = &program.checked {
         let title = format!("the Vercel CLI at {} is not run: {reason}", program.file.display());
         let detail = "By hand it may be used, --refresh cli does not use it.";
         findings.push(Finding::new(relied_on, "cli_refused", title, detail).fix(UPDATE));
@@ -186,8 +189,8 @@ pub(super) fn judge(cli: Option<&Cli>, login: &Login, is_needed: bool, now: Time
         Login::Ends { at: Some(at), is_renewable } => {
             let left = at.since(now);
             let title = match left.is_zero() {
-                true => format!("the CLI's login ended {} ago", spoken(now.since(*at))),
-                false => format!("the CLI's login ends in {}", spoken(left)),
+                true => format!("the CLI's login ended {} ago", format_duration(now.since(*at))),
+                false => format!("the CLI's login ends in {}", format_duration(left)),
             };
             if left > LOGIN_ENDS_SOON {
                 findings.push(Finding::ok("cli_login", title));
@@ -208,13 +211,13 @@ mod tests {
     use crate::cli::doctor::env_files::fixtures::{NOW, NOW_SECONDS};
     use std::fs;
 
-    fn cli(version: Option<Version>, refused: Option<&str>) -> Cli {
-        let judged = refused.map_or(Ok("/bin/vercel".into()), |reason| Err(reason.to_owned()));
-        Cli { program: Found { file: "/bin/vercel".into(), judged }, version }
+    fn cli(version: Option<Version>, is_refused: bool) -> Cli {
+        let checked = if is_refused { Err(executable::Untrusted::InProject) } else { Ok("/bin/vercel".into()) };
+        Cli { program: Found { file: "/bin/vercel".into(), checked }, version }
     }
 
     fn of_login(login: &Login, is_needed: bool) -> Vec<Finding> {
-        judge(Some(&cli(Some((64, 0, 2)), None)), login, is_needed, NOW)
+        judge(Some(&cli(Some((64, 0, 2)), false)), login, is_needed, NOW)
     }
 
     #[test]
@@ -228,10 +231,10 @@ mod tests {
             ((56, 0, 0), vec!["cli"]),
             ((64, 0, 2), vec!["cli"]),
         ] {
-            let judged = judge(Some(&cli(Some(version), None)), &Login::Replaced, false, NOW);
+            let judged = judge(Some(&cli(Some(version), false)), &Login::Replaced, false, NOW);
             assert_eq!(judged.iter().map(|f| f.code.as_ref()).collect::<Vec<_>>(), codes, "{version:?}");
         }
-        let team = judge(Some(&cli(Some((53, 3, 0)), None)), &Login::Replaced, true, NOW);
+        let team = judge(Some(&cli(Some((53, 3, 0)), false)), &Login::Replaced, true, NOW);
         assert_eq!(team[0].severity, Severity::Warning);
         assert!(team[0].detail.contains("default team"), "{}", team[0].detail);
     }
@@ -241,7 +244,7 @@ mod tests {
         for (is_needed, severity) in [(false, Severity::Note), (true, Severity::Warning)] {
             let judged = judge(None, &Login::Missing, is_needed, NOW);
             assert_eq!((judged.len(), judged[0].severity), (1, severity));
-            let refused = cli(None, Some("it is open"));
+            let refused = cli(None, true);
             let judged = judge(Some(&refused), &Login::Replaced, is_needed, NOW);
             assert_eq!((judged[0].severity, judged[0].code.as_ref()), (severity, "cli_refused"));
             assert_eq!(judged[1].code, "cli_version_unknown");

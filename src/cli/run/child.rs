@@ -31,9 +31,9 @@ use tokio::signal::unix::{self, SignalKind};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
 
-use crate::os::hardening::Inherited;
 #[cfg(target_os = "linux")]
-use crate::os::process_group;
+use crate::os::child_processes;
+use crate::os::hardening::Inherited;
 
 /// After a signal that asks it to end, the command may take this long.
 const ENDING_LIMIT: Duration = Duration::from_secs(10);
@@ -190,7 +190,7 @@ pub async fn run(
     let terminal = Terminal::open();
     let shares_our_group = terminal.as_ref().is_some_and(Terminal::is_ours) && is_in_pipeline();
     #[cfg(target_os = "linux")]
-    process_group::adopt_orphans();
+    child_processes::adopt_orphans();
     let child = start(words, |mut command| {
         set(&mut command);
         if !shares_our_group {
@@ -267,7 +267,7 @@ impl Job {
                 }
             }
             #[cfg(target_os = "linux")]
-            process_group::reap_adopted(self.id());
+            child_processes::reap_adopted(self.id());
             let signal = tokio::select! {
                 signal = signals.next() => signal,
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {

@@ -5,15 +5,16 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::environment::{BUNDLE_VARIABLES, Lookup, NODE_EXTRA_CERTIFICATES, PRELOAD_FILE};
+use crate::os::atomic_file::{self, Durability};
 use crate::os::private_dir;
 
 const PRELOAD: &[u8] = include_bytes!("preload.cjs");
@@ -103,9 +104,8 @@ impl Files {
 
     /// Writes them where they stay. What is there already is not touched, as others may be using it.
     pub fn lasting(state_dir: &Path, contents: &Contents) -> io::Result<Self> {
-        let directory = state_dir.join(LASTING).join(contents.digest());
-        DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
-        private_dir::check(state_dir).map_err(|problem| io::Error::other(String::from(problem)))?;
+        let directory = private_dir::make_within(state_dir, Path::new(LASTING).join(contents.digest()))
+            .map_err(|problem| io::Error::other(String::from(problem)))?;
         contents.write(&directory)?;
         Ok(Self { directory, lock: None })
     }
@@ -148,9 +148,7 @@ impl Contents {
             if fs::read(&path).is_ok_and(|there| there == *bytes) {
                 continue;
             }
-            let mut file = tempfile::NamedTempFile::new_in(directory)?;
-            file.write_all(bytes)?;
-            file.persist(path)?;
+            atomic_file::write(&path, bytes, 0o600, Durability::Process)?;
         }
         Ok(())
     }

@@ -21,7 +21,8 @@ use super::CommandError;
 use super::flags::{environment, load_for_programs};
 use crate::config::args::GlobalArgs;
 use crate::config::{Auth, Config};
-use crate::credential::watch::EnvFileWatch;
+use crate::credential::token_file::{self, TokenReading};
+use crate::credential::{Identity, TokenState};
 use crate::daemon::app::StartupError;
 use crate::instance::client::{self, Client, ClientError, NotFound, Run};
 use crate::os::clock::Clock;
@@ -205,14 +206,13 @@ fn say_what_is_taken_out(environment: Lookup<'_>, bearer_hosts: &[String]) {
     }
 }
 
-/// The real token, read by ourselves: it goes over no connection. None where the credential is an access token, which the
-/// command has in its own variable.
+/// The real token, read from the env file and not from the sidecar, so that it crosses no connection. `None` if the
+/// credential is an access token, which the command has in its own variable.
 async fn exposed_token(auth: &Auth) -> Result<Option<String>, RunError> {
     let Auth::Oidc { env_file, shown } = auth else { return Ok(None) };
-    let clock = Clock::system();
-    let (watch, _) = EnvFileWatch::start(env_file.clone(), shown.clone(), clock.clone()).await;
-    let identity = watch.subscribe().borrow().clone();
-    let problem = match identity.credential(clock.now()) {
+    let reading = token_file::read(env_file).await;
+    let identity = Identity::first(reading.map_or(TokenState::Missing, TokenReading::into_state));
+    let problem = match identity.credential(Clock::system().now()) {
         Ok(credential) => return Ok(credential.oidc().map(|token| token.expose().to_owned())),
         Err(problem) => problem,
     };

@@ -2,15 +2,15 @@
 //! long.
 
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use tokio::process::Command;
 
 use crate::cli::CommandError;
+use crate::os::subprocess::{self, Limits, Output};
 
-/// Longer than a service may take to stop and to start again.
-const TIMEOUT: Duration = Duration::from_secs(75);
+/// The time is longer than a service may take to stop and to start again.
+const LIMITS: Limits = Limits { time: Duration::from_secs(75), stdout: 1024 * 1024, stderr: 4096 };
 
 /// What makes a file ours: it stands in a comment.
 pub(super) const MARK: &str = "Written by `connect-sidecar service install`";
@@ -65,18 +65,15 @@ pub(super) trait Manager {
 
 /// Runs the manager's command to its end.
 pub(super) async fn run(program: &Path, arguments: &[&str]) -> Result<Output, CommandError> {
-    let failed = |why: String| CommandError::Other(format!("could not run {}: {why}", shown(program, arguments)));
     let mut command = Command::new(program);
-    let ended = command.args(arguments).env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true).output();
-    match tokio::time::timeout(TIMEOUT, ended).await {
-        Ok(output) => output.map_err(|e| failed(e.to_string())),
-        Err(_) => Err(failed(format!("it took longer than {} s", TIMEOUT.as_secs()))),
-    }
+    command.args(arguments).env("LC_ALL", "C");
+    let output = subprocess::run(command, LIMITS).await;
+    output.map_err(|e| CommandError::Other(format!("could not run {}: {e}", shown(program, arguments))))
 }
 
 /// The same, and an error in the manager's words if it fails. Returns what it printed.
 pub(super) async fn succeed(program: &Path, arguments: &[&str]) -> Result<String, CommandError> {
-    let Output { status, stdout, stderr } = run(program, arguments).await?;
+    let Output { status, stdout, stderr, .. } = run(program, arguments).await?;
     if status.success() {
         return Ok(String::from_utf8_lossy(&stdout).into_owned());
     }

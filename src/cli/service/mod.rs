@@ -13,7 +13,6 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -24,6 +23,7 @@ use crate::config::args::GlobalArgs;
 use crate::config::{self, Auth, Config, ConfigError, Mistake, PortableSettings};
 use crate::instance::Selector;
 use crate::instance::client::{self, NotFound};
+use crate::os::atomic_file::{self, Durability};
 use crate::os::executable;
 use crate::os::terminal::escaped;
 use crate::os::tls;
@@ -124,7 +124,7 @@ enum Native {
 impl Native {
     fn find(project: &Path) -> Result<Self, CommandError> {
         let environment = |name: &str| std::env::var_os(name);
-        let program = |name| executable::find(name, &environment("PATH")?, project)?.judged.ok();
+        let program = |name| executable::find(name, &environment("PATH")?, project)?.checked.ok();
         let home = || CommandError::Other("neither HOME nor XDG_CONFIG_HOME says where a service could be put".into());
         if cfg!(target_os = "macos") {
             let home = environment("HOME").map(PathBuf::from).filter(|home| home.is_absolute()).ok_or_else(home)?;
@@ -288,11 +288,7 @@ fn write(path: &Path, text: &str) -> Result<(), CommandError> {
     let write = || {
         let dir = path.parent().unwrap_or(path);
         fs::create_dir_all(dir)?;
-        let permissions = fs::Permissions::from_mode(0o644);
-        let mut file = tempfile::Builder::new().prefix(".").permissions(permissions).tempfile_in(dir)?;
-        file.write_all(text.as_bytes())?;
-        file.persist(path)?;
-        Ok(())
+        atomic_file::write(path, text.as_bytes(), 0o644, Durability::Process)
     };
     write().map_err(|e: io::Error| CommandError::System("write the service's file", e))
 }

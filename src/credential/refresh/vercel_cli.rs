@@ -1,41 +1,32 @@
-//! One run of the Vercel CLI that prints a fresh token (docs/vercel.md section 7).
+//! Runs the Vercel CLI to get a fresh token (docs/vercel.md section 7).
 //!
-//! Fixed arguments, no shell, a short list of variables, nothing to read, a directory that is no project, a minute. What
-//! it prints is a secret, and what it complains of is foreign text: neither gets any further than here as it is. When
-//! the run ends, in whatever way, so does every process of its group.
+//! The CLI gets fixed arguments, a short list of variables, a directory that is no project, and a minute. Its output is a
+//! secret and its error message is untrusted text: neither leaves this module unprocessed.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use secrecy::SecretString;
 use serde::Deserialize;
-use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
-use tokio::sync::oneshot;
 
-use crate::os::executable::{self, Found};
-use crate::os::process_group;
+use crate::os::executable::{self, Found, Untrusted};
+use crate::os::subprocess::{self, Limits};
 
-/// Its name on PATH.
+/// The program's name on PATH.
 const NAME: &str = "vercel";
-/// A run may take this long.
-const LIMIT: Duration = Duration::from_secs(60);
-/// After the CLI's own end, what it had left to print is waited for this long.
-const REST: Duration = Duration::from_secs(1);
-/// The most that it may print, in bytes.
-const MAX_OUTPUT: u64 = 64 * 1024;
-/// What is looked at of its complaints, in bytes.
-const MAX_COMPLAINT: u64 = 4 * 1024;
-/// What is shown of them, in characters.
-const SHOWN: usize = 200;
-/// A longer word may be a secret.
-const LONGEST_WORD: usize = 20;
+/// Limits of one run.
+const LIMITS: Limits = Limits { time: Duration::from_secs(60), stdout: 64 * 1024, stderr: 4 * 1024 };
+/// The longest excerpt of an error message, in characters.
+const MAX_EXCERPT: usize = 200;
+/// A longer word in an error message may be a secret.
+const MAX_WORD: usize = 20;
 
-/// Variables that the CLI is given as we have them. No token of any kind is among them: it has its own login.
+/// Variables that are passed on to the CLI. There is no token among them: the CLI has its own login.
 const VARIABLES: [&str; 13] = [
     "HOME",
     "XDG_DATA_HOME",
@@ -52,7 +43,7 @@ const VARIABLES: [&str; 13] = [
     "LC_MESSAGES",
 ];
 
-/// Those that lead it through a proxy, and let it trust the proxy's certificates.
+/// Variables that are passed on if the sidecar itself uses the proxy of the environment.
 const PROXY_VARIABLES: [&str; 9] = [
     "HTTPS_PROXY",
     "HTTP_PROXY",
@@ -65,20 +56,20 @@ const PROXY_VARIABLES: [&str; 9] = [
     "NODE_EXTRA_CA_CERTS",
 ];
 
-/// What keeps it quiet.
-const FIXED: [(&str, &str); 4] =
+/// Variables that turn off prompts, colours, update checks and telemetry.
+const FIXED_VARIABLES: [(&str, &str); 4] =
     [("CI", "1"), ("NO_COLOR", "1"), ("NO_UPDATE_NOTIFIER", "1"), ("VERCEL_TELEMETRY_DISABLED", "1")];
 
-/// What the CLI is given of our environment.
+/// The part of our environment that the CLI gets.
 #[derive(Clone, Default)]
 pub struct CliEnvironment {
-    /// Our PATH, in which it is looked for.
+    /// Our PATH, on which the CLI is searched.
     pub path: OsString,
     variables: Vec<(&'static str, OsString)>,
 }
 
 impl CliEnvironment {
-    /// Takes from our environment what is on the list, and what leads through a proxy if that is wanted.
+    /// Selects the variables from our environment, those for a proxy only with `use_env_proxy`.
     pub fn of(environment: &dyn Fn(&str) -> Option<OsString>, use_env_proxy: bool) -> Self {
         let proxy = if use_env_proxy { &PROXY_VARIABLES[..] } else { &[] };
         let names = VARIABLES.iter().chain(proxy);
@@ -87,14 +78,14 @@ impl CliEnvironment {
     }
 }
 
-/// A proxy's URL may hold a password.
+/// Without the variables: the URL of a proxy may contain a password.
 impl fmt::Debug for CliEnvironment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CliEnvironment").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
-/// Which project's token.
+/// The project whose token is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// `prj_…`
@@ -104,13 +95,13 @@ pub struct Target {
 }
 
 impl Target {
-    /// `None` where an id has characters that none of Vercel's has: it could be taken for an option or a path.
+    /// `None` if an id has a character that Vercel's ids do not have, and could be taken for an option or a path.
     pub fn new(project_id: &str, owner_id: &str) -> Option<Self> {
-        let is_plain = |id: &str| {
-            let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
-            !id.is_empty() && !id.starts_with('-') && id.bytes().all(is_plain)
+        let is_safe = |id: &str| {
+            let is_id_byte = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+            !id.is_empty() && !id.starts_with('-') && id.bytes().all(is_id_byte)
         };
-        let [project, owner] = [project_id, owner_id].map(|id| is_plain(id).then(|| id.to_owned()));
+        let [project, owner] = [project_id, owner_id].map(|id| is_safe(id).then(|| id.to_owned()));
         Some(Self { project_id: project?, owner_id: owner? })
     }
 }
@@ -119,97 +110,110 @@ impl Target {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cli {
     file: PathBuf,
-    /// Where it finds what it runs itself: its first line asks for `node`.
+    /// The PATH that it gets. It must contain `node`, which its first line names.
     path: OsString,
 }
 
+/// Why there is no CLI that may be run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CliNotUsable {
+    /// PATH has none.
+    #[error("the Vercel CLI is not on PATH")]
+    NotFound,
+    /// It is not safe to run.
+    #[error("the Vercel CLI at {} is not run: {reason}", file.display())]
+    Untrusted {
+        /// Its path.
+        file: PathBuf,
+        /// Why.
+        #[source]
+        reason: Untrusted,
+    },
+}
+
+/// Why the CLI gave no token.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// It could not be run to its end.
+    #[error("{}", run_failure(file, source))]
+    Run {
+        /// Its path.
+        file: PathBuf,
+        /// Why.
+        source: subprocess::Error,
+    },
+    /// It printed more than a token can be.
+    #[error("the Vercel CLI printed more than {} KiB", LIMITS.stdout / 1024)]
+    TooMuchOutput,
+    /// It failed.
+    #[error("the Vercel CLI ended with {}{}", exit_description(*status), message.as_ref().map_or(" and said nothing".into(), |m| format!(": {m}")))]
+    Failed {
+        /// Exit code or signal.
+        status: ExitStatus,
+        /// An excerpt of its error message.
+        message: Option<String>,
+    },
+    /// It succeeded and printed no token.
+    #[error("the Vercel CLI printed something else than a token")]
+    NoToken,
+}
+
+fn run_failure(file: &Path, error: &subprocess::Error) -> String {
+    match error {
+        subprocess::Error::Start(e) => format!("the Vercel CLI at {} could not be started: {e}", file.display()),
+        subprocess::Error::Wait(e) => format!("the Vercel CLI's end could not be waited for: {e}"),
+        subprocess::Error::Timeout(limit) => format!("the Vercel CLI took longer than {} s", limit.as_secs()),
+    }
+}
+
+fn exit_description(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("code {code}"),
+        (None, signal) => format!("signal {}", signal.unwrap_or_default()),
+    }
+}
+
 impl Cli {
-    /// The one on `path`, if there is one that no project has put there. An error is the reason for people.
-    pub fn find(path: &OsStr, project: &Path) -> Result<Self, String> {
-        match executable::find(NAME, path, project) {
-            Some(Found { judged: Ok(file), .. }) => Ok(Self { path: executable::trusted(path, &file, project), file }),
-            Some(Found { judged: Err(reason), file }) => {
-                Err(format!("the Vercel CLI at {} is not run: {reason}", file.display()))
-            }
-            None => Err("the Vercel CLI is not on PATH".into()),
+    /// Finds the CLI on `path`, outside the project.
+    pub fn find(path: &OsStr, project: &Path) -> Result<Self, CliNotUsable> {
+        let Found { file, checked } = executable::find(NAME, path, project).ok_or(CliNotUsable::NotFound)?;
+        match checked {
+            Ok(file) => Ok(Self { path: executable::trusted_path(path, &file, project), file }),
+            Err(reason) => Err(CliNotUsable::Untrusted { file, reason }),
         }
     }
 }
 
-/// Runs it in `directory`; the token that it printed. An error is the reason for people.
+/// Runs `vercel project token` in `directory` and returns the token that it prints.
 pub async fn project_token(
     cli: &Cli,
     target: &Target,
-    surroundings: &CliEnvironment,
+    environment: &CliEnvironment,
     directory: &Path,
-) -> Result<SecretString, String> {
+) -> Result<SecretString, CliError> {
     let mut command = Command::new(&cli.file);
     command
-        // Version managers go by the name that they are called by.
+        // Version managers select the program by this name.
         .arg0(NAME)
         .args(["project", "token", &target.project_id, "--format=json", "--scope", &target.owner_id])
         .env_clear()
-        .envs(surroundings.variables.iter().map(|(name, value)| (name, value)))
-        .envs(FIXED)
+        .envs(environment.variables.iter().map(|(name, value)| (name, value)))
+        .envs(FIXED_VARIABLES)
         .env("PATH", &cli.path)
-        .current_dir(directory)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let (mut child, group) = process_group::spawn(&mut command)
-        .map_err(|e| format!("the Vercel CLI at {} could not be started: {e}", cli.file.display()))?;
-
-    let (mut output, mut complaint) = (Vec::new(), Vec::new());
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let (over, is_over) = oneshot::channel::<()>();
-    let waiting = async {
-        let status = child.wait().await;
-        drop(group);
-        drop(over);
-        status
-    };
-    let reading = async {
-        // Closed on what is too much.
-        let printed = async { drop(read(stdout, MAX_OUTPUT, &mut output).await) };
-        let complained = async {
-            if let Some(mut rest) = read(stderr, MAX_COMPLAINT, &mut complaint).await {
-                // So that it can complain at length.
-                let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
-            }
-        };
-        tokio::select! {
-            _ = async { tokio::join!(printed, complained) } => {}
-            // What has left its group may hold the pipes for ever.
-            () = async { let _ = is_over.await; tokio::time::sleep(REST).await } => {}
-        }
-    };
-    let ended = tokio::time::timeout(LIMIT, async { tokio::join!(waiting, reading).0 }).await;
-    let status = ended
-        .map_err(|_| format!("the Vercel CLI took longer than {} s", LIMIT.as_secs()))?
-        .map_err(|e| format!("the Vercel CLI's end could not be waited for: {e}"))?;
-    if output.len() as u64 > MAX_OUTPUT {
-        return Err(format!("the Vercel CLI printed more than {} KiB", MAX_OUTPUT / 1024));
+        .current_dir(directory);
+    let output = subprocess::run(command, LIMITS).await;
+    let output = output.map_err(|source| CliError::Run { file: cli.file.clone(), source })?;
+    if output.is_truncated {
+        return Err(CliError::TooMuchOutput);
     }
-    if !status.success() {
-        let how = match (status.code(), status.signal()) {
-            (Some(code), _) => format!("code {code}"),
-            (None, signal) => format!("signal {}", signal.unwrap_or_default()),
-        };
-        let complaint = excerpt(&complaint).map_or(" and said nothing".to_owned(), |said| format!(": {said}"));
-        return Err(format!("the Vercel CLI ended with {how}{complaint}"));
+    if !output.status.success() {
+        return Err(CliError::Failed { status: output.status, message: excerpt(&output.stderr) });
     }
-    token_in(&output).ok_or_else(|| "the Vercel CLI printed something else than a token".into())
+    parse_token(&output.stdout).ok_or(CliError::NoToken)
 }
 
-/// Reads up to one byte more than `limit`; gives the pipe back if there may be more.
-async fn read<R: AsyncRead + Unpin>(pipe: Option<R>, limit: u64, into: &mut Vec<u8>) -> Option<R> {
-    let mut limited = pipe?.take(limit + 1);
-    let _ = limited.read_to_end(into).await;
-    (limited.limit() == 0).then(|| limited.into_inner())
-}
-
-/// `{"token":"…"}`, or the token alone.
-fn token_in(output: &[u8]) -> Option<SecretString> {
+/// Reads `{"token":"…"}`, or the token alone.
+fn parse_token(output: &[u8]) -> Option<SecretString> {
     #[derive(Deserialize)]
     struct Printed {
         token: String,
@@ -221,22 +225,22 @@ fn token_in(output: &[u8]) -> Option<SecretString> {
     }
 }
 
-/// What a complaint is about, fit to be shown: its first line that speaks of an error, or else the first, without anything
-/// that may be a secret.
-fn excerpt(complaint: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(complaint);
+/// The first line of an error message that starts with "Error", or else the first line; without control characters and
+/// without words that may be secrets.
+fn excerpt(message: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(message);
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.clone().next()?;
     let line = lines.find(|line| line.starts_with("Error")).unwrap_or(first);
-    let of_a_word = |c: char| c.is_ascii_alphanumeric() || "-_.=+~".contains(c);
+    let is_word_char = |c: char| c.is_ascii_alphanumeric() || "-_.=+~".contains(c);
     let mut shown = String::new();
-    for part in line.split_inclusive(|c| !of_a_word(c)) {
-        let word = part.trim_end_matches(|c| !of_a_word(c));
-        let may_be_secret = word.len() > LONGEST_WORD || ["vca_", "vcr_"].iter().any(|prefix| word.contains(prefix));
+    for part in line.split_inclusive(|c| !is_word_char(c)) {
+        let word = part.trim_end_matches(|c| !is_word_char(c));
+        let may_be_secret = word.len() > MAX_WORD || ["vca_", "vcr_"].iter().any(|prefix| word.contains(prefix));
         shown.push_str(if may_be_secret { "…" } else { word });
         shown.extend(part[word.len()..].chars().filter(|c| !c.is_control()));
     }
-    Some(shown.chars().take(SHOWN).collect())
+    Some(shown.chars().take(MAX_EXCERPT).collect())
 }
 
 #[cfg(test)]
@@ -245,7 +249,7 @@ mod tests {
     use secrecy::ExposeSecret;
 
     #[test]
-    fn ids_that_could_be_taken_for_something_else_are_refused() {
+    fn ids_that_could_be_options_or_paths_are_refused() {
         assert!(Target::new("prj_web-1", "team_Acme").is_some());
         for id in ["", "-x", "--cwd=/", "a b", "a/b", "../x", "a;b", "ä", "a\n"] {
             assert_eq!((Target::new(id, "team_1"), Target::new("prj_1", id)), (None, None), "{id:?}");
@@ -254,18 +258,18 @@ mod tests {
 
     #[test]
     fn a_token_is_printed_alone_or_in_an_object() {
-        let token = |text: &str| token_in(text.as_bytes()).map(|token| token.expose_secret().to_owned());
+        let token = |text: &str| parse_token(text.as_bytes()).map(|token| token.expose_secret().to_owned());
         for text in ["a.b.c\n", "{\"token\":\"a.b.c\"}", "{\n  \"token\": \"a.b.c\"\n}\n"] {
             assert_eq!(token(text).as_deref(), Some("a.b.c"), "{text}");
         }
         for text in ["", "\n", "{}", "{\"token\":1}", "{\"token\":\"a\"", "{\"token\":\"a\"}{}"] {
             assert_eq!(token(text), None, "{text}");
         }
-        assert!(token_in(b"\xff").is_none());
+        assert!(parse_token(b"\xff").is_none());
     }
 
     #[test]
-    fn what_is_shown_of_a_complaint_holds_no_secret_and_no_escape() {
+    fn excerpts_contain_no_secrets_and_no_escapes() {
         let of = |text: &str| excerpt(text.as_bytes());
         assert_eq!(of("\n \n"), None);
         assert_eq!(
@@ -273,15 +277,15 @@ mod tests {
             Some("Error: No login, run `vercel login`")
         );
         assert_eq!(of("vca_1 \u{1b}[31mvcr_2 (eyJhbGciOiJSUzI1NiJ9.eyJ) end").as_deref(), Some("… [… (…) end"));
-        assert_eq!(of(&"ab ".repeat(200)).map(|shown| shown.len()), Some(SHOWN));
+        assert_eq!(of(&"ab ".repeat(200)).map(|shown| shown.len()), Some(MAX_EXCERPT));
     }
 
     #[test]
-    fn variables_are_those_on_the_list_and_the_proxy_only_if_it_is_wanted() {
-        let environment = |name: &str| Some(OsString::from(name));
+    fn only_listed_variables_are_passed_on_and_those_of_a_proxy_on_demand() {
+        let all = |name: &str| Some(OsString::from(name));
         let names = |use_env_proxy| {
-            let surroundings = CliEnvironment::of(&environment, use_env_proxy);
-            surroundings.variables.iter().map(|(name, _)| *name).collect::<Vec<_>>()
+            let environment = CliEnvironment::of(&all, use_env_proxy);
+            environment.variables.iter().map(|(name, _)| *name).collect::<Vec<_>>()
         };
         assert_eq!(names(false), VARIABLES);
         assert_eq!(names(true), [&VARIABLES[..], &PROXY_VARIABLES].concat());

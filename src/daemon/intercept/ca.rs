@@ -6,10 +6,10 @@
 //! nor our own client for upstream ever learns of this CA.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use crate::os::atomic_file::{self, Durability};
 use crate::os::clock::Timestamp;
 use crate::os::private_dir;
 use crate::os::tls::LOCAL_CA;
@@ -81,11 +82,9 @@ impl Ca {
         now: Timestamp,
     ) -> Result<Self, Unfit> {
         refuse_published(state_dir, project)?;
-        let dir = state_dir.join(DIRECTORY);
+        let dir = private_dir::make_within(state_dir, DIRECTORY).map_err(unfit)?;
         // Of two processes that find no CA, the second takes the one that the first has made.
         let only_us = private_dir::lock(&dir).await.map_err(unfit)?;
-        // Whoever could rename it could put another in its place.
-        private_dir::check(state_dir).map_err(unfit)?;
         private_dir::keep_from_git(state_dir).map_err(unfit)?;
         let working = tokio::task::spawn_blocking(move || {
             let _only_us = only_us;
@@ -96,7 +95,8 @@ impl Ca {
             }
             let (made, pem) =
                 Self::make(&domains, now).map_err(|e| Unfit(format!("could not make a local CA: {e}")))?;
-            write(&path, &pem).map_err(|e| Unfit(format!("could not write {}: {e}", path.display())))?;
+            atomic_file::write(&path, pem.as_bytes(), 0o600, Durability::Machine)
+                .map_err(|e| Unfit(format!("could not write {}: {e}", path.display())))?;
             Ok(made)
         });
         working.await.unwrap_or_else(|_| Err(Unfit("making the local CA broke off".into())))
@@ -260,16 +260,6 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, Unfit> {
     }
 }
 
-/// Whole or not at all, also if the machine stops in the midst of it.
-fn write(path: &Path, content: &str) -> io::Result<()> {
-    let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut file = tempfile::Builder::new().prefix(".").permissions(Permissions::from_mode(0o600)).tempfile_in(dir)?;
-    file.write_all(content.as_bytes())?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    File::open(dir)?.sync_all()
-}
-
 fn named(common_name: &str) -> rcgen::DistinguishedName {
     let mut name = rcgen::DistinguishedName::new();
     name.push(DnType::CommonName, common_name);
@@ -284,6 +274,8 @@ fn set_life(params: &mut CertificateParams, begins: Timestamp, ends: Timestamp) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::fs::symlink;
     use std::sync::Arc;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::credential::refresh::{Failure, RefreshHandle};
+use crate::credential::refresh::{RefreshError, RefreshHandle};
 use crate::os::clock::Clock;
 use crate::proxy::error::{Code, RequestError};
 use crate::proxy::reply;
@@ -15,20 +15,20 @@ const LIMIT: Duration = Duration::from_secs(50);
 
 /// Asks, and waits for the outcome.
 pub(super) async fn ask(asker: &RefreshHandle, clock: &Clock) -> Result<String, RequestError> {
-    let outcome = tokio::time::timeout(LIMIT, asker.ask()).await.map_err(|_| {
+    let outcome = tokio::time::timeout(LIMIT, asker.refresh()).await.map_err(|_| {
         let message = "The refresh takes its time and goes on. `connect-sidecar status` tells how it ends.";
         RequestError::new(Code::RefreshFailed, message).command("connect-sidecar status")
     })?;
-    let refreshed = outcome.map_err(|failure| {
-        let code = match failure {
-            Failure::TooSoon(_) => Code::LocalRateLimit,
+    let refreshed = outcome.map_err(|error| {
+        let code = match error {
+            RefreshError::TooSoon(_) => Code::LocalRateLimit,
             _ => Code::RefreshFailed,
         };
-        let mut error = RequestError::new(code, format!("The OIDC token was not refreshed: {failure}."));
-        if let Failure::TooSoon(left) = failure {
-            error.retry_after = Some(reply::retry_after(left));
+        let mut refused = RequestError::new(code, format!("The OIDC token was not refreshed: {error}."));
+        if let RefreshError::TooSoon(left) = error {
+            refused.retry_after = Some(reply::retry_after(left));
         }
-        error.remedy(failure.remedy())
+        refused.remedy(error.remedy())
     })?;
     let left = refreshed.expires_at.since(clock.now());
     Ok(json!({

@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::credential::expiry_warnings::{self, WarningSteps};
-use crate::credential::refresh::{self, Activity};
+use crate::credential::refresh::{self, AutoRefresh};
 use crate::credential::warning::Warning;
 use crate::credential::{CredentialProblem, Identity, OidcToken, TokenState, VERCEL_CLI};
 use crate::events::Events;
@@ -238,7 +238,7 @@ impl Status {
             },
             Err(CredentialProblem::Missing) => (OidcState::Missing, None),
             Err(CredentialProblem::Expired(_)) => (OidcState::Expired, None),
-            Err(CredentialProblem::Invalid(flaw)) => (OidcState::Invalid, Some(flaw.reason)),
+            Err(CredentialProblem::Invalid(defect)) => (OidcState::Invalid, Some(defect.reason)),
         };
         let token = identity.oidc();
         let claim = |of: fn(&crate::credential::Claims) -> &Option<String>| token.and_then(|t| of(&t.claims).clone());
@@ -263,16 +263,16 @@ impl Status {
     fn refresh(&self) -> Refresh {
         let snapshot = self.refresh.borrow().clone();
         Refresh {
-            mode: if snapshot.by_the_clock { "cli" } else { "off" },
-            state: match snapshot.activity {
-                Activity::Idle => "idle",
-                Activity::Running => "running",
-                Activity::Waiting => "waiting",
-                Activity::Held => "held",
-                Activity::GaveUp => "gave_up",
+            mode: if snapshot.auto == AutoRefresh::Off { "off" } else { "cli" },
+            state: match snapshot.auto {
+                _ if snapshot.is_running => "running",
+                AutoRefresh::Off | AutoRefresh::Scheduled(_) => "idle",
+                AutoRefresh::Delayed(_) => "waiting",
+                AutoRefresh::NotApproved(_) => "held",
+                AutoRefresh::GaveUp(_) => "gave_up",
             },
+            next_at: snapshot.next_at().map(|at| at.to_string()),
             last_error: snapshot.last_error,
-            next_at: snapshot.next_at.map(|at| at.to_string()),
         }
     }
 
@@ -284,25 +284,25 @@ impl Status {
         let mut warnings = Vec::new();
         match identity.credential(now) {
             Err(CredentialProblem::Missing) => warnings.push(Warning::missing(source)),
-            Err(CredentialProblem::Invalid(flaw)) => warnings.push(Warning::invalid(source, &flaw)),
+            Err(CredentialProblem::Invalid(defect)) => warnings.push(Warning::invalid(source, &defect)),
             Ok(_) | Err(CredentialProblem::Expired(_)) => {
                 let about_to_end = token.filter(|token| {
                     let left = token.expires_at.since(now);
-                    left <= self.steps.longest() && expiry_warnings::concerns_people(left, &refresh)
+                    left <= self.steps.longest() && expiry_warnings::should_warn(left, &refresh)
                 });
                 warnings.extend(about_to_end.map(|token| expiry_warnings::warning(token, now)));
             }
         }
-        warnings.extend(refresh.warning);
+        warnings.extend(refresh.warning().cloned());
         warnings.extend(token.and_then(|t| Warning::of_environment(t.claims.environment.as_deref())));
-        if identity.notes.readable_by_others {
+        if identity.file_warnings.readable_by_others {
             warnings.push(Warning::readable_by_others(source));
         }
-        if identity.notes.duplicate_assignments {
+        if identity.file_warnings.duplicate_assignments {
             warnings.push(Warning::duplicate_assignments(source));
         }
-        if identity.notes.is_replaced {
-            warnings.push(Warning::replaced(source));
+        if identity.file_warnings.is_stale_mount {
+            warnings.push(Warning::stale_mount(source));
         }
         if self.clock.offset_ms() != 0 {
             let by = std::time::Duration::from_millis(self.clock.offset_ms().unsigned_abs());

@@ -12,7 +12,6 @@ use tracing::debug;
 
 use crate::credential::warning::Warning as Expiry;
 use crate::events::{Event, Events, Listener, Rotation, Warning};
-use crate::os::clock::spoken;
 use crate::remedy::Remedy;
 
 /// A desktop that has not shown a notice by then will not.
@@ -80,7 +79,7 @@ impl Notice {
     fn of_rotation(fresh: &Rotation) -> Self {
         Self {
             title: plain(&format!("The OIDC token of {} was refreshed", fresh.project)),
-            body: format!("It expires in {}.", spoken(fresh.expires_at.since(fresh.at))),
+            body: format!("It {}.", fresh.expires_at.expiry(fresh.at)),
             is_urgent: false,
         }
     }
@@ -136,10 +135,11 @@ mod tests {
         assert_eq!(notice, Notice { title, body: "Run: vercel env pull".into(), is_urgent: false });
         assert!(Notice::of_warning(&warning("oidc_token_expired", "acme/web")).is_urgent);
 
-        let told = |warning: Expiry| Notice::of_warning(&warning.told(Timestamp::from_millis(0), "acme/web".into()));
+        let told =
+            |warning: Expiry| Notice::of_warning(&warning.to_event(Timestamp::from_millis(0), "acme/web".into()));
         for (warning, title, body) in [
             (
-                Expiry::refresh_unavailable("the Vercel CLI is not on PATH"),
+                Expiry::refresh_unavailable(&"the Vercel CLI is not on PATH"),
                 "The OIDC token cannot be refreshed: the Vercel CLI is not on PATH",
                 "Run: npm install --global vercel",
             ),

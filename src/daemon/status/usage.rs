@@ -6,10 +6,8 @@
 //! nothing else; one that cannot be read starts at zero, and so does a new month.
 
 use std::collections::BTreeMap;
-use std::fs::Permissions;
-use std::io::{self, Write};
+use std::io;
 use std::ops::{Add, Sub};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::credential::Identity;
+use crate::os::atomic_file::{self, Durability};
 use crate::os::clock::{Clock, Timestamp};
 use crate::os::private_dir;
 use crate::os::safe_read;
@@ -247,10 +246,7 @@ fn read(dir: &Path) -> Month {
 }
 
 fn write(dir: &Path, month: &Month) -> io::Result<()> {
-    let mut file = tempfile::Builder::new().prefix(".").permissions(Permissions::from_mode(0o600)).tempfile_in(dir)?;
-    file.write_all(&serde_json::to_vec(month)?)?;
-    file.persist(dir.join(FILE))?;
-    Ok(())
+    atomic_file::write(&dir.join(FILE), &serde_json::to_vec(month)?, 0o600, Durability::Process)
 }
 
 /// By the machine's clock: no answer of anybody's begins another month.
@@ -270,7 +266,9 @@ mod tests {
     use base64::Engine;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use std::fs;
+    use std::fs::Permissions;
     use std::os::unix::fs::MetadataExt;
+    use std::os::unix::fs::PermissionsExt;
     use tempfile::TempDir;
 
     /// A moment in November 2026.

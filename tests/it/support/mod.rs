@@ -28,7 +28,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use connect_sidecar::config::Config;
 use connect_sidecar::config::args::GlobalArgs;
-use connect_sidecar::credential::{Identity, Reloader};
+use connect_sidecar::credential::{Identity, ReloadHandle};
 use connect_sidecar::daemon::app::App;
 use connect_sidecar::daemon::server::Server;
 use connect_sidecar::emulator::oidc::Subject;
@@ -246,7 +246,7 @@ pub struct Stage {
     pub project: PathBuf,
     pub addr: SocketAddr,
     pub identity: watch::Receiver<Arc<Identity>>,
-    pub reloader: Reloader,
+    pub reloader: ReloadHandle,
     /// What answers the sidecar's requests.
     pub server: Arc<Server>,
     /// The sidecar serves for as long as this lives.

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::credential::{Credential, TokenState as IdentityState};
+use crate::os::safe_read::Defect;
 use crate::proxy::key;
 
 const NOW_MS: u64 = 1_900_000_000_000;
@@ -568,7 +569,7 @@ async fn an_unreadable_token_keeps_the_cache_and_a_missing_one_empties_it() {
     let bench = Bench::new(limits());
     bench.get(bench.plain(), token("a", 3600)).await;
     let last = Some(bench.principal());
-    let state = IdentityState::Invalid { reason: "torn".into(), last };
+    let state = IdentityState::Invalid { reason: Defect::in_content("torn"), last };
     bench.publish(Identity { generation: 2, ..Identity::first(state) });
     assert_eq!(bench.cache.tokens().len(), 1);
     bench.publish(Identity { generation: 3, ..Identity::first(IdentityState::Missing) });
