@@ -325,7 +325,8 @@ fn checked((config, mistakes): (Config, Vec<Mistake>)) -> Result<Config, ConfigE
 
 /// What is wrong with the proxy that the environment names for this scheme.
 fn mistakes_of(env_proxy: &EnvProxy, scheme: &Scheme) -> impl Iterator<Item = Mistake> {
-    let mistake = |unusable: &Unusable| Mistake { place: unusable.variable.into(), message: unusable.reason.clone() };
+    let mistake =
+        |unusable: &Unusable| Mistake { place: unusable.variable.into(), message: unusable.reason.to_string() };
     env_proxy.unusable(scheme).iter().map(mistake)
 }
 

@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 use super::{DEFAULT_ENV_FILE, Mistake, project};
 use crate::config::args::GlobalArgs;
 use crate::os::safe_read::{self, ReadError};
-use crate::os::terminal::is_unseen;
+use crate::os::terminal::is_control_or_bidi;
 use crate::proxy::error::excerpt;
 
 /// Looks a variable up in our own process environment.
@@ -192,7 +192,7 @@ impl<'a> Sources<'a> {
     /// what it looks like.
     fn check_inside_project(&self, value: &Value) -> Result<(), String> {
         let Raw::Text(text) = &value.raw else { return Ok(()) };
-        if text.contains(is_unseen) {
+        if text.contains(is_control_or_bidi) {
             return Err(
                 "a project's own file may name no file with control characters in its name, nor with such as turn \
                         the direction of text; use --env-file for it"

@@ -95,7 +95,7 @@ pub async fn run<F>(
             let is_synced = |(fingerprint, mark): &(String, Mark)| {
                 fingerprint == token.fingerprint() && !clock.has_jumped_since(*mark)
             };
-            if current.looks_out_of_time(clock.now()) && !synced_for.as_ref().is_some_and(is_synced) {
+            if current.is_outside_validity(clock.now()) && !synced_for.as_ref().is_some_and(is_synced) {
                 synced_for = Some((token.fingerprint().to_owned(), clock.mark()));
                 sync_clock().await;
             }

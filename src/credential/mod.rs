@@ -1,7 +1,8 @@
-//! Who we are: the credential that is injected, and the principal it stands for.
+//! The credential that is sent upstream: where it is read, when it expires, and how it is refreshed.
 //!
-//! Everything here is a value; the one writer is [`watch`]. The token is a secret: it has no `Display`, its `Debug` is
-//! redacted, and only [`Credential::bearer`] gives it out. Claims are read, never verified: verifying is upstream's.
+//! This module has the values; [`watch`] is the only writer. A token is a secret: it has no `Display`, its `Debug` is
+//! redacted, and only [`Credential::bearer`] and [`OidcToken::expose`] return it. Claims are read and not verified, which is
+//! upstream's task.
 
 pub mod env_file;
 pub mod expiry_warnings;
@@ -32,18 +33,18 @@ use crate::os::clock::{Expiry, Timestamp};
 use crate::os::safe_read::{Defect, DefectCause};
 use crate::remedy::Remedy;
 
-/// A longer token is refused (docs/configuration.md section 3), in bytes.
+/// The longest token that is accepted, in bytes (docs/configuration.md section 3).
 pub const MAX_TOKEN_BYTES: usize = 16 * 1024;
 
-/// A token whose `nbf` is further ahead than this is not used yet.
+/// A token is used this long before its `nbf`, to tolerate a clock that is behind.
 const NOT_BEFORE_TOLERANCE: Duration = Duration::from_secs(60);
 
-/// Whom a credential stands for. Equal principals share cached provider tokens (docs/http.md section 1).
+/// The principal of a credential, as a hash. Equal principals share cached provider tokens (docs/http.md section 1).
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Principal([u8; 32]);
 
 impl Principal {
-    /// The principal that these parts name, `None` and `""` told apart.
+    /// Hashes the parts. `None` and `""` are different.
     fn of(parts: &[Option<&str>]) -> Self {
         let mut hash = digest::Context::new(&digest::SHA256);
         for part in parts {
@@ -56,13 +57,13 @@ impl Principal {
         Self(bytes)
     }
 
-    /// A fixed-length name of the principal, for cache keys.
+    /// The hash, for cache keys.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 }
 
-/// The claims of an OIDC token that anyone looks at (docs/vercel.md section 5). Not verified.
+/// The claims of an OIDC token that are used (docs/vercel.md section 5). Not verified.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Claims {
     /// Issuer.
@@ -82,7 +83,7 @@ pub struct Claims {
     pub environment: Option<String>,
     /// The Vercel user that a development token was issued to.
     pub user_id: Option<String>,
-    /// A text or a list of them.
+    /// A string or a list of strings.
     #[serde(default)]
     aud: serde_json::Value,
     #[serde(default)]
@@ -94,17 +95,17 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// `acme/web`, for people.
+    /// Team and project for people, such as `acme/web`.
     pub fn project_name(&self) -> String {
-        let of = |name: &Option<String>, id: &Option<String>| name.clone().or_else(|| id.clone());
-        match (of(&self.owner, &self.owner_id), of(&self.project, &self.project_id)) {
+        let name_or_id = |name: &Option<String>, id: &Option<String>| name.clone().or_else(|| id.clone());
+        match (name_or_id(&self.owner, &self.owner_id), name_or_id(&self.project, &self.project_id)) {
             (Some(owner), Some(project)) => format!("{owner}/{project}"),
             (Some(one), None) | (None, Some(one)) => one,
             (None, None) => "an unnamed project".into(),
         }
     }
 
-    /// `acme/web (development, user_1)`: all that makes two principals differ, for people.
+    /// Everything that distinguishes principals, for people, such as `acme/web (development, user_1)`.
     pub fn description(&self) -> String {
         let details = [&self.environment, &self.user_id].into_iter().flatten().cloned().collect::<Vec<_>>();
         match details.as_slice() {
@@ -114,7 +115,7 @@ impl Claims {
     }
 }
 
-/// Why a text is no token that we would send (docs/configuration.md section 3). Holds nothing of the text.
+/// Why a text is not accepted as a token (docs/configuration.md section 3). Contains nothing of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenRejection {
     /// Over [`MAX_TOKEN_BYTES`].
@@ -123,29 +124,29 @@ pub enum TokenRejection {
     /// Not three base64url parts.
     #[error("it does not have three base64url parts")]
     NotThreeParts,
-    /// The header is no JSON object with an `alg`.
+    /// The header is not a JSON object with an `alg`.
     #[error("its header cannot be read")]
     Header,
     /// `alg` is `none`.
     #[error("it is unsigned (`alg` is `none`)")]
     Unsigned,
-    /// The payload is no JSON object, or a claim has the wrong type.
+    /// The payload is not a JSON object, or a claim has the wrong type.
     #[error("its claims cannot be read")]
     Payload,
     /// No numeric `exp`.
     #[error("it has no numeric `exp`")]
     NoExpiry,
-    /// Issued by somebody else.
+    /// The issuer is not Vercel.
     #[error("its issuer is not https://oidc.vercel.com")]
     Issuer,
 }
 
-/// A Vercel OIDC token as read from the env file.
+/// A Vercel OIDC token.
 pub struct OidcToken {
     secret: SecretString,
-    /// What the token says of itself.
+    /// Its claims.
     pub claims: Claims,
-    /// When it ends.
+    /// Its expiry.
     pub expires_at: Timestamp,
     issued_at: Option<Timestamp>,
     not_before: Option<Timestamp>,
@@ -154,7 +155,7 @@ pub struct OidcToken {
 }
 
 impl OidcToken {
-    /// Reads the claims of `secret` without verifying them.
+    /// Decodes a JWT. The signature is not verified.
     pub fn decode(secret: SecretString) -> Result<Self, TokenRejection> {
         #[derive(Deserialize)]
         struct Header {
@@ -174,11 +175,11 @@ impl OidcToken {
         if [header, payload, signature].iter().any(|p| p.is_empty() || !p.bytes().all(is_base64url)) {
             return Err(TokenRejection::NotThreeParts);
         }
-        let header: Header = object_in(header).ok_or(TokenRejection::Header)?;
+        let header: Header = decode_object(header).ok_or(TokenRejection::Header)?;
         if header.alg.eq_ignore_ascii_case("none") {
             return Err(TokenRejection::Unsigned);
         }
-        let claims: Claims = object_in(payload).ok_or(TokenRejection::Payload)?;
+        let claims: Claims = decode_object(payload).ok_or(TokenRejection::Payload)?;
         let seconds = |claim: &serde_json::Value| claim.as_f64().map(Timestamp::from_seconds);
         let expires_at = seconds(&claims.exp).ok_or(TokenRejection::NoExpiry)?;
         if claims.iss != "https://oidc.vercel.com" && !claims.iss.starts_with("https://oidc.vercel.com/") {
@@ -202,7 +203,7 @@ impl OidcToken {
         })
     }
 
-    /// Whether `self` was issued before `other`; where that is not said or the same, whether it ends before.
+    /// Whether `self` was issued before `other`. If they do not tell, or are equal, whether `self` expires before `other`.
     pub fn is_older_than(&self, other: &Self) -> bool {
         match (self.issued_at, other.issued_at) {
             (Some(a), Some(b)) if a != b => a < b,
@@ -210,22 +211,22 @@ impl OidcToken {
         }
     }
 
-    /// Whether both are the very same text.
+    /// Whether both are the same text.
     pub fn is_same_text(&self, other: &Self) -> bool {
         self.secret.expose_secret() == other.secret.expose_secret()
     }
 
-    /// How long it lives in all, if it says when it was issued.
+    /// The time from its issue to its expiry, if it has an `iat`.
     pub fn lifetime(&self) -> Option<Duration> {
         Some(self.expires_at.since(self.issued_at?))
     }
 
-    /// The text, for whoever has asked in so many words to be given it.
+    /// The secret text. Only for users who explicitly ask for it.
     pub fn expose(&self) -> &str {
         self.secret.expose_secret()
     }
 
-    /// Whether it may be sent at `now`.
+    /// Whether it is neither expired nor before its `nbf`.
     pub fn is_valid_at(&self, now: Timestamp) -> bool {
         now < self.expires_at && !self.is_early_at(now)
     }
@@ -234,13 +235,13 @@ impl OidcToken {
         self.not_before.is_some_and(|nbf| now.plus(NOT_BEFORE_TOLERANCE) < nbf)
     }
 
-    /// The first 8 hex digits of the token's SHA-256: tells tokens apart without telling them.
+    /// The first 8 hex digits of the token's SHA-256, to identify it in logs.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 }
 
-/// Lenient about padding and trailing bits, as the SDKs are: this reads claims, it verifies nothing.
+/// Accepts padding and trailing bits, like the SDKs.
 const BASE64URL: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::URL_SAFE,
     GeneralPurposeConfig::new()
@@ -249,9 +250,9 @@ const BASE64URL: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true),
 );
 
-/// What a part of a token says, if it is a JSON object. A derived reader alone would take a list as well, and text that
-/// is no UTF-8 where it does not look.
-fn object_in<T: DeserializeOwned>(part: &str) -> Option<T> {
+/// Decodes a part of a JWT that must be a JSON object. Serde alone would also accept an array, and invalid UTF-8 in fields
+/// that it skips.
+fn decode_object<T: DeserializeOwned>(part: &str) -> Option<T> {
     let json = String::from_utf8(BASE64URL.decode(part).ok()?).ok()?;
     if json.trim_start().starts_with('{') { serde_json::from_str(&json).ok() } else { None }
 }
@@ -270,32 +271,32 @@ impl fmt::Debug for OidcToken {
     }
 }
 
-/// What is injected.
+/// A credential for requests to upstream.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "a handful in a process's life, each behind an `Arc`")]
 pub enum Credential {
     /// `VERCEL_OIDC_TOKEN` from the env file.
     Oidc(OidcToken),
-    /// `VERCEL_TOKEN` from our own environment; it does not say when it ends.
+    /// `VERCEL_TOKEN` from our environment. Its expiry is unknown.
     AccessToken {
         /// The token.
         secret: SecretString,
-        /// Stands for the token and the team that requests name.
+        /// Derived from the token and the team in requests.
         principal: Principal,
-        /// As [`OidcToken::fingerprint`].
+        /// See [`OidcToken::fingerprint`].
         fingerprint: String,
     },
 }
 
 impl Credential {
-    /// An access token, used for `team_id` if one is given.
+    /// An access token that is used for `team_id`, if given.
     pub fn access_token(secret: SecretString, team_id: Option<&str>) -> Self {
         let principal = Principal::of(&[Some("access token"), Some(secret.expose_secret()), team_id]);
         let fingerprint = fingerprint(secret.expose_secret());
         Self::AccessToken { secret, principal, fingerprint }
     }
 
-    /// The value of `Authorization`, marked sensitive. `None` if the secret cannot stand in a header.
+    /// The value of `Authorization`, marked as sensitive. `None` if the secret is not valid in a header.
     pub fn bearer(&self) -> Option<HeaderValue> {
         let secret = match self {
             Self::Oidc(token) => &token.secret,
@@ -306,7 +307,7 @@ impl Credential {
         Some(value)
     }
 
-    /// Whom it stands for.
+    /// Its principal.
     pub fn principal(&self) -> &Principal {
         match self {
             Self::Oidc(token) => &token.principal,
@@ -322,7 +323,7 @@ impl Credential {
         }
     }
 
-    /// The claims, of an OIDC token.
+    /// The claims, if it is an OIDC token.
     pub fn claims(&self) -> Option<&Claims> {
         self.oidc().map(|token| &token.claims)
     }
@@ -336,20 +337,20 @@ impl Credential {
     }
 }
 
-/// Why nothing can be sent upstream (docs/http.md section 1).
+/// Why there is no credential to send (docs/http.md section 1).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CredentialProblem {
     /// There is no token.
     Missing,
-    /// It has ended this long ago.
+    /// The token expired this long ago.
     Expired(Duration),
-    /// There is something, but it is no usable token.
+    /// The file or the token cannot be used.
     Invalid(Defect),
 }
 
 impl CredentialProblem {
-    /// As a sentence about `source`, with what to do.
-    pub fn in_words(&self, source: &str) -> String {
+    /// The problem of `source` and its remedy, in sentences.
+    pub fn message(&self, source: &str) -> String {
         match self {
             Self::Missing => format!("There is no OIDC token in {source}. Run `vercel env pull`."),
             Self::Expired(ago) => {
@@ -365,7 +366,7 @@ impl CredentialProblem {
         }
     }
 
-    /// What mends it.
+    /// What fixes it.
     pub fn remedy(&self, source: &str) -> Remedy {
         match self {
             Self::Missing | Self::Expired(_) => Remedy::run(warning::ENV_PULL),
@@ -374,52 +375,52 @@ impl CredentialProblem {
     }
 }
 
-/// What the env file (or our environment) last gave.
+/// The last result of reading the env file or our environment.
 #[derive(Debug, Clone, Default)]
 pub enum TokenState {
-    /// A credential; an OIDC token may have expired since.
+    /// A credential. An OIDC token may have expired since.
     Loaded(Arc<Credential>),
-    /// Something unusable, for longer than the grace.
+    /// The file or the token has been unusable for longer than the grace period.
     Invalid {
         /// Why.
         reason: Defect,
-        /// Whose token was there before: cached provider tokens of that principal are still served.
+        /// The principal of the last good token. Its cached provider tokens are still served.
         last: Option<Principal>,
     },
-    /// Nothing, for longer than the grace.
+    /// There has been no token for longer than the grace period.
     #[default]
     Missing,
 }
 
-/// Remarks about the env file that outlive the log line.
+/// What to warn of about the env file, besides an unusable token.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FileWarnings {
-    /// Others can read the file.
+    /// Other users can read it.
     pub readable_by_others: bool,
     /// More than one line assigns the token.
     pub duplicate_assignments: bool,
-    /// The file is mounted, and was replaced where it came from: no new token will be seen.
+    /// It is a bind mount of a file that was replaced on the host, so no new token will be seen.
     pub is_stale_mount: bool,
 }
 
-/// A snapshot of who we are. Replaced as a whole, numbered upwards.
+/// A snapshot of the credential. Each change publishes a new one.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    /// Grows with each snapshot that is published.
+    /// Increases with each published snapshot.
     pub generation: u64,
-    /// The credential or the lack of it.
+    /// The credential, or why there is none.
     pub state: TokenState,
-    /// Remarks about the file.
+    /// What to warn of about the file.
     pub file_warnings: FileWarnings,
-    /// The token is one that the Vercel CLI got, and not the file's.
+    /// The token is from the Vercel CLI and not in the file.
     pub is_from_cli: bool,
 }
 
-/// What people call the source of a token that is not the file's.
+/// The name of the source of a token that is not in the file.
 pub const VERCEL_CLI: &str = "the Vercel CLI";
 
 impl Identity {
-    /// A first snapshot.
+    /// The first snapshot.
     pub fn first(state: TokenState) -> Self {
         Self { generation: 1, state, file_warnings: FileWarnings::default(), is_from_cli: false }
     }
@@ -440,7 +441,8 @@ impl Identity {
         }
     }
 
-    /// Whose cached provider tokens may be served: also an expired or unreadable token's principal, not a gone one's.
+    /// The principal whose cached provider tokens may be served. Also set if the token is expired or unusable, but not if it
+    /// is missing.
     pub fn principal(&self) -> Option<&Principal> {
         match &self.state {
             TokenState::Loaded(credential) => Some(credential.principal()),
@@ -449,7 +451,7 @@ impl Identity {
         }
     }
 
-    /// The OIDC token, however old.
+    /// The OIDC token, even if it has expired.
     pub fn oidc(&self) -> Option<&OidcToken> {
         match &self.state {
             TokenState::Loaded(credential) => credential.oidc(),
@@ -457,43 +459,43 @@ impl Identity {
         }
     }
 
-    /// Seconds that are left at `now` of the OIDC token, if that is no more than `at_most`.
+    /// Seconds until the OIDC token expires, if no more than `at_most`; 0 if it has expired.
     pub fn seconds_left(&self, at_most: Duration, now: Timestamp) -> Option<u32> {
         let left = self.oidc()?.expires_at.since(now);
         (left <= at_most).then(|| u32::try_from(left.as_secs()).unwrap_or(u32::MAX))
     }
 
-    /// Whether the machine's clock may be what makes the token look unusable: expired, or not valid yet.
-    pub fn looks_out_of_time(&self, now: Timestamp) -> bool {
+    /// Whether the token is expired or not valid yet, which may be due to a wrong clock of this machine.
+    pub fn is_outside_validity(&self, now: Timestamp) -> bool {
         self.oidc().is_some_and(|token| !token.is_valid_at(now))
     }
 }
 
-/// Asks the owner of the identity to read its source again. Without a source (an access token) it does nothing.
+/// Makes [`watch`] read the env file again. The default handle is for access tokens and does nothing.
 #[derive(Clone, Default, Debug)]
 pub struct ReloadHandle(Option<mpsc::Sender<oneshot::Sender<()>>>);
 
 impl ReloadHandle {
-    /// A reloader and the end that its owner listens at.
+    /// A handle, and the receiver of its requests. Each request carries a channel that signals its completion.
     pub fn channel() -> (Self, mpsc::Receiver<oneshot::Sender<()>>) {
         let (sender, receiver) = mpsc::channel(8);
         (Self(Some(sender)), receiver)
     }
 
-    /// Returns once the source was read and what was found is published. Bounded: gives up after two seconds.
+    /// Returns once the file was read and the result is published, after two seconds at most.
     pub async fn reload(&self) {
         let Some(sender) = &self.0 else { return };
-        let (done, read) = oneshot::channel();
-        let round = async {
+        let (done, is_done) = oneshot::channel();
+        let reload = async {
             if sender.send(done).await.is_ok() {
-                let _ = read.await;
+                let _ = is_done.await;
             }
         };
-        let _ = tokio::time::timeout(Duration::from_secs(2), round).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), reload).await;
     }
 }
 
-/// Makes tokens for the unit tests of this folder.
+/// Tokens for unit tests.
 #[cfg(test)]
 pub(crate) mod fixtures {
     use super::*;
@@ -506,7 +508,7 @@ pub(crate) mod fixtures {
         format!("{}.{}.c2ln", BASE64URL.encode(header), BASE64URL.encode(payload)).into()
     }
 
-    /// A token of project `project`, issued at `iat` and ending at `exp`, in seconds.
+    /// A token of project `project`, with `iat` and `exp` in seconds.
     pub(crate) fn token(project: &str, iat: u64, exp: u64) -> OidcToken {
         OidcToken::decode(jwt(&serde_json::json!({
             "iss": "https://oidc.vercel.com/acme", "owner": "acme", "owner_id": "team_1", "project": project,
@@ -524,18 +526,18 @@ mod tests {
     use serde_json::json;
 
     fn rejection(secret: SecretString) -> TokenRejection {
-        OidcToken::decode(secret).expect_err("not to be taken")
+        OidcToken::decode(secret).expect_err("rejected")
     }
 
     #[test]
-    fn takes_team_and_global_issuers() {
+    fn team_and_global_issuers_are_accepted() {
         for iss in ["https://oidc.vercel.com", "https://oidc.vercel.com/acme"] {
             assert!(OidcToken::decode(jwt(&json!({ "iss": iss, "exp": 9 }))).is_ok(), "{iss}");
         }
     }
 
     #[test]
-    fn refuses_what_is_no_vercel_token() {
+    fn other_texts_are_rejected() {
         let vercel = "https://oidc.vercel.com";
         for (secret, expected) in [
             (jwt(&json!({"iss": vercel})), TokenRejection::NoExpiry),
@@ -561,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refreshed_token_keeps_its_principal_and_each_named_claim_changes_it() {
+    fn the_principal_depends_on_exactly_these_claims() {
         let base = json!({"iss": "https://oidc.vercel.com/a", "owner_id": "t", "project_id": "p", "environment": "e",
             "user_id": "u", "sub": "s", "exp": 9});
         let of = |change: &serde_json::Value| {
@@ -586,25 +588,25 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_used_until_it_expires_and_not_long_before_it_begins() {
+    fn a_token_is_used_from_a_minute_before_nbf_until_exp() {
         let identity = Identity::first(TokenState::Loaded(Arc::new(Credential::Oidc(token("web", 1000, 2000)))));
         let at = |s: f64| identity.credential(Timestamp::from_seconds(s)).map(|_| ());
         assert_eq!(at(1999.999), Ok(()));
         assert_eq!(at(2000.0), Err(CredentialProblem::Expired(Duration::ZERO)));
         assert_eq!(at(2060.0), Err(CredentialProblem::Expired(Duration::from_secs(60))));
-        assert_eq!(at(940.0), Ok(()), "a minute of difference is nothing");
+        assert_eq!(at(940.0), Ok(()), "a minute before nbf");
         assert!(matches!(at(939.0), Err(CredentialProblem::Invalid(_))));
     }
 
     #[test]
-    fn age_is_by_issue_and_else_by_expiry() {
+    fn age_is_by_iat_and_then_by_exp() {
         assert!(token("web", 1, 900).is_older_than(&token("web", 2, 800)));
         assert!(token("web", 2, 800).is_older_than(&token("web", 2, 900)));
         assert!(!token("web", 2, 900).is_older_than(&token("web", 2, 900)));
     }
 
     #[test]
-    fn no_debug_output_tells_a_secret() {
+    fn debug_output_contains_no_secret() {
         let credential = Credential::access_token("CANARY-SECRET".into(), None);
         let bearer = credential.bearer().expect("a header");
         let secret = jwt(&json!({"iss": "https://oidc.vercel.com", "exp": 9}));

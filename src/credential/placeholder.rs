@@ -1,7 +1,7 @@
-//! The stand-in for the OIDC token that an app gets: claims to read, worth nothing. Pure.
+//! The placeholder that apps get in place of the OIDC token: an unsigned JWT with the same claims. Pure.
 //!
-//! It is known again by its shape alone, so it stays one when the sidecar starts anew, and nothing has to be remembered.
-//! Never holds a byte of a real token's signature, and is never taken for a credential: it is unsigned.
+//! It is recognized by its form alone, so that it stays valid when the sidecar restarts and nothing has to be stored. It
+//! contains nothing of a real signature and is never accepted as a credential.
 
 use std::time::Duration;
 
@@ -13,17 +13,18 @@ use serde_json::Value;
 use super::{BASE64URL, Claims};
 use crate::os::clock::Timestamp;
 
-/// How long one lasts: longer than any app runs. The SDKs refuse to send an expired token, Python's one with less than 15
-/// minutes left (docs/vercel.md section 5).
-pub const LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// The lifetime of a placeholder, longer than any app runs. The SDKs do not send an expired token, and the Python SDK none
+/// with less than 15 minutes left (docs/vercel.md section 5).
+pub const LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// `{"alg":"none","typ":"JWT","kid":"connect-sidecar"}`
 const HEADER: &str = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIiwia2lkIjoiY29ubmVjdC1zaWRlY2FyIn0";
-/// Where a token has its signature.
-const MARK: &str = "connect-sidecar-placeholder";
+/// In place of the signature.
+const SIGNATURE: &str = "connect-sidecar-placeholder";
 
-/// A placeholder that says of itself what the real token says, and ends at `ends`, [`LIFE`] after it is made.
-pub fn make(claims: Option<&Claims>, ends: Timestamp) -> String {
+/// A placeholder with the claims of the real token, if there is one. It expires at `expires_at`, and its `iat` is
+/// [`LIFETIME`] before that.
+pub fn make(claims: Option<&Claims>, expires_at: Timestamp) -> String {
     #[derive(Serialize)]
     struct Payload<'a> {
         iat: u64,
@@ -54,8 +55,8 @@ pub fn make(claims: Option<&Claims>, ends: Timestamp) -> String {
     let unknown = Claims::default();
     let claims = claims.unwrap_or(&unknown);
     let payload = Payload {
-        iat: ends.minus(LIFE).as_seconds(),
-        exp: ends.as_seconds(),
+        iat: expires_at.minus(LIFETIME).as_seconds(),
+        exp: expires_at.as_seconds(),
         known: Known {
             iss: &claims.iss,
             aud: &claims.aud,
@@ -68,23 +69,23 @@ pub fn make(claims: Option<&Claims>, ends: Timestamp) -> String {
             user_id: claims.user_id.as_deref(),
         },
     };
-    // Texts and numbers can always be written.
+    // Cannot fail: there are only strings and numbers.
     let payload = serde_json::to_vec(&payload).unwrap_or_default();
-    format!("{HEADER}.{}.{MARK}", BASE64URL.encode(payload))
+    format!("{HEADER}.{}.{SIGNATURE}", BASE64URL.encode(payload))
 }
 
-/// Whether an `Authorization` carries a placeholder, any that was ever made.
+/// Whether the value of an `Authorization` header is a placeholder.
 pub fn is_bearer(authorization: &HeaderValue) -> bool {
     let Some((scheme, token)) = authorization.as_bytes().split_at_checked("Bearer ".len()) else { return false };
     scheme.eq_ignore_ascii_case(b"Bearer ") && is_placeholder(token)
 }
 
-/// Whether a token is a placeholder, any that was ever made.
+/// Whether a token is a placeholder, of whichever sidecar and version.
 pub fn is_placeholder(token: &[u8]) -> bool {
     let payload = token
         .strip_prefix(HEADER.as_bytes())
         .and_then(|rest| rest.strip_prefix(b"."))
-        .and_then(|rest| rest.strip_suffix(MARK.as_bytes()))
+        .and_then(|rest| rest.strip_suffix(SIGNATURE.as_bytes()))
         .and_then(|rest| rest.strip_suffix(b"."));
     let is_base64url = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
     payload.is_some_and(|payload| !payload.is_empty() && payload.iter().all(is_base64url))
@@ -93,7 +94,7 @@ pub fn is_placeholder(token: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::credential::{OidcToken, TokenRejection, fixtures, object_in};
+    use crate::credential::{OidcToken, TokenRejection, decode_object, fixtures};
     use proptest::prelude::*;
     use secrecy::ExposeSecret;
     use serde_json::json;
@@ -105,49 +106,49 @@ mod tests {
     }
 
     fn claims_in(placeholder: &str) -> Value {
-        object_in(placeholder.split('.').nth(1).expect("three parts")).expect("an object")
+        decode_object(placeholder.split('.').nth(1).expect("three parts")).expect("an object")
     }
 
     #[test]
-    fn says_what_the_real_token_says_and_lasts_ten_years() {
-        let said = json!({
+    fn it_has_the_claims_of_the_real_token_and_lasts_ten_years() {
+        let expected = json!({
             "iss": "https://oidc.vercel.com/acme", "aud": ["https://vercel.com/acme"], "sub": "owner:acme",
             "owner": "acme", "owner_id": "team_1", "project": "web", "project_id": "prj_1",
             "environment": "preview", "user_id": "user_1",
         });
-        let mut real = said.clone();
+        let mut real = expected.clone();
         for (name, value) in [("exp", json!(9)), ("iat", json!(1)), ("nbf", json!(1)), ("other", json!("x"))] {
             real[name] = value;
         }
         let real = OidcToken::decode(fixtures::jwt(&real)).expect("a token");
-        let mut made = claims_in(&make(Some(&real.claims), NOW.plus(LIFE)));
+        let mut made = claims_in(&make(Some(&real.claims), NOW.plus(LIFETIME)));
         let times = made.as_object_mut().expect("an object");
         assert_eq!(times.remove("iat"), Some(json!(1_900_000_000)));
         assert_eq!(times.remove("exp"), Some(json!(1_900_000_000_u64 + 315_360_000)));
-        assert_eq!(made, said);
+        assert_eq!(made, expected);
     }
 
     #[test]
-    fn of_nobody_it_says_only_the_environment() {
-        let made = claims_in(&make(None, NOW.plus(LIFE)));
+    fn without_a_real_token_it_has_only_the_environment() {
+        let made = claims_in(&make(None, NOW.plus(LIFETIME)));
         assert_eq!(made, json!({"iat": 1_900_000_000, "exp": 2_215_360_000_u64, "environment": "development"}));
     }
 
     #[test]
-    fn it_is_never_taken_for_a_credential() {
+    fn it_is_never_accepted_as_a_credential() {
         let real = fixtures::token("web", 1, 9);
         let made = make(Some(&real.claims), NOW);
-        assert_eq!(OidcToken::decode(made.into()).expect_err("not to be taken"), TokenRejection::Unsigned);
-        let header: Value = object_in(HEADER).expect("an object");
+        assert_eq!(OidcToken::decode(made.into()).expect_err("rejected"), TokenRejection::Unsigned);
+        let header: Value = decode_object(HEADER).expect("an object");
         assert_eq!(header, json!({"alg": "none", "typ": "JWT", "kid": "connect-sidecar"}));
     }
 
     #[test]
-    fn what_only_looks_like_one_is_none() {
+    fn similar_tokens_are_not_recognized() {
         let made = make(None, NOW);
         let payload = made.split('.').nth(1).expect("three parts");
         let real = fixtures::jwt(&json!({"iss": "https://oidc.vercel.com", "exp": 9}));
-        for text in [format!("Bearer {made}"), format!("bearer {made}"), format!("Bearer {HEADER}.e30.{MARK}")] {
+        for text in [format!("Bearer {made}"), format!("bearer {made}"), format!("Bearer {HEADER}.e30.{SIGNATURE}")] {
             assert!(is_bearer(&bearer(&text)), "{text}");
         }
         for text in [
@@ -157,14 +158,14 @@ mod tests {
             format!("Bearer {made} "),
             format!("Bearer {made}x"),
             format!("Bearer x{made}"),
-            format!("Bearer {made}.{MARK}"),
-            format!("Bearer {HEADER}..{MARK}"),
-            format!("Bearer {HEADER}.{MARK}"),
+            format!("Bearer {made}.{SIGNATURE}"),
+            format!("Bearer {HEADER}..{SIGNATURE}"),
+            format!("Bearer {HEADER}.{SIGNATURE}"),
             format!("Bearer {HEADER}.{payload}."),
-            format!("Bearer {HEADER}.{payload}.{payload}.{MARK}"),
-            format!("Bearer {HEADER}.{payload}, {MARK}"),
-            format!("Bearer {HEADER}.{payload}.{}", MARK.to_uppercase()),
-            format!("Bearer eyJhbGciOiJub25lIn0.{payload}.{MARK}"),
+            format!("Bearer {HEADER}.{payload}.{payload}.{SIGNATURE}"),
+            format!("Bearer {HEADER}.{payload}, {SIGNATURE}"),
+            format!("Bearer {HEADER}.{payload}.{}", SIGNATURE.to_uppercase()),
+            format!("Bearer eyJhbGciOiJub25lIn0.{payload}.{SIGNATURE}"),
             format!("Bearer {}", real.expose_secret()),
             "Bearer ".to_owned(),
             "Bearer".to_owned(),
@@ -176,7 +177,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_that_is_made_is_known_again(owner in ".*", user in proptest::option::of(".*"), ends: u64) {
+        fn every_placeholder_is_recognized(owner in ".*", user in proptest::option::of(".*"), ends: u64) {
             let claims = Claims { owner: Some(owner), user_id: user, ..Claims::default() };
             let made = make(Some(&claims), Timestamp::from_millis(ends));
             let authorization = bearer(&format!("Bearer {made}"));
@@ -185,7 +186,7 @@ mod tests {
         }
 
         #[test]
-        fn no_other_bearer_is(text in "(Bearer )?[!-~ ]{0,300}") {
+        fn other_bearers_are_not_recognized(text in "(Bearer )?[!-~ ]{0,300}") {
             prop_assert!(!is_bearer(&bearer(&text)));
         }
     }

@@ -50,8 +50,8 @@ pub(super) enum Visitors {
 
 /// Whether a connection's other end is ours; `None` if there is none to answer any more.
 pub(super) fn let_in(stream: &TcpStream, from: SocketAddr) -> Option<Result<(), Barred>> {
-    let peer = peer::of(stream, from, stream.local_addr().ok()?).ok()?;
-    Some(if peer.may_ask() { Ok(()) } else { Err(Barred::OtherUser) })
+    let peer = peer::identify(stream, from, stream.local_addr().ok()?).ok()?;
+    Some(if peer.is_allowed() { Ok(()) } else { Err(Barred::OtherUser) })
 }
 
 /// Judges a request's head.

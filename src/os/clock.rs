@@ -1,10 +1,10 @@
-//! The wall clock, the only judge of expiry, and its test double.
+//! The wall clock, which alone decides what has expired, and a clock for tests.
 //!
-//! Expiry is compared on use, never waited for: monotonic timers stand still while a laptop sleeps, so a timer
-//! ([`Ticker`]) is only a hint to look again. The clock corrects itself by upstream's `Date` (docs/configuration.md section 3), for as
-//! long as the machine's own clock does not jump: what was learned of it does not hold for the one that it is then. It
-//! believes no single answer, no difference that is beyond reason, and keeps nothing longer for it ([`Clock::latest`]).
-//! It must never panic on odd times: all arithmetic saturates.
+//! An expiry is compared with the clock on use. No timer waits for it, because monotonic timers stop while the machine
+//! sleeps; a [`Ticker`] is only a hint to check again. The clock is corrected by upstream's `Date` header
+//! (docs/configuration.md section 3): only after two responses agree, only up to a limit, and only until the machine's
+//! clock jumps. A correction never extends a lifetime ([`Clock::latest`]). All arithmetic saturates, so that no time can
+//! cause a panic.
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -13,14 +13,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
-/// Differences from upstream's clock up to this are left alone (docs/configuration.md section 3).
+/// A smaller difference from upstream's clock is not corrected (docs/configuration.md section 3).
 const TOLERATED_SKEW_MS: u64 = 30_000;
-/// A greater difference is never believed. A machine that slept through a holiday is behind by so much; beyond it the
-/// certificates of servers, most of which are renewed after a month or two, would not pass by the machine's clock either.
+/// A greater difference is ignored. With a greater one, TLS would fail as well: most server certificates are replaced
+/// every one or two months.
 const MAX_CORRECTION_MS: u64 = 31 * 86_400_000;
-/// Two answers agree if what they say differs by no more than this: `Date` has whole seconds and has been on its way for
-/// a while. A `Date` that stands still, as that of a copy, agrees with no later one.
-const AGREEMENT_MS: u64 = 5_000;
+/// Two responses agree if their offsets differ by no more than this: `Date` has whole seconds, and the network adds a
+/// delay. The `Date` of a stored response stands still and so does not agree with a later one.
+const MAX_DISAGREEMENT_MS: u64 = 5_000;
 
 /// A point in wall-clock time: milliseconds since the Unix epoch, the unit of Connect's `expiresAt`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,12 +32,12 @@ impl Timestamp {
         Self(ms)
     }
 
-    /// The instant `s` seconds after the epoch, fractions kept to the millisecond; absurd values saturate.
+    /// The instant `s` seconds after the epoch, with millisecond precision. Saturates.
     pub fn from_seconds(s: f64) -> Self {
         Self((s * 1000.0) as u64)
     }
 
-    /// Reads what is shown of one.
+    /// Parses RFC 3339, the format of `Display`.
     pub fn parse(rfc3339: &str) -> Option<Self> {
         humantime::parse_rfc3339(rfc3339).ok().map(Self::from)
     }
@@ -52,7 +52,7 @@ impl Timestamp {
         self.0 / 1000
     }
 
-    /// Time from `earlier` until `self`; zero if `earlier` is later.
+    /// The time from `earlier` to `self`; zero if `earlier` is later.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
@@ -65,12 +65,12 @@ impl Timestamp {
         }
     }
 
-    /// `self` moved later by `d`, saturating.
+    /// `self + d`, saturating.
     pub fn plus(self, d: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(d.as_millis()).unwrap_or(u64::MAX)))
     }
 
-    /// `self` moved earlier by `d`, saturating.
+    /// `self - d`, saturating.
     pub fn minus(self, d: Duration) -> Self {
         Self(self.0.saturating_sub(u64::try_from(d.as_millis()).unwrap_or(u64::MAX)))
     }
@@ -82,7 +82,7 @@ impl From<SystemTime> for Timestamp {
     }
 }
 
-/// RFC 3339 in UTC, whole seconds; times beyond the year 9999 show as its last second.
+/// RFC 3339 in UTC, in whole seconds. Times after the year 9999 show as its last second.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const LAST_SECOND_OF_9999: u64 = 253_402_300_799;
@@ -97,60 +97,59 @@ impl fmt::Debug for Timestamp {
     }
 }
 
-/// What comparing our clock with upstream's `Date` led to.
+/// The effect of an observed `Date`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Correction {
-    /// Nothing changed.
+    /// None.
     Unchanged,
-    /// The local clock is off; it was not before. Say so, once.
+    /// The machine's clock is now corrected by this offset. Returned once, to be reported.
     Began {
         /// Upstream's time minus ours, in milliseconds.
         offset_ms: i64,
     },
-    /// The local clock is right again.
+    /// The machine's clock is right again.
     Ended,
-    /// The difference is beyond reason, and was not believed; it was not before. Say so, once.
-    Disbelieved {
+    /// The difference is too large and was ignored. Returned once, to be reported.
+    Implausible {
         /// Upstream's time minus ours, in milliseconds.
         offset_ms: i64,
     },
 }
 
-/// A moment of the machine's clock: another is comparable to it for as long as the clock has not jumped.
+/// A reading of the machine's clock, to detect a jump since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
     lead_ms: i64,
 }
 
-/// What answers have said that is not believed.
 #[derive(Default)]
-struct Doubts {
-    /// What one answer has said, which another has to confirm.
-    unconfirmed: Option<Unconfirmed>,
-    said_disbelieved: bool,
+struct Unapplied {
+    /// The last offset that no second response has confirmed.
+    unconfirmed: Option<Observation>,
+    has_reported_implausible: bool,
 }
 
 #[derive(Clone, Copy)]
-struct Unconfirmed {
+struct Observation {
     offset_ms: i64,
     lead_ms: i64,
 }
 
-/// The wall clock, corrected by upstream's. Clones share one state.
+/// The wall clock, corrected by upstream's. Clones share their state.
 #[derive(Clone)]
 pub struct Clock(Arc<Inner>);
 
 struct Inner {
-    /// `Some` in tests: the time to tell, in milliseconds since the epoch.
+    /// `Some` for a test clock: its time, in milliseconds since the epoch.
     test: Option<watch::Sender<u64>>,
     /// Upstream's time minus ours, in milliseconds.
     offset_ms: AtomicI64,
-    /// How far the machine's clock was ahead of its timers when that was learned, in milliseconds: another number is
-    /// another clock.
-    learned_at_lead_ms: AtomicI64,
-    doubts: Mutex<Doubts>,
+    /// The machine's clock minus its timers when the offset was observed, in milliseconds. If this difference changes, the
+    /// clock has jumped and the offset is void.
+    observed_lead_ms: AtomicI64,
+    unapplied: Mutex<Unapplied>,
     started: Instant,
-    /// How far a test clock was advanced, in milliseconds; setting it is a jump.
+    /// The sum of [`Clock::advance`], in milliseconds. [`Clock::set`] does not count and so is a jump.
     advanced_ms: AtomicI64,
 }
 
@@ -160,7 +159,7 @@ impl Clock {
         Self::new(None)
     }
 
-    /// A clock that stands at `start` until told otherwise by [`Clock::advance`] or [`Clock::set`].
+    /// A clock for tests that stands still until [`Clock::advance`] or [`Clock::set`].
     pub fn test(start: Timestamp) -> Self {
         Self::new(Some(watch::Sender::new(start.0)))
     }
@@ -169,8 +168,8 @@ impl Clock {
         Self(Arc::new(Inner {
             test,
             offset_ms: AtomicI64::new(0),
-            learned_at_lead_ms: AtomicI64::new(0),
-            doubts: Mutex::default(),
+            observed_lead_ms: AtomicI64::new(0),
+            unapplied: Mutex::default(),
             started: Instant::now(),
             advanced_ms: AtomicI64::new(0),
         }))
@@ -182,13 +181,13 @@ impl Clock {
         Timestamp(local.0.saturating_add_signed(self.offset_at(local)))
     }
 
-    /// The later of what the machine and upstream say: what ends is over by the one or the other.
+    /// The later of the machine's time and upstream's. What has expired by either of them has expired.
     pub fn latest(&self) -> Timestamp {
         let local = self.local();
         Timestamp(local.0.saturating_add_signed(self.offset_at(local).max(0)))
     }
 
-    /// What the machine itself says the time is.
+    /// The machine's time, not corrected.
     pub fn local(&self) -> Timestamp {
         match &self.0.test {
             #[expect(clippy::disallowed_methods, reason = "this is the clock")]
@@ -197,23 +196,23 @@ impl Clock {
         }
     }
 
-    /// Upstream's time minus the machine's, in milliseconds; 0 while they agree to 30 s.
+    /// Upstream's time minus the machine's, in milliseconds; 0 if they differ by 30 s or less.
     pub fn offset_ms(&self) -> i64 {
         self.offset_at(self.local())
     }
 
-    /// The offset, while the clock that says `local` is the one that it was learned of.
+    /// The offset, unless the machine's clock has jumped since it was observed.
     fn offset_at(&self, local: Timestamp) -> i64 {
         match self.0.offset_ms.load(Ordering::Relaxed) {
             0 => 0,
             offset => {
-                let jumped = self.lead_ms(local).abs_diff(self.0.learned_at_lead_ms.load(Ordering::Relaxed));
+                let jumped = self.lead_ms(local).abs_diff(self.0.observed_lead_ms.load(Ordering::Relaxed));
                 if jumped <= TOLERATED_SKEW_MS { offset } else { 0 }
             }
         }
     }
 
-    /// How far the machine's clock is ahead of its timers: the same unless it jumps, or the machine sleeps.
+    /// The machine's clock minus its timers. Constant unless the clock jumps or the machine sleeps.
     fn lead_ms(&self, local: Timestamp) -> i64 {
         let passed = match &self.0.test {
             None => i64::try_from(self.0.started.elapsed().as_millis()).unwrap_or(i64::MAX),
@@ -222,49 +221,50 @@ impl Clock {
         i64::try_from(local.0).unwrap_or(i64::MAX).saturating_sub(passed)
     }
 
-    /// What the machine's clock is at.
+    /// A mark for [`Clock::has_jumped_since`].
     pub fn mark(&self) -> Mark {
         Mark { lead_ms: self.lead_ms(self.local()) }
     }
 
-    /// Whether the machine's clock has jumped since, or the machine slept.
+    /// Whether the machine's clock has jumped, or the machine has slept, since the mark.
     pub fn has_jumped_since(&self, mark: Mark) -> bool {
         self.mark().lead_ms.abs_diff(mark.lead_ms) > TOLERATED_SKEW_MS
     }
 
-    /// Whether an answer has said what another has to confirm before it is believed.
-    pub fn is_in_doubt(&self) -> bool {
-        self.0.doubts.lock().unwrap_or_else(PoisonError::into_inner).unconfirmed.is_some()
+    /// Whether an observed offset waits for a second response to confirm it.
+    pub fn has_unconfirmed_offset(&self) -> bool {
+        self.0.unapplied.lock().unwrap_or_else(PoisonError::into_inner).unconfirmed.is_some()
     }
 
-    /// Learns from a `Date` that upstream has just sent. That the machine's clock is right is believed at once; that it is
-    /// not, when two answers agree.
+    /// Takes the `Date` of a response that has just arrived. A `Date` that confirms the machine's clock, or the current
+    /// correction, takes effect at once; a new correction takes effect when two responses agree.
     pub fn observe(&self, upstream: Timestamp) -> Correction {
         let local = self.local();
         let lead_ms = self.lead_ms(local);
         let offset_ms = i64::try_from(i128::from(upstream.0) - i128::from(local.0)).unwrap_or(i64::MAX);
-        let mut doubts = self.0.doubts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unapplied = self.0.unapplied.lock().unwrap_or_else(PoisonError::into_inner);
         if offset_ms.unsigned_abs() > MAX_CORRECTION_MS {
-            doubts.unconfirmed = None;
-            return match std::mem::replace(&mut doubts.said_disbelieved, true) {
+            unapplied.unconfirmed = None;
+            return match std::mem::replace(&mut unapplied.has_reported_implausible, true) {
                 true => Correction::Unchanged,
-                false => Correction::Disbelieved { offset_ms },
+                false => Correction::Implausible { offset_ms },
             };
         }
         let is_right = offset_ms.unsigned_abs() <= TOLERATED_SKEW_MS;
-        let believed = self.offset_at(local);
-        let is_known = believed != 0 && offset_ms.abs_diff(believed) <= TOLERATED_SKEW_MS;
-        let is_confirmed = doubts.unconfirmed.is_some_and(|before| {
-            lead_ms.abs_diff(before.lead_ms) <= AGREEMENT_MS && offset_ms.abs_diff(before.offset_ms) <= AGREEMENT_MS
+        let current = self.offset_at(local);
+        let is_current = current != 0 && offset_ms.abs_diff(current) <= TOLERATED_SKEW_MS;
+        let is_confirmed = unapplied.unconfirmed.is_some_and(|before| {
+            lead_ms.abs_diff(before.lead_ms) <= MAX_DISAGREEMENT_MS
+                && offset_ms.abs_diff(before.offset_ms) <= MAX_DISAGREEMENT_MS
         });
-        if !(is_right || is_known || is_confirmed) {
-            doubts.unconfirmed = Some(Unconfirmed { offset_ms, lead_ms });
+        if !(is_right || is_current || is_confirmed) {
+            unapplied.unconfirmed = Some(Observation { offset_ms, lead_ms });
             return Correction::Unchanged;
         }
-        doubts.unconfirmed = None;
-        doubts.said_disbelieved &= !is_right;
+        unapplied.unconfirmed = None;
+        unapplied.has_reported_implausible &= !is_right;
         let offset_ms = if is_right { 0 } else { offset_ms };
-        self.0.learned_at_lead_ms.store(lead_ms, Ordering::Relaxed);
+        self.0.observed_lead_ms.store(lead_ms, Ordering::Relaxed);
         match (self.0.offset_ms.swap(offset_ms, Ordering::Relaxed), offset_ms) {
             (0, 0) => Correction::Unchanged,
             (0, offset_ms) => Correction::Began { offset_ms },
@@ -273,35 +273,34 @@ impl Clock {
         }
     }
 
-    /// Lets time pass on a test clock; without effect on the machine's.
+    /// Lets time pass on a test clock. No effect on the machine's.
     pub fn advance(&self, by: Duration) {
         let ms = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
         self.0.advanced_ms.fetch_add(ms, Ordering::Relaxed);
         self.set(self.local().plus(by));
     }
 
-    /// Makes a test clock jump; without effect on the machine's.
+    /// Makes a test clock jump. No effect on the machine's.
     pub fn set(&self, to: Timestamp) {
         if let Some(ms) = &self.0.test {
             ms.send_replace(to.0);
         }
     }
 
-    /// A source of hints to look at the clock again.
+    /// A ticker of this clock.
     pub fn ticker(&self) -> Ticker {
         Ticker(self.0.test.as_ref().map(watch::Sender::subscribe))
     }
 }
 
-/// Says when to look at the clock again: after a while by the machine's timers, at each change of a test clock.
+/// Signals when to check the clock again: after a time, or at each change of a test clock.
 pub struct Ticker(Option<watch::Receiver<u64>>);
 
 impl Ticker {
-    /// Returns after `at_most` at the latest (the machine's clock), or once the time has changed since the last
-    /// call (a test clock). Cancel safe.
-    pub async fn tick(&mut self, at_most: Duration) {
+    /// Returns after `interval`; on a test clock, once the time has changed since the last call. Cancel safe.
+    pub async fn tick(&mut self, interval: Duration) {
         match &mut self.0 {
-            None => tokio::time::sleep(at_most).await,
+            None => tokio::time::sleep(interval).await,
             Some(changes) => {
                 if changes.changed().await.is_err() {
                     std::future::pending::<()>().await;
@@ -362,33 +361,37 @@ mod tests {
         assert_eq!(Timestamp::parse("1970-01-01T00:00:01Z"), Some(at(1000)));
     }
 
-    /// What comes of two equal answers.
+    /// The effect of the second of two equal responses.
     fn observe_twice(clock: &Clock, upstream: Timestamp) -> Correction {
-        assert_eq!(clock.observe(upstream), Correction::Unchanged, "one is not believed");
+        assert_eq!(clock.observe(upstream), Correction::Unchanged, "one response is not enough");
         clock.observe(upstream)
     }
 
     #[test]
-    fn a_skew_of_30_s_is_tolerated_and_more_is_corrected_when_two_answers_agree() {
+    fn a_skew_of_30_s_is_tolerated_and_more_is_corrected_when_two_responses_agree() {
         let clock = Clock::test(at(1_000_000));
         assert_eq!(clock.observe(at(1_030_000)), Correction::Unchanged);
-        assert!(!clock.is_in_doubt());
+        assert!(!clock.has_unconfirmed_offset());
         assert_eq!(clock.observe(at(1_030_001)), Correction::Unchanged);
-        assert_eq!((clock.now(), clock.is_in_doubt()), (at(1_000_000), true), "one answer may be wrong");
+        assert_eq!((clock.now(), clock.has_unconfirmed_offset()), (at(1_000_000), true), "one response may be wrong");
         assert_eq!(clock.observe(at(1_030_001)), Correction::Began { offset_ms: 30_001 });
-        assert_eq!((clock.now(), clock.is_in_doubt()), (at(1_030_001), false));
+        assert_eq!((clock.now(), clock.has_unconfirmed_offset()), (at(1_030_001), false));
         assert_eq!(clock.observe(at(900_000)), Correction::Unchanged);
-        assert_eq!(clock.now(), at(1_030_001), "nor is one that contradicts two");
+        assert_eq!(clock.now(), at(1_030_001), "one response does not overrule two");
         assert_eq!(clock.observe(at(1_040_000)), Correction::Unchanged);
-        assert_eq!(clock.now(), at(1_040_000), "what agrees with what is known is followed");
-        assert_eq!(observe_twice(&clock, at(900_000)), Correction::Unchanged, "still off: said once");
+        assert_eq!(clock.now(), at(1_040_000), "small changes of the offset are followed");
+        assert_eq!(observe_twice(&clock, at(900_000)), Correction::Unchanged, "still off: reported once");
         assert_eq!(clock.now(), at(900_000));
-        assert_eq!(clock.observe(at(1_000_000)), Correction::Ended, "the machine's clock is the second witness");
+        assert_eq!(
+            clock.observe(at(1_000_000)),
+            Correction::Ended,
+            "the machine's clock counts as the second response"
+        );
         assert_eq!(clock.now(), at(1_000_000));
     }
 
     #[test]
-    fn answers_that_contradict_each_other_or_stand_still_are_not_believed() {
+    fn responses_that_contradict_each_other_or_stand_still_are_ignored() {
         let start = 1_900_000_000_000;
         let day = Duration::from_secs(86_400);
         let clock = Clock::test(at(start));
@@ -418,12 +421,12 @@ mod tests {
             [at(0), at(u64::MAX), at(253_402_300_799_000), local.plus(most + second), local.minus(most + second)]
         {
             let clock = Clock::test(local);
-            assert!(matches!(clock.observe(absurd), Correction::Disbelieved { .. }), "{absurd}");
+            assert!(matches!(clock.observe(absurd), Correction::Implausible { .. }), "{absurd}");
             for _ in 0..5 {
                 assert_eq!(clock.observe(absurd), Correction::Unchanged, "{absurd}: said once");
             }
             assert_eq!((clock.now(), clock.latest(), clock.offset_ms()), (local, local, 0), "{absurd}");
-            assert!(!clock.is_in_doubt(), "{absurd}");
+            assert!(!clock.has_unconfirmed_offset(), "{absurd}");
         }
         for far in [local.plus(most), local.minus(most)] {
             let clock = Clock::test(local);

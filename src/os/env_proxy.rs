@@ -1,8 +1,8 @@
-//! The proxy that the environment names, and the hosts that it is not for. Pure.
+//! The proxy that environment variables configure, and its exceptions. Pure.
 //!
-//! Variables, their order and their case are curl's: `https_proxy`, `HTTPS_PROXY`, `all_proxy`, `ALL_PROXY`, of which the
-//! first that is not empty counts; for a plain `http` origin `http_proxy` takes the place of the first two. `no_proxy` and
-//! `NO_PROXY` count together. A proxy that we do not speak to is none to go round: what would go through it fails.
+//! Variables, their order and their case are curl's: the first non-empty one of `https_proxy`, `HTTPS_PROXY`, `all_proxy`,
+//! `ALL_PROXY`; for a plain `http` origin, of `http_proxy`, `all_proxy`, `ALL_PROXY`. `no_proxy` and `NO_PROXY` are
+//! combined. If the proxy cannot be used, connections fail; they never bypass it.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -17,21 +17,21 @@ use ipnet::IpNet;
 use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
 
-/// Where the proxy for `https` is named, the strongest first.
+/// Variables that name the proxy for `https`, in order of precedence.
 const FOR_HTTPS: [&str; 4] = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
-/// The same for `http`. curl leaves out `HTTP_PROXY`, which a web server sets to what a stranger sends as `Proxy`.
+/// The same for `http`. Like curl, without `HTTP_PROXY`: a CGI server sets it from the `Proxy` header of a request.
 const FOR_HTTP: [&str; 3] = ["http_proxy", "all_proxy", "ALL_PROXY"];
-/// Where the hosts are named that are reached without.
+/// Variables that list hosts to be reached without a proxy.
 pub const EXCEPTIONS: [&str; 2] = ["NO_PROXY", "no_proxy"];
-/// All variables that name a proxy for something else than `https`.
+/// The variables that name a proxy for other schemes than `https`.
 pub const FOR_THE_REST: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
-/// The most that a SOCKS5 proxy takes as a user or a password (RFC 1929).
+/// The longest user or password for SOCKS5, in bytes (RFC 1929).
 const MAX_SOCKS_CREDENTIAL: usize = 255;
 
-/// Looks a variable up.
+/// Returns the value of an environment variable.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
-/// What an environment says of proxies.
+/// The proxy settings of an environment.
 #[derive(Debug, Clone, Default)]
 pub struct EnvProxy {
     https: Choice,
@@ -39,64 +39,82 @@ pub struct EnvProxy {
     exceptions: Arc<[Exception]>,
 }
 
-/// What the variables for one scheme come to.
+/// The proxy for one scheme.
 #[derive(Debug, Clone, Default)]
 enum Choice {
     #[default]
     None,
     Server(Arc<ProxyServer>),
-    /// The variable that counts, and weaker ones that are no better.
+    /// The variable that counts cannot be used. Neither can the others in the list, which would count next.
     Unusable(Vec<Unusable>),
 }
 
-/// A variable whose proxy cannot be used. Nothing of its value is repeated but a scheme.
+/// A variable whose proxy cannot be used. Contains nothing of its value but the scheme.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{variable}: {reason}")]
 pub struct Unusable {
     /// The variable.
     pub variable: &'static str,
-    /// What is wrong and what would be right.
-    pub reason: String,
+    /// What is wrong with it.
+    #[source]
+    pub reason: ParseError,
 }
 
-/// How a proxy is spoken to.
+/// Why the value of a variable is not a usable proxy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    /// It is not a URL with a host.
+    #[error(
+        "expected the URL of a proxy, such as http://proxy.example:3128; what is special in its user or password is \
+         percent-encoded, such as @ as %40"
+    )]
+    NotAUrl,
+    /// Its scheme is not supported.
+    #[error("a proxy of scheme {0} is not supported: expected http, https, socks5 or socks5h")]
+    Scheme(String),
+    /// Its user or password is too long for SOCKS.
+    #[error("a SOCKS proxy takes no user or password of over {MAX_SOCKS_CREDENTIAL} bytes")]
+    LongCredential,
+}
+
+/// The protocol between us and a proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP CONNECT.
     Http,
     /// HTTP CONNECT within TLS.
     Https,
-    /// SOCKS5 with addresses that are looked up here.
+    /// SOCKS5 with names resolved here.
     Socks5,
-    /// SOCKS5 with names that the proxy looks up.
+    /// SOCKS5 with names resolved by the proxy.
     Socks5h,
 }
 
 /// A proxy.
 #[derive(Debug, Clone)]
 pub struct ProxyServer {
-    /// How it is spoken to.
+    /// Its protocol.
     pub protocol: Protocol,
-    /// Which variable names it.
+    /// The variable that names it.
     pub variable: &'static str,
-    /// With its port.
+    /// Host and port.
     authority: Authority,
     credentials: Option<(String, SecretString)>,
 }
 
-/// Hosts that are reached without a proxy: one entry of `NO_PROXY`.
+/// One entry of `NO_PROXY`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Exception {
-    /// All of them.
+    /// All hosts.
     All,
-    /// Addresses, at this port or any.
+    /// Addresses, at this port or at any.
     Network(IpNet, Option<u16>),
-    /// A name, in lower case and without a dot at either end, and all below it; at this port or any.
+    /// A domain with all its subdomains, at this port or at any. In lower case, without leading or trailing dot.
     Name(String, Option<u16>),
 }
 
 impl EnvProxy {
-    /// Reads an environment.
+    /// Reads the variables.
     pub fn read(environment: Environment<'_>) -> Self {
         let list = exceptions(environment);
         Self {
@@ -106,7 +124,7 @@ impl EnvProxy {
         }
     }
 
-    /// Why the proxy for this scheme cannot be used, a line for each variable; empty if there is none or it can.
+    /// The variables that make the proxy for this scheme unusable; empty if there is no proxy or it can be used.
     pub fn unusable(&self, scheme: &uri::Scheme) -> &[Unusable] {
         match self.choice(scheme) {
             Choice::Unusable(all) => all,
@@ -114,11 +132,11 @@ impl EnvProxy {
         }
     }
 
-    /// The proxy that leads to an origin, if one does.
+    /// The proxy for an origin; `None` for a direct connection.
     pub fn server_for(&self, origin: &Uri) -> Result<Option<&Arc<ProxyServer>>, &Unusable> {
         let scheme = origin.scheme().unwrap_or(&uri::Scheme::HTTPS);
         let port = origin.port_u16().unwrap_or(if *scheme == uri::Scheme::HTTP { 80 } else { 443 });
-        if origin.host().is_none_or(|host| self.exceptions.iter().any(|exception| exception.is_for(host, port))) {
+        if origin.host().is_none_or(|host| self.exceptions.iter().any(|exception| exception.applies_to(host, port))) {
             return Ok(None);
         }
         match self.choice(scheme) {
@@ -128,7 +146,7 @@ impl EnvProxy {
         }
     }
 
-    /// The proxy for `https`, whatever it is not for.
+    /// The proxy for `https`, regardless of exceptions.
     pub fn https_server(&self) -> Option<&ProxyServer> {
         match &self.https {
             Choice::Server(server) => Some(server),
@@ -141,23 +159,23 @@ impl EnvProxy {
     }
 }
 
-/// What names the proxy for `https` and what it is not for, to be handed on to whoever goes by it in our place.
+/// The value that names the proxy for `https`, and the combined exceptions, to be passed on to another process.
 pub fn for_https(environment: Environment<'_>) -> (Option<OsString>, String) {
-    (FOR_HTTPS.iter().find_map(|name| set(environment, name)), exceptions(environment))
+    (FOR_HTTPS.iter().find_map(|name| non_empty(environment, name)), exceptions(environment))
 }
 
-/// What is not empty.
-fn set(environment: Environment<'_>, name: &str) -> Option<OsString> {
+/// The value of a variable, if it is not empty.
+fn non_empty(environment: Environment<'_>, name: &str) -> Option<OsString> {
     environment(name).filter(|value| !value.is_empty())
 }
 
-/// Both lists as one.
+/// The values of `NO_PROXY` and `no_proxy`, combined.
 pub fn exceptions(environment: Environment<'_>) -> String {
-    let lists = EXCEPTIONS.iter().filter_map(|name| set(environment, name));
+    let lists = EXCEPTIONS.iter().filter_map(|name| non_empty(environment, name));
     lists.map(|list| list.to_string_lossy().into_owned()).collect::<Vec<_>>().join(",")
 }
 
-/// The entries of a list. Some readers take commas alone, some blanks as well.
+/// The entries of a list, separated by commas or whitespace.
 pub fn entries(list: &str) -> impl Iterator<Item = &str> {
     list.split(|c: char| c == ',' || c.is_whitespace()).filter(|entry| !entry.is_empty())
 }
@@ -166,10 +184,10 @@ impl Choice {
     fn among(variables: &[&'static str], environment: Environment<'_>) -> Self {
         let mut unusable = Vec::new();
         for variable in variables {
-            let Some(value) = set(environment, variable) else { continue };
+            let Some(value) = non_empty(environment, variable) else { continue };
             match ProxyServer::parse(variable, value.to_str()) {
                 Ok(server) if unusable.is_empty() => return Self::Server(Arc::new(server)),
-                // It would count once the stronger one is gone.
+                // Usable, but an unusable one takes precedence.
                 Ok(_) => break,
                 Err(reason) => unusable.push(Unusable { variable, reason }),
             }
@@ -179,40 +197,31 @@ impl Choice {
 }
 
 impl ProxyServer {
-    fn parse(variable: &'static str, text: Option<&str>) -> Result<Self, String> {
-        let no_url = || {
-            "expected the URL of a proxy, such as http://proxy.example:3128; what is special in its user or password is \
-             percent-encoded, such as @ as %40"
-                .to_owned()
-        };
-        let text = text.ok_or_else(no_url)?.trim();
+    fn parse(variable: &'static str, text: Option<&str>) -> Result<Self, ParseError> {
+        let text = text.ok_or(ParseError::NotAUrl)?.trim();
         let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
         let is_scheme = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
         if !(1..=16).contains(&scheme.len()) || !scheme.chars().all(is_scheme) {
-            return Err(no_url());
+            return Err(ParseError::NotAUrl);
         }
         let (protocol, default_port) = match scheme.to_ascii_lowercase().as_str() {
             "http" => (Protocol::Http, 80),
             "https" => (Protocol::Https, 443),
             "socks5" => (Protocol::Socks5, 1080),
             "socks5h" => (Protocol::Socks5h, 1080),
-            other => {
-                return Err(format!(
-                    "a proxy of scheme {other} is not supported: expected http, https, socks5 or socks5h"
-                ));
-            }
+            other => return Err(ParseError::Scheme(other.to_owned())),
         };
         let rest = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        let (user_info, place) = rest.rsplit_once('@').map_or((None, rest), |(user, place)| (Some(user), place));
-        let authority: Authority = place.parse().map_err(|_| no_url())?;
+        let (user_info, address) = rest.rsplit_once('@').map_or((None, rest), |(user, rest)| (Some(user), rest));
+        let authority: Authority = address.parse().map_err(|_| ParseError::NotAUrl)?;
         let host = authority.host();
-        let port = match place.strip_prefix(host) {
+        let port = match address.strip_prefix(host) {
             Some("" | ":") => default_port,
-            Some(_) => authority.port_u16().filter(|port| *port != 0).ok_or_else(no_url)?,
-            None => return Err(no_url()),
+            Some(_) => authority.port_u16().filter(|port| *port != 0).ok_or(ParseError::NotAUrl)?,
+            None => return Err(ParseError::NotAUrl),
         };
         if host.is_empty() {
-            return Err(no_url());
+            return Err(ParseError::NotAUrl);
         }
         let credentials = user_info.map(|user_info| {
             let (user, password) = user_info.split_once(':').unwrap_or((user_info, ""));
@@ -224,13 +233,13 @@ impl ProxyServer {
         };
         let is_socks = matches!(protocol, Protocol::Socks5 | Protocol::Socks5h);
         if is_socks && credentials.as_ref().is_some_and(is_too_long) {
-            return Err(format!("a SOCKS proxy takes no user or password of over {MAX_SOCKS_CREDENTIAL} bytes"));
+            return Err(ParseError::LongCredential);
         }
-        let authority = format!("{host}:{port}").parse().map_err(|_| no_url())?;
+        let authority = format!("{host}:{port}").parse().map_err(|_| ParseError::NotAUrl)?;
         Ok(Self { protocol, variable, authority, credentials })
     }
 
-    /// Where it is and how it is spoken to, for people: without user and password.
+    /// Its URL without user and password, for people.
     pub fn name(&self) -> String {
         let scheme = match self.protocol {
             Protocol::Http => "http",
@@ -241,17 +250,17 @@ impl ProxyServer {
         format!("{scheme}://{}", self.authority)
     }
 
-    /// Where to connect to: `https` where that is to be by TLS, else `http`.
+    /// The URI to connect to: `https` if the connection to the proxy uses TLS, else `http`.
     pub fn endpoint(&self) -> Uri {
         let mut parts = uri::Parts::default();
         parts.scheme = Some(if self.protocol == Protocol::Https { uri::Scheme::HTTPS } else { uri::Scheme::HTTP });
         parts.authority = Some(self.authority.clone());
         parts.path_and_query = Some(PathAndQuery::from_static("/"));
-        // With all its parts it is always one.
+        // A URI with all three parts is always valid.
         Uri::from_parts(parts).unwrap_or_default()
     }
 
-    /// Its host, an IPv6 address in brackets.
+    /// Its host. An IPv6 address is in brackets.
     pub fn host(&self) -> &str {
         self.authority.host()
     }
@@ -261,7 +270,7 @@ impl ProxyServer {
         self.authority.port_u16()
     }
 
-    /// The user, if one is named.
+    /// The user, if there is one.
     pub fn user(&self) -> Option<&str> {
         self.credentials.as_ref().map(|(user, _)| user.as_str())
     }
@@ -271,7 +280,7 @@ impl ProxyServer {
         self.credentials.as_ref().map(|(user, password)| (user.as_str(), password.expose_secret()))
     }
 
-    /// `Proxy-Authorization`.
+    /// The value of `Proxy-Authorization`.
     pub fn basic_auth(&self) -> Option<HeaderValue> {
         let (user, password) = self.credentials()?;
         let mut value =
@@ -282,7 +291,7 @@ impl ProxyServer {
 }
 
 impl Exception {
-    /// Reads an entry: `*`, an address, a network, or a name, also written as `.name`, `*.name`, `name.` or with a port.
+    /// Parses `*`, an address, a network, or a name, which may also be written as `.name`, `*.name`, `name.` or with a port.
     pub fn parse(entry: &str) -> Option<Self> {
         let entry = entry.split_once("://").map_or(entry, |(_, rest)| rest).to_ascii_lowercase();
         if entry == "*" {
@@ -312,8 +321,8 @@ impl Exception {
         }
     }
 
-    /// Whether a host, at this port, is among them.
-    fn is_for(&self, host: &str, port: u16) -> bool {
+    /// Whether it applies to a host at this port.
+    fn applies_to(&self, host: &str, port: u16) -> bool {
         let host = host.to_ascii_lowercase();
         let host = host.trim_end_matches('.').trim_matches(['[', ']']);
         let is_port = |wanted: &Option<u16>| wanted.is_none_or(|wanted| wanted == port);
@@ -350,13 +359,13 @@ mod tests {
     }
 
     #[test]
-    fn the_variables_count_in_the_order_of_curl() {
+    fn variables_have_the_precedence_of_curl() {
         let all = [("https_proxy", "a"), ("HTTPS_PROXY", "b"), ("all_proxy", "c"), ("ALL_PROXY", "d")];
         for (at, expected) in ["http://a:80", "http://b:80", "http://c:80", "http://d:80"].into_iter().enumerate() {
             assert_eq!(to_vercel(&all[at..]).as_deref(), Some(expected));
             let mut emptied = all;
             emptied.iter_mut().take(at).for_each(|(_, value)| *value = "");
-            assert_eq!(to_vercel(&emptied).as_deref(), Some(expected), "an empty one is none");
+            assert_eq!(to_vercel(&emptied).as_deref(), Some(expected), "empty variables are ignored");
         }
         assert_eq!(to_vercel(&[("http_proxy", "a"), ("HTTP_PROXY", "a")]), None);
         for (variables, expected) in [
@@ -371,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_has_its_protocol_its_port_and_its_credentials() {
+    fn proxy_urls_are_parsed() {
         for (text, name, endpoint, credentials) in [
             ("proxy.corp", "http://proxy.corp:80", "http://proxy.corp:80/", None),
             ("proxy.corp:3128", "http://proxy.corp:3128", "http://proxy.corp:3128/", None),
@@ -404,9 +413,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_spoken_is_refused_by_name_and_without_its_password() {
+    fn unsupported_urls_are_refused_without_showing_the_password() {
         let long = format!("socks5://u:{}@h", "x".repeat(256));
-        for (text, said) in [
+        for (text, expected) in [
             ("socks4://u:hunter2@h:1", "scheme socks4 is"),
             ("SOCKS4A://h", "scheme socks4a is"),
             ("socks://h", "scheme socks is"),
@@ -426,14 +435,14 @@ mod tests {
             ("://h", "expected the URL"),
             (&long, "over 255 bytes"),
         ] {
-            let reason = ProxyServer::parse("HTTPS_PROXY", Some(text)).expect_err(text);
-            assert!(reason.contains(said) && !reason.contains("hunter2"), "{text}: {reason}");
+            let reason = ProxyServer::parse("HTTPS_PROXY", Some(text)).expect_err(text).to_string();
+            assert!(reason.contains(expected) && !reason.contains("hunter2"), "{text}: {reason}");
         }
         assert!(ProxyServer::parse("HTTPS_PROXY", None).is_err(), "not UTF-8");
     }
 
     #[test]
-    fn only_the_variable_that_counts_can_be_wrong_and_then_all_that_would_count_next_are_named() {
+    fn an_unusable_variable_is_reported_with_those_that_would_count_next() {
         let named = |variables: &[(&str, &str)]| -> Vec<_> {
             read(variables).unusable(&uri::Scheme::HTTPS).iter().map(|unusable| unusable.variable).collect()
         };
@@ -442,12 +451,12 @@ mod tests {
         assert_eq!(named(&[("https_proxy", "ftp://h"), ("ALL_PROXY", "http://h")]), ["https_proxy"]);
         assert_eq!(named(&[("http_proxy", "ftp://h")]), [""; 0]);
         let proxy = read(&[("HTTPS_PROXY", "socks4://h"), ("NO_PROXY", "vercel.com")]);
-        assert!(proxy.server_for(&uri("https://github.com")).is_err(), "it is not gone round");
+        assert!(proxy.server_for(&uri("https://github.com")).is_err(), "it is not bypassed");
         assert!(proxy.server_for(&uri("https://api.vercel.com")).is_ok_and(|server| server.is_none()));
     }
 
     #[test]
-    fn a_host_is_exempt_by_any_spelling_of_itself_and_of_what_it_is_below() {
+    fn exceptions_match_hosts_in_every_notation() {
         for (list, host, expected) in [
             ("vercel.com", "api.vercel.com", true),
             (".vercel.com", "api.vercel.com", true),
@@ -495,14 +504,14 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_text_is_read_or_refused_and_shows_no_password(text in "(http://|socks5://)?(\\PC{0,8}:hunter2@)?\\PC{0,20}") {
+        fn no_text_panics_or_shows_its_password(text in "(http://|socks5://)?(\\PC{0,8}:hunter2@)?\\PC{0,20}") {
             match ProxyServer::parse("ALL_PROXY", Some(&text)) {
                 Ok(server) => {
                     proptest::prop_assert!(server.endpoint().authority().is_some());
                     let shown = format!("{server:?}");
                     proptest::prop_assert!(!shown.contains("hunter2"));
                 }
-                Err(reason) => proptest::prop_assert!(!reason.contains("hunter2")),
+                Err(reason) => proptest::prop_assert!(!reason.to_string().contains("hunter2")),
             }
             let _ = Exception::parse(&text);
         }

@@ -1,17 +1,16 @@
-//! Keeps the process closed to others, and gives it room: no core dump, not readable by a debugger or through `/proc`
-//! (docs/security.md M2), as many descriptors as its connections need, and news of its children. Failing at any of it
-//! stops nothing.
+//! Process-wide settings at the start: no core dumps, no access for debuggers or through `/proc` (docs/security.md M2),
+//! enough file descriptors, and SIGCHLD unblocked. A setting that fails is ignored.
 //!
-//! All of it is for this process alone: a command that it runs must find what it would have found without it.
+//! A command that this process runs gets the inherited settings back.
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
-/// Descriptors that are wanted, where the system allows so many.
+/// The wanted number of file descriptors, if the hard limit allows it.
 const DESCRIPTORS: rlim_t = 8192;
 
-/// What this process came with: limits, as soft and hard ones, and blocked signals. Of the limits only soft ones are ever
-/// changed: those can be had back.
+/// The limits (soft and hard) and the signal mask that this process has inherited. Only soft limits are changed, because a
+/// lowered hard limit cannot be raised again.
 #[derive(Debug, Clone, Copy)]
 pub struct Inherited {
     core: Option<(rlim_t, rlim_t)>,
@@ -19,7 +18,8 @@ pub struct Inherited {
     blocked: SigSet,
 }
 
-/// To be called before any secret is read, and before there is another thread, which would have its signals from this one.
+/// Applies the settings. Call it before any secret is read and before any thread is started: threads inherit the signal
+/// mask.
 pub fn apply() -> Inherited {
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_dumpable(false);
@@ -28,26 +28,26 @@ pub fn apply() -> Inherited {
         descriptors: getrlimit(Resource::RLIMIT_NOFILE).ok(),
         blocked: SigSet::thread_get_mask().unwrap_or_else(|_| SigSet::empty()),
     };
-    inherited.replace();
+    inherited.apply_own();
     inherited
 }
 
 impl Inherited {
-    /// Does `start`, which starts another program, under these. What else goes on in this process meanwhile is
-    /// under them, too, but a program starts in a millisecond.
+    /// Runs `start`, which starts another program, with the inherited settings. They apply to the whole process for that
+    /// millisecond.
     pub fn during<T>(self, start: impl FnOnce() -> T) -> T {
         set(Resource::RLIMIT_CORE, self.core, |soft, _| soft);
         set(Resource::RLIMIT_NOFILE, self.descriptors, |soft, _| soft);
         let _ = self.blocked.thread_set_mask();
         let started = start();
-        self.replace();
+        self.apply_own();
         started
     }
 
-    fn replace(self) {
+    fn apply_own(self) {
         set(Resource::RLIMIT_CORE, self.core, |_, _| 0);
         set(Resource::RLIMIT_NOFILE, self.descriptors, |soft, hard| hard.min(DESCRIPTORS).max(soft));
-        // Where it is blocked, nobody hears of a child's end.
+        // While it is blocked, the end of a child goes unnoticed.
         let _ = SigSet::from(Signal::SIGCHLD).thread_unblock();
     }
 }

@@ -1,8 +1,8 @@
-//! Logs: text or JSON lines on stderr, one for each thing worth knowing, none with a secret.
+//! Logs to stderr, as text or JSON lines, without secrets.
 //!
-//! Writing never blocks a request: lines go through a bounded buffer to a thread of their own and are dropped where
-//! nobody reads them. Other crates' events are capped, whatever level is asked for: hyper and rustls print headers and
-//! keys at theirs. Foreign text is escaped, so that no name can move a terminal's cursor.
+//! Logging never blocks a request: a separate thread writes the lines from a bounded buffer, and lines that do not fit are
+//! dropped. Other crates log at WARN or above, whatever the level: at lower levels hyper and rustls print headers and keys.
+//! Control characters are escaped, so that untrusted text cannot move the cursor.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -20,10 +20,10 @@ use tracing_subscriber::{Layer, Registry, fmt};
 use crate::os::clock::Clock;
 use crate::os::terminal::escaped;
 
-/// Lines that wait for a slow reader before they are dropped.
+/// The number of lines that are buffered for a slow reader.
 const BUFFERED_LINES: usize = 4096;
 
-/// What may stand in a JSON line, with its meaning. The first three stand in each; the names stay.
+/// The fields of a JSON line, with their meaning. Every line has the first three. The names are stable.
 pub const FIELDS: &[(&str, &str)] = &[
     ("timestamp", "when, RFC 3339 in UTC"),
     ("level", "ERROR, WARN, INFO, DEBUG or TRACE"),
@@ -52,41 +52,41 @@ pub const FIELDS: &[(&str, &str)] = &[
 pub struct Options {
     /// The least severe level that is shown.
     pub level: Level,
-    /// For people or for machines.
+    /// Text or JSON.
     pub format: Format,
-    /// Colours where stderr is a terminal.
+    /// Whether to use colours if stderr is a terminal.
     pub color: bool,
 }
 
-/// The form of a line.
+/// The format of a line.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Format {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Keeps the log alive; what is buffered is written when it goes.
+/// Writes the buffered lines when dropped.
 #[must_use]
 pub struct Guard(#[expect(dead_code, reason = "held for its drop")] WorkerGuard);
 
-/// Sends this process's logs to stderr.
+/// Starts logging to stderr.
 pub fn start(options: Options) -> Guard {
     let color = options.color && io::stderr().is_terminal();
     start_with(Options { color, ..options }, io::stderr())
 }
 
-/// Sends this process's logs to `writer`. The first call counts.
+/// Starts logging to `writer`. Only the first call in a process has an effect.
 pub fn start_with(options: Options, writer: impl Write + Send + 'static) -> Guard {
     let (writer, guard) =
         NonBlockingBuilder::default().buffered_lines_limit(BUFFERED_LINES).thread_name("log").finish(writer);
     let subscriber = Registry::default().with(layer(options, writer));
-    // Only a second start in one process can fail here, and then the first one's log stays.
+    // Fails only if logging was started before, which then stays as it is.
     let _ = tracing::subscriber::set_global_default(subscriber);
     std::panic::set_hook(Box::new(|panic| {
-        // The payload may hold anything; where it happened is enough.
+        // The payload may contain a secret, so only the location is logged.
         let location = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
         tracing::error!("internal error at {location}");
     }));
@@ -98,9 +98,9 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> fmt::MakeWriter<'a> + Send + Sync + 'static,
 {
-    let ours = LevelFilter::from_level(options.level);
-    let theirs = ours.min(LevelFilter::WARN);
-    let filter = Targets::new().with_default(theirs).with_target(env!("CARGO_CRATE_NAME"), ours);
+    let own_level = LevelFilter::from_level(options.level);
+    let other_crates_level = own_level.min(LevelFilter::WARN);
+    let filter = Targets::new().with_default(other_crates_level).with_target(env!("CARGO_CRATE_NAME"), own_level);
     let base = fmt::layer().with_writer(writer).with_target(false);
     match options.format {
         Format::Text => base
@@ -115,8 +115,8 @@ where
     }
 }
 
-/// A line for people: when, to the second by the machine's time, how bad, and what. On a terminal, what one should see is
-/// coloured as a whole.
+/// Formats a text line: the machine's time to the second, the level, the message and the fields. With colours, errors and
+/// warnings are coloured as a whole.
 struct TextLine(Clock);
 
 impl<S, F> FormatEvent<S, F> for TextLine
@@ -142,8 +142,7 @@ where
     }
 }
 
-/// Writes `message key=value`, control characters escaped. Absent values are left out, and what the message says
-/// itself: what mends it, and what was asked of which connector.
+/// Writes `message key=value` with control characters escaped. Leaves out fields that the message repeats anyway.
 fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug) -> std::fmt::Result {
     let text = format!("{value:?}");
     match field.name() {
@@ -151,7 +150,7 @@ fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Deb
         "hint" | "command" | "action" | "connector" => Ok(()),
         name => {
             let plain = text.trim_matches('"');
-            // What has blanks keeps its quotes, so that one can see where it ends.
+            // A value with spaces keeps its quotes.
             write!(writer, " {name}={}", escaped(if plain.contains(' ') { &text } else { plain }))
         }
     }
@@ -187,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_text_cannot_move_the_cursor_or_begin_a_line() {
+    fn untrusted_text_cannot_move_the_cursor_or_start_a_line() {
         for format in [Format::Text, Format::Json] {
             let line = logged(Level::INFO, format, || {
                 let name = "a\x1b[31m\nINFO fake\r\u{9b}2J\u{202e}";
@@ -199,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn other_crates_are_capped_whatever_level_is_asked_for() {
+    fn other_crates_log_at_warn_whatever_the_level() {
         let lines = logged(Level::TRACE, Format::Text, || {
             tracing::trace!("ours");
             tracing::info!(target: "hyper::proto", "theirs: authorization");
@@ -212,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_line_is_dated_to_the_second_and_shows_where_a_value_ends() {
+    fn a_text_line_has_a_date_and_quotes_values_with_spaces() {
         let line = logged(Level::INFO, Format::Text, || {
             tracing::info!(connector = "slack/acme", subject = "app", cache = "hit; ttl=2", hint = "run it", "asked");
         });

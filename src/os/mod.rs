@@ -1,7 +1,6 @@
-//! Adapters for the operating system and its conventions: time, files, processes, the terminal, TLS roots, proxy
-//! variables.
+//! Adapters for the operating system: time, files, processes, the terminal, TLS roots, proxy variables.
 //!
-//! Nothing here knows Vercel, Connect or any other part of this program, nor decides what a finding means for them.
+//! The modules know nothing of Vercel, of Connect or of the other parts of this program.
 
 pub mod atomic_file;
 pub mod child_processes;

@@ -1,11 +1,11 @@
-//! Foreign text in a command that people paste into a shell: it stays one word, and a path stays a path.
+//! Quotes untrusted text for commands that people paste into a shell. Pure.
 //!
-//! No name of a file or a connector may begin a command of its own, or be an option to one. Pure.
+//! The name of a file or a connector must stay one word: it must not start a command or be taken for an option.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// A word as it is, or in quotes where a shell would read more into it.
+/// The text as one word, in quotes if it has characters that are special to a shell.
 pub fn word(text: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@%+,".contains(c);
     if !text.is_empty() && text.chars().all(is_plain) {
@@ -15,12 +15,12 @@ pub fn word(text: &str) -> String {
     }
 }
 
-/// The path of a file, as a word that no command takes for an option.
+/// A path as one word that is not taken for an option.
 pub fn path(path: &str) -> String {
     if path.starts_with('-') { word(&format!("./{path}")) } else { word(path) }
 }
 
-/// The same of a path that may not be UTF-8: what is not is escaped, as shells of today read it.
+/// Like [`path`], for a path that may not be UTF-8. Such a path becomes a `$'…'` string with escapes.
 pub fn file(file: &Path) -> String {
     match file.to_str() {
         Some(text) => path(text),
@@ -31,7 +31,7 @@ pub fn file(file: &Path) -> String {
     }
 }
 
-/// In single quotes nothing is special, not even a line's end.
+/// The bytes in single quotes, between which no character is special, not even a newline.
 pub fn in_quotes(bytes: &[u8]) -> Vec<u8> {
     let parts: Vec<_> = bytes.split(|byte| *byte == b'\'').collect();
     [b"'", parts.join(&br"'\''"[..]).as_slice(), b"'"].concat()
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_is_quoted_where_a_shell_would_read_more_into_it() {
+    fn words_with_special_characters_are_quoted() {
         for (text, expected) in [
             (".env.local", ".env.local"),
             ("slack/acme-slack", "slack/acme-slack"),
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_no_option() {
+    fn a_path_is_not_an_option() {
         for (text, expected) in [("-R", "./-R"), ("--reference=x y", "'./--reference=x y'"), ("a/-R", "a/-R")] {
             assert_eq!(path(text), expected);
         }
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shell_takes_every_byte_of_a_path_as_it_is() {
+    fn a_shell_reads_every_byte_of_a_path_unchanged() {
         for bytes in [&b"/a/it's"[..], b"/caf\xe9/it's a \"x\" \\ $(id)", b"-\xff9", "/caf\u{e9}".as_bytes()] {
             let quoted = file(Path::new(std::ffi::OsStr::from_bytes(bytes)));
             let printed = std::process::Command::new("bash").args(["-c", &format!("printf %s {quoted}")]).output();

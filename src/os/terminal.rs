@@ -1,60 +1,58 @@
-//! What a terminal is shown: colours where they are wanted, and foreign text so that it stays text.
-//!
-//! No text that others have written may move the cursor, begin a line or reorder what stands around it.
+//! Output to a terminal: colours, and escaping of untrusted text, which must not move the cursor, start a line or reorder
+//! the text around it.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 
-/// Colours, or none.
+/// Whether output is coloured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Palette {
     is_colored: bool,
 }
 
-/// What a text stands out by, as the number that terminals know it by (ECMA-48, SGR).
+/// A style, with its SGR code (ECMA-48).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Color {
-    /// A title.
+    /// For titles.
     Bold = 1,
-    /// Of less weight than what is around it.
+    /// For secondary text.
     Dim = 2,
-    /// Bad.
+    /// For errors.
     Red = 31,
-    /// Good.
+    /// For success.
     Green = 32,
-    /// To be looked at.
+    /// For warnings.
     Yellow = 33,
 }
 
 impl Palette {
-    /// With colours, or without.
+    /// A palette with or without colours.
     pub fn new(is_colored: bool) -> Self {
         Self { is_colored }
     }
 
-    /// What this stream is to be written in: colours if it is a terminal that has them and `NO_COLOR` is not set
-    /// (no-color.org).
+    /// Colours if the stream is a terminal that supports them and `NO_COLOR` is not set (no-color.org).
     pub fn of(stream: &impl IsTerminal) -> Self {
         Self::new(is_capable(stream) && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()))
     }
 
-    /// The text in this colour.
+    /// The text in this colour, if there are colours.
     pub fn paint(self, color: Color, text: &str) -> String {
         if self.is_colored { format!("\x1b[{}m{text}\x1b[0m", color as u8) } else { text.to_owned() }
     }
 }
 
-/// Whether the stream is a terminal that can do more than show one line after the other.
+/// Whether the stream is a terminal that supports escape sequences.
 pub fn is_capable(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("TERM").is_some_and(|term| term != "dumb")
 }
 
-/// The text with its control characters, and those that reorder what stands around them, written out.
+/// The text with control and bidirectional formatting characters escaped.
 pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            c if is_unseen(c) => {
+            c if is_control_or_bidi(c) => {
                 let _ = write!(out, "{}", c.escape_unicode());
             }
             c => out.push(c),
@@ -63,18 +61,18 @@ pub fn escaped(text: &str) -> String {
     out
 }
 
-/// A line on stderr of what does not count as people may think. A closed stderr is no reason to fail.
+/// Prints a warning to stderr. A closed stderr is ignored.
 pub fn warn(text: &str) {
     let _ = writeln!(io::stderr(), "warning: {}", escaped(text));
 }
 
-/// A line on stderr of what is good to know.
+/// Prints a note to stderr. A closed stderr is ignored.
 pub fn note(text: &str) {
     let _ = writeln!(io::stderr(), "note: {}", escaped(text));
 }
 
-/// JSON for this stream: where that is a terminal, with the characters that [`escaped`] would write out as `\uXXXX`, so that
-/// it stays the same JSON.
+/// JSON for this stream. On a terminal, the characters that [`escaped`] would escape are written as `\uXXXX`, which does
+/// not change the value.
 pub fn json_for(stream: &impl IsTerminal, json: String) -> String {
     if stream.is_terminal() { escaped_json(&json) } else { json }
 }
@@ -83,9 +81,9 @@ fn escaped_json(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
         match c {
-            // Between values, and after them; in a string it is escaped already.
+            // Whitespace between values. In strings it is already escaped.
             '\n' => out.push(c),
-            c if is_unseen(c) => {
+            c if is_control_or_bidi(c) => {
                 let _ = write!(out, "\\u{:04x}", u32::from(c));
             }
             c => out.push(c),
@@ -94,8 +92,8 @@ fn escaped_json(json: &str) -> String {
     out
 }
 
-/// Control characters, and those that reorder what stands around them.
-pub fn is_unseen(c: char) -> bool {
+/// Whether it is a control character or a bidirectional formatting character.
+pub fn is_control_or_bidi(c: char) -> bool {
     c.is_control() || is_bidi(c)
 }
 
@@ -108,13 +106,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn foreign_text_stays_text_on_its_line() {
+    fn untrusted_text_is_escaped() {
         assert_eq!(escaped("slack/acme é"), "slack/acme é");
         assert_eq!(escaped("a\x1b[2J\r\n\u{9b}\u{202e}\u{61c}"), r"a\u{1b}[2J\u{d}\u{a}\u{9b}\u{202e}\u{61c}");
     }
 
     #[test]
-    fn json_for_a_terminal_is_the_same_json() {
+    fn json_for_a_terminal_has_the_same_value() {
         let value = serde_json::json!({"a\u{9b}31m": "\u{1b}\n\u{7f}\u{202e}\u{61c} é 😀"});
         let shown = escaped_json(&format!("{value}\n"));
         assert_eq!(shown, "{\"a\\u009b31m\":\"\\u001b\\n\\u007f\\u202e\\u061c é 😀\"}\n");
@@ -122,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn colours_are_there_only_where_they_are_wanted() {
+    fn text_is_coloured_only_with_colours() {
         assert_eq!(Palette::new(true).paint(Color::Red, "x"), "\x1b[31mx\x1b[0m");
         assert_eq!(Palette::new(false).paint(Color::Red, "x"), "x");
     }

@@ -1,7 +1,8 @@
-//! TLS as a client: one provider, verification always on, trust in the platform's roots and those we are given.
+//! TLS client configuration: trusts the platform's roots and additional certificates. Verification cannot be turned off, and
+//! there is no key log.
 //!
-//! There is no switch to turn verification off, and no key log. A local CA is never among the roots, whoever names it: the
-//! variables of a `run`, in which we may be, name a bundle that has it.
+//! The certificate of a local CA is never trusted. It can be in the bundle that `SSL_CERT_FILE` names, because a sidecar may
+//! itself be started by `run`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,23 +12,23 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::{ClientConfig, RootCertStore};
 
-/// What the names of local CAs begin with: all that they sign has it, too.
+/// Prefix of the names of local CAs. It is also in every certificate that they sign, as the issuer.
 pub const LOCAL_CA: &str = "connect-sidecar local CA";
 
-/// The one provider of cryptography.
+/// The cryptography provider of the whole program.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-/// A client that trusts the platform's roots and `extra`. Takes some 40 ms: it reads the platform's store.
+/// A configuration that trusts the platform's roots and `extra`. Takes some 40 ms to read the platform's store.
 pub fn client_config(mut extra: Vec<CertificateDer<'static>>) -> Result<ClientConfig, rustls::Error> {
-    extra.retain(|certificate| !is_of_local_ca(certificate));
+    extra.retain(|certificate| !is_from_local_ca(certificate));
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
     #[cfg(target_os = "macos")]
     let builder = {
-        // Trust is the keychain's to judge, which no local CA is ever in.
+        // The keychain decides. A local CA is never added to it.
         let verifier = rustls_platform_verifier::Verifier::new_with_extra_roots(extra, provider())?;
-        // It is the platform's verifier that we set: rustls calls any but its own dangerous.
+        // rustls calls every verifier but its own dangerous. This is the platform's.
         builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
     };
     #[cfg(not(target_os = "macos"))]
@@ -37,7 +38,7 @@ pub fn client_config(mut extra: Vec<CertificateDer<'static>>) -> Result<ClientCo
     Ok(config)
 }
 
-/// `extra`, and what can be read of the system's store or of what `SSL_CERT_FILE` and `SSL_CERT_DIR` name instead.
+/// `extra` and the readable certificates of the platform's store (or of `SSL_CERT_FILE` and `SSL_CERT_DIR`).
 #[cfg(any(not(target_os = "macos"), test))]
 fn roots(
     extra: Vec<CertificateDer<'static>>,
@@ -47,26 +48,26 @@ fn roots(
     for certificate in extra {
         store.add(certificate)?;
     }
-    store.add_parsable_certificates(platform.certs.into_iter().filter(|certificate| !is_of_local_ca(certificate)));
+    store.add_parsable_certificates(platform.certs.into_iter().filter(|certificate| !is_from_local_ca(certificate)));
     if store.is_empty() {
-        let why: String = platform.errors.iter().map(|e| format!("; {e}")).collect();
-        return Err(rustls::Error::General(format!("no certificates to trust were found{why}")));
+        let causes: String = platform.errors.iter().map(|e| format!("; {e}")).collect();
+        return Err(rustls::Error::General(format!("no certificates to trust were found{causes}")));
     }
     Ok(store)
 }
 
-/// Whether it is a local CA, this machine's or another's, or a certificate of one.
-fn is_of_local_ca(certificate: &CertificateDer<'_>) -> bool {
+/// Whether it is the certificate of a local CA, of this or another machine, or was issued by one.
+fn is_from_local_ca(certificate: &CertificateDer<'_>) -> bool {
     certificate.windows(LOCAL_CA.len()).any(|window| window == LOCAL_CA.as_bytes())
 }
 
-/// Whether a PEM file holds the certificate of a local CA.
+/// Whether a PEM file contains the certificate of a local CA.
 pub fn holds_local_ca(path: &Path) -> bool {
     let certificates = CertificateDer::pem_file_iter(path).into_iter().flatten().flatten();
-    certificates.into_iter().any(|certificate| is_of_local_ca(&certificate))
+    certificates.into_iter().any(|certificate| is_from_local_ca(&certificate))
 }
 
-/// A client that trusts nobody, for connections that are plain.
+/// A configuration that trusts no certificate, for code that only makes plain connections.
 pub fn client_config_without_roots() -> Result<ClientConfig, rustls::Error> {
     Ok(ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
@@ -74,15 +75,29 @@ pub fn client_config_without_roots() -> Result<ClientConfig, rustls::Error> {
         .with_no_client_auth())
 }
 
-/// The certificates in a PEM file; an error says what is wrong with it, without a word of what it holds.
-pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+/// Why no certificates were read. Contains nothing of the file, which may be a private key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReadCertificatesError {
+    /// It has no certificate.
+    #[error("it holds no PEM certificate")]
+    NoCertificate,
+    /// It cannot be read.
+    #[error("it cannot be read ({0})")]
+    Io(std::io::ErrorKind),
+    /// It has other content.
+    #[error("it is not PEM")]
+    NotPem,
+}
+
+/// The certificates in a PEM file, at least one.
+pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ReadCertificatesError> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match read {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => Err("it holds no PEM certificate".into()),
-        Err(pem::Error::Io(e)) => Err(format!("it cannot be read ({})", e.kind())),
-        // The file may be a private key, and some of these errors repeat a line.
-        Err(_) => Err("it is not PEM".into()),
+        Ok(_) => Err(ReadCertificatesError::NoCertificate),
+        Err(pem::Error::Io(e)) => Err(ReadCertificatesError::Io(e.kind())),
+        // Some of these errors quote a line of the file.
+        Err(_) => Err(ReadCertificatesError::NotPem),
     }
 }
 
@@ -103,36 +118,36 @@ mod tests {
     }
 
     #[test]
-    fn no_local_ca_is_trusted_and_all_else_is() {
-        let local = || vec![der("connect-sidecar local CA 0a1b2c3d"), der("connect-sidecar local CA of another")];
-        let users = || vec![der("Acme Root"), der("connect-sidecar emulator")];
+    fn certificates_of_local_cas_are_not_trusted() {
+        let local_cas = || vec![der("connect-sidecar local CA 0a1b2c3d"), der("connect-sidecar local CA of another")];
+        let others = || vec![der("Acme Root"), der("connect-sidecar emulator")];
         let platform = |certs| {
             let mut result = rustls_native_certs::CertificateResult::default();
             result.certs = certs;
             result
         };
         for (extra, found, trusted) in [
-            (vec![], [local(), users()].concat(), Some(2)),
-            (users(), local(), Some(2)),
-            (users(), users(), Some(4)),
-            (vec![], local(), None),
+            (vec![], [local_cas(), others()].concat(), Some(2)),
+            (others(), local_cas(), Some(2)),
+            (others(), others(), Some(4)),
+            (vec![], local_cas(), None),
             (vec![], vec![], None),
         ] {
             let store = roots(extra, platform(found)).ok();
             assert_eq!(store.map(|store| store.len()), trusted);
         }
-        assert!(client_config(local()).is_ok(), "what the system trusts stays");
+        assert!(client_config(local_cas()).is_ok(), "the platform's roots stay");
     }
 
     #[test]
-    fn a_bundle_of_a_run_is_known_by_what_it_holds() {
+    fn a_bundle_with_a_local_ca_is_detected() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (ours, theirs) = (authority("connect-sidecar local CA 0a1b2c3d").pem(), authority("Acme Root").pem());
+        let (local, other) = (authority("connect-sidecar local CA 0a1b2c3d").pem(), authority("Acme Root").pem());
         for (content, holds) in [
-            (format!("{theirs}{ours}"), true),
-            (ours.clone(), true),
-            (theirs.clone(), false),
-            (format!("# connect-sidecar local CA\n{theirs}"), false),
+            (format!("{other}{local}"), true),
+            (local.clone(), true),
+            (other.clone(), false),
+            (format!("# connect-sidecar local CA\n{other}"), false),
             ("nonsense".into(), false),
         ] {
             let path = dir.path().join("bundle.pem");

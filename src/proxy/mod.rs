@@ -265,7 +265,7 @@ impl Proxy {
     /// A credential that may be sent now. Where the clock may be to blame, upstream is asked for the time first; where it
     /// is only that a fresh one has not come yet, that is waited for, if so wanted.
     async fn credential(&self) -> Result<Arc<Credential>, RequestError> {
-        if self.identity.borrow().looks_out_of_time(self.clock.now()) {
+        if self.identity.borrow().is_outside_validity(self.clock.now()) {
             self.upstream.ask_clock().await;
         }
         let identity = self.identity.borrow().clone();
@@ -307,7 +307,7 @@ impl Proxy {
             CredentialProblem::Invalid(_) => Code::OidcTokenInvalid,
         };
         let source = &self.credential_source;
-        RequestError::new(code, problem.in_words(source)).remedy(problem.remedy(source))
+        RequestError::new(code, problem.message(source)).remedy(problem.remedy(source))
     }
 
     fn check_allowed(&self, connector: &str) -> Result<(), RequestError> {

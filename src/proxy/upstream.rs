@@ -190,7 +190,7 @@ impl Upstream {
         *request.uri_mut() = Uri::from_static("/v1/connect/connectors/connect-sidecar-doctor");
         *request.headers_mut() = self.own_headers.clone();
         let answer = self.exchange(Action::Metadata, request).await;
-        if self.clock.is_in_doubt() {
+        if self.clock.has_unconfirmed_offset() {
             self.ask_clock().await;
         }
         answer
@@ -242,7 +242,7 @@ impl Upstream {
         };
         let questions = async {
             self.ask_clock_once().await?;
-            if self.clock.is_in_doubt() {
+            if self.clock.has_unconfirmed_offset() {
                 self.ask_clock_once().await?;
             }
             Some(())
@@ -297,7 +297,7 @@ impl Upstream {
                 warn!(code, offset_ms, "this machine's clock is {off} {how} {}'s, which is used instead", self.name());
             }
             Correction::Ended => info!("this machine's clock agrees with {}'s again", self.name()),
-            Correction::Disbelieved { offset_ms } => {
+            Correction::Implausible { offset_ms } => {
                 let off = format_duration(Duration::from_millis(offset_ms.unsigned_abs()));
                 let how = if offset_ms > 0 { "ahead of" } else { "behind" };
                 let code = "clock_skew";

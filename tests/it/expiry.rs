@@ -1,5 +1,5 @@
-//! The end of an OIDC token and what comes after it: warnings in time, rotation, what is still served, and clocks that
-//! are wrong (docs/http.md section 1, docs/configuration.md section 3). The time stands still but where a test moves it.
+//! Expiry of the OIDC token: warnings, rotation, what is still served, and wrong clocks (docs/http.md section 1,
+//! docs/configuration.md section 3). Time stands still unless a test moves it.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -16,7 +16,7 @@ use crate::support::{Scene, Stage, fingerprint, soon};
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// What was said of the token's end, in its order.
+/// The log lines about the token's expiry, in order.
 fn warnings(stage: &Stage) -> Vec<String> {
     stage.logs.lines().into_iter().filter(|line| line.contains("OIDC token of")).collect()
 }
@@ -25,12 +25,12 @@ fn expires_in(left: &str) -> String {
     format!("the OIDC token of acme/web expires in {left}, run `vercel env pull`")
 }
 
-/// What upstream was asked with a credential.
+/// The requests that upstream has received with a credential.
 fn requests(emulator: &Emulator) -> Vec<Received> {
     emulator.received().into_iter().filter(|request| request.method != "HEAD").collect()
 }
 
-/// The fingerprints of the tokens that upstream saw.
+/// The fingerprints of the tokens that upstream has received.
 fn bearers(emulator: &Emulator) -> Vec<String> {
     let bearer = |request: &Received| {
         fingerprint(request.headers["authorization"].to_str().expect("text").trim_start_matches("Bearer "))
@@ -39,10 +39,10 @@ fn bearers(emulator: &Emulator) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn each_step_is_warned_of_once_and_the_end_too() {
+async fn each_step_and_the_expiry_give_one_warning() {
     let stage = Scene::new().start().await;
     stage.pass(DEVELOPMENT_LIFE - 61 * MINUTE);
-    for (minutes, said) in [
+    for (minutes, line) in [
         (1, Some(expires_in("1 h"))),
         (1, None),
         (44, Some(expires_in("15 min"))),
@@ -53,11 +53,11 @@ async fn each_step_is_warned_of_once_and_the_end_too() {
         (600, None),
     ] {
         stage.pass(minutes * MINUTE);
-        if let Some(said) = said {
-            stage.logs.wait_for(&said).await;
+        if let Some(line) = line {
+            stage.logs.wait_for(&line).await;
         }
     }
-    // A round trip, in which all that is due is said.
+    // A round trip, so that everything due has been logged.
     assert_eq!(stage.request("GET", "/healthz").send().await.status, 200);
     assert_eq!(warnings(&stage).len(), 4, "{:#?}", warnings(&stage));
     assert!(warnings(&stage)[..3].iter().all(|line| line.starts_with("WARN")));
@@ -65,15 +65,15 @@ async fn each_step_is_warned_of_once_and_the_end_too() {
 }
 
 #[tokio::test]
-async fn after_a_sleep_there_is_one_warning_for_the_step_it_is_in() {
-    for (slept, said) in [
+async fn after_a_sleep_there_is_one_warning_for_the_last_step_reached() {
+    for (slept, line) in [
         (DEVELOPMENT_LIFE - 50 * MINUTE, expires_in("50 min")),
         (DEVELOPMENT_LIFE - 90 * SECOND, expires_in("1 min")),
         (DEVELOPMENT_LIFE + 13 * 60 * MINUTE, "expired 13 h ago".into()),
     ] {
         let stage = Scene::new().start().await;
         stage.pass(slept);
-        stage.logs.wait_for(&said).await;
+        stage.logs.wait_for(&line).await;
         stage.pass(SECOND);
         assert_eq!(stage.request("GET", "/healthz").send().await.status, 200);
         assert_eq!(warnings(&stage).len(), 1, "{:#?}", warnings(&stage));
@@ -81,7 +81,7 @@ async fn after_a_sleep_there_is_one_warning_for_the_step_it_is_in() {
 }
 
 #[tokio::test]
-async fn a_start_or_a_rotation_inside_the_window_is_one_warning() {
+async fn a_start_or_a_rotation_within_a_step_gives_one_warning() {
     let mut stage = Scene::new().token_life(10 * MINUTE).start().await;
     stage.logs.wait_for(&expires_in("10 min")).await;
     assert_eq!(stage.status().await["oidc"]["state"], "expiring");
@@ -96,7 +96,7 @@ async fn a_start_or_a_rotation_inside_the_window_is_one_warning() {
 }
 
 #[tokio::test]
-async fn steps_are_those_of_warn_before_and_the_largest_begins_the_state_expiring() {
+async fn the_steps_are_configurable_and_the_state_is_expiring_from_the_longest_on() {
     let stage = Scene::new().toml("warn_before = [\"2m\", \"30m\"]").token_life(31 * MINUTE).start().await;
     for (minutes, state, left) in
         [(0, "valid", None), (1, "expiring", Some("30 min")), (27, "expiring", None), (1, "expiring", Some("2 min"))]
@@ -154,7 +154,7 @@ async fn another_principal_is_announced_with_both_names_and_finds_an_empty_cache
 }
 
 #[tokio::test]
-async fn a_token_of_another_environment_is_warned_of() {
+async fn a_token_of_another_environment_gives_a_warning() {
     let mut stage = Scene::new().start().await;
     assert_eq!(stage.logs.count("not development"), 0);
     let production = stage.token_of(|subject| subject.environment = "production".into());
@@ -189,7 +189,7 @@ async fn neither_an_older_nor_an_expired_token_replaces_a_valid_one() {
 }
 
 #[tokio::test]
-async fn a_cached_token_outlives_the_credential_and_nothing_else_is_sent() {
+async fn a_cached_token_is_served_after_the_credential_has_expired_and_nothing_is_sent() {
     let stage = Scene::new().token_life(30 * MINUTE).start().await;
     let body = r#"{"subject":{"type":"app"}}"#;
     let provider_token = stage.slack_token().await;
@@ -218,9 +218,9 @@ async fn a_cached_token_outlives_the_credential_and_nothing_else_is_sent() {
     assert_eq!((ready.status, ready.code().as_str()), (503, "oidc_token_expired"));
     assert_eq!(requests(&stage.emulator).len(), 1, "only the first went upstream");
     let questions: Vec<_> = stage.emulator.received().into_iter().filter(|r| r.method == "HEAD").collect();
-    assert_eq!(questions.len(), 1, "upstream's clock is asked for once a minute");
+    assert_eq!(questions.len(), 1, "upstream's clock is queried once a minute");
     assert!(!questions[0].headers.contains_key("authorization"));
-    assert_eq!(stage.token(body).send().await.json()["token"], provider_token, "what was forced in vain is kept");
+    assert_eq!(stage.token(body).send().await.json()["token"], provider_token, "a failed forced fetch keeps the entry");
     assert_eq!(stage.status().await["oidc"]["state"], "expired");
     stage.pass(20 * MINUTE);
     assert_eq!(stage.token(body).send().await.code(), "oidc_token_expired", "the provider's token has ended, too");
@@ -245,7 +245,7 @@ async fn upstreams_clock_corrects_a_wrong_one_with_one_warning() {
 }
 
 #[tokio::test]
-async fn a_clock_that_makes_the_token_look_dead_or_unborn_is_checked_without_a_credential() {
+async fn a_clock_that_makes_the_token_look_expired_or_not_yet_valid_is_checked_without_a_credential() {
     // At the start and after a jump; ahead and behind.
     for (ahead, behind) in [(13 * 60 * MINUTE, Duration::ZERO), (Duration::ZERO, 90 * MINUTE)] {
         let stage = Scene::new().start().await;
@@ -253,23 +253,23 @@ async fn a_clock_that_makes_the_token_look_dead_or_unborn_is_checked_without_a_c
         let reply = stage.token("{}").send().await;
         assert_eq!(reply.status, 200, "{reply:?}");
         let received = stage.emulator.received();
-        // The second confirms what the first has said.
+        // The second confirms the first.
         for question in &received[..2] {
             assert_eq!((question.method.as_str(), question.target.as_str()), ("HEAD", "/"));
             assert!(!question.headers.contains_key("authorization"));
         }
         assert_eq!(received.len(), 3);
         assert_eq!(stage.logs.count("which is used instead"), 1);
-        assert_eq!(warnings(&stage), [""; 0], "it was not dead");
+        assert_eq!(warnings(&stage), [""; 0], "it has not expired");
     }
 }
 
-/// A stage on which upstream finds the token over that the sidecar still finds good, and a request under way whose
-/// refusal is held back.
+/// A stage where the token has expired for upstream but not for the sidecar, with a request in flight whose refusal is
+/// delayed by the gate.
 async fn with_a_request_about_to_be_refused() -> (Stage, Gate, JoinHandle<Reply>) {
     let stage = Scene::new().token_life(10 * MINUTE).start().await;
     stage.pass(10 * MINUTE - 10 * SECOND);
-    // Within what is tolerated between two clocks.
+    // Within the tolerance between two clocks.
     stage.emulator_clock.advance(20 * SECOND);
     let gate = stage.emulator.gate();
     let asking = tokio::spawn(stage.token("{}").send());
@@ -278,7 +278,7 @@ async fn with_a_request_about_to_be_refused() -> (Stage, Gate, JoinHandle<Reply>
 }
 
 #[tokio::test]
-async fn a_refused_token_is_read_again_and_a_fresh_one_tried_once() {
+async fn after_a_refusal_the_file_is_read_again_and_a_fresh_token_tried_once() {
     for (second_answer, status) in [(None, 200), (Some(401), 401), (Some(500), 500)] {
         let (stage, gate, asking) = with_a_request_about_to_be_refused().await;
         let old = stage.status().await["oidc"]["fingerprint"].as_str().expect("a fingerprint").to_owned();
@@ -295,7 +295,7 @@ async fn a_refused_token_is_read_again_and_a_fresh_one_tried_once() {
 }
 
 #[tokio::test]
-async fn a_refused_token_is_not_tried_again_without_another() {
+async fn a_refused_token_is_not_retried_without_a_fresh_one() {
     let (stage, gate, asking) = with_a_request_about_to_be_refused().await;
     gate.open();
     let reply = asking.await.expect("no panic");
@@ -303,7 +303,7 @@ async fn a_refused_token_is_not_tried_again_without_another() {
     assert_eq!(requests(&stage.emulator).len(), 1);
     assert_eq!(stage.logs.count("vercel env pull"), 2, "of the expiry and of the request: {:?}", stage.logs.lines());
 
-    // A 403 that is about the connector is no word about the credential.
+    // A 403 about the connector says nothing about the credential.
     let stage = Scene::new().start().await;
     stage.pass(SECOND);
     stage.write_env(&stage.fresh_token(DEVELOPMENT_LIFE));

@@ -1,5 +1,5 @@
-//! The real Vercel CLI under `run`, as its user calls it: nothing tells it of the sidecar or of the emulator but the
-//! variables that every command gets.
+//! The real Vercel CLI under `run`. It knows of the sidecar and the emulator only by the variables that every command
+//! gets.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use crate::support::desk::Desk;
 use crate::support::npm;
 use crate::support::process::run;
 
-/// `run -- vercel ARGUMENTS`, signed in with the demo's session.
+/// `run -- vercel ARGUMENTS`, with the token of the demo's session.
 fn vercel(desk: &Desk, cli: &std::path::Path, arguments: &[&str]) -> Command {
     let mut command = desk.sidecar(&["run", "--", cli.to_str().expect("a path")]);
     command.args(["--token", "vca_demo_session"]).args(arguments).process_group(0);
@@ -19,7 +19,7 @@ fn vercel(desk: &Desk, cli: &std::path::Path, arguments: &[&str]) -> Command {
 }
 
 #[tokio::test]
-async fn it_gets_its_token_through_the_cache_and_all_else_with_its_own_session() {
+async fn tokens_come_from_the_cache_and_other_requests_use_its_own_session() {
     let Some(cli) = npm::vercel_cli().await else { return };
     let desk = Desk::new().await;
     fs::create_dir(desk.project().join(".vercel")).expect("a directory");
@@ -33,10 +33,10 @@ async fn it_gets_its_token_through_the_cache_and_all_else_with_its_own_session()
         tokens.push(ended.stdout.trim().to_owned());
     }
     assert!(tokens[0].starts_with("xoxe.xoxb-") && tokens[0] == tokens[1], "{tokens:?}");
-    assert_eq!(desk.emulator.count(SLACK), 1, "the second has it from the cache");
+    assert_eq!(desk.emulator.count(SLACK), 1, "the second comes from the cache");
     for request in desk.emulator.received().iter().filter(|request| request.headers.contains_key("authorization")) {
         let token = if request.target == SLACK { &desk.token } else { "vca_demo_session" };
         assert_eq!(request.headers["authorization"], format!("Bearer {token}"), "{}", request.target);
     }
-    assert!(desk.emulator.count("/v2/user") > 0, "it has asked who it is");
+    assert!(desk.emulator.count("/v2/user") > 0, "it has queried its user");
 }

@@ -1,4 +1,4 @@
-//! `--wait`: a request that meets an expired or missing OIDC token is held until a fresh one has come, or the time is up.
+//! `--wait`: a request without a valid OIDC token waits for a fresh one, up to a limit.
 
 use std::time::Duration;
 
@@ -13,47 +13,47 @@ const HOUR: Duration = Duration::from_secs(3600);
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test]
-async fn a_held_request_goes_on_with_the_fresh_token_and_equal_ones_as_one() {
+async fn waiting_requests_continue_with_the_fresh_token_and_equal_ones_are_collapsed() {
     let mut stage = Scene::new().toml("wait = \"30s\"").start().await;
     stage.pass(DEVELOPMENT_LIFE + HOUR);
-    let held: Vec<_> = (0..20).map(|_| tokio::spawn(stage.token("{}").send())).collect();
-    for task in &held {
+    let waiting: Vec<_> = (0..20).map(|_| tokio::spawn(stage.token("{}").send())).collect();
+    for task in &waiting {
         assert!(!is_over(task, &stage).await);
     }
     assert_eq!(stage.emulator.count(SLACK), 0);
     let fresh = stage.fresh_token(HOUR);
     stage.write_env(&fresh);
     stage.uses(&fresh).await;
-    for task in held {
+    for task in waiting {
         assert_eq!(soon("a reply", task).await.expect("no panic").status, 200);
     }
     assert_eq!(stage.emulator.count(SLACK), 1);
 }
 
 #[tokio::test]
-async fn a_held_request_is_told_what_is_wrong_when_its_time_is_up() {
+async fn a_waiting_request_fails_with_the_reason_after_the_limit() {
     let expired = Scene::new().toml("wait = \"10s\"").start().await;
     expired.pass(DEVELOPMENT_LIFE + HOUR);
     let missing = Scene::new().toml("wait = \"10s\"").without_env_file().start().await;
     for (stage, code) in [(expired, "oidc_token_expired"), (missing, "oidc_token_missing")] {
-        let held = tokio::spawn(stage.token("{}").send());
-        assert!(!is_over(&held, &stage).await, "{code}");
+        let waiting = tokio::spawn(stage.token("{}").send());
+        assert!(!is_over(&waiting, &stage).await, "{code}");
         let_timers_pass(9 * SECOND).await;
-        assert!(!is_over(&held, &stage).await, "{code}");
+        assert!(!is_over(&waiting, &stage).await, "{code}");
         let_timers_pass(2 * SECOND).await;
-        soon("a reply", held).await.expect("no panic").assert_refused(503, code, "the time is up");
+        soon("a reply", waiting).await.expect("no panic").assert_refused(503, code, "the time is up");
     }
 }
 
 #[tokio::test]
-async fn a_token_that_was_missing_is_waited_for_and_a_hit_or_an_invalid_token_is_not() {
+async fn a_missing_token_is_waited_for_but_not_for_a_cache_hit_or_with_an_invalid_token() {
     let mut stage = Scene::new().toml("wait = \"30s\"").without_env_file().start().await;
-    let held = tokio::spawn(stage.token("{}").send());
-    assert!(!is_over(&held, &stage).await);
+    let waiting = tokio::spawn(stage.token("{}").send());
+    assert!(!is_over(&waiting, &stage).await);
     let fresh = stage.fresh_token(HOUR / 60);
     write_private(&stage.env_path(), &env_file(&fresh));
     stage.uses(&fresh).await;
-    assert_eq!(soon("a reply", held).await.expect("no panic").status, 200);
+    assert_eq!(soon("a reply", waiting).await.expect("no panic").status, 200);
 
     stage.pass(HOUR / 60 * 2);
     assert_eq!(stage.token("{}").send().await.header("cache-status").map(|s| s.contains("hit")), Some(true));
@@ -62,27 +62,27 @@ async fn a_token_that_was_missing_is_waited_for_and_a_hit_or_an_invalid_token_is
 }
 
 #[tokio::test]
-async fn the_sidecars_end_is_the_end_of_waiting() {
+async fn waiting_ends_when_the_sidecar_ends() {
     let desk = Desk::new().await;
     write_private(&desk.project().join(".env.local"), &env_file(&desk.emulator.oidc_token(Duration::ZERO)));
     let serving = desk.serve(&["--wait", "40s"]).await;
-    let held = Request::new(serving.addr, "POST", SLACK).json("{}").begin().await;
-    // Connections are read in their order.
+    let waiting = Request::new(serving.addr, "POST", SLACK).json("{}").begin().await;
+    // Connections are served in order, so the request above is waiting now.
     assert_eq!(Request::new(serving.addr, "GET", "/healthz").send().await.status, 200);
-    let (ended, reply) = tokio::join!(serving.stop(), held.reply());
+    let (ended, reply) = tokio::join!(serving.stop(), waiting.reply());
     reply.assert_refused(503, "oidc_token_expired", "at once");
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
 }
 
 #[tokio::test]
-async fn only_so_many_wait_and_the_others_are_told_at_once() {
+async fn requests_beyond_the_maximum_fail_at_once() {
     let stage = Scene::new().toml("wait = \"30s\"").without_env_file().start().await;
-    let held: Vec<_> = (0..MOST_WAITING).map(|_| tokio::spawn(stage.token("{}").send())).collect();
-    for task in &held {
+    let waiting: Vec<_> = (0..MOST_WAITING).map(|_| tokio::spawn(stage.token("{}").send())).collect();
+    for task in &waiting {
         assert!(!is_over(task, &stage).await);
     }
     stage.token("{}").send().await.assert_refused(503, "oidc_token_missing", "one too many");
-    for task in held {
+    for task in waiting {
         task.abort();
     }
 }

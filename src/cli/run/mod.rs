@@ -216,5 +216,5 @@ async fn exposed_token(auth: &Auth) -> Result<Option<String>, RunError> {
         Ok(credential) => return Ok(credential.oidc().map(|token| token.expose().to_owned())),
         Err(problem) => problem,
     };
-    Err(RunError::NoToken(problem.in_words(shown)))
+    Err(RunError::NoToken(problem.message(shown)))
 }

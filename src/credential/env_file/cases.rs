@@ -1,5 +1,5 @@
-//! Env files with what programs were seen to take from them: dotenv 17.4, Node 22.23 and 24.22 (`util.parseEnv`), and
-//! python-dotenv, run on each. `T1` and `T2` stand for two tokens.
+//! Env files with the values that loaders read from them, observed with dotenv 17.4, Node 22.23 and 24.22
+//! (`util.parseEnv`), and python-dotenv. `T1` and `T2` stand for two tokens, `KEY` for the variable.
 
 use super::KEY;
 
@@ -7,16 +7,16 @@ use super::KEY;
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     file: &'static str,
-    /// What dotenv, Node and python-dotenv take; nothing where they find none.
+    /// What dotenv, Node and python-dotenv read; empty if they read no value.
     pub(crate) values: [&'static str; 3],
-    /// What we take: `T1`, `T2`, `missing` or `invalid`.
+    /// What the sidecar reads: `T1`, `T2`, `missing` or `invalid`.
     pub(crate) taken: &'static str,
-    /// What `doctor` finds, by code.
+    /// The codes of `doctor`'s findings.
     pub(crate) codes: &'static str,
 }
 
 impl Case {
-    /// The file, with these tokens.
+    /// The content of the file, with these tokens.
     pub(crate) fn file(&self, t1: &str, t2: &str) -> String {
         self.file.replace("KEY", KEY).replace("T1", t1).replace("T2", t2)
     }
@@ -145,9 +145,9 @@ pub(crate) const CASES: &[Case] = &[
     case("several open quotes", "A='x\nB=\"y\nC=`z\nKEY=T1\n", ["T1", "T1", "T1"], "T1", ""),
     case("# in an earlier value", "A=x#y\nKEY=T1\n", ["T1", "T1", "T1"], "T1", ""),
     case("lines that end in CR", "A=1\rKEY=T1\rB=2\r", ["T1", "", "T1"], "T1", "readers_differ"),
-    case("NUL behind", "KEY=T1\0\nB=1\n", ["T1\0", "T1\0", "T1\0"], "invalid", "oidc_token_invalid"),
+    case("NUL after the value", "KEY=T1\0\nB=1\n", ["T1\0", "T1\0", "T1\0"], "invalid", "oidc_token_invalid"),
     case(
-        "quoted comment behind an earlier value",
+        "quoted comment after an earlier value",
         "A=\"x\" # it's \"y\"\nKEY=T1\nB='z'\n",
         ["T1", "T1", "T1"],
         "T1",
@@ -161,14 +161,14 @@ pub(crate) const CASES: &[Case] = &[
     case("open quote, then a closed one", "A=\"x\nKEY=T1\nB=\"y\"\n", ["T1", "", ""], "T1", "readers_differ"),
     case("open backtick, then a closed one", "A=`x\nKEY=T1\nB=`y`\n", ["T1", "", "T1"], "T1", "readers_differ"),
     case(
-        "value that spans lines, open quote behind",
+        "value that spans lines, open quote after",
         "KEY=T1\nA=\"x\nKEY=T2\n",
         ["T2", "T2", "T2"],
         "T2",
         "duplicate_assignments",
     ),
     case("export on a line of its own", "export\nKEY=T1\n", ["T1", "T1", "T1"], "T1", ""),
-    case("tab behind =", "KEY=\t\"T1\"\n", ["T1", "T1", "T1"], "T1", ""),
+    case("tab after =", "KEY=\t\"T1\"\n", ["T1", "T1", "T1"], "T1", ""),
     case("comment with an assignment, quote open", "#A=\"x\nKEY=T1\n", ["T1", "T1", "T1"], "T1", ""),
     case("quoted # in the value", "KEY=\"T1#x\"\n", ["T1#x", "T1#x", "T1#x"], "invalid", "oidc_token_invalid"),
     case("two tokens in one quote", "KEY=\"T1 T2\"\n", ["T1 T2", "T1 T2", "T1 T2"], "invalid", "oidc_token_invalid"),

@@ -1,9 +1,9 @@
-//! Bytes of an env file → the text of the one token in it. Pure.
+//! Finds the token in the bytes of an env file. Pure.
 //!
-//! What is taken is what the app takes: where dotenv (with Next.js) and Node (with Vite) agree on the value, it is that.
-//! Where they do not, the last line that plainly assigns [`KEY`] counts, provided that one of them takes the same.
-//! Whatever else is in the file may be broken in any way. Nothing is expanded: a value of our own environment must never
-//! get out. No text of the file may appear in an error.
+//! The value must be the one that the app reads. If dotenv (used by Next.js) and Node (used by Vite) read the same value, it
+//! is that. Otherwise it is the value of the last line that plainly assigns [`KEY`], if one of them reads the same. The rest
+//! of the file may be malformed. Nothing is expanded, because that could send values of our own environment. Errors contain
+//! no text of the file.
 
 #[cfg(test)]
 pub(crate) mod cases;
@@ -13,28 +13,28 @@ use secrecy::SecretString;
 
 use self::syntax::Syntax;
 
-/// The one variable that is read.
+/// The variable that is read.
 pub const KEY: &str = "VERCEL_OIDC_TOKEN";
 
-/// The outcome of a scan.
+/// The result of [`find_token`].
 #[derive(Debug)]
 pub enum Finding {
     /// The last assignment of the key has this value.
     Value {
-        /// The value, without quotes and without blanks and line ends around it, which no header could carry.
+        /// The value without quotes, and without surrounding whitespace, which would not be valid in a header.
         value: SecretString,
         /// How many times the key is assigned.
         assignments: usize,
-        /// The line has neither a closing quote nor a line end: its writer may not be done.
+        /// Its line has neither a closing quote nor a line end, so it may not be completely written.
         open_ended: bool,
     },
     /// The key is not assigned, or the last assignment is empty.
     Absent,
-    /// The key is assigned in a form that is not taken.
+    /// The key is assigned in a form that is not accepted.
     Refused(Refusal),
 }
 
-/// Why an assignment is not taken.
+/// Why an assignment is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The file is UTF-16.
@@ -46,21 +46,21 @@ pub enum Refusal {
     /// The value holds `$`, a backtick or a backslash.
     #[error("the value contains `$`, a backtick or a backslash, nothing is expanded here")]
     Expansion,
-    /// dotenvx has encrypted the value.
+    /// The value is encrypted by dotenvx.
     #[error("the value is encrypted by dotenvx, decrypt it or pull the file anew")]
     Encrypted,
-    /// `vercel env pull` writes `[SENSITIVE]` for values that it may not show.
+    /// The value is `[SENSITIVE]`, which `vercel env pull` writes for values that it must not show.
     #[error("its value was withheld by `vercel env pull`")]
     Withheld,
-    /// Readers of env files take different values, and none of them is the plain one.
+    /// dotenv and Node read different values, and neither is that of the last plain line.
     #[error("programs that read the file take different values for it")]
     Ambiguous,
-    /// Anything else that is no plain word.
+    /// The value is not a plain word for another reason.
     #[error("the assignment cannot be read")]
     Malformed,
 }
 
-/// Finds the token. The last assignment wins, as in dotenv, `@next/env`, Node's `--env-file` and python-dotenv.
+/// Finds the token. The last assignment counts, as in dotenv, `@next/env`, Node's `--env-file` and python-dotenv.
 pub fn find_token(bytes: &[u8]) -> Finding {
     if is_utf16(bytes) {
         return Finding::Refused(Refusal::Utf16);
@@ -97,24 +97,24 @@ fn is_utf16(bytes: &[u8]) -> bool {
         || bytes.windows(little.len()).any(|w| w == little)
 }
 
-/// Lines ended by LF, CRLF or a lone CR.
+/// The lines, separated by LF, CRLF or CR.
 fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     bytes.split(|b| matches!(b, b'\n' | b'\r'))
 }
 
-/// Whether the last line assigns the key a bare value that may go on.
+/// Whether the last line assigns the key an unquoted value, which may not be completely written.
 fn is_open_ended(bytes: &[u8]) -> bool {
     let value = lines(bytes).last().and_then(assigned_value);
     value.is_some_and(|value| !matches!(value.first(), None | Some(b'"' | b'\'' | b'`')))
 }
 
-/// What the last line assigns that assigns the key, whatever the lines around it say.
+/// The value of the last line that assigns the key, without regard to the lines around it.
 fn last_plain_line(bytes: &[u8]) -> Result<String, Refusal> {
     lines(bytes).filter_map(assigned_value).last().map_or(Ok(String::new()), read_value)
 }
 
-/// The raw right-hand side if the line assigns [`KEY`], by the Vercel CLI's own grammar: byte order mark, blanks,
-/// `export `, the name, blanks, `=`.
+/// The raw right-hand side if the line assigns [`KEY`], by the grammar of the Vercel CLI: byte order mark, whitespace,
+/// `export `, the name, whitespace, `=`.
 fn assigned_value(line: &[u8]) -> Option<&[u8]> {
     let line = line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line).trim_ascii_start();
     let line = match line.strip_prefix(b"export") {
@@ -125,7 +125,7 @@ fn assigned_value(line: &[u8]) -> Option<&[u8]> {
     Some(value.trim_ascii())
 }
 
-/// Unquotes the right-hand side of a line.
+/// Unquotes the right-hand side of an assignment.
 fn read_value(raw: &[u8]) -> Result<String, Refusal> {
     let (inner, rest) = match raw.first() {
         Some(&quote @ (b'"' | b'\'' | b'`')) => {
@@ -139,7 +139,7 @@ fn read_value(raw: &[u8]) -> Result<String, Refusal> {
     if matches!(rest.trim_ascii_start().first(), None | Some(b'#')) { Ok(value) } else { Err(Refusal::Malformed) }
 }
 
-/// The value, if it is a word that says itself and nothing else.
+/// The value, if it is a plain word that needs no interpretation.
 fn plain(value: &str) -> Result<String, Refusal> {
     if value.starts_with("encrypted:") {
         return Err(Refusal::Encrypted);
@@ -147,7 +147,7 @@ fn plain(value: &str) -> Result<String, Refusal> {
     if value == "[SENSITIVE]" {
         return Err(Refusal::Withheld);
     }
-    // Where readers leave a quote, they found no other to close it.
+    // The readers keep an opening quote only if there is no closing one.
     if value.starts_with(['"', '\'', '`']) && value.matches(|c| value.starts_with(c)).count() == 1 {
         return Err(Refusal::OpenQuote);
     }
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_every_usual_way_to_write_the_line() {
+    fn reads_every_usual_form_of_the_line() {
         for line in [
             "VERCEL_OIDC_TOKEN=a.b.c",
             "VERCEL_OIDC_TOKEN=\"a.b.c\"\n",
@@ -204,14 +204,14 @@ mod tests {
     }
 
     #[test]
-    fn other_lines_may_be_broken_in_any_way() {
+    fn other_lines_may_be_malformed() {
         let file =
             b"this is bad\nA=it's\nB=\"open\nC=C:\\Users\nD=\xe9\0\nMY-KEY=1\n=\nVERCEL_OIDC_TOKEN=\"a.b.c\"\nE='";
         assert_eq!(value_in(file).as_deref(), Some("a.b.c"));
     }
 
     #[test]
-    fn the_last_assignment_wins_and_duplicates_are_counted() {
+    fn the_last_assignment_counts_and_duplicates_are_counted() {
         match find_token(b"VERCEL_OIDC_TOKEN=a\n#VERCEL_OIDC_TOKEN=c\nVERCEL_OIDC_TOKEN=b\n") {
             Finding::Value { value, assignments: 2, .. } => assert_eq!(value.expose_secret(), "b"),
             other => panic!("{other:?}"),
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_merely_looks_like_the_key_is_taken() {
+    fn similar_lines_are_no_assignments() {
         for file in [
             "",
             "VERCEL_OIDC_TOKEN",
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn utf16_is_named_whether_or_not_it_is_marked() {
+    fn utf16_is_detected_with_and_without_a_byte_order_mark() {
         let wide: Vec<u8> = "X=1\nVERCEL_OIDC_TOKEN=a".encode_utf16().flat_map(u16::to_le_bytes).collect();
         assert_eq!(refusal_of(&wide), Some(Refusal::Utf16));
         assert_eq!(refusal_of(b"\xff\xfeX\0"), Some(Refusal::Utf16));
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_bare_value_at_the_very_end_is_open_ended() {
+    fn only_an_unquoted_value_at_the_end_of_the_file_is_open_ended() {
         for (file, expected) in [
             ("VERCEL_OIDC_TOKEN=a.b.c", true),
             ("VERCEL_OIDC_TOKEN=a.b.c\n", false),
@@ -274,13 +274,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_of_each_file_is_what_its_readers_take() {
+    fn each_case_has_the_expected_result() {
         for case in cases::CASES {
             let taken = match find_token(case.file("T1", "T2").as_bytes()) {
                 Finding::Value { value, .. } if matches!(value.expose_secret(), "T1" | "T2") => {
                     value.expose_secret().to_owned()
                 }
-                // A value that is no token.
+                // A value that is not a token.
                 Finding::Value { .. } | Finding::Refused(_) => "invalid".into(),
                 Finding::Absent => "missing".into(),
             };
@@ -289,8 +289,8 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_no_reader_takes_is_not_taken() {
-        // The second assignment is a part of a note, the first one is known to dotenv alone.
+    fn a_value_that_no_reader_reads_is_refused() {
+        // Only dotenv reads the first assignment. The second is part of a value.
         let file = format!("{KEY}: a.b.1\nNOTE=\"x\n{KEY}=a.b.2\ny\"\n");
         assert_eq!(refusal_of(file.as_bytes()), Some(Refusal::Ambiguous));
         for (value, refusal) in [("encrypted:BDq", Refusal::Encrypted), ("[SENSITIVE]", Refusal::Withheld)] {
@@ -298,7 +298,7 @@ mod tests {
         }
     }
 
-    /// Pieces of env files, of which some make whole lines.
+    /// Files made of random pieces.
     fn file_of_pieces() -> impl Strategy<Value = String> {
         let pieces = [
             KEY,
@@ -330,7 +330,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn where_the_readers_agree_on_a_token_it_is_taken_and_what_none_takes_never_is(file in file_of_pieces()) {
+        fn a_token_that_all_readers_read_is_accepted_and_one_that_none_reads_is_not(file in file_of_pieces()) {
             let last = |syntax: Syntax| syntax.values(KEY, &file).pop().unwrap_or_default().trim_ascii().to_owned();
             let readers = [last(Syntax::Dotenv), last(Syntax::Node)];
             let taken = value_in(file.as_bytes());
@@ -341,12 +341,12 @@ mod tests {
         }
 
         #[test]
-        fn never_loses_a_well_formed_line_whatever_surrounds_it(
+        fn a_well_formed_line_is_found_whatever_surrounds_it(
             before in proptest::collection::vec(any::<u8>(), 0..200),
             after in proptest::collection::vec(any::<u8>(), 0..200),
             token in "[A-Za-z0-9_-]{1,40}\\.[A-Za-z0-9_-]{1,40}\\.[A-Za-z0-9_-]{1,40}",
         ) {
-            // A quote may stay open, and a colon may be the end of a name.
+            // These could make the line part of another assignment.
             let before: Vec<u8> = before.into_iter().filter(|b| !b"\"'`:".contains(b)).collect();
             let line = format!("\nVERCEL_OIDC_TOKEN=\"{token}\"\n");
             let file = [before.as_slice(), line.as_bytes(), after.as_slice()].concat();

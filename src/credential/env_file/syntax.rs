@@ -1,27 +1,27 @@
-//! What the programs that load env files take for an assignment, each in its own syntax. Pure.
+//! The env file syntaxes of common loaders. Pure.
 //!
-//! Nothing is expanded but by dotenvy, which is asked itself: what it gives may hold a value of our environment, and is for
-//! comparison alone. The text is read as they read it: bytes that are no UTF-8 are replaced.
+//! Variables are expanded by dotenvy only, which is called itself. Its values may contain values of our environment and are
+//! for comparison only. As in the loaders, invalid UTF-8 is replaced.
 
 use std::sync::LazyLock;
 
 use regex_lite::Regex;
 
-/// The syntax of a family of programs.
+/// The syntax of a loader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Syntax {
-    /// Of the package dotenv 17, which Next.js, Astro and Nuxt bring along.
+    /// The npm package dotenv 17, used by Next.js, Astro and Nuxt.
     Dotenv,
-    /// Of Node 22 and 24, `util.parseEnv`, which Vite 8 asks.
+    /// `util.parseEnv` of Node 22 and 24, used by Vite 8.
     Node,
-    /// Of python-dotenv 1.
+    /// python-dotenv 1.
     Python,
-    /// Of the crate dotenvy 0.15, which ends at the first line that it cannot read.
+    /// The crate dotenvy 0.15, which stops at the first line that it cannot parse.
     Dotenvy,
 }
 
 impl Syntax {
-    /// Every value that a file of this text assigns to `key`, in order.
+    /// All values that the text assigns to `key`, in order.
     pub fn values(self, key: &str, text: &str) -> Vec<String> {
         match self {
             Self::Dotenv => dotenv(key, text),
@@ -32,7 +32,7 @@ impl Syntax {
     }
 }
 
-/// dotenv's own expression, with what JavaScript calls a blank written out.
+/// The regular expression of dotenv, with JavaScript's `\s` written out.
 static DOTENV_ASSIGNMENT: LazyLock<Regex> = LazyLock::new(|| {
     let pattern = r#"(?m)^\s*(?:export\s+)?([\w.-]+)(?:\s*=\s*?|:\s+?)(\s*'(?:\\'|[^'])*'|\s*"(?:\\"|[^"])*"|\s*`(?:\\`|[^`])*`|[^#\r\n]+)?\s*(?:#.*)?$"#;
     let blank = r"[\t\n\x0B\x0C\r \u{A0}\u{1680}\u{2000}-\u{200A}\u{2028}\u{2029}\u{202F}\u{205F}\u{3000}\u{FEFF}]";
@@ -40,7 +40,7 @@ static DOTENV_ASSIGNMENT: LazyLock<Regex> = LazyLock::new(|| {
 });
 
 fn is_javascript_blank(c: char) -> bool {
-    // What Unicode calls a blank, but for one, and the byte order mark.
+    // Unicode whitespace without U+0085, and the byte order mark.
     (c.is_whitespace() && c != '\u{85}') || c == '\u{FEFF}'
 }
 
@@ -61,7 +61,7 @@ fn dotenv(key: &str, text: &str) -> Vec<String> {
 
 fn dotenvy(key: &str, text: &str) -> Vec<String> {
     let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
-    // Its error holds the line, which may be the secret: it ends here.
+    // The error is dropped, because it contains the line and so maybe the secret.
     let assignments = ::dotenvy::from_read_iter(text.as_bytes()).map_while(Result::ok);
     assignments.filter(|(name, _)| name == key).map(|(_, value)| value).collect()
 }
@@ -78,12 +78,12 @@ fn node(key: &str, text: &str) -> Vec<String> {
             continue;
         }
         let Some(end) = rest.find(['=', '\n']) else { break };
-        let (name, behind) = rest.split_at(end);
-        if behind.starts_with('\n') {
-            rest = behind.trim_start_matches(NODE_BLANKS);
+        let (name, tail) = rest.split_at(end);
+        if tail.starts_with('\n') {
+            rest = tail.trim_start_matches(NODE_BLANKS);
             continue;
         }
-        rest = &behind[1..];
+        rest = &tail[1..];
         let mut name = name.trim_matches(NODE_BLANKS);
         if name.is_empty() {
             continue;
@@ -100,17 +100,17 @@ fn node(key: &str, text: &str) -> Vec<String> {
     values
 }
 
-/// The value at the start of the text, and what is behind its line.
+/// The value at the start of the text, and the rest after its line.
 fn node_value(text: &str) -> (String, &str) {
     if let Some(rest) = text.strip_prefix('\n') {
         return (String::new(), rest);
     }
     let text = text.trim_start_matches(NODE_BLANKS);
     if let Some(quote) = text.chars().next().filter(|c| matches!(c, '\'' | '"' | '`'))
-        && let Some((inner, behind)) = text[1..].split_once(quote)
+        && let Some((inner, tail)) = text[1..].split_once(quote)
     {
         let inner = if quote == '"' { inner.replace("\\n", "\n") } else { inner.to_owned() };
-        return (inner, after_line(behind));
+        return (inner, after_line(tail));
     }
     let line = text.split('\n').next().unwrap_or_default();
     let is_open_quote = line.starts_with(['\'', '"', '`']);
@@ -127,20 +127,20 @@ fn python(key: &str, text: &str) -> Vec<String> {
     let mut values = Vec::new();
     while !rest.is_empty() {
         match python_binding(rest) {
-            Ok((name, value, behind)) => {
+            Ok((name, value, tail)) => {
                 if name == key {
                     values.push(value);
                 }
-                rest = behind.trim_start();
+                rest = tail.trim_start();
             }
-            // What is left of the line that it does not understand is skipped.
+            // The rest of a line that cannot be parsed is skipped.
             Err(at) => rest = at.find(['\n', '\r']).map_or("", |end| at[end..].trim_start()),
         }
     }
     values
 }
 
-/// A name, its value (nothing for a name alone) and what is behind both; or where it is understood no further.
+/// A name, its value (empty for a name alone) and the rest; or the position at which parsing failed.
 fn python_binding(text: &str) -> Result<(&str, String, &str), &str> {
     let blank = |c: char| c.is_whitespace() && !matches!(c, '\n' | '\r');
     let comment = |text: &'_ str| text.find(['\n', '\r']).unwrap_or(text.len());
@@ -165,16 +165,16 @@ fn python_binding(text: &str) -> Result<(&str, String, &str), &str> {
                 Some('#') if value.len() < raw.len() => (String::new(), value),
                 Some(quote @ ('\'' | '"')) => {
                     let end = closing(&value[1..], quote).ok_or(value)?;
-                    let (inner, behind) = value[1..].split_at(end);
+                    let (inner, tail) = value[1..].split_at(end);
                     let inner =
                         if quote == '"' { inner.replace("\\n", "\n").replace("\\r", "\r") } else { inner.into() };
-                    (inner, &behind[1..])
+                    (inner, &tail[1..])
                 }
                 _ => {
-                    let (line, behind) = value.split_at(comment(value));
+                    let (line, tail) = value.split_at(comment(value));
                     let hash =
                         line.char_indices().find(|&(at, c)| c == '#' && line[..at].ends_with(char::is_whitespace));
-                    (line[..hash.map_or(line.len(), |(at, _)| at)].trim_end().to_owned(), behind)
+                    (line[..hash.map_or(line.len(), |(at, _)| at)].trim_end().to_owned(), tail)
                 }
             }
         }
@@ -184,7 +184,7 @@ fn python_binding(text: &str) -> Result<(&str, String, &str), &str> {
     if rest.is_empty() || rest.starts_with(['\n', '\r']) { Ok((name, value, rest)) } else { Err(rest) }
 }
 
-/// Where the first quote is that no backslash escapes.
+/// The position of the first unescaped quote.
 fn closing(text: &str, quote: char) -> Option<usize> {
     let mut is_escaped = false;
     text.char_indices().find_map(|(at, c)| {
@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dotenvy_takes_the_first_and_nothing_below_a_line_that_it_cannot_read() {
+    fn dotenvy_stops_at_the_first_line_that_it_cannot_parse() {
         for (text, values) in [
             ("K=one\nK=two\n", &["one", "two"][..]),
             ("\u{FEFF}K=\"one\"\n", &["one"]),
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn each_syntax_gives_what_its_program_was_seen_to_take() {
+    fn each_syntax_reads_what_its_loader_was_observed_to_read() {
         for case in CASES {
             let file = case.file("T1", "T2");
             for (syntax, value) in [Syntax::Dotenv, Syntax::Node, Syntax::Python].into_iter().zip(case.values) {

@@ -360,7 +360,7 @@ impl Connections {
             due == Told::End
         };
         self.lock().open.extract_if(ends).for_each(drop);
-        self.look_at_what_is_taken(now, |(peer, local)| peer::not_taken(peer, local));
+        self.look_at_what_is_taken(now, |(peer, local)| peer::unread_bytes(peer, local));
     }
 
     /// Ends connections whose caller takes nothing of what it was sent, be it that all of it could be written.

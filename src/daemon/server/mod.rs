@@ -179,7 +179,7 @@ impl Server {
                 self.converse(stream, place, Lines::Few, |request| self.answer(request, caller)).await;
             }
             Identified::Unix(stream) => {
-                let caller = Caller { entrance: Entrance::UnixSocket, peer: Peer::NotAsked, place };
+                let caller = Caller { entrance: Entrance::UnixSocket, peer: Peer::NotChecked, place };
                 self.converse(stream, place, Lines::Few, |request| self.answer(request, caller)).await;
             }
         }
@@ -191,13 +191,13 @@ impl Server {
         let is_loopback = |address: SocketAddr| address.ip().to_canonical().is_loopback();
         if !is_loopback(local) {
             // Only a listener that was asked for accepts there. The key tells who may ask, not the kernel.
-            return Some((Entrance::Network(local.port()), Peer::NotAsked));
+            return Some((Entrance::Network(local.port()), Peer::NotChecked));
         }
         if !is_loopback(from) {
             debug!("closed a connection from {from}, which is not this machine");
             return None;
         }
-        let peer = peer::of(stream, from, local);
+        let peer = peer::identify(stream, from, local);
         let peer = peer.inspect_err(|e| debug!("closed a connection of which the user cannot be told: {e}")).ok()?;
         if peer == Peer::Unknown {
             self.proxy.stats.unknown_peers.count();
@@ -265,7 +265,7 @@ impl Server {
     pub async fn answer_alone(&self, request: Request<Incoming>, port: u16) -> Option<Reply> {
         let open = self.connections.open().await?;
         open.serve_here().await;
-        let caller = Caller { entrance: Entrance::Loopback(port), peer: Peer::NotAsked, place: &open.place };
+        let caller = Caller { entrance: Entrance::Loopback(port), peer: Peer::NotChecked, place: &open.place };
         open.place.begin_request();
         Some(self.answer(request, caller).await)
     }
@@ -513,7 +513,7 @@ struct Caller<'a> {
 }
 
 fn check_peer(peer: Peer) -> Result<(), RequestError> {
-    if peer.may_ask() {
+    if peer.is_allowed() {
         return Ok(());
     }
     let message = match peer {

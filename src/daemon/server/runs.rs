@@ -122,7 +122,7 @@ pub(super) async fn begin(
     let identity = proxy.identity.borrow().clone();
     let claims = identity.oidc().map(|token| &token.claims);
     // By what the machine says, by which the run's programs will go.
-    let placeholder = placeholder::make(claims, proxy.clock.local().plus(placeholder::LIFE));
+    let placeholder = placeholder::make(claims, proxy.clock.local().plus(placeholder::LIFETIME));
     let way_in = match wanted.intercept {
         true => Some(interception.open_to(run.clone(), env_proxy).await.map_err(unavailable)?),
         false => None,

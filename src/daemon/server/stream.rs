@@ -128,9 +128,9 @@ impl Socket<'_> {
             OtherEnd::Open => false,
             OtherEnd::Gone => true,
             // Of whom this machine knows nothing is taken to be there.
-            OtherEnd::Closed => self
-                .ends()
-                .is_some_and(|(peer, local)| peer.ip().to_canonical().is_loopback() && !peer::is_there(peer, local)),
+            OtherEnd::Closed => self.ends().is_some_and(|(peer, local)| {
+                peer.ip().to_canonical().is_loopback() && !peer::is_connected(peer, local)
+            }),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use connect_sidecar::emulator::oidc::Subject;
 use connect_sidecar::emulator::world::World;
-use connect_sidecar::os::terminal::is_unseen;
+use connect_sidecar::os::terminal::is_control_or_bidi;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::process::Command;
@@ -99,7 +99,7 @@ async fn json_on_a_terminal_is_the_same_and_moves_no_cursor() {
         assert!(shown.contains(r"web\u009b2J\u202e"), "{command}: {shown:?}");
         let lines = shown.lines().filter(|line| line.starts_with('{'));
         let read: Vec<Value> = lines.map(|line| serde_json::from_str(line).expect("JSON")).collect();
-        assert!(!read.is_empty() && !shown.replace("\r\n", "").contains(is_unseen), "{command}: {shown:?}");
+        assert!(!read.is_empty() && !shown.replace("\r\n", "").contains(is_control_or_bidi), "{command}: {shown:?}");
     }
     terminal.close().await;
 }

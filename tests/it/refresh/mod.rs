@@ -1,9 +1,9 @@
-//! Fresh OIDC tokens by the Vercel CLI (docs/configuration.md section 4): when it is run, how, what is taken of what it prints, and
-//! what is said. The real CLI is in `real`; elsewhere a script plays its part.
+//! Refreshing by the Vercel CLI (docs/configuration.md section 4): when and how it is run, which output is accepted, and
+//! what is reported. `real` uses the real CLI, the other modules a script in its place.
 
-mod approving;
-mod asking;
+mod approvals;
 mod real;
+mod requests;
 mod runs;
 mod timing;
 
@@ -24,24 +24,24 @@ pub const SECOND: Duration = Duration::from_secs(1);
 pub const MINUTE: Duration = Duration::from_secs(60);
 pub const HOUR: Duration = Duration::from_secs(3600);
 
-/// A directory with a program `vercel` in it, and what that leaves.
+/// A directory with a script `vercel`, and the files that it writes.
 pub struct FakeCli(TempDir);
 
 impl FakeCli {
-    /// It is this shell script; `DIR` stands for its directory. Each run leaves a line.
+    /// A CLI that runs this shell script. `DIR` stands for its directory. Each run is counted.
     pub fn new(script: &str) -> Self {
         let this = Self(tempfile::tempdir().expect("a directory"));
-        this.plays(script);
+        this.set_script(script);
         this
     }
 
-    /// One that prints what it is told to by [`FakeCli::prints`].
+    /// A CLI that prints the text set by [`FakeCli::prints`].
     pub fn printing() -> Self {
         Self::new("cat DIR/answer")
     }
 
-    /// From now on it is this script.
-    pub fn plays(&self, script: &str) {
+    /// Replaces the script.
+    pub fn set_script(&self, script: &str) {
         let dir = self.dir().to_str().expect("text").to_owned();
         plant(&self.dir().join("vercel"), &format!("echo run >>DIR/runs\n{script}\n").replace("DIR", &dir));
     }
@@ -58,17 +58,17 @@ impl FakeCli {
         self.prints(&serde_json::json!({ "token": token }).to_string());
     }
 
-    /// How many times it was run.
+    /// The number of runs.
     pub fn runs(&self) -> usize {
         fs::read_to_string(self.dir().join("runs")).map_or(0, |runs| runs.lines().count())
     }
 
-    /// A PATH on which it is, with what a script needs.
+    /// A PATH with its directory and those that a script needs.
     pub fn path(&self) -> String {
         format!("{}:/usr/bin:/bin", self.dir().display())
     }
 
-    /// A pipe for the script, as `DIR/pipe`.
+    /// Creates the named pipe `DIR/pipe` for the script.
     pub fn pipe(&self) -> Pipe {
         let path = self.dir().join("pipe");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
@@ -76,8 +76,8 @@ impl FakeCli {
     }
 }
 
-/// Puts a shell script somewhere. By another process: what one of ours has open to write cannot be run, and a test beside
-/// this one may be starting a program that has it open for a moment, too.
+/// Creates an executable shell script. A separate process writes it: a file that is open for writing cannot be executed, and
+/// a child that another test starts at this moment would inherit our descriptor.
 pub fn plant(path: &Path, script: &str) {
     let mut writing = Command::new("/bin/sh");
     writing
@@ -87,7 +87,7 @@ pub fn plant(path: &Path, script: &str) {
     assert!(writing.status().expect("a shell").success());
 }
 
-/// Tells what is written to a pipe, and when nobody has it open any more.
+/// The first line that is written to a pipe, and a signal once no process has it open for writing.
 pub struct Pipe {
     pub line: oneshot::Receiver<String>,
     pub closed: oneshot::Receiver<()>,
@@ -95,46 +95,46 @@ pub struct Pipe {
 
 impl Pipe {
     fn listen(path: PathBuf) -> Self {
-        let (said, line) = oneshot::channel();
-        let (over, closed) = oneshot::channel();
-        // No task: its end is not waited for where a test fails.
+        let (line_sender, line) = oneshot::channel();
+        let (closed_sender, closed) = oneshot::channel();
+        // Not a task of the runtime, which would wait for it after a failed test.
         std::thread::spawn(move || {
             let mut pipe = BufReader::new(fs::File::open(path).expect("a pipe"));
             let mut line = String::new();
             let _ = pipe.read_line(&mut line);
-            let _ = said.send(line);
+            let _ = line_sender.send(line);
             let _ = pipe.read_to_end(&mut Vec::new());
-            let _ = over.send(());
+            let _ = closed_sender.send(());
         });
         Self { line, closed }
     }
 }
 
-/// A sidecar that finds this CLI and runs it by the clock, for a project that upstream has accepted.
-pub async fn by_the_clock(cli: &FakeCli) -> Stage {
+/// A sidecar with automatic refresh by this CLI, for a project that upstream has accepted.
+pub async fn automatic(cli: &FakeCli) -> Stage {
     let stage = unapproved(cli).await;
     stage.slack_token().await;
     stage
 }
 
-/// The same for a project of which upstream knows nothing yet.
+/// The same for a project that upstream has not accepted yet.
 pub async fn unapproved(cli: &FakeCli) -> Stage {
     Scene::new().toml("refresh = \"cli\"").env("PATH", &cli.path()).start().await
 }
 
-/// Has upstream accept the project of a sidecar.
+/// Sends a request that makes upstream accept the sidecar's project.
 pub async fn be_accepted(serving: &Serving) {
     let asked = Request::new(serving.addr, "POST", SLACK).json(APP).send().await;
     assert_eq!(asked.status, 200, "{}", asked.text());
 }
 
-/// A sidecar that finds this CLI and runs it when a person asks.
-pub async fn when_asked(cli: &FakeCli) -> Stage {
+/// A sidecar that runs this CLI only on request.
+pub async fn on_request(cli: &FakeCli) -> Stage {
     Scene::new().env("PATH", &cli.path()).start().await
 }
 
 impl Stage {
-    /// A person's wish for a fresh token.
+    /// The request of a person for a refresh.
     pub fn refresh(&self) -> Request {
         self.request("POST", "/_sidecar/v1/refresh").header("sidecar-key", &self.key())
     }

@@ -1,4 +1,4 @@
-//! The real Vercel CLI, signed in at the emulator by the files of its own login.
+//! The real Vercel CLI, signed in to the emulator by its login file.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,14 +10,14 @@ use super::{HOUR, MINUTE};
 use crate::support::npm;
 use crate::support::{Scene, Stage};
 
-/// A sidecar that finds the CLI, and the directory of its login.
+/// A sidecar that uses the CLI, and the home directory with its login.
 async fn stage(settings: &str) -> Option<(Stage, TempDir)> {
     let cli = npm::vercel_cli().await?;
     let home = tempfile::tempdir().expect("a directory");
     let login = home.path().join("data/com.vercel.cli");
     fs::create_dir_all(&login).expect("a directory");
     fs::create_dir(home.path().join("bin")).expect("a directory");
-    // As `npm install --global` puts it on PATH.
+    // Like `npm install --global`.
     symlink(cli.canonicalize().expect("the CLI"), home.path().join("bin/vercel")).expect("a link");
     let path = format!("{}:{}", home.path().join("bin").display(), std::env::var("PATH").expect("a PATH"));
     let scene = Scene::new().toml(settings).env("PATH", &path).env("HOME", home.path().to_str().expect("text"));
@@ -33,7 +33,7 @@ fn sign_in(home: &TempDir) {
 }
 
 #[tokio::test]
-async fn it_renews_the_token_in_time_with_its_own_login() {
+async fn the_token_is_refreshed_in_time_with_the_login_of_the_cli() {
     let Some((stage, home)) = stage("refresh = \"cli\"").await else { return };
     sign_in(&home);
     stage.slack_token().await;
@@ -47,7 +47,7 @@ async fn it_renews_the_token_in_time_with_its_own_login() {
 }
 
 #[tokio::test]
-async fn its_own_words_say_that_there_is_no_login() {
+async fn a_missing_login_is_reported_in_the_words_of_the_cli() {
     let Some((stage, home)) = stage("").await else { return };
     let reply = stage.refresh().send().await;
     reply.assert_refused(502, "refresh_failed", "no login");

@@ -1,19 +1,19 @@
-//! One run of the CLI: what of its doings is taken, how it is ended, and that it is the only one.
+//! Runs of the CLI: which results are accepted, how it is terminated, and that there is only one at a time.
 
 use std::fs;
 
 use connect_sidecar::events::Event;
 
-use super::{FakeCli, HOUR, MINUTE, SECOND, be_accepted, by_the_clock, when_asked};
+use super::{FakeCli, HOUR, MINUTE, SECOND, automatic, be_accepted, on_request};
 use crate::support::desk::Desk;
 use crate::support::http::Request;
 use crate::support::process::{Running, Serving};
 use crate::support::{env_file, fingerprint, let_timers_pass, soon, write_private};
 
 #[tokio::test]
-async fn what_is_no_fresh_token_of_the_same_principal_is_refused_aloud() {
+async fn anything_but_a_fresh_token_of_the_same_principal_is_refused_and_reported() {
     let cli = FakeCli::printing();
-    let stage = when_asked(&cli).await;
+    let stage = on_request(&cli).await;
     let older = stage.fresh_token(HOUR);
     let in_use = stage.status().await["oidc"]["fingerprint"].clone();
     stage.pass(MINUTE);
@@ -36,7 +36,7 @@ async fn what_is_no_fresh_token_of_the_same_principal_is_refused_aloud() {
         ((String::new(), "head -c 1000000 /dev/zero >&2; echo Error: late >&2; exit 1"), "ended with code 1"),
     ] {
         cli.prints(&answer);
-        cli.plays(script);
+        cli.set_script(script);
         let reply = stage.refresh().send().await;
         reply.assert_refused(502, "refresh_failed", reason);
         assert!(reply.text().contains(reason), "not {reason:?}: {}", reply.text());
@@ -47,12 +47,12 @@ async fn what_is_no_fresh_token_of_the_same_principal_is_refused_aloud() {
 }
 
 #[tokio::test]
-async fn a_cli_that_hangs_is_ended_after_a_minute_with_all_that_it_started() {
+async fn a_cli_that_hangs_is_killed_after_a_minute_with_its_children() {
     let cli = FakeCli::new("exec 3>DIR/pipe; echo began >&3; sleep 1000 & sleep 1000");
     let pipe = cli.pipe();
-    let stage = when_asked(&cli).await;
+    let stage = on_request(&cli).await;
     let asked = stage.refresh().begin().await;
-    soon("the CLI", pipe.line).await.expect("it began");
+    soon("the CLI", pipe.line).await.expect("started");
     let_timers_pass(50 * SECOND).await;
     let reply = asked.reply().await;
     assert!(reply.status == 502 && reply.text().contains("goes on"), "{}", reply.text());
@@ -62,20 +62,20 @@ async fn a_cli_that_hangs_is_ended_after_a_minute_with_all_that_it_started() {
 }
 
 #[tokio::test]
-async fn what_the_cli_leaves_running_is_not_waited_for_and_ended() {
+async fn children_that_outlive_the_cli_are_killed() {
     let cli = FakeCli::new("cat DIR/answer; exec 3>DIR/pipe; echo began >&3; sleep 1000 & exit 0");
     let pipe = cli.pipe();
-    let mut stage = when_asked(&cli).await;
+    let mut stage = on_request(&cli).await;
     stage.pass(MINUTE);
     let fresh = stage.fresh_token(HOUR);
     cli.prints_token(&fresh);
     assert_eq!(stage.refresh().send().await.status, 200);
     stage.uses(&fresh).await;
-    soon("what it left to end", pipe.closed).await.expect("closed");
+    soon("the child to end", pipe.closed).await.expect("closed");
 }
 
 #[tokio::test]
-async fn a_cli_ends_with_the_sidecar() {
+async fn the_cli_is_killed_when_the_sidecar_ends() {
     let cli = FakeCli::new("exec 3>DIR/pipe; echo began >&3; sleep 1000 & sleep 1000");
     let pipe = cli.pipe();
     let desk = Desk::new().await;
@@ -84,24 +84,24 @@ async fn a_cli_ends_with_the_sidecar() {
     command.env("PATH", cli.path());
     let serving = Serving::start(command).await;
     be_accepted(&serving).await;
-    soon("the CLI", pipe.line).await.expect("it began");
+    soon("the CLI", pipe.line).await.expect("started");
     assert_eq!(serving.stop().await.code, Some(0));
     soon("all of them to end", pipe.closed).await.expect("closed");
 }
 
 #[tokio::test]
-async fn a_project_without_a_safe_cli_is_told_so_at_the_start_and_until_there_is_one() {
+async fn a_missing_cli_is_reported_from_the_start_until_it_is_installed() {
     let cli = FakeCli::printing();
-    let stage = by_the_clock(&cli).await;
+    let stage = automatic(&cli).await;
     stage.caught_up().await;
     assert_eq!(stage.logs.count("cannot be refreshed"), 0);
     assert_eq!(stage.status().await["warnings"], serde_json::json!([]));
 
     let cli = FakeCli::printing();
     fs::remove_file(cli.dir().join("vercel")).expect("uninstalled");
-    let stage = by_the_clock(&cli).await;
-    let told = "the OIDC token cannot be refreshed: the Vercel CLI is not on PATH, run `npm install --global vercel`";
-    stage.logs.wait_for(told).await;
+    let stage = automatic(&cli).await;
+    let line = "the OIDC token cannot be refreshed: the Vercel CLI is not on PATH, run `npm install --global vercel`";
+    stage.logs.wait_for(line).await;
     stage.caught_up().await;
     let status = stage.status().await;
     assert_eq!(status["refresh"]["last_error"], "the Vercel CLI is not on PATH", "{status:#}");
@@ -125,17 +125,17 @@ async fn a_project_without_a_safe_cli_is_told_so_at_the_start_and_until_there_is
 
     stage.pass(MINUTE);
     stage.caught_up().await;
-    assert_eq!((&stage.status().await["warnings"], stage.logs.count(told)), (&listed, 1), "it holds, and is said once");
-    cli.plays("cat DIR/answer");
+    assert_eq!((&stage.status().await["warnings"], stage.logs.count(line)), (&listed, 1), "one line");
+    cli.set_script("cat DIR/answer");
     stage.pass(MINUTE);
     let is_found = async { while stage.status().await["warnings"] != serde_json::json!([]) {} };
-    soon("it to be found", is_found).await;
+    soon("the CLI", is_found).await;
     assert_eq!(stage.status().await["refresh"]["last_error"], serde_json::Value::Null);
 }
 
-/// Each keeps its token in memory, so each needs a run of its own.
+/// Each sidecar keeps its token in memory, so each needs its own run.
 #[tokio::test]
-async fn of_five_sidecars_of_a_project_never_two_run_the_cli_at_once() {
+async fn sidecars_of_a_project_run_the_cli_one_at_a_time() {
     let cli = FakeCli::new("mkdir DIR/busy || echo overlap >>DIR/overlaps; sleep 0.1; cat DIR/answer; rmdir DIR/busy");
     let desk = Desk::new().await;
     let old = desk.emulator.oidc_token(MINUTE);
@@ -163,7 +163,7 @@ async fn of_five_sidecars_of_a_project_never_two_run_the_cli_at_once() {
 }
 
 #[tokio::test]
-async fn attempts_keep_apart_also_over_a_restart() {
+async fn attempts_keep_their_distance_over_a_restart() {
     let cli = FakeCli::new("exit 1");
     let desk = Desk::new().await;
     write_private(&desk.project().join(".env.local"), &env_file(&desk.emulator.oidc_token(MINUTE)));
@@ -189,11 +189,11 @@ async fn attempts_keep_apart_also_over_a_restart() {
     assert_eq!(cli.runs(), 1);
 }
 
-/// The command of a `run` leaves orphans behind as fast as it can, all of which that process waits for, and for the CLI.
+/// The command of `run` leaves orphans as fast as it can, which the sidecar's process reaps while it waits for the CLI.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_refresh_in_a_run_is_not_miscounted_because_another_wait_took_the_cli() {
-    // By the clock only a project is renewed that upstream has accepted.
+async fn reaping_orphans_does_not_take_the_exit_status_of_the_cli() {
+    // Automatic refresh needs a request that upstream accepts.
     const ORPHANS: &str = "curl -sS -o /dev/null \"$CONNECT_SIDECAR_URL/v1/connect/token/slack%2Facme-slack\" \
         -H 'content-type: application/json' -d '{\"subject\":{\"type\":\"app\"}}'; while [ ! -e \"$1\" ]; do (true &); (true &); : >\"$2\"; done";
     let cli = FakeCli::new("until [ -e DIR/orphans ]; do sleep 0.01; done; cat DIR/answer");

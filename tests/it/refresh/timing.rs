@@ -1,16 +1,16 @@
-//! When the CLI is run by the clock, and when no more.
+//! When automatic refresh runs the CLI, and when it stops.
 
 use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use connect_sidecar::events::Event;
 use serde_json::Value;
 
-use super::{FakeCli, HOUR, MINUTE, by_the_clock, when_asked};
+use super::{FakeCli, HOUR, MINUTE, automatic, on_request};
 use crate::support::{Scene, fingerprint};
 
 #[tokio::test]
-async fn a_token_is_renewed_a_quarter_of_an_hour_ahead_and_the_env_file_is_left_alone() {
+async fn a_token_is_refreshed_15_minutes_before_it_expires_and_the_env_file_is_unchanged() {
     let cli = FakeCli::printing();
-    let mut stage = by_the_clock(&cli).await;
+    let mut stage = automatic(&cli).await;
     let before = std::fs::read_to_string(stage.env_path()).expect("an env file");
     let provider_token = stage.slack_token().await;
     stage.pass(DEVELOPMENT_LIFE - 16 * MINUTE);
@@ -25,7 +25,7 @@ async fn a_token_is_renewed_a_quarter_of_an_hour_ahead_and_the_env_file_is_left_
     stage.logs.wait_for("token refreshed, expires in 11 h 59 min").await;
     assert_eq!(std::fs::read_to_string(stage.env_path()).expect("an env file"), before);
 
-    // Looks at the file, which holds the older token, change nothing and are nothing to talk about.
+    // Reads of the file, which still has the older token, change nothing and log nothing.
     stage.reloader.reload().await;
     assert_eq!(stage.status().await["oidc"]["fingerprint"], fingerprint(&fresh));
     assert_eq!((stage.logs.count("older token"), stage.logs.count("token refreshed")), (0, 1));
@@ -34,16 +34,16 @@ async fn a_token_is_renewed_a_quarter_of_an_hour_ahead_and_the_env_file_is_left_
     stage.write_env(&other);
     stage.uses(&other).await;
     assert_eq!(cli.runs(), 1);
-    let (told, _) = stage.server.proxy().events.listen();
-    assert_eq!(told.iter().filter(|event| matches!(***event, Event::Rotation(_))).count(), 2);
+    let (events, _) = stage.server.proxy().events.listen();
+    assert_eq!(events.iter().filter(|event| matches!(***event, Event::Rotation(_))).count(), 2);
 }
 
 #[tokio::test]
-async fn after_a_sleep_it_is_run_at_once_and_requests_never_run_it() {
+async fn after_a_sleep_it_runs_at_once_and_requests_of_apps_never_run_it() {
     let cli = FakeCli::printing();
-    let mut stage = by_the_clock(&cli).await;
+    let mut stage = automatic(&cli).await;
     stage.pass(DEVELOPMENT_LIFE + 13 * HOUR);
-    // There is no answer to print yet.
+    // The script has nothing to print yet.
     stage.logs.wait_for("could not refresh the OIDC token").await;
     for reply in stage.at_once(50, stage.token("{}")).await {
         reply.assert_refused(503, "oidc_token_expired", "at once");
@@ -57,9 +57,9 @@ async fn after_a_sleep_it_is_run_at_once_and_requests_never_run_it() {
 }
 
 #[tokio::test]
-async fn nothing_is_run_unless_it_is_asked_for() {
+async fn without_the_setting_nothing_runs() {
     let cli = FakeCli::printing();
-    let stage = when_asked(&cli).await;
+    let stage = on_request(&cli).await;
     stage.pass(DEVELOPMENT_LIFE + HOUR);
     stage.logs.wait_for("expired").await;
     stage.caught_up().await;
@@ -69,9 +69,9 @@ async fn nothing_is_run_unless_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn after_three_failures_it_is_given_up_aloud_until_the_token_changes_or_a_person_asks() {
+async fn after_three_failures_it_stops_with_a_warning_until_the_token_changes_or_a_person_asks() {
     let cli = FakeCli::new("echo 'Error: no credentials, vca_SECRET' >&2; exit 1");
-    let mut stage = by_the_clock(&cli).await;
+    let mut stage = automatic(&cli).await;
     stage.pass(DEVELOPMENT_LIFE - 15 * MINUTE);
     let failed = "could not refresh the OIDC token: the Vercel CLI ended with code 1: Error: no credentials, …";
     for (failures, minutes) in [(1, 7), (2, 13)] {
@@ -92,9 +92,9 @@ async fn after_three_failures_it_is_given_up_aloud_until_the_token_changes_or_a_
     let warned = status["warnings"].as_array().expect("a list").iter().find(|w| w["code"] == "refresh_gave_up");
     let warned = warned.unwrap_or_else(|| panic!("{status:#}")).clone();
     assert_eq!(warned["hint"], "connect-sidecar refresh");
-    let (told, _) = stage.server.proxy().events.listen();
-    let is_told = |event: &Event| matches!(event, Event::Warning(told) if told.code == warned["code"] && told.message == warned["message"]);
-    assert_eq!(told.iter().filter(|event| is_told(event)).count(), 1);
+    let (events, _) = stage.server.proxy().events.listen();
+    let is_listed = |event: &Event| matches!(event, Event::Warning(warning) if warning.code == warned["code"] && warning.message == warned["message"]);
+    assert_eq!(events.iter().filter(|event| is_listed(event)).count(), 1);
     stage.pass(3 * HOUR);
     stage.caught_up().await;
     assert_eq!(cli.runs(), 3);
@@ -102,21 +102,21 @@ async fn after_three_failures_it_is_given_up_aloud_until_the_token_changes_or_a_
     stage.refresh().send().await.assert_refused(502, "refresh_failed", "a person asks");
     stage.pass(7 * MINUTE);
     stage.logs.wait_for_count(failed, 5).await;
-    let mended = stage.fresh_token(14 * MINUTE);
+    let expiring = stage.fresh_token(14 * MINUTE);
     let fresh = stage.fresh_token(HOUR);
-    cli.plays("cat DIR/answer");
+    cli.set_script("cat DIR/answer");
     cli.prints_token(&fresh);
-    stage.write_env(&mended);
-    stage.uses(&mended).await;
+    stage.write_env(&expiring);
+    stage.uses(&expiring).await;
     stage.pass(6 * MINUTE);
     stage.uses(&fresh).await;
     assert_eq!((cli.runs(), stage.logs.count("SECRET")), (6, 0));
 }
 
 #[tokio::test]
-async fn people_are_warned_of_what_the_refresher_will_not_do_and_not_before() {
+async fn expiry_warnings_are_given_only_if_automatic_refresh_fails_or_is_late() {
     let cli = FakeCli::new("exit 1");
-    let stage = by_the_clock(&cli).await;
+    let stage = automatic(&cli).await;
     stage.pass(DEVELOPMENT_LIFE - 59 * MINUTE);
     stage.caught_up().await;
     assert_eq!(stage.status().await["warnings"], serde_json::json!([]), "it has time");
@@ -127,7 +127,7 @@ async fn people_are_warned_of_what_the_refresher_will_not_do_and_not_before() {
     assert_eq!(stage.logs.count("the OIDC token of acme/web expires"), 1);
 
     let cli = FakeCli::new("exec sleep 1000");
-    let stage = by_the_clock(&cli).await;
+    let stage = automatic(&cli).await;
     stage.pass(DEVELOPMENT_LIFE - 6 * MINUTE);
     stage.caught_up().await;
     assert_eq!(stage.status().await["warnings"], serde_json::json!([]));
@@ -136,7 +136,7 @@ async fn people_are_warned_of_what_the_refresher_will_not_do_and_not_before() {
 }
 
 #[tokio::test]
-async fn what_is_linked_counts_only_where_a_person_asks() {
+async fn the_linked_project_counts_only_if_a_person_asks() {
     let cli = FakeCli::printing();
     let scene = Scene::new().without_env_file().toml("refresh = \"cli\"").env("PATH", &cli.path());
     let mut stage = scene.start().await;
@@ -165,7 +165,7 @@ async fn what_is_linked_counts_only_where_a_person_asks() {
     assert_eq!(reply.status, 200, "{}", reply.text());
     assert_eq!(reply.json()["project"], "acme/web");
     stage.uses(&fresh).await;
-    // The file has never held a token: that it holds none is nothing against this one.
+    // The file never had a token, so its absence does not drop this one.
     stage.reloader.reload().await;
     let next = stage.fresh_token(HOUR);
     cli.prints_token(&next);

@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram as StdDatagram;
 use std::path::{Path, PathBuf};
 
-use connect_sidecar::os::terminal::is_unseen;
+use connect_sidecar::os::terminal::is_control_or_bidi;
 use tokio::net::UnixDatagram;
 use tokio::process::Command;
 
@@ -269,7 +269,7 @@ async fn a_projects_name_moves_no_cursor_and_turns_no_line() {
             command.current_dir(&project);
             let ended = run(command).await;
             let said = (ended.stdout.clone() + &ended.stderr).replace('\n', "");
-            assert!(ended.stdout.len() > 1 && !said.contains(is_unseen), "{ended:?}");
+            assert!(ended.stdout.len() > 1 && !said.contains(is_control_or_bidi), "{ended:?}");
         }
     }
 }

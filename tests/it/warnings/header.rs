@@ -1,4 +1,4 @@
-//! `Sidecar-Oidc-Expires-In`: what the replies to apps say of the OIDC token's end.
+//! The response header `Sidecar-Oidc-Expires-In`.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn left(reply: &Reply) -> Option<&str> {
 }
 
 impl Stage {
-    /// One request of each kind, those to Connect first, and how many those are.
+    /// One request of each kind, those to Connect first, with the number of those.
     fn of_each_kind(&self) -> (Vec<Request>, usize) {
         let to_connect = [
             self.token(APP),
@@ -37,7 +37,7 @@ impl Stage {
 }
 
 #[tokio::test]
-async fn every_reply_of_connect_says_how_long_the_token_has_left_once_that_is_worth_a_warning() {
+async fn every_connect_response_has_it_from_the_longest_step_on() {
     let stage = Scene::new().token_life(2 * 60 * MINUTE).start().await;
     stage.token(APP).send().await.token();
     for (later, expected) in [
@@ -60,7 +60,7 @@ async fn every_reply_of_connect_says_how_long_the_token_has_left_once_that_is_wo
 }
 
 #[tokio::test]
-async fn hits_joined_requests_held_answers_and_intercepted_ones_say_it_too() {
+async fn cache_hits_collapsed_requests_cached_errors_and_intercepted_requests_have_it_too() {
     let stage = Scene::new().token_life(10 * MINUTE).start().await;
     let gate = stage.emulator.gate();
     let leader = stage.under_way(stage.token(APP)).await;
@@ -84,7 +84,7 @@ async fn hits_joined_requests_held_answers_and_intercepted_ones_say_it_too() {
 }
 
 #[tokio::test]
-async fn it_goes_with_the_warning_and_nobody_elses_is_passed_on() {
+async fn it_disappears_with_a_fresh_token_and_without_one() {
     let mut stage = Scene::new().token_life(10 * MINUTE).start().await;
     assert_eq!(left(&stage.token(APP).send().await), Some("600"));
     stage.pass(Duration::from_secs(1));
@@ -96,5 +96,5 @@ async fn it_goes_with_the_warning_and_nobody_elses_is_passed_on() {
     assert_eq!(left(&hit), None);
 
     let stage = Scene::new().without_env_file().start().await;
-    assert_eq!(left(&stage.token(APP).send().await), None, "there is none that could end");
+    assert_eq!(left(&stage.token(APP).send().await), None, "no token, no expiry");
 }

@@ -1,5 +1,5 @@
-//! Warnings that reach people: in the log, on a terminal, on the desktop, in events, the state, metrics and replies. Each
-//! once for a token and a step, wherever and however often the project's sidecars run (docs/configuration.md section 3).
+//! Expiry warnings in the log, on a terminal, on the desktop, in events, status, metrics and responses. Each is given once
+//! per token and step, by all sidecars of the project together and over restarts (docs/configuration.md section 3).
 
 mod header;
 #[cfg(all(target_os = "linux", feature = "desktop"))]
@@ -13,16 +13,16 @@ use crate::support::{Scene, soon};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// A life of so many whole minutes, whoever looks at it and when.
+/// A lifetime that is shown as this number of minutes for the next half minute.
 fn about(minutes: u32) -> Duration {
     MINUTE * minutes + MINUTE / 2
 }
 
-/// How a line about a token's end begins.
+/// Start of a log line about the token's expiry.
 const OF_THE_TOKEN: &str = "the OIDC token of acme/web ";
 
 #[tokio::test]
-async fn all_places_say_the_same_of_a_step() {
+async fn log_events_status_and_metrics_agree() {
     let stage = Scene::new().token_life(61 * MINUTE).start().await;
     let mut events = stage.request("GET", "/_sidecar/v1/events").header("sidecar-key", &stage.key()).begin().await;
     events.until("\n\n").await;

@@ -1,4 +1,4 @@
-//! Warnings as desktop notices, on a session bus of its own.
+//! Warnings as desktop notifications, on a session bus of their own.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::support::process::{Serving, run};
 use crate::support::{instance_key, write_private};
 
 #[tokio::test]
-async fn a_warning_is_a_notice_that_the_next_replaces_and_a_fresh_token_takes_back() {
+async fn a_notification_is_replaced_by_the_next_warning_or_a_fresh_token() {
     let (desk, desktop) = (Desk::new().await, Desktop::new().await);
     desk.pull(about(9));
     let mut command = desk.sidecar(&[]);
@@ -31,7 +31,7 @@ async fn a_warning_is_a_notice_that_the_next_replaces_and_a_fresh_token_takes_ba
     let first = desktop.shows(|notice| notice.urgency == 1).await;
     let id = first.id;
     assert_eq!(first, notice(id, 0, "expires in 9 min", "Run: vercel env pull", 1));
-    // Fresher, and no better: its own warning counts.
+    // Fresher, but about to expire as well, with its own warning.
     desk.pull(Duration::from_secs(3));
     let over = desktop.shows(|notice| notice.urgency == 2).await;
     assert_eq!(over, notice(id, id, "expired 0 s ago", "Run: vercel env pull", 2));
@@ -39,19 +39,19 @@ async fn a_warning_is_a_notice_that_the_next_replaces_and_a_fresh_token_takes_ba
     let fresh = desktop.shows(|notice| notice.title.contains("refreshed")).await;
     assert_eq!(fresh, notice(id, id, "was refreshed", "It expires in 11 h 59 min.", 1));
 
-    // Nobody was warned: a fresh token is no news.
+    // There was no warning, so a fresh token gives no notification.
     desk.pull(about(11 * 60 - 1));
     sidecar.wait_for_next_log("token refreshed, expires in 10 h 59 min").await;
     desk.pull(about(3));
     let last = desktop.shows(|notice| notice.title.contains("expires in 3 min")).await;
     assert_eq!(last.id, id);
     let titles: Vec<_> = desktop.shown().into_iter().map(|notice| notice.title).collect();
-    assert_eq!(titles.len(), 5, "one for each: {titles:?}");
+    assert_eq!(titles.len(), 5, "one each: {titles:?}");
     assert_eq!(sidecar.stop().await.code, Some(0));
 }
 
 #[tokio::test]
-async fn after_13_hours_of_sleep_there_is_one_warning_one_notice_and_one_event_within_15_s() {
+async fn after_13_hours_of_sleep_there_is_one_warning_one_notification_and_one_event_within_15_s() {
     let (desk, desktop) = (Desk::new().await, Desktop::new().await);
     let clock = MovedClock::new(desk.home.path());
     let mut command = desk.sidecar(&[]);
@@ -80,7 +80,7 @@ async fn after_13_hours_of_sleep_there_is_one_warning_one_notice_and_one_event_w
 }
 
 #[tokio::test]
-async fn who_does_not_want_notices_gets_none() {
+async fn notifications_can_be_turned_off() {
     for (arguments, variable, file) in
         [(&["--desktop-notices=false"][..], "", ""), (&[], "false", ""), (&[], "", "desktop_notices = false")]
     {
@@ -100,10 +100,10 @@ async fn who_does_not_want_notices_gets_none() {
 }
 
 #[tokio::test]
-async fn without_the_address_of_a_bus_none_is_looked_for() {
+async fn without_a_bus_address_no_bus_is_searched() {
     let desk = Desk::new().await;
     desk.pull(about(9));
-    // Where one is found by whoever looks.
+    // The default location of a session bus.
     let bus = UnixListener::bind(desk.home.path().join("bus")).expect("a socket");
     let mut command = desk.sidecar(&["-vv"]);
     command.env("XDG_RUNTIME_DIR", desk.home.path());
@@ -114,11 +114,11 @@ async fn without_the_address_of_a_bus_none_is_looked_for() {
     let ended = sidecar.stop().await;
     assert!(!ended.stderr.contains("notice"), "{}", ended.stderr);
     let bus = bus.into_std().expect("a socket");
-    assert!(bus.accept().is_err(), "nobody came");
+    assert!(bus.accept().is_err(), "no connection");
 }
 
 #[tokio::test]
-async fn a_desktop_that_is_no_good_delays_nothing_and_is_no_trouble() {
+async fn an_unusable_bus_delays_nothing_and_logs_nothing() {
     let home = tempfile::tempdir().expect("a directory");
     let silent = home.path().join("silent");
     let _silent = UnixListener::bind(&silent).expect("a socket");
@@ -140,7 +140,7 @@ async fn a_desktop_that_is_no_good_delays_nothing_and_is_no_trouble() {
 }
 
 #[tokio::test]
-async fn the_sidecar_of_a_run_gives_notices_too() {
+async fn the_sidecar_of_a_run_gives_notifications_too() {
     let (desk, desktop) = (Desk::new().await, Desktop::new().await);
     desk.pull(about(9));
     let mut command = desk.sidecar(&["run", "--", "sleep", "60"]);
@@ -154,10 +154,10 @@ async fn the_sidecar_of_a_run_gives_notices_too() {
 }
 
 #[tokio::test]
-async fn the_sidecar_of_a_single_token_gives_none() {
+async fn the_sidecar_of_a_single_token_gives_no_notifications() {
     let (desk, desktop) = (Desk::new().await, Desktop::new().await);
     write_private(&desk.project().join(".env.local"), &desk.emulator.env_file(60 * MINUTE, Duration::ZERO));
-    // For as long as it waits, a notice would be shown.
+    // While it waits, a notification would be shown.
     let mut command = desk.sidecar(&["token", "slack/acme-slack", "--wait", "2s"]);
     desktop.of(&mut command);
     let ended = run(command).await;

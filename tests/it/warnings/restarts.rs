@@ -1,4 +1,4 @@
-//! What was said before a restart, and by other sidecars of the project, is not said again.
+//! Warnings given before a restart, or by other sidecars of the project, are not repeated.
 
 use std::fs;
 
@@ -10,20 +10,20 @@ use crate::support::process::Serving;
 use crate::support::{fingerprint, write_private};
 
 #[tokio::test]
-async fn a_restart_inside_a_step_repeats_no_warning_and_tells_the_time_left() {
+async fn a_restart_within_a_step_repeats_no_warning() {
     let desk = Desk::new().await;
     let token = desk.pull(about(9));
     let mut first = desk.serve(&[]).await;
     first.wait_for_log("the OIDC token of acme/web expires in 9 min, run `vercel env pull`").await;
     let state_dir = desk.home.path().join(".local/state/connect-sidecar");
-    let kept = fs::read_to_string(state_dir.join("warned.json")).expect("what was said");
-    assert_eq!(kept, format!(r#"{{"said":[{{"fingerprint":"{}","step_ms":900000}}]}}"#, fingerprint(&token)));
-    assert_eq!(state_file::all(&state_dir).len(), 1, "it is no instance");
+    let history = fs::read_to_string(state_dir.join("warned.json")).expect("the history");
+    assert_eq!(history, format!(r#"{{"said":[{{"fingerprint":"{}","step_ms":900000}}]}}"#, fingerprint(&token)));
+    assert_eq!(state_file::all(&state_dir).len(), 1, "the history is not taken for an instance");
     first.stop().await;
 
     let mut second = desk.serve(&[]).await;
     second.wait_for_log("token of acme/web loaded from .env.local, expires in 9 min").await;
-    // By the time that another token is warned of, the first was looked at.
+    // A warning about another token shows that the first one was checked.
     desk.pull(about(3));
     second.wait_for_log("the OIDC token of acme/web expires in 3 min").await;
     let log = second.stop().await.stderr;
@@ -31,7 +31,7 @@ async fn a_restart_inside_a_step_repeats_no_warning_and_tells_the_time_left() {
 }
 
 #[tokio::test]
-async fn several_sidecars_of_a_project_warn_once_together() {
+async fn sidecars_of_a_project_give_each_warning_once() {
     let desk = Desk::new().await;
     desk.pull(about(9));
     let mut sidecars = vec![desk.serve(&[]).await, desk.serve(&[]).await, desk.serve(&[]).await];
@@ -51,13 +51,13 @@ async fn several_sidecars_of_a_project_warn_once_together() {
 }
 
 #[tokio::test]
-async fn a_step_that_was_not_said_yet_is_said_after_a_restart() {
+async fn a_new_step_is_reported_after_a_restart() {
     let desk = Desk::new().await;
     desk.pull(about(9));
     let mut first = desk.serve(&[]).await;
     first.wait_for_log(OF_THE_TOKEN).await;
     first.stop().await;
-    // Now it is in a later step.
+    // The token has now reached a later step.
     write_private(&desk.project().join("sidecar.toml"), "warn_before = [\"15m\", \"12m\"]");
     let mut second = desk.serve(&[]).await;
     second.wait_for_log("the OIDC token of acme/web expires in 9 min, run").await;
@@ -65,7 +65,7 @@ async fn a_step_that_was_not_said_yet_is_said_after_a_restart() {
 }
 
 #[tokio::test]
-async fn without_a_place_to_keep_it_a_warning_is_said_all_the_same() {
+async fn without_a_state_directory_warnings_are_given_anyway() {
     let desk = Desk::new().await;
     desk.pull(about(9));
     fs::write(desk.home.path().join("no-directory"), "").expect("a file");

@@ -5,10 +5,10 @@ use crate::support::desk::Desk;
 use crate::support::terminal::Terminal;
 
 const SIDECAR: &str = env!("CARGO_BIN_EXE_connect-sidecar");
-const SAID: &str = "the OIDC token of acme/web expires in 9 min, run `vercel env pull`";
+const WARNING: &str = "the OIDC token of acme/web expires in 9 min, run `vercel env pull`";
 
 #[tokio::test]
-async fn a_warning_is_coloured_as_a_whole_and_the_rest_is_not() {
+async fn warnings_are_coloured_as_a_whole_and_other_lines_are_not() {
     let desk = Desk::new().await;
     desk.pull(about(9));
     let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
@@ -16,7 +16,7 @@ async fn a_warning_is_coloured_as_a_whole_and_the_rest_is_not() {
     let before = terminal.sees("\x1b[33m").await;
     assert!(before.contains(" INFO token of acme/web loaded from .env.local"), "{before:?}");
     let warning = terminal.sees("\x1b[0m").await;
-    assert!(warning.contains(&format!("  WARN {SAID}")) && !warning.contains('\n'), "{warning:?}");
+    assert!(warning.contains(&format!("  WARN {WARNING}")) && !warning.contains('\n'), "{warning:?}");
     terminal.press("\x03").await;
     assert_eq!(terminal.code().await, 0);
 
@@ -31,13 +31,13 @@ async fn a_warning_is_coloured_as_a_whole_and_the_rest_is_not() {
 }
 
 #[tokio::test]
-async fn a_warning_is_plain_where_colour_is_not_wanted() {
+async fn warnings_are_plain_without_colours() {
     for variable in ["NO_COLOR=1 TERM=xterm", "TERM=dumb"] {
         let desk = Desk::new().await;
         desk.pull(about(9));
         let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
         terminal.enter(&format!("{variable} {SIDECAR}")).await;
-        let mut shown = terminal.sees(SAID).await;
+        let mut shown = terminal.sees(WARNING).await;
         terminal.press("\x03").await;
         terminal.enter("echo over-$((1+1))").await;
         shown += &terminal.sees("over-2").await;

@@ -3,15 +3,15 @@
 use connect_sidecar::emulator::oidc::Subject;
 use connect_sidecar::emulator::world::World;
 
-use super::{FakeCli, HOUR, MINUTE, SECOND, when_asked};
+use super::{FakeCli, HOUR, MINUTE, SECOND, on_request};
 use crate::support::desk::Desk;
 use crate::support::process::{Serving, run};
 use crate::support::{Scene, env_file, soon, write_private};
 
 #[tokio::test]
-async fn whoever_asks_is_told_what_it_is_good_for_or_why_not() {
+async fn the_response_has_the_lifetime_or_the_reason() {
     let cli = FakeCli::printing();
-    let mut stage = when_asked(&cli).await;
+    let mut stage = on_request(&cli).await;
     stage.pass(MINUTE);
     let fresh = stage.fresh_token(HOUR * 12);
     cli.prints_token(&fresh);
@@ -36,16 +36,16 @@ async fn whoever_asks_is_told_what_it_is_good_for_or_why_not() {
 }
 
 #[tokio::test]
-async fn all_that_ask_at_once_share_one_run() {
+async fn simultaneous_requests_share_one_run() {
     let cli = FakeCli::new("echo began >DIR/pipe; read go <DIR/go; cat DIR/answer");
     let pipe = cli.pipe();
     let go = cli.dir().join("go");
     nix::unistd::mkfifo(&go, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
-    let stage = when_asked(&cli).await;
+    let stage = on_request(&cli).await;
     stage.pass(MINUTE);
     cli.prints_token(&stage.fresh_token(HOUR));
     let first = stage.refresh().begin().await;
-    soon("the CLI", pipe.line).await.expect("it began");
+    soon("the CLI", pipe.line).await.expect("started");
     assert_eq!(stage.status().await["refresh"]["state"], "running");
     let mut others = Vec::new();
     for _ in 0..10 {
@@ -71,10 +71,10 @@ async fn an_access_token_is_not_refreshed() {
 }
 
 #[tokio::test]
-async fn the_command_asks_the_running_sidecar() {
+async fn the_command_uses_the_running_sidecar() {
     let cli = FakeCli::printing();
     let desk = Desk::new().await;
-    // Told by the state file alone which port it is.
+    // Without the variable, the port is known from the state file only.
     let refresh = || {
         let mut command = desk.sidecar(&["refresh"]);
         command.env_remove("CONNECT_SIDECAR_PORT");

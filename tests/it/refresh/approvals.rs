@@ -1,11 +1,11 @@
-//! For which projects the clock may have a token fetched: not for one that the files alone name.
+//! Which projects are refreshed automatically: not those that only files name.
 
 use std::fs;
 
 use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use connect_sidecar::events::Event;
 
-use super::{FakeCli, HOUR, MINUTE, SECOND, be_accepted, by_the_clock, unapproved};
+use super::{FakeCli, HOUR, MINUTE, SECOND, automatic, be_accepted, unapproved};
 use crate::support::Stage;
 use crate::support::desk::Desk;
 use crate::support::process::Serving;
@@ -20,7 +20,7 @@ fn link(stage: &Stage, project_id: &str) {
 }
 
 #[tokio::test]
-async fn what_the_files_alone_name_is_not_fetched_and_that_is_said_with_what_confirms_it() {
+async fn a_project_that_only_files_name_is_not_refreshed_and_the_warning_says_how_to_confirm_it() {
     let cli = FakeCli::printing();
     let stage = unapproved(&cli).await;
     link(&stage, "prj_web");
@@ -34,22 +34,18 @@ async fn what_the_files_alone_name_is_not_fetched_and_that_is_said_with_what_con
     );
     let listed = status["warnings"].as_array().expect("a list");
     let codes: Vec<_> = listed.iter().map(|warning| warning["code"].as_str().unwrap_or_default()).collect();
-    assert_eq!(
-        codes,
-        ["oidc_token_expiring", "refresh_held"],
-        "people are warned, since nobody else helps: {status:#}"
-    );
+    assert_eq!(codes, ["oidc_token_expiring", "refresh_held"], "the expiry warning is not suppressed: {status:#}");
     assert_eq!(listed[1]["hint"], "connect-sidecar refresh");
     stage.pass(HOUR);
     stage.caught_up().await;
-    assert_eq!((cli.runs(), stage.logs.count(HELD)), (0, 1), "it is said once");
-    let (told, _) = stage.server.proxy().events.listen();
-    let is_told = |event: &Event| matches!(event, Event::Warning(told) if told.code == "refresh_held");
-    assert_eq!(told.iter().filter(|event| is_told(event)).count(), 1);
+    assert_eq!((cli.runs(), stage.logs.count(HELD)), (0, 1), "one warning");
+    let (events, _) = stage.server.proxy().events.listen();
+    let is_held = |event: &Event| matches!(event, Event::Warning(warning) if warning.code == "refresh_held");
+    assert_eq!(events.iter().filter(|event| is_held(event)).count(), 1);
 }
 
 #[tokio::test]
-async fn what_upstream_refuses_is_no_word_for_it_and_what_it_accepts_is() {
+async fn a_request_that_upstream_accepts_approves_and_a_refused_one_does_not() {
     let cli = FakeCli::printing();
     let mut stage = unapproved(&cli).await;
     stage.pass(DEVELOPMENT_LIFE - 14 * MINUTE);
@@ -67,14 +63,14 @@ async fn what_upstream_refuses_is_no_word_for_it_and_what_it_accepts_is() {
     stage.slack_token().await;
     stage.uses(&fresh).await;
     assert_eq!(cli.runs(), 1);
-    let is_over = async { while stage.status().await["warnings"] != serde_json::json!([]) {} };
-    soon("the end of the warning", is_over).await;
+    let warning_is_gone = async { while stage.status().await["warnings"] != serde_json::json!([]) {} };
+    soon("the end of the warning", warning_is_gone).await;
 }
 
 #[tokio::test]
-async fn a_forged_token_of_another_project_has_nothing_fetched_for_that() {
+async fn a_forged_token_does_not_refresh_its_project() {
     let cli = FakeCli::printing();
-    let mut stage = by_the_clock(&cli).await;
+    let mut stage = automatic(&cli).await;
     let forged = stage.token_of(|subject| (subject.project, subject.project_id) = ("bank".into(), "prj_bank".into()));
     let (signed, _) = forged.rsplit_once('.').expect("a signature");
     let forged = format!("{signed}.Zm9yZ2Vk");
@@ -88,8 +84,8 @@ async fn a_forged_token_of_another_project_has_nothing_fetched_for_that() {
 }
 
 #[tokio::test]
-async fn what_a_person_has_refreshed_where_it_is_linked_goes_on_by_itself() {
-    for (linked, goes_on) in [(Some("prj_web"), true), (Some("prj_other"), false), (None, false)] {
+async fn a_linked_project_that_a_person_has_refreshed_is_refreshed_automatically() {
+    for (linked, is_automatic) in [(Some("prj_web"), true), (Some("prj_other"), false), (None, false)] {
         let cli = FakeCli::printing();
         let mut stage = unapproved(&cli).await;
         if let Some(project_id) = linked {
@@ -104,28 +100,28 @@ async fn what_a_person_has_refreshed_where_it_is_linked_goes_on_by_itself() {
         let second = stage.fresh_token(2 * DEVELOPMENT_LIFE);
         cli.prints_token(&second);
         stage.pass(DEVELOPMENT_LIFE - 14 * MINUTE);
-        if goes_on {
+        if is_automatic {
             stage.uses(&second).await;
         } else {
             stage.logs.wait_for(HELD).await;
         }
-        assert_eq!(cli.runs(), if goes_on { 2 } else { 1 }, "{linked:?}");
+        assert_eq!(cli.runs(), if is_automatic { 2 } else { 1 }, "{linked:?}");
     }
 }
 
 #[tokio::test]
-async fn what_was_accepted_is_remembered_over_a_restart() {
+async fn approvals_survive_a_restart() {
     let cli = FakeCli::printing();
     let desk = Desk::new().await;
     let serving = desk.serve(&["--refresh", "cli"]).await;
     be_accepted(&serving).await;
-    let kept = desk.home.path().join(".local/state/connect-sidecar/refreshable.json");
-    let is_kept = async {
-        while !kept.exists() {
+    let file = desk.home.path().join(".local/state/connect-sidecar/refreshable.json");
+    let is_written = async {
+        while !file.exists() {
             tokio::task::yield_now().await;
         }
     };
-    soon("it to be kept", is_kept).await;
+    soon("the file", is_written).await;
     serving.stop().await;
     write_private(&desk.project().join(".env.local"), &env_file(&desk.emulator.oidc_token(MINUTE)));
     cli.prints_token(&desk.emulator.oidc_token(HOUR));
