@@ -1,5 +1,5 @@
-//! Limits on concurrent upstream requests and their rate. Requests beyond them are refused unsent and do not affect others
-//! (docs/security.md L1).
+//! Limits on concurrent upstream requests and their rate. Requests beyond them are refused unsent and do not affect
+//! others (docs/security.md L1).
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Connecting to upstream: name resolution, choice of address, and certificate verification. Nothing is sent to any other
-//! server (docs/security.md U).
+//! Connecting to upstream: name resolution, choice of address, and certificate verification. Nothing is sent to any
+//! other server (docs/security.md U).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -73,24 +73,24 @@ async fn old_tls_versions_are_refused() {
         ("an alert about the version", record(21, &[2, 70])),
         ("an alert about the name", record(21, &[2, 112])),
     ] {
-        let (heard, hearing) = watch::channel(Vec::new());
-        let heard = Arc::new(heard);
+        let (sender, received) = watch::channel(Vec::new());
+        let sender = Arc::new(sender);
         let addr = listen(V4, move |mut stream| {
-            let (heard, answer) = (heard.clone(), answer.clone());
+            let (sender, answer) = (sender.clone(), answer.clone());
             async move {
                 let mut bytes = Vec::new();
                 let _ = stream.read_buf(&mut bytes).await;
                 let _ = stream.write_all(&answer).await;
                 while stream.read_buf(&mut bytes).await.is_ok_and(|n| n > 0) {}
-                heard.send_modify(|all| all.push(bytes));
+                sender.send_modify(|all| all.push(bytes));
             }
         })
         .await;
         let stage = trusting(&authority("any").0, addr).await;
         tls_failure(&stage, what).await;
-        let heard = hearing.borrow().concat();
+        let received = received.borrow().concat();
         for secret in ["POST", "Bearer", "slack"] {
-            assert!(!heard.windows(secret.len()).any(|w| w == secret.as_bytes()), "{what}: {secret}");
+            assert!(!received.windows(secret.len()).any(|w| w == secret.as_bytes()), "{what}: {secret}");
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Access rules that hold for every path, and the order of the checks, tested against the real server.
 //!
-//! Each refusal has its own status and code and the safe headers of every response, and sends nothing upstream. Individual
-//! hosts, origins, paths and framings are tested in `policy`, and more spellings in the unit tests of `proxy::guard`,
-//! `proxy::route` and `proxy::key`.
+//! Each refusal has its own status and code and the safe headers of every response, and sends nothing upstream.
+//! Individual hosts, origins, paths and framings are tested in `policy`, and more spellings in the unit tests of
+//! `proxy::guard`, `proxy::route` and `proxy::key`.
 
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -281,12 +281,12 @@ async fn half_close_and_drop<S: AsyncRead + AsyncWrite + Unpin>(
     check().await;
     assert_eq!(connections(stage).await, 1, "it may still receive its response");
     drop(stream);
-    let gone = async {
+    let disconnected = async {
         while connections(stage).await > 0 {
             check().await;
         }
     };
-    soon("the disconnect", gone).await;
+    soon("the disconnect", disconnected).await;
 }
 
 #[tokio::test]

@@ -298,8 +298,8 @@ async fn a_forwarded_tunnel_shows_the_servers_own_certificate() {
     let run = Run::of(&stage).await;
     let other = Emulator::start(Options { tls: true, ..Options::default() }).await.expect("a server");
     let target = format!("other.example:{}", other.addr().port());
-    let ours = run.handshake(run.tunnel(&target).await, "localhost", run.ca()).await;
-    assert!(ours.is_err(), "the certificate is not ours");
+    let intercepted = run.handshake(run.tunnel(&target).await, "localhost", run.ca()).await;
+    assert!(intercepted.is_err(), "the certificate is not ours");
     let stream = run.handshake(run.tunnel(&target).await, "localhost", other.ca_pem().expect("a CA")).await;
     let mut opened = Opened { stream: stream.expect("TLS"), host: "localhost".into() };
     assert!(opened.send(opened.request("GET", "/nowhere")).await.status >= 400);
@@ -310,8 +310,8 @@ async fn a_forwarded_tunnel_shows_the_servers_own_certificate() {
 async fn an_unreachable_destination_is_reported_to_the_client_without_a_warning() {
     let stage = resolving_to_this_machine().start().await;
     let run = Run::of(&stage).await;
-    let gone = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
-    let reply = run.connect(&format!("gone.example:{}", gone.port())).send().await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+    let reply = run.connect(&format!("gone.example:{}", closed.port())).send().await;
     reply.assert_refused(502, "upstream_unreachable", "a closed port");
     assert!(reply.text().contains("gone.example"), "{}", reply.text());
     assert_eq!(stage.logs.warnings(), 0);
@@ -413,14 +413,14 @@ async fn shutdown_waits_for_requests_but_not_for_idle_or_forwarded_tunnels() {
     let mut busy = run.open(API).await;
     let request = slack(&busy);
     busy.stream.write_all(&request.kept_alive()).await.expect("sent");
-    soon("upstream to be asked", desk.emulator.wait_for_requests(1)).await;
+    soon("the upstream request", desk.emulator.wait_for_requests(1)).await;
     serving.signal(Signal::SIGTERM);
-    let gone = async {
+    let closed = async {
         while TcpStream::connect(run.addr).await.is_ok() {
             tokio::task::yield_now().await;
         }
     };
-    soon("nobody to be let in any more", gone).await;
+    soon("the port to close", closed).await;
     gate.open();
     assert_eq!(next_reply(&mut busy.stream).await.status, 200);
     let ended = serving.end().await;
@@ -482,9 +482,9 @@ async fn tunnels_use_the_proxy_of_the_sidecars_environment() {
     let serving = Serving::start(command).await;
     let run = desk.begin_run(&serving).await;
     let _tunnel = run.tunnel("github.com:443").await;
-    let asked = proxy.received();
-    assert_eq!(asked[0].line(), "CONNECT github.com:443 HTTP/1.1");
-    assert_eq!(asked[0].values("proxy-authorization"), [basic("user:pass")]);
+    let requests = proxy.received();
+    assert_eq!(requests[0].line(), "CONNECT github.com:443 HTTP/1.1");
+    assert_eq!(requests[0].values("proxy-authorization"), [basic("user:pass")]);
     run.connect("direct.invalid:443").send().await.assert_refused(502, "upstream_unreachable", "not through the proxy");
     let mut opened = run.open(API).await;
     assert_eq!(opened.send(slack(&opened)).await.status, 200);

@@ -57,8 +57,8 @@ impl Stage {
         soon("all connections to end", waiting).await;
     }
 
-    /// Advances the clock until there are `count` connections. The exact times are tested in `server::connections`; here
-    /// they also depend on how fast the kernel reports what has arrived.
+    /// Advances the clock until there are `count` connections. The exact times are tested in `server::connections`;
+    /// here they also depend on how fast the kernel reports what has arrived.
     async fn advance_until_connections(&self, count: usize) {
         let passing = async {
             while self.connections().await != count {
@@ -182,8 +182,8 @@ async fn too_many_cookies_are_explained_when_the_page_is_opened() {
         assert!(text.contains("Clear the cookies of 127.0.0.1 in the browser"), "{text}");
         assert!(text.contains(&format!("http://localhost:{}", stage.addr.port())), "{text}");
         // Requests of the page's script get JSON instead.
-        let asked = stage.request("GET", "/_sidecar/v1/status").header("cookie", &"a=b; ".repeat(kib * 1024 / 5));
-        let reply = asked.header("sec-fetch-site", "same-origin").send().await;
+        let request = stage.request("GET", "/_sidecar/v1/status").header("cookie", &"a=b; ".repeat(kib * 1024 / 5));
+        let reply = request.header("sec-fetch-site", "same-origin").send().await;
         reply.assert_refused(431, "head_too_large", "the state");
         assert!(reply.text().contains("Clear the cookies"), "{}", reply.text());
     }

@@ -32,7 +32,7 @@ impl Stage {
 async fn run_with_input(mut command: Command, text: &str) -> (bool, String) {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().expect("a process");
-    child.stdin.take().expect("stdin").write_all(text.as_bytes()).await.expect("taken");
+    child.stdin.take().expect("stdin").write_all(text.as_bytes()).await.expect("written");
     let output = soon("its end", child.wait_with_output()).await.expect("output");
     let printed = [output.stdout, output.stderr].concat();
     (output.status.success(), String::from_utf8(printed).expect("text"))

@@ -81,8 +81,8 @@ impl App {
         Self::take_over(config, clock, Sockets { bound, interception: None, secret }).await
     }
 
-    /// Like [`App::bind`], but with sockets that are bound already, such as those of a predecessor. The configured port is
-    /// ignored.
+    /// Like [`App::bind`], but with sockets that are bound already, such as those of a predecessor. The configured port
+    /// is ignored.
     pub async fn take_over(config: Config, clock: Clock, sockets: Sockets) -> Result<Self, StartupError> {
         let Sockets { bound, interception: interception_listener, secret } = sockets;
         let addr = bound.loopback;
@@ -150,7 +150,7 @@ impl App {
         policy.key = Some(key);
         policy.run_key = Some(secret.run_key());
         if !policy.allowed_hosts.is_empty() && !policy.require_key {
-            warn!("--allowed-host lets in whoever can send that Host: consider --require-key");
+            warn!("--allowed-host lets in anyone who can send that Host: consider --require-key");
         }
         let (interception_handle, interception_requests) = InterceptionHandle::channel();
         let server = Arc::new(Server::new(Arc::new(proxy), policy, status, refresh_handle, interception_handle));
@@ -357,7 +357,8 @@ impl Background {
     }
 }
 
-/// Shares the sockets with processes that may take over. The network address is excluded: a `run` does not listen there.
+/// Shares the sockets with processes that may take over. The network address is excluded: a `run` does not listen
+/// there.
 fn share_sockets(
     bound: &BoundSockets,
     interception: Option<&TcpListener>,
@@ -381,13 +382,15 @@ async fn open_listeners(bound: BoundSockets, config: &Config) -> Result<Vec<List
     }
     if let Some(address) = config.network {
         let address = SocketAddr::new(address, bound.loopback.port());
-        warn!("LISTENING ON THE NETWORK at {address}: whoever reaches it and has the key gets this project's tokens");
+        warn!(
+            "LISTENING ON THE NETWORK at {address}: anyone who reaches it and has the key gets this project's tokens"
+        );
     }
     Ok(listeners)
 }
 
-/// Writes the instance file, by which other commands find this sidecar. Returns it with the state directory, if that can
-/// be used.
+/// Writes the instance file, by which other commands find this sidecar. Returns it with the state directory, if that
+/// can be used.
 fn announce(
     config: &Config,
     addr: SocketAddr,
@@ -435,8 +438,8 @@ fn open_handover_socket(
         .ok()
 }
 
-/// Publishes an event for each token that comes into use after the one with the fingerprint `at_start`, and counts those
-/// that replace another.
+/// Publishes an event for each token that comes into use after the one with the fingerprint `at_start`, and counts
+/// those that replace another.
 async fn report_rotations(proxy: Arc<Proxy>, at_start: Option<String>) {
     let mut identity = proxy.identity.clone();
     let (mut in_use, mut last) = (at_start.clone(), at_start);

@@ -2,9 +2,9 @@
 //! `run`.
 //!
 //! A critical name constraint limits it to Vercel's hosts, and it expires after 90 days (docs/security.md I1). Key and
-//! certificate are in one file, so they always match. The key exists only in that file and in memory, and is not used if
-//! another user could have read or placed it. The CA is never added to the system's trust store, and the sidecar's own
-//! upstream client does not trust it.
+//! certificate are in one file, so they always match. The key exists only in that file and in memory, and is not used
+//! if another user could have read or placed it. The CA is never added to the system's trust store, and the sidecar's
+//! own upstream client does not trust it.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -98,9 +98,9 @@ pub(super) struct Leaf {
 }
 
 impl Ca {
-    /// Loads the machine's CA. Creates a new one if there is none that permits all of `domains` and their subdomains and
-    /// is valid for another week. Fails if another user may have accessed the key, or if it would be inside `project`,
-    /// from where it could be published. The directory is excluded from git.
+    /// Loads the machine's CA. Creates a new one if there is none that permits all of `domains` and their subdomains
+    /// and is valid for another week. Fails if another user may have accessed the key, or if it would be inside
+    /// `project`, from where it could be published. The directory is excluded from git.
     pub(super) async fn load_or_create(
         state_dir: &Path,
         project: &Path,
@@ -248,33 +248,28 @@ fn refuse_published(state_dir: &Path, project: &Path) -> Result<(), CaError> {
 
 /// Reads the file if it exists. Fails unless it is private to our user.
 fn read(path: &Path) -> Result<Option<Vec<u8>>, CaError> {
-    let refused = |flaw: &str| Err(CaError::File { path: path.to_owned(), flaw: flaw.to_owned() });
+    let refused = |flaw: String| CaError::File { path: path.to_owned(), flaw };
+    let unreadable = |e: io::Error| refused(format!("cannot be read ({})", e.kind()));
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
     let file = match OpenOptions::new().read(true).custom_flags(flags.bits()).open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) if e.raw_os_error() == Some(Errno::ELOOP as i32) => return refused("is a link"),
-        Err(e) => return refused(&format!("cannot be opened ({})", e.kind())),
+        Err(e) if e.raw_os_error() == Some(Errno::ELOOP as i32) => return Err(refused("is a link".into())),
+        Err(e) => return Err(refused(format!("cannot be opened ({})", e.kind()))),
     };
-    let unreadable = |e: io::Error| refused(&format!("cannot be read ({})", e.kind()));
-    let meta = match file.metadata() {
-        Ok(meta) => meta,
-        Err(e) => return unreadable(e),
+    let meta = file.metadata().map_err(unreadable)?;
+    let flaw = if !meta.is_file() || meta.nlink() != 1 {
+        "is not a plain file with one name"
+    } else if meta.uid() != Uid::effective().as_raw() {
+        "belongs to another user"
+    } else if meta.mode() & 0o077 != 0 {
+        "is open to others"
+    } else {
+        let mut bytes = Vec::new();
+        file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(unreadable)?;
+        return Ok(Some(bytes));
     };
-    if !meta.is_file() || meta.nlink() != 1 {
-        return refused("is not a plain file with one name");
-    }
-    if meta.uid() != Uid::effective().as_raw() {
-        return refused("belongs to another user");
-    }
-    if meta.mode() & 0o077 != 0 {
-        return refused("is open to others");
-    }
-    let mut bytes = Vec::new();
-    match file.take(MAX_FILE_BYTES).read_to_end(&mut bytes) {
-        Ok(_) => Ok(Some(bytes)),
-        Err(e) => unreadable(e),
-    }
+    Err(refused(flaw.into()))
 }
 
 /// Whole or not at all, also if the machine stops in the midst of it.

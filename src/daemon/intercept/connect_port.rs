@@ -59,12 +59,6 @@ pub(super) struct ConnectHandler {
     pub(super) warned_of_untrusted_ca: AtomicBool,
 }
 
-/// A tunnel whose CONNECT was accepted.
-struct Tunnel {
-    client: OnUpgrade,
-    destination: Destination,
-}
-
 /// The end of a tunnel.
 enum Destination {
     /// Terminated here with TLS as `host`. `client_id` identifies the client program.
@@ -99,7 +93,7 @@ impl ConnectHandler {
             debug!("a connection to the interception port ended: {error}");
         }
         let tunnel = accepted.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Tunnel { client, destination }) = tunnel else { return };
+        let Some((client, destination)) = tunnel else { return };
         let Ok(client) = client.await else { return };
         match destination {
             Destination::Intercepted { host, client_id, tls } => {
@@ -112,13 +106,14 @@ impl ConnectHandler {
         }
     }
 
-    /// Answers a CONNECT request. `addresses` are the connection's peer and local address.
+    /// Answers a CONNECT request and returns the tunnel, if it was accepted. `addresses` are the connection's peer and
+    /// local address.
     async fn answer(
         &self,
         mut request: Request<Incoming>,
         addresses: Option<(SocketAddr, SocketAddr)>,
         refusal: Option<RequestError>,
-    ) -> (Reply, Option<Tunnel>) {
+    ) -> (Reply, Option<(OnUpgrade, Destination)>) {
         let client = hyper::upgrade::on(&mut request);
         let (head, _) = request.into_parts();
         let outcome = match refusal {
@@ -128,7 +123,7 @@ impl ConnectHandler {
         match outcome {
             Ok(destination) => {
                 let established = Response::new(ReplyBody::Left(Full::<Bytes>::default()));
-                (established, Some(Tunnel { client, destination }))
+                (established, Some((client, destination)))
             }
             Err(error) => (self.refuse(&error, &head), None),
         }

@@ -23,7 +23,7 @@ const MAX_CACHED: usize = 64;
 /// Why no certificate could be issued.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LeafError {
-    #[error("the local CA that this run trusts has expired; start the run anew")]
+    #[error("the local CA that this run trusts has expired; restart the run")]
     CaExpired,
     #[error("could not issue a certificate: {0}")]
     Issue(#[from] rcgen::Error),
@@ -133,6 +133,6 @@ mod tests {
         let (certificates, clock) = certificates().await;
         clock.advance(Duration::from_secs(90 * 24 * 3600));
         let error = certificates.server_config("api.vercel.com").expect_err("no certificate");
-        assert!(error.to_string().contains("start the run anew"), "{error}");
+        assert!(error.to_string().contains("restart the run"), "{error}");
     }
 }

@@ -1,9 +1,9 @@
-//! Interception for programs that can only be pointed at the sidecar by proxy settings. A port of its own accepts CONNECT
-//! from the programs of a run, decrypts connections to Vercel's hosts, and forwards all others unread.
+//! Interception for programs that can only be pointed at the sidecar by proxy settings. A port of its own accepts
+//! CONNECT from the programs of a run, decrypts connections to Vercel's hosts, and forwards all others unread.
 //!
 //! The [`Server`] answers the decrypted requests like any others. Clients without a run's secret are refused, and no
-//! tunnel leads to this machine. The port and the CA are created when the first run needs them. The port closes when the
-//! sidecar ends.
+//! tunnel leads to this machine. The port and the CA are created when the first run needs them. The port closes when
+//! the sidecar ends.
 
 pub mod ca;
 mod connect_port;
@@ -32,7 +32,6 @@ use crate::daemon::server::{self, Server, listener};
 use crate::instance::key::Key;
 use crate::os::clock::Clock;
 use crate::os::env_proxy::EnvProxy;
-use crate::proxy::error::RequestError;
 use crate::proxy::resolver::Names;
 use ca::{Ca, CaError};
 use connect_port::ConnectHandler;
@@ -121,9 +120,10 @@ impl Interception {
                 {
                     match accepted {
                         Ok((stream, from)) => {
-                            let is_over_limit = connections.len() >= MAX_CONNECTIONS;
-                            if let Some(refusal) = self.check_client(&stream, from, is_over_limit) {
+                            // Connections of other users are closed unanswered: an answer would use a slot.
+                            if self.server.is_allowed(&stream, from) {
                                 let _ = stream.set_nodelay(true);
+                                let refusal = (connections.len() >= MAX_CONNECTIONS).then(server::overloaded);
                                 connections.spawn(handler.serve(stream, refusal, under_way.clone()));
                             }
                         }
@@ -138,13 +138,6 @@ impl Interception {
                 () = stopping.cancelled(), if port.is_some() => port = None,
             }
         }
-    }
-
-    /// The error that answers all requests of a connection, if any; `None` if the connection must be closed.
-    fn check_client(&self, stream: &TcpStream, from: SocketAddr, is_over_limit: bool) -> Option<Option<RequestError>> {
-        // Connections of other users are closed unanswered: an answer would use a slot of our own user.
-        self.server.check_client(stream, from)?.ok()?;
-        Some(is_over_limit.then(server::overloaded))
     }
 
     async fn admit_run(
@@ -163,7 +156,8 @@ impl Interception {
         Ok(RunProxy { url: format!("http://{run}:{secret}@127.0.0.1:{number}"), ca })
     }
 
-    /// Opens the port if it is closed, and renews the CA if it expires soon. Returns the port and the CA certificate, PEM.
+    /// Opens the port if it is closed, and renews the CA if it expires soon. Returns the port and the CA certificate,
+    /// PEM.
     async fn open(
         &mut self,
         port: &mut Option<Port>,

@@ -1,5 +1,5 @@
-//! Parses the target of a CONNECT and decides what happens to the tunnel: interception for Vercel's hosts, forwarding for
-//! others, and refusal for this machine. No I/O.
+//! Parses the target of a CONNECT and decides what happens to the tunnel: interception for Vercel's hosts, forwarding
+//! for others, and refusal for this machine. No I/O.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -75,8 +75,8 @@ impl Target {
         if imitates_vercel { refused("that only looks like a host of Vercel's") } else { Ok(TunnelMode::Forward) }
     }
 
-    /// The host as an IP address, or `None` if it is a name. Forms that only some programs accept as an address, such as
-    /// `127.1`, `0x7f000001` or `[fe80::1%lo]`, are errors.
+    /// The host as an IP address, or `None` if it is a name. Forms that only some programs accept as an address, such
+    /// as `127.1`, `0x7f000001` or `[fe80::1%lo]`, are errors.
     fn address(&self) -> Result<Option<IpAddr>, OddAddress> {
         if let Some(inner) = self.host.strip_prefix('[') {
             let inner = inner.strip_suffix(']').ok_or(OddAddress)?;

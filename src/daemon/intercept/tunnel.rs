@@ -2,26 +2,20 @@
 //!
 //! Refuses names that resolve to one of the sidecar's own ports or to a link-local address.
 
-use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
-use std::vec;
 
 use http::Uri;
-use hyper_util::client::legacy::connect::dns::Name;
 use lru::LruCache;
 use tower_service::Service;
 
 use super::target::Target;
 use crate::os::env_proxy::{EnvProxy, Protocol, ProxyServer, Unusable};
 use crate::os::tls;
-use crate::proxy::dialer::{self, BoxError, ProxyFailed, Stream, TcpConnector, causes};
+use crate::proxy::dialer::{self, ProxyFailed, Stream, TcpConnector, causes};
 use crate::proxy::error::{Code, RequestError};
-use crate::proxy::resolver::{Names, is_link_local, is_this_machine};
+use crate::proxy::resolver::{Names, RefusedAddress, Resolver, is_link_local, is_this_machine};
 
 /// Time for name resolution and connection, including a proxy's.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,8 +44,8 @@ impl Default for RunProxies {
 }
 
 impl RunProxies {
-    /// Stores the settings of a run. A run inside another run has this sidecar as its proxy, and gets the settings of the
-    /// outer run instead.
+    /// Stores the settings of a run. A run inside another run has this sidecar as its proxy, and gets the settings of
+    /// the outer run instead.
     pub(super) fn insert(&self, run: &str, env_proxy: EnvProxy, own_ports: [u16; 2]) {
         let mut runs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let outer = env_proxy.https_server().filter(|server| is_this_sidecar(server, own_ports));
@@ -71,7 +65,9 @@ impl TunnelDialer {
             |why: &str| RequestError::new(Code::UpstreamUnreachable, format!("Could not connect to {target}: {why}."));
         let to: Uri =
             format!("https://{}:{}/", target.host, target.port).parse().map_err(|_| unreachable("invalid name"))?;
-        let resolver = Resolver { names: self.names.clone(), port: target.port, own_ports: self.own_ports };
+        // No name may lead back to this sidecar.
+        let is_refused = if self.own_ports.contains(&target.port) { is_this_machine } else { is_link_local };
+        let resolver = Resolver { names: self.names.clone(), is_refused };
         let env_proxy = self.run_proxies.get(run).unwrap_or_else(|| self.env_proxy.clone());
         let server = match env_proxy.server_for(&to) {
             Ok(server) => server.filter(|server| !is_this_sidecar(server, self.own_ports)).cloned(),
@@ -92,8 +88,10 @@ impl TunnelDialer {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => {
                 let causes: Vec<_> = causes(&*error).collect();
-                if let Some(refused) = causes.iter().find_map(|cause| cause.downcast_ref::<RefusedAddress>()) {
-                    let message = format!("There is no tunnel to {target}: {refused}.");
+                if let Some(RefusedAddress(address)) = causes.iter().find_map(|cause| cause.downcast_ref()) {
+                    let message = format!(
+                        "There is no tunnel to {target}: its address {address} is this sidecar's or good on this link only."
+                    );
                     return Err(RequestError::new(Code::HostNotAllowed, message));
                 }
                 let reason = causes.last().map_or_else(String::new, ToString::to_string);
@@ -117,42 +115,6 @@ fn is_this_sidecar(server: &ProxyServer, own_ports: [u16; 2]) -> bool {
         host.eq_ignore_ascii_case("localhost") || host.trim_matches(['[', ']']).parse().is_ok_and(is_this_machine);
     is_local && server.port().is_some_and(|port| own_ports.contains(&port))
 }
-
-/// Resolves names, and refuses those that lead back to this sidecar.
-#[derive(Clone)]
-struct Resolver {
-    names: Names,
-    port: u16,
-    own_ports: [u16; 2],
-}
-
-impl Service<Name> for Resolver {
-    type Response = vec::IntoIter<SocketAddr>;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, name: Name) -> Self::Future {
-        let Self { names, port, own_ports } = self.clone();
-        Box::pin(async move {
-            let addresses = names.addresses(name).await?;
-            let is_refused =
-                |address: &IpAddr| is_link_local(*address) || (is_this_machine(*address) && own_ports.contains(&port));
-            match addresses.iter().map(SocketAddr::ip).find(is_refused) {
-                Some(address) => Err(RefusedAddress(address).into()),
-                None => Ok(addresses.into_iter()),
-            }
-        })
-    }
-}
-
-/// The name resolves to this address.
-#[derive(Debug, thiserror::Error)]
-#[error("its address {0} is this sidecar's or good on this link only")]
-struct RefusedAddress(IpAddr);
 
 #[cfg(test)]
 mod tests {

@@ -22,11 +22,10 @@ use tracing::{debug, warn};
 
 use super::connections::{Activity, OpenConnection};
 use super::listener::{Accepted, Listener};
-use super::replies::timed_out;
 use super::stream::{Connection, MonitoredStream};
-use super::{Client, Server, head, replies, unix_socket};
+use super::{Client, Server, head, unix_socket};
 use crate::os::peer::{self, Peer};
-use crate::proxy::error::RequestError;
+use crate::proxy::error::{Code, RequestError};
 use crate::proxy::guard::Entrance;
 use crate::proxy::reply::Reply;
 
@@ -39,12 +38,6 @@ const MAX_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: u64 = 256 * 1024;
 
-/// A connection and its client.
-enum Identified {
-    Tcp(TcpStream, Entrance, Peer),
-    Unix(UnixStream),
-}
-
 impl Server {
     /// Accepts connections until `stopping`. Each is served in a task of `tasks`.
     pub async fn accept(self: Arc<Self>, listener: Listener, tasks: TaskTracker, stopping: CancellationToken) {
@@ -55,10 +48,10 @@ impl Server {
                 Ok(accepted) => {
                     pause = ACCEPT_PAUSE;
                     // Immediately: once the client has gone, its user can no longer be looked up.
-                    let Some(identified) = self.identify(accepted) else { continue };
+                    let Some(client) = self.identify(&accepted) else { continue };
                     // Here, since tasks may start in another order than connections arrive.
                     match self.connections.open().await {
-                        Some(open) => drop(tasks.spawn(self.clone().serve(identified, open))),
+                        Some(open) => drop(tasks.spawn(self.clone().serve(accepted, client, open))),
                         None => debug!("closed a connection: there are too many, and none is idle"),
                     }
                 }
@@ -73,20 +66,16 @@ impl Server {
         }
     }
 
-    /// Whether a connection to one of our loopback ports may be served: `None` if it must be closed, or the error that
-    /// answers all its requests.
-    pub fn check_client(&self, stream: &TcpStream, from: SocketAddr) -> Option<Result<(), RequestError>> {
-        self.identify_tcp(stream, from).map(|(_, peer)| replies::check_peer(peer))
+    /// Whether the client of a connection to a loopback port may send requests.
+    pub fn is_allowed(&self, stream: &TcpStream, from: SocketAddr) -> bool {
+        self.identify_tcp(stream, from).is_some_and(|(_, peer)| peer.may_ask())
     }
 
     /// Determines the client before anything is read; `None` if the connection must be closed.
-    fn identify(&self, accepted: Accepted) -> Option<Identified> {
+    fn identify(&self, accepted: &Accepted) -> Option<(Entrance, Peer)> {
         match accepted {
-            Accepted::Tcp(stream, from) => {
-                let (entrance, peer) = self.identify_tcp(&stream, from)?;
-                Some(Identified::Tcp(stream, entrance, peer))
-            }
-            Accepted::Unix(stream) => may_use_socket(&stream).then_some(Identified::Unix(stream)),
+            Accepted::Tcp(stream, from) => self.identify_tcp(stream, *from),
+            Accepted::Unix(stream) => may_use_socket(stream).then_some((Entrance::UnixSocket, Peer::NotAsked)),
         }
     }
 
@@ -109,24 +98,21 @@ impl Server {
         Some((Entrance::Loopback(local.port()), peer))
     }
 
-    async fn serve(self: Arc<Self>, identified: Identified, open: OpenConnection) {
+    async fn serve(self: Arc<Self>, accepted: Accepted, (entrance, peer): (Entrance, Peer), open: OpenConnection) {
         let activity = &open.activity;
         open.attach_task().await;
-        match identified {
-            Identified::Tcp(stream, entrance, peer) => {
+        let answer = |request| self.answer(request, Client { entrance, peer, activity });
+        match accepted {
+            Accepted::Tcp(stream, _) => {
                 let _ = stream.set_nodelay(true);
-                let client = Client { entrance, peer, activity };
-                self.serve_http(stream, activity, None, |request| self.answer(request, client)).await;
+                self.serve_http(stream, activity, None, answer).await;
             }
-            Identified::Unix(stream) => {
-                let client = Client { entrance: Entrance::UnixSocket, peer: Peer::NotAsked, activity };
-                self.serve_http(stream, activity, None, |request| self.answer(request, client)).await;
-            }
+            Accepted::Unix(stream) => self.serve_http(stream, activity, None, answer).await,
         }
     }
 
-    /// Serves HTTP on a connection until it ends. Without `max_headers` the library's limit of 100 header lines holds; any
-    /// other costs an allocation per request.
+    /// Serves HTTP on a connection until it ends. Without `max_headers` the library's limit of 100 header lines holds;
+    /// any other costs an allocation per request.
     pub(super) async fn serve_http<S, F>(
         &self,
         stream: S,
@@ -209,6 +195,11 @@ fn may_use_socket(stream: &UnixStream) -> bool {
             false
         }
     }
+}
+
+/// The error for a request that took too long.
+fn timed_out() -> RequestError {
+    RequestError::new(Code::UpstreamTimeout, "The request was not answered within 60 s.").hint("try again").closing()
 }
 
 /// Reads and drops further input: closing a socket with unread bytes resets it, and the client would lose the response

@@ -1,9 +1,9 @@
 //! The open connections: how many are allowed, what each is doing and since when, and which must close.
 //!
-//! A timer per request would cost a tenth of a cache hit. Instead, each connection records its phase in its [`Activity`],
-//! and one sweep a second ([`Connections::enforce_timeouts`]) checks all of them. A connection that must close gets a
-//! [`Directive`] and its task is woken; a channel per connection would have to be polled with every request. The limits
-//! are those of docs/security.md L1.
+//! A timer per request would cost a tenth of a cache hit. Instead, each connection records its phase in its
+//! [`Activity`], and one sweep a second ([`Connections::enforce_timeouts`]) checks all of them. A connection that must
+//! close gets a [`Directive`] and its task is woken; a channel per connection would have to be polled with every
+//! request. The limits are those of docs/security.md L1.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -27,7 +27,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// A client must read some of its response within this time.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// A normal client has read its response by then, so the system is not asked for its socket queues any earlier.
+/// A normal client has read its response by then, so the system's socket queues are not read earlier.
 const READ_CHECK_DELAY: Duration = Duration::from_secs(2);
 /// Time between two checks whether a client that closed its sending side still exists.
 const PEER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -67,17 +67,6 @@ enum Phase {
     Replying,
     /// Streaming a relayed request and its response, which has no time limit.
     Relaying,
-}
-
-impl Phase {
-    fn from_u8(value: u8) -> Self {
-        match value {
-            0 => Self::Reading,
-            1 => Self::Answering,
-            2 => Self::Replying,
-            _ => Self::Relaying,
-        }
-    }
 }
 
 /// All open connections.
@@ -151,10 +140,10 @@ const NEVER: u64 = u64::MAX;
 
 impl Activity {
     fn new(server_started: Instant) -> Self {
-        let activity = Self {
+        Self {
             server_started,
             phase: AtomicU8::new(Phase::Reading as u8),
-            since: AtomicU64::new(0),
+            since: AtomicU64::new(server_started.elapsed().as_millis() as u64),
             write_blocked_since: AtomicU64::new(NEVER),
             bytes_written: AtomicU64::new(0),
             unread_since: AtomicU64::new(NEVER),
@@ -165,9 +154,7 @@ impl Activity {
             request_count: AtomicU32::new(0),
             directive: AtomicU8::new(Directive::KeepOpen as u8),
             is_spare: AtomicBool::new(false),
-        };
-        activity.enter(Phase::Reading, activity.now());
-        activity
+        }
     }
 
     /// A request head has arrived. Returns how many requests this connection has had.
@@ -259,7 +246,8 @@ impl Activity {
     }
 
     fn phase(&self) -> Phase {
-        Phase::from_u8(self.phase.load(Acquire))
+        const PHASES: [Phase; 4] = [Phase::Reading, Phase::Answering, Phase::Replying, Phase::Relaying];
+        PHASES[usize::from(self.phase.load(Acquire))]
     }
 
     fn enter(&self, phase: Phase, now: u64) {
@@ -334,8 +322,8 @@ impl Connections {
         Self { started: Instant::now(), limit, sockets, registry: Mutex::default() }
     }
 
-    /// Registers a connection. Over the limit, the connection that has been idle longest closes; if none is idle and the
-    /// spare connections are in use, returns `None`. Waits until the connections that must close have done so.
+    /// Registers a connection. Over the limit, the connection that has been idle longest closes; if none is idle and
+    /// the spare connections are in use, returns `None`. Waits until the connections that must close have done so.
     pub(super) async fn open(self: &Arc<Self>) -> Option<OpenConnection> {
         let mut open = self.register()?;
         open.socket = self.sockets.clone().acquire_owned().await.ok();
@@ -409,8 +397,8 @@ impl Connections {
         self.close_stalled_readers(now, |(peer, local)| peer::not_taken(peer, local));
     }
 
-    /// Closes connections whose client has stopped reading, even if the whole response could be written. `queued` returns
-    /// the bytes in our send queue and those in the client's receive queue.
+    /// Closes connections whose client has stopped reading, even if the whole response could be written. `queued`
+    /// returns the bytes in our send queue and those in the client's receive queue.
     fn close_stalled_readers(&self, now: Duration, queued: impl Fn((SocketAddr, SocketAddr)) -> Option<(u64, u64)>) {
         // Collected first, so that no system call runs under the lock.
         let due: Vec<_> = {
@@ -494,16 +482,16 @@ mod tests {
         connections.register().expect("room")
     }
 
-    fn directive(open: &OpenConnection) -> u8 {
-        open.activity.directive.load(Relaxed)
-    }
-
     fn assert_directive(open: &OpenConnection, expected: Directive) {
-        assert_eq!(directive(open), expected as u8, "{expected:?}");
+        assert_eq!(open.activity.directive.load(Relaxed), expected as u8, "{expected:?}");
     }
 
     async fn pass(seconds: u64) {
         tokio::time::advance(Duration::from_secs(seconds)).await;
+    }
+
+    async fn advance_to(connections: &Connections, second: u64) {
+        tokio::time::advance(connections.started + Duration::from_secs(second) - Instant::now()).await;
     }
 
     #[test]
@@ -561,7 +549,7 @@ mod tests {
         assert_directive(&first, Directive::Close);
         tokio::time::advance(NEW_CONNECTION_GRACE).await;
         let _newcomer = open(&connections);
-        assert!(others.iter().all(|open| directive(open) == Directive::Close as u8));
+        others.iter().for_each(|open| assert_directive(open, Directive::Close));
     }
 
     #[test]
@@ -590,10 +578,7 @@ mod tests {
             open.activity.record_write(1);
         }
         let _newcomer = open(&connections);
-        assert!(
-            busy.iter().all(|open| directive(open) == Directive::Close as u8),
-            "as many close as are over the limit"
-        );
+        busy.iter().for_each(|open| assert_directive(open, Directive::Close));
     }
 
     #[tokio::test(start_paused = true)]
@@ -605,8 +590,7 @@ mod tests {
         replying.activity.begin_request();
         replying.activity.end_request();
         let sweep_at = async |second: u64| {
-            let at = connections.started + Duration::from_secs(second);
-            tokio::time::advance(at - Instant::now()).await;
+            advance_to(&connections, second).await;
             connections.enforce_timeouts();
         };
         for open in [&used, &slow] {
@@ -681,27 +665,20 @@ mod tests {
         let under_way = relays.activity.begin_relay();
         for (port, open) in (1..).zip(all) {
             if port != 6 {
-                open.activity
-                    .set_addresses((SocketAddr::from(([127, 0, 0, 1], port)), SocketAddr::from(([127, 0, 0, 1], 80))));
+                let [client, server] = [port, 80].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+                open.activity.set_addresses((client, server));
             }
             open.activity.record_write(1000);
         }
         // Bytes in our send queue and in the client's receive queue, by port and second.
         let sweep_at = async |second: u64| {
-            let at = connections.started + Duration::from_secs(second);
-            tokio::time::advance(at - Instant::now()).await;
+            advance_to(&connections, second).await;
             let queued = |(peer, _): (SocketAddr, SocketAddr)| match peer.port() {
                 1 => Some((0, 0)),
                 2 => Some((600, 400)),
                 3 => Some((0, 1000 - second)),
-                4 => {
-                    if second < 8 {
-                        Some((0, 1000))
-                    } else {
-                        None
-                    }
-                }
-                7 => Some((0, 1000)),
+                4 if second >= 8 => None,
+                4 | 7 => Some((0, 1000)),
                 _ => Some((1000, 0)),
             };
             connections.close_stalled_readers(connections.started.elapsed(), queued);
@@ -718,10 +695,8 @@ mod tests {
         for open in [&stalled, &unread] {
             assert_directive(open, Directive::Close);
         }
-        assert!(
-            stalled.activity.has_undelivered_output() && !unread.activity.has_undelivered_output(),
-            "it may still read what was sent"
-        );
+        assert!(stalled.activity.has_undelivered_output());
+        assert!(!unread.activity.has_undelivered_output(), "it may still read what was sent");
         for open in [&reads, &slow, &disappears, &relays, &unknown] {
             assert_directive(open, Directive::KeepOpen);
         }

@@ -1,8 +1,8 @@
 //! The response body of `GET /_sidecar/v1/events`: one JSON event per line, until the client disconnects or the process
 //! ends.
 //!
-//! Past events come first and end with an empty line. Further empty lines are heartbeats, which also reveal clients that
-//! are gone.
+//! Past events come first and end with an empty line. Further empty lines are heartbeats, which also reveal clients
+//! that are gone.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::proxy::error::{Code, RequestError};
 use crate::proxy::reply::{self, Reply, ReplyBody};
 
 /// Streams are never idle and have no timeout, so without a limit they could use up all connections.
-const MAX_STREAMS: usize = 16;
+pub(super) const MAX_STREAMS: usize = 16;
 /// Time without events after which an empty line is sent.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -70,11 +70,6 @@ fn line(event: &Event) -> String {
     let mut line = serde_json::to_string(event).unwrap_or_default();
     line.push('\n');
     line
-}
-
-/// Permits for [`MAX_STREAMS`] concurrent streams.
-pub(super) fn permits() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(MAX_STREAMS))
 }
 
 /// The response. `relay` is held until the stream ends.

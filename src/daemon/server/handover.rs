@@ -1,21 +1,20 @@
-//! Hands a sidecar's ports over to another process. A `run` that has joined a sidecar can take over its listening sockets
-//! when the sidecar ends, and nobody else can.
+//! Hands a sidecar's ports over to another process. A `run` that has joined a sidecar can take over its listening
+//! sockets when the sidecar ends, and nobody else can.
 //!
-//! The programs of a run send secrets to ports that they learn at their start. If these ports became free between the end
-//! of one sidecar and the start of the next, any other process could listen there, receive the secrets and answer. So
-//! every `run` that joins a sidecar holds duplicates of its listening sockets, passed by SCM_RIGHTS: while any of these
-//! processes lives, the ports stay bound, and connections wait in the backlog for the successor. The secret from which
-//! the runs' secrets are derived goes with the sockets. The instance key does not: each process creates its own.
+//! The programs of a run send secrets to ports that they learn at their start. If these ports became free between the
+//! end of one sidecar and the start of the next, any other process could listen there, receive the secrets and answer.
+//! So every `run` that joins a sidecar holds duplicates of its listening sockets, passed by SCM_RIGHTS: while any of
+//! these processes lives, the ports stay bound, and connections wait in the backlog for the successor. The secret from
+//! which the runs' secrets are derived goes with the sockets. The instance key does not: each process creates its own.
 //!
 //! The transfer uses a unix socket beside the instance's state file. The connection stays open: sockets opened later
 //! follow on it, and its end means that the sidecar has ended.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdTcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -31,7 +30,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::listener::BoundSockets;
-use super::unix_socket::may_connect;
+use super::unix_socket::{SocketFile, may_connect};
 use crate::instance::key::Key;
 
 /// Most sockets in one message: both loopback addresses and the interception port.
@@ -43,8 +42,8 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The sidecar's side: the listening sockets that it shares, and the processes that hold duplicates of them. `None` once
-/// the sidecar has ended.
+/// The sidecar's side: the listening sockets that it shares, and the processes that hold duplicates of them. `None`
+/// once the sidecar has ended.
 pub struct SharedSockets(Mutex<Option<Shared>>);
 
 struct Shared {
@@ -111,10 +110,8 @@ impl Shared {
 
 /// The unix socket in the state directory on which sockets are handed over. Removed on drop.
 pub struct HandoverSocket {
+    _file: SocketFile,
     listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode, which no other file has while the listener is open.
-    id: (u64, u64),
 }
 
 impl HandoverSocket {
@@ -126,18 +123,9 @@ impl HandoverSocket {
         let (_dir, short) = short_path(dir)?;
         let listener = UnixListener::bind(short.join(&temporary))?;
         let temporary = dir.join(temporary);
-        fs::set_permissions(&temporary, Permissions::from_mode(0o600))?;
-        let meta = fs::symlink_metadata(&temporary)?;
+        let file = SocketFile::new(&temporary, path.clone())?;
         fs::rename(&temporary, &path)?;
-        Ok(Self { listener, path, id: (meta.dev(), meta.ino()) })
-    }
-}
-
-impl Drop for HandoverSocket {
-    fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.id) {
-            let _ = fs::remove_file(&self.path);
-        }
+        Ok(Self { _file: file, listener })
     }
 }
 

@@ -1,8 +1,8 @@
 //! Limits for request heads.
 //!
 //! The HTTP library has the higher limit, which bounds memory. Requests to the sidecar itself are checked against lower
-//! limits after they are read, so that the response can say why one is refused; the library sends only a status. Browsers
-//! run into these limits through no fault of theirs: they send the cookies of all ports of a host name.
+//! limits after they are read, so that the response can say why one is refused; the library sends only a status.
+//! Browsers run into these limits through no fault of theirs: they send the cookies of all ports of a host name.
 
 use http::header::{self, HeaderMap};
 use http::request::Parts;

@@ -27,20 +27,13 @@ impl Server {
     {
         let Some(open) = self.connections.open().await else { return };
         open.attach_task().await;
-        let answer = |request| self.answer_intercepted(request, host, client_id, &open.activity);
-        self.serve_http(stream, &open.activity, Some(head::MAX_RELAYED_HEADERS), answer).await;
-    }
-
-    async fn answer_intercepted(
-        &self,
-        request: Request<Incoming>,
-        host: &str,
-        client_id: &HeaderValue,
-        activity: &Arc<Activity>,
-    ) -> Reply {
-        let (mut head, body) = request.into_parts();
-        let outcome = self.route_intercepted(&mut head, body, host, client_id, activity).await;
-        self.finish(outcome, &head)
+        let activity = &open.activity;
+        let answer = |request: Request<Incoming>| async move {
+            let (mut head, body) = request.into_parts();
+            let outcome = self.route_intercepted(&mut head, body, host, client_id, activity).await;
+            self.finish(outcome, &head)
+        };
+        self.serve_http(stream, activity, Some(head::MAX_RELAYED_HEADERS), answer).await;
     }
 
     async fn route_intercepted(
@@ -70,8 +63,8 @@ impl Server {
     }
 }
 
-/// Whether the client is Connect's Python SDK, which requests a token again before its expiry only if it needs another one
-/// (docs/vercel.md section 3.2). Clients without a cache request it every time, and are answered from ours.
+/// Whether the client is Connect's Python SDK, which requests a token again before its expiry only if it needs another
+/// one (docs/vercel.md section 3.2). Clients without a cache request it every time, and are answered from ours.
 fn has_own_cache(headers: &HeaderMap) -> bool {
     let user_agent = headers.get(header::USER_AGENT);
     user_agent.is_some_and(|user_agent| user_agent.as_bytes().starts_with(b"vercel-connect/"))

@@ -1,5 +1,5 @@
-//! The HTTP server for apps: accepts connections, checks each request against the access rules, answers the sidecar's own
-//! paths, and passes requests for tokens to the [`Proxy`].
+//! The HTTP server for apps: accepts connections, checks each request against the access rules, answers the sidecar's
+//! own paths, and passes requests for tokens to the [`Proxy`].
 //!
 //! It speaks HTTP/1.1 and 1.0 only, without upgrades, CONNECT or TLS. A client disconnect ends the request but not the
 //! upstream fetch, which runs in a task of the proxy.
@@ -13,7 +13,6 @@ mod intercepted;
 pub mod listener;
 mod refresh;
 mod refusals;
-mod replies;
 mod routes;
 pub mod runs;
 pub mod stream;
@@ -38,8 +37,6 @@ use crate::proxy::reply::{self, Reply};
 use connections::{Activity, Connections};
 use refusals::RefusalLog;
 use runs::InterceptionHandle;
-
-pub use replies::overloaded;
 
 /// Time between two checks of all connections.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -85,8 +82,8 @@ impl Server {
             refresh,
             interception,
             connections: Arc::new(Connections::new()),
-            event_streams: event_stream::permits(),
-            problem_streams: event_stream::permits(),
+            event_streams: Arc::new(Semaphore::new(event_stream::MAX_STREAMS)),
+            problem_streams: Arc::new(Semaphore::new(event_stream::MAX_STREAMS)),
             refusal_log: RefusalLog::default(),
             warned_of_dropped_credentials: AtomicBool::new(false),
         }
@@ -170,4 +167,12 @@ impl Server {
             }));
         }
     }
+}
+
+/// The error for a request over the limit of concurrent requests.
+pub fn overloaded() -> RequestError {
+    let message = "Too many requests are under way. Ask again in a second.";
+    let mut error = RequestError::new(Code::Overloaded, message).closing();
+    error.retry_after = Some(reply::retry_after(Duration::from_secs(1)));
+    error
 }

@@ -1,5 +1,5 @@
-//! `POST /_sidecar/v1/refresh`: refreshes the OIDC token on request. The response has the new token's project and expiry,
-//! or the reason of a failure, and never the token.
+//! `POST /_sidecar/v1/refresh`: refreshes the OIDC token on request. The response has the new token's project and
+//! expiry, or the reason of a failure, and never the token.
 
 use std::time::Duration;
 

@@ -3,7 +3,8 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use http::header::{self, HeaderValue};
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Request, StatusCode};
@@ -11,10 +12,10 @@ use hyper::body::Incoming;
 
 use super::connections::Activity;
 use super::event_stream::{self, Filter};
-use super::replies::{check_peer, json, overloaded, preflight};
-use super::{Client, Server, head, refresh, runs};
+use super::{Client, Server, head, overloaded, refresh, runs};
 use crate::daemon::status::page;
 use crate::instance::key::{NONCE_HEADER, PROOF_HEADER};
+use crate::os::peer::Peer;
 use crate::proxy::error::{Code, RequestError};
 use crate::proxy::guard::{self, Admitted, Entrance};
 use crate::proxy::reply::{self, Reply};
@@ -174,6 +175,20 @@ impl Server {
     }
 }
 
+/// Refuses clients of other users.
+fn check_peer(peer: Peer) -> Result<(), RequestError> {
+    if peer.may_ask() {
+        return Ok(());
+    }
+    let message = match peer {
+        Peer::Unknown => {
+            "The system does not say whose connection this is. Ask from this machine itself, or use --unix-socket."
+        }
+        _ => "This sidecar answers the user that started it, and no other user of this machine.",
+    };
+    Err(RequestError::new(Code::PeerUidMismatch, message).closing())
+}
+
 fn require_method(head: &Parts, method: &'static str) -> Result<(), RequestError> {
     if head.method == method { Ok(()) } else { Err(RequestError::method_not_allowed(method)) }
 }
@@ -201,4 +216,22 @@ fn connector_in_query(query: Option<&str>) -> Result<Option<String>, RequestErro
         Some(connector) => Ok(Some(connector)),
         None => Err(RequestError::new(Code::BadConnector, "The one parameter is `connector=`, percent-encoded.")),
     }
+}
+
+/// A response with a JSON body.
+fn json(body: impl Into<Bytes>) -> Reply {
+    reply::own(StatusCode::OK, "application/json", body)
+}
+
+/// The response to a CORS preflight from an allowed origin.
+fn preflight(request_headers: &HeaderMap) -> Reply {
+    let mut reply = reply::own(StatusCode::NO_CONTENT, "application/json", "");
+    let headers = reply.headers_mut();
+    headers.remove(header::CONTENT_TYPE);
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE"));
+    if request_headers.contains_key(header::ACCESS_CONTROL_REQUEST_HEADERS) {
+        let allowed = "cache-control, content-type, sidecar-client, sidecar-key, traceparent, tracestate, x-request-id";
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(allowed));
+    }
+    reply
 }

@@ -1,5 +1,5 @@
-//! `POST /_sidecar/v1/runs`: registers a `run`. It gets a name, a placeholder for the credential, and an intercepting proxy
-//! for programs that cannot be pointed at the sidecar otherwise. It never gets the credential itself.
+//! `POST /_sidecar/v1/runs`: registers a `run`. It gets a name, a placeholder for the credential, and an intercepting
+//! proxy for programs that cannot be pointed at the sidecar otherwise. It never gets the credential itself.
 
 use std::error::Error;
 

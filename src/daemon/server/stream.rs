@@ -149,8 +149,8 @@ impl<'a, S: Connection> MonitoredStream<'a, S> {
         self.stream
     }
 
-    /// Whether the client disconnected while its request is being answered. With half-close allowed, the HTTP library does
-    /// not check this itself.
+    /// Whether the client disconnected while its request is being answered. With half-close allowed, the HTTP library
+    /// does not check this itself.
     fn is_peer_gone(&self, cx: &mut Context<'_>) -> bool {
         if !self.activity.should_check_peer() {
             return false;

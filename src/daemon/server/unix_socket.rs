@@ -53,39 +53,53 @@ pub fn may_connect(uid: u32) -> bool {
 
 /// A listening socket. Its file is removed on drop.
 pub struct UnixSocket {
+    // First, so that the file is removed while the listener is open: no other process can take it for a stale socket.
+    _file: SocketFile,
     listener: UnixListener,
+}
+
+/// The file of a socket that listens. Removed on drop, unless another file has replaced it.
+pub(super) struct SocketFile {
     path: PathBuf,
     /// Device and inode, which no other file has while the listener is open.
     id: (u64, u64),
 }
 
+impl SocketFile {
+    /// The socket at `bound`, which will be at `path`. Makes it private to our user.
+    pub(super) fn new(bound: &Path, path: PathBuf) -> io::Result<Self> {
+        fs::set_permissions(bound, Permissions::from_mode(0o600))?;
+        let meta = fs::symlink_metadata(bound)?;
+        Ok(Self { path, id: (meta.dev(), meta.ino()) })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.id) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
 impl UnixSocket {
-    /// Creates the socket with mode 0600, and its directory with mode 0700 if it is missing. Fails if the directory is not
-    /// private, or if `path` is anything but a stale socket of our own user.
+    /// Creates the socket with mode 0600, and its directory with mode 0700 if it is missing. Fails if the directory is
+    /// not private, or if `path` is anything but a stale socket of our own user.
     pub async fn bind(path: &Path) -> Result<Self, SocketError> {
         let (Some(dir), Some(_)) = (path.parent(), path.file_name()) else { return Err(SocketError::NotAFile) };
         // Without the lock, two processes may find the same stale socket, and the second remove that of the first.
         let _lock = private_dir::lock(dir).await.map_err(SocketError::Directory)?;
         remove_stale(path)?;
         let listener = UnixListener::bind(path).map_err(could_not("bind it"))?;
-        // Until then the mode may be wider, which the private directory makes harmless. A umask would affect all threads.
-        let mode = fs::set_permissions(path, Permissions::from_mode(0o600));
-        let meta = mode.and_then(|()| fs::symlink_metadata(path)).map_err(could_not("close it to others"))?;
-        Ok(Self { listener, path: path.to_owned(), id: (meta.dev(), meta.ino()) })
+        // Until then the mode may be wider, which the private directory makes harmless. A umask would affect all
+        // threads.
+        let file = SocketFile::new(path, path.to_owned()).map_err(could_not("close it to others"))?;
+        Ok(Self { _file: file, listener })
     }
 
     /// Accepts the next connection.
     pub async fn accept(&self) -> io::Result<UnixStream> {
         self.listener.accept().await.map(|(stream, _)| stream)
-    }
-}
-
-impl Drop for UnixSocket {
-    /// Runs while the listener is still open, so no other process can take the socket for a stale one.
-    fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.id) {
-            let _ = fs::remove_file(&self.path);
-        }
     }
 }
 
@@ -225,8 +239,8 @@ mod tests {
 
     #[test]
     fn only_our_user_and_root_may_connect() {
-        let ours = Uid::effective().as_raw();
-        assert!(may_connect(ours) && may_connect(0));
-        assert!(!may_connect(ours + 1) && !may_connect(65534 - u32::from(ours == 65534)));
+        let own = Uid::effective().as_raw();
+        assert!(may_connect(own) && may_connect(0));
+        assert!(!may_connect(own + 1) && !may_connect(65534 - u32::from(own == 65534)));
     }
 }

@@ -213,23 +213,6 @@ impl Status {
         serde_json::to_string(&snapshot).unwrap_or_default()
     }
 
-    /// The metrics as Prometheus text. `connections` is the number of open connections.
-    pub fn metrics(&self, connections: usize) -> String {
-        let now = self.clock.now();
-        let identity = self.identity.borrow().clone();
-        metrics::render(&metrics::Readings {
-            counts: self.stats.counts(),
-            entries: self.cache.tokens().len(),
-            connections,
-            listeners: self.events.listeners(),
-            warnings: self.steps.counts().collect(),
-            uptime: self.clock.local().since(self.started_at),
-            is_ready: identity.credential(now).is_ok(),
-            expires_at: identity.oidc().map(|token| token.expires_at),
-            clock_offset_ms: self.clock.offset_ms(),
-        })
-    }
-
     fn oidc(&self, identity: &Identity, now: Timestamp) -> Oidc {
         let (state, reason) = match identity.credential(now) {
             Ok(credential) => match credential.oidc() {

@@ -1,8 +1,8 @@
-//! Shows warnings as desktop notifications. There is one at a time; it is replaced by the next warning, or by the news of a
-//! fresh token.
+//! Shows warnings as desktop notifications. There is one at a time; it is replaced by the next warning, or by the news
+//! of a fresh token.
 //!
-//! A missing or unresponsive desktop costs only a bounded wait in a separate task and a debug line. Nothing of a token is
-//! shown. The project's name is untrusted and therefore in the title, where no desktop interprets markup.
+//! A missing or unresponsive desktop costs only a bounded wait in a separate task and a debug line. Nothing of a token
+//! is shown. The project's name is untrusted and therefore in the title, where no desktop interprets markup.
 
 use std::time::Duration;
 

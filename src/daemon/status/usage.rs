@@ -1,14 +1,13 @@
 //! Counts this month's token requests as Connect bills them: per team, across restarts and all instances of the user.
 //! Responses of an upstream on this machine, such as the emulator, are not billed and not counted.
 //!
-//! The counts are in `<state dir>/usage.json`, mode 0600, which is replaced by a rename under the directory's lock, at most
-//! once a minute and at the end. A separate task does this, so no request waits for the file. The file contains only
-//! numbers and team ids. A new month starts at zero, and so does an unreadable file.
+//! The counts are in `<state dir>/usage.json`, mode 0600, which is replaced by a rename under the directory's lock, at
+//! most once a minute and at the end. A separate task does this, so no request waits for the file. The file contains
+//! only numbers and team ids. A new month starts at zero, and so does an unreadable file.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::io::{self, Write};
-use std::ops::{Add, Sub};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -61,18 +60,12 @@ impl From<Counts> for TeamUsage {
     }
 }
 
-impl Add for TeamUsage {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
+impl TeamUsage {
+    fn plus(self, other: Self) -> Self {
         Self { requests: self.requests.saturating_add(other.requests), saved: self.saved.saturating_add(other.saved) }
     }
-}
 
-impl Sub for TeamUsage {
-    type Output = Self;
-
-    fn sub(self, other: Self) -> Self {
+    fn minus(self, other: Self) -> Self {
         Self { requests: self.requests.saturating_sub(other.requests), saved: self.saved.saturating_sub(other.saved) }
     }
 }
@@ -88,7 +81,7 @@ impl Month {
     fn add(&mut self, team: &str, usage: TeamUsage) {
         if usage != TeamUsage::default() {
             let before = self.teams.entry(team.to_owned()).or_default();
-            *before = *before + usage;
+            *before = before.plus(usage);
         }
     }
 
@@ -126,7 +119,7 @@ impl Usage {
         let ledger = self.ledger.borrow();
         let is_current = ledger.month.month == month;
         let before = ledger.month.teams.get(&ledger.team).filter(|_| is_current).copied().unwrap_or_default();
-        let TeamUsage { requests, saved } = before + (TeamUsage::from(self.stats.counts()) - ledger.read);
+        let TeamUsage { requests, saved } = before.plus(TeamUsage::from(self.stats.counts()).minus(ledger.read));
         let saved_usd = saved.saturating_mul(USD_PER_THOUSAND) as f64 / 1000.0;
         Report { month, requests, saved, saved_usd, allowance: ALLOWANCE }
     }
@@ -194,13 +187,13 @@ impl UsageRecorder {
     /// Reads the counters and adds the difference to the team that was in use until now.
     fn count(&mut self) {
         let month = month_of(self.clock.local());
-        let sum = TeamUsage::from(self.stats.counts());
+        let counts = TeamUsage::from(self.stats.counts());
         let team = team_of(&self.identity.borrow_and_update());
         self.ledger.send_modify(|ledger| {
             // Without a token, the requests still served belong to the last team.
             let before = ledger.team.clone();
             ledger.team = team.unwrap_or_else(|| before.clone());
-            let new = sum - std::mem::replace(&mut ledger.read, sum);
+            let new = counts.minus(std::mem::replace(&mut ledger.read, counts));
             for counted in [&mut ledger.month, &mut self.unsaved] {
                 *counted = std::mem::take(counted).or_new(&month);
                 counted.add(&before, new);
@@ -241,8 +234,8 @@ async fn merge(dir: &Path, new: Month) -> Result<Month, SaveError> {
     let dir = dir.to_owned();
     let merging = tokio::task::spawn_blocking(move || {
         let mut month = read(&dir).or_new(&new.month);
-        for (team, sum) in &new.teams {
-            month.add(team, *sum);
+        for (team, usage) in &new.teams {
+            month.add(team, *usage);
         }
         if lock.is_some() {
             write(&dir, &month).map_err(|source| SaveError::Write { path: dir.join(FILE), source })?;
