@@ -1,8 +1,8 @@
-//! The process that serves: [`app`] starts its parts and owns their state, [`server`] accepts connections and answers
-//! them, [`intercept`] takes the TLS connections of a `run`, [`status`] is what people and tools look at.
+//! The serving process: [`app`] builds and owns its parts, [`server`] handles connections and requests, [`intercept`]
+//! decrypts the TLS connections of a `run`, [`status`] reports what is going on.
 //!
-//! Here parts are wired and connections handled. What may be asked, where it goes and what is kept is decided in
-//! [`proxy`](crate::proxy); which credential is used, in [`credential`](crate::credential). No command is here.
+//! Which requests are allowed, where they go and what is cached is decided in [`proxy`](crate::proxy), the credential
+//! in [`credential`](crate::credential). Commands are in [`cli`](crate::cli).
 
 pub mod app;
 pub mod intercept;

@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tower_service::Service;
 
-use super::resolver::{Names, Resolver};
+use super::resolver::{Names, Resolver, is_this_machine};
 use crate::os::env_proxy::{EnvProxy, Protocol, ProxyServer};
 use crate::os::tls;
 
@@ -85,7 +85,8 @@ impl Dialer {
             }
             _ => self.tls().await?,
         };
-        let resolver = Resolver { names: self.names.clone(), may_be_this_machine };
+        let is_refused = if may_be_this_machine { |_| false } else { is_this_machine };
+        let resolver = Resolver { names: self.names.clone(), is_refused };
         let tcp = TcpConnector::new(resolver, self.env_proxy.clone(), tls.clone());
         Ok(HttpsConnector::from((tcp, tls)))
     }

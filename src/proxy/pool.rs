@@ -31,7 +31,7 @@ use tower_service::Service;
 
 use super::dialer::{self, BoxError, Connector, Dialer, ProxyFailed, causes};
 use super::error::{Code, RequestError};
-use super::resolver::ThisMachine;
+use super::resolver::RefusedAddress;
 use crate::os::clock::{Clock, Timestamp};
 use crate::os::env_proxy::Unusable;
 
@@ -279,7 +279,7 @@ impl Pool {
             Failure::Connect(error) => error,
         };
         let causes: Vec<_> = causes(&*error).collect();
-        if let Some(ThisMachine(address)) = causes.iter().find_map(|cause| cause.downcast_ref()) {
+        if let Some(RefusedAddress(address)) = causes.iter().find_map(|cause| cause.downcast_ref()) {
             let message = format!("The name of {name} resolves to this machine ({address}): nothing was sent there.");
             let hint = "take the name out of /etc/hosts; if that is meant, say so: connect-sidecar --upstream URL, or \
                         --bearer-host HOST=URL";

@@ -2,7 +2,6 @@
 //! connected to: a name that was bent to loopback would bring each request back to us (docs/security.md U1).
 
 use std::error::Error as StdError;
-use std::fmt;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -45,13 +44,13 @@ impl Names {
     }
 }
 
-/// Resolves upstream's name for the connector.
+/// Resolves names for a connector.
 #[derive(Debug, Clone)]
-pub(super) struct Resolver {
+pub struct Resolver {
     /// Where addresses come from.
-    pub(super) names: Names,
-    /// Whether an address of this machine will do.
-    pub(super) may_be_this_machine: bool,
+    pub names: Names,
+    /// Addresses that must not be connected to.
+    pub is_refused: fn(IpAddr) -> bool,
 }
 
 impl Service<Name> for Resolver {
@@ -64,13 +63,13 @@ impl Service<Name> for Resolver {
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
-        let Self { names, may_be_this_machine } = self.clone();
+        let Self { names, is_refused } = self.clone();
         Box::pin(async move {
             let addresses = names.addresses(name).await?;
             // One is enough: whoever bends a name hardly means half of it, and the connector may take any.
-            match addresses.iter().map(SocketAddr::ip).find(|address| is_this_machine(*address)) {
-                Some(address) if !may_be_this_machine => Err(ThisMachine(address).into()),
-                _ => Ok(addresses.into_iter()),
+            match addresses.iter().map(SocketAddr::ip).find(|address| is_refused(*address)) {
+                Some(address) => Err(RefusedAddress(address).into()),
+                None => Ok(addresses.into_iter()),
             }
         })
     }
@@ -91,17 +90,10 @@ pub fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
-/// The name has this address, which is one of this machine.
-#[derive(Debug)]
-pub(super) struct ThisMachine(pub(super) IpAddr);
-
-impl fmt::Display for ThisMachine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is an address of this machine", self.0)
-    }
-}
-
-impl StdError for ThisMachine {}
+/// The name resolves to this address, which is refused.
+#[derive(Debug, thiserror::Error)]
+#[error("address {0} is refused")]
+pub struct RefusedAddress(pub IpAddr);
 
 #[cfg(test)]
 mod tests {

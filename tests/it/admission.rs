@@ -1,5 +1,5 @@
-//! How much goes upstream: so many requests at once, so many a second; what is beyond is refused unsent and costs nobody
-//! else anything (docs/security.md L1).
+//! Limits on concurrent upstream requests and their rate. Requests beyond them are refused unsent and do not affect
+//! others (docs/security.md L1).
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use connect_sidecar::emulator::fault::{Fault, Trouble};
 use crate::support::http::Reply;
 use crate::support::{Scene, Stage, body, is_over, let_timers_pass, let_upstream_recover, soon};
 
-/// Asks so often at once, each time for something else.
+/// Sends `count` different token requests at once.
 async fn flood(stage: &Stage, count: usize) -> Vec<Reply> {
-    let asking: Vec<_> = (0..count).map(|n| tokio::spawn(stage.token(&body(&n.to_string())).send())).collect();
+    let requests: Vec<_> = (0..count).map(|n| tokio::spawn(stage.token(&body(&n.to_string())).send())).collect();
     let mut replies = Vec::new();
-    for asked in asking {
-        replies.push(soon("a reply", asked).await.expect("no panic"));
+    for request in requests {
+        replies.push(soon("a reply", request).await.expect("no panic"));
     }
     replies
 }
@@ -24,29 +24,29 @@ fn assert_refused(reply: &Reply, status: u16, code: &str) {
 }
 
 #[tokio::test]
-async fn sixteen_flights_at_once_whoever_waits_for_them_and_the_rest_in_their_turn() {
+async fn sixteen_fetches_run_at_once_and_the_rest_wait() {
     let stage = Scene::new().start().await;
     let gate = stage.emulator.gate();
-    let mut asking = Vec::new();
+    let mut requests = Vec::new();
     for n in 0..18 {
         for _ in 0..3 {
-            asking.push(stage.token(&body(&n.to_string())).begin().await);
+            requests.push(stage.token(&body(&n.to_string())).begin().await);
         }
     }
     soon("the first", stage.emulator.wait_for_requests(16)).await;
     for _ in 0..5 {
         stage.caught_up().await;
     }
-    assert_eq!(stage.emulator.received().len(), 16, "three callers of one key have one place");
+    assert_eq!(stage.emulator.received().len(), 16, "requests for one key share a slot");
     gate.open();
-    for asked in asking {
-        assert_eq!(asked.reply().await.status, 200);
+    for request in requests {
+        assert_eq!(request.reply().await.status, 200);
     }
     assert_eq!(stage.emulator.received().len(), 18);
 }
 
 #[tokio::test]
-async fn who_waits_5_s_for_a_place_is_told_so_and_what_is_cached_needs_none() {
+async fn waiting_5_s_for_a_slot_fails_and_cached_tokens_need_none() {
     let stage = Scene::new().start().await;
     let cached = stage.slack_token().await;
     let gate = stage.emulator.gate();
@@ -63,8 +63,8 @@ async fn who_waits_5_s_for_a_place_is_told_so_and_what_is_cached_needs_none() {
     stage.caught_up().await;
     let replies = tokio::spawn(async {
         let mut replies = Vec::new();
-        for asked in waiting {
-            replies.push(asked.reply_at_last().await);
+        for request in waiting {
+            replies.push(request.reply_at_last().await);
         }
         replies
     });
@@ -74,34 +74,38 @@ async fn who_waits_5_s_for_a_place_is_told_so_and_what_is_cached_needs_none() {
     for reply in soon("the replies", replies).await.expect("no panic") {
         assert_refused(&reply, 503, "overloaded");
     }
-    assert_eq!(stage.slack_token().await, cached, "nor does a forced request that never went out replace it");
+    assert_eq!(stage.slack_token().await, cached, "an unsent forced request does not replace it");
     let upstream = &stage.status().await["upstream"];
-    assert_eq!((&upstream["requests"], &upstream["errors"]), (&17.into(), &0.into()), "it is none of upstream's");
+    assert_eq!(
+        (&upstream["requests"], &upstream["errors"]),
+        (&17.into(), &0.into()),
+        "these are not upstream's errors"
+    );
 
     gate.open();
-    for asked in under_way {
-        assert_eq!(asked.reply().await.status, 200);
+    for request in under_way {
+        assert_eq!(request.reply().await.status, 200);
     }
     assert_eq!(stage.token("{}").send().await.status, 200);
     assert_eq!(stage.emulator.received().len(), 18);
 }
 
 #[tokio::test]
-async fn a_place_is_given_back_however_its_request_ends() {
+async fn a_slot_is_released_however_its_request_ends() {
     let stage = Scene::new().start().await;
     for trouble in [Trouble::Reset, Trouble::Truncate, Trouble::Hang] {
         let hangs = matches!(trouble, Trouble::Hang);
         stage.emulator.inject(Fault::always(trouble).on("github"));
-        let mut asking = Vec::new();
+        let mut requests = Vec::new();
         for n in 0..16 {
             let request = stage.request("POST", "/v1/connect/token/github%2Facme-github").json(&body(&n.to_string()));
-            asking.push(stage.under_way(request).await);
+            requests.push(stage.under_way(request).await);
         }
         if hangs {
             let_timers_pass(Duration::from_secs(20)).await;
         }
-        for asked in asking {
-            assert!(asked.reply().await.status >= 502);
+        for request in requests {
+            assert!(request.reply().await.status >= 502);
         }
         assert_eq!(stage.token(&body("next")).send().await.status, 200);
         let_upstream_recover().await;
@@ -109,20 +113,20 @@ async fn a_place_is_given_back_however_its_request_ends() {
 }
 
 #[tokio::test]
-async fn beyond_40_at_once_and_20_a_second_requests_are_refused_and_the_refusal_does_not_stick() {
+async fn bursts_over_40_and_20_per_second_are_refused_and_refusals_are_not_cached() {
     let stage = Scene::new().start().await;
     let cached = stage.slack_token().await;
     let replies = flood(&stage, 200).await;
-    let taken = replies.iter().filter(|reply| reply.status == 200).count();
-    // How many more than 39 depends on how long it took.
-    assert!((39..200).contains(&taken), "{taken}");
+    let answered = replies.iter().filter(|reply| reply.status == 200).count();
+    // More than 39 if it took longer.
+    assert!((39..200).contains(&answered), "{answered}");
     let refused: Vec<_> = (0..200).filter(|n| replies[*n].status != 200).collect();
     for n in &refused {
         assert_refused(&replies[*n], 429, "local_rate_limit");
     }
-    assert_eq!(stage.emulator.received().len(), 1 + taken);
+    assert_eq!(stage.emulator.received().len(), 1 + answered);
     let upstream = &stage.status().await["upstream"];
-    assert_eq!((&upstream["requests"], &upstream["errors"]), (&(1 + taken).into(), &0.into()), "unsent, not failed");
+    assert_eq!((&upstream["requests"], &upstream["errors"]), (&(1 + answered).into(), &0.into()), "unsent, not failed");
     assert_eq!(stage.slack_token().await, cached);
 
     let_upstream_recover().await;
@@ -131,7 +135,7 @@ async fn beyond_40_at_once_and_20_a_second_requests_are_refused_and_the_refusal_
 }
 
 #[tokio::test]
-async fn a_revocation_gets_through_at_any_rate_and_counts() {
+async fn revocations_are_never_refused_but_count() {
     let stage = Scene::new().start().await;
     let revocation = stage.request("DELETE", "/v1/connect/connectors/slack%2Facme-slack/tokens");
     let mut revoked = 0;

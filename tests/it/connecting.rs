@@ -1,5 +1,5 @@
-//! On the way to a connection with upstream: the addresses of its name, which of them answer, and whose certificate is
-//! shown there. Nothing is said to anybody else (docs/security.md U).
+//! Connecting to upstream: name resolution, choice of address, and certificate verification. Nothing is sent to any
+//! other server (docs/security.md U).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::support::tls::{authority, listen, server};
 use crate::support::{Scene, Stage, is_over, let_timers_pass, soon};
 
-/// A sidecar that trusts this authority.
+/// A sidecar that trusts this CA.
 async fn trusting(pem: &str, upstream: SocketAddr) -> Stage {
     let dir = tempfile::tempdir().expect("a directory");
     let path: PathBuf = dir.path().join("ca.pem");
@@ -24,7 +24,7 @@ async fn trusting(pem: &str, upstream: SocketAddr) -> Stage {
     Scene::new().env("CONNECT_SIDECAR_UPSTREAM_CA", &path).upstream(&format!("https://{upstream}")).start().await
 }
 
-/// The hint, of an error in TLS.
+/// Expects a TLS error and returns its hint.
 async fn tls_failure(stage: &Stage, what: &str) -> Option<String> {
     let reply = stage.token("{}").send().await;
     assert_eq!((reply.status, reply.code().as_str()), (502, "upstream_tls"), "{what}: {}", reply.text());
@@ -33,7 +33,7 @@ async fn tls_failure(stage: &Stage, what: &str) -> Option<String> {
 }
 
 #[tokio::test]
-async fn only_a_valid_certificate_of_a_trusted_authority_for_that_name_will_do() {
+async fn only_a_valid_trusted_certificate_for_the_name_is_accepted() {
     const HERE: &str = "127.0.0.1";
     let (pem, trusted) = authority("Trusted");
     let (_, stranger) = authority("Stranger");
@@ -62,7 +62,7 @@ async fn only_a_valid_certificate_of_a_trusted_authority_for_that_name_will_do()
 }
 
 #[tokio::test]
-async fn nobody_is_spoken_to_in_an_old_version_of_tls() {
+async fn old_tls_versions_are_refused() {
     fn record(kind: u8, payload: &[u8]) -> Vec<u8> {
         [&[kind, 3, 2, 0, u8::try_from(payload.len()).expect("short")], payload].concat()
     }
@@ -73,30 +73,30 @@ async fn nobody_is_spoken_to_in_an_old_version_of_tls() {
         ("an alert about the version", record(21, &[2, 70])),
         ("an alert about the name", record(21, &[2, 112])),
     ] {
-        let (heard, hearing) = watch::channel(Vec::new());
-        let heard = Arc::new(heard);
+        let (sender, received) = watch::channel(Vec::new());
+        let sender = Arc::new(sender);
         let addr = listen(V4, move |mut stream| {
-            let (heard, answer) = (heard.clone(), answer.clone());
+            let (sender, answer) = (sender.clone(), answer.clone());
             async move {
                 let mut bytes = Vec::new();
                 let _ = stream.read_buf(&mut bytes).await;
                 let _ = stream.write_all(&answer).await;
                 while stream.read_buf(&mut bytes).await.is_ok_and(|n| n > 0) {}
-                heard.send_modify(|all| all.push(bytes));
+                sender.send_modify(|all| all.push(bytes));
             }
         })
         .await;
         let stage = trusting(&authority("any").0, addr).await;
         tls_failure(&stage, what).await;
-        let heard = hearing.borrow().concat();
+        let received = received.borrow().concat();
         for secret in ["POST", "Bearer", "slack"] {
-            assert!(!heard.windows(secret.len()).any(|w| w == secret.as_bytes()), "{what}: {secret}");
+            assert!(!received.windows(secret.len()).any(|w| w == secret.as_bytes()), "{what}: {secret}");
         }
     }
 }
 
 #[tokio::test]
-async fn connects_name_may_not_lead_to_this_machine_and_one_that_was_given_may() {
+async fn the_default_upstream_may_not_resolve_to_this_machine_but_a_configured_one_may() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
     for addresses in [
@@ -116,22 +116,22 @@ async fn connects_name_may_not_lead_to_this_machine_and_one_that_was_given_may()
         let reply = stage.token("{}").send().await;
         assert_eq!((reply.status, reply.code().as_str()), (508, "loop_detected"), "{addresses:?}: {}", reply.text());
         let error = &reply.json()["error"];
-        let said = format!(
+        let expected = format!(
             "The name of https://api.vercel.com resolves to this machine ({}): nothing was sent there.",
             addresses.last().expect("one")
         );
-        assert_eq!(error["message"], said);
+        assert_eq!(error["message"], expected);
         assert!(error["hint"].as_str().is_some_and(|hint| hint.contains("/etc/hosts")), "{error}");
         assert_eq!(stage.status().await["upstream"]["errors"], 1);
     }
     let connected = tokio::time::timeout(Duration::ZERO, listener.accept()).await;
-    assert!(connected.is_err(), "nobody was connected to");
+    assert!(connected.is_err(), "no connection was made");
 
     let stage = Scene::new().tls().upstream("https://localhost").resolving(|emulator| vec![emulator]).start().await;
     assert_eq!(stage.token("{}").send().await.status, 200);
 }
 
-/// An address that swallows what is sent to it: its queue of connections is full, and nobody takes one from it.
+/// An address that does not answer: a listener with a full backlog that never accepts.
 struct BlackHole {
     addr: SocketAddr,
     _sockets: Vec<Socket>,
@@ -164,8 +164,8 @@ fn has_v6() -> bool {
 }
 
 #[tokio::test]
-async fn an_address_that_does_not_answer_gives_way_to_the_next_in_time() {
-    for (what, ip, gives_way_after) in [
+async fn the_next_address_is_tried_when_one_does_not_answer() {
+    for (what, ip, tried_after) in [
         ("of the same family", IpAddr::from([127, 0, 0, 2]), Duration::from_millis(2000)),
         ("of the other family", V6, Duration::from_millis(300)),
     ] {
@@ -173,13 +173,13 @@ async fn an_address_that_does_not_answer_gives_way_to_the_next_in_time() {
             continue;
         }
         let hole = BlackHole::at(ip);
-        let swallows = hole.addr;
-        let addresses = move |emulator| vec![swallows, emulator];
+        let dead = hole.addr;
+        let addresses = move |emulator| vec![dead, emulator];
         let stage = Scene::new().tls().upstream("https://localhost").resolving(addresses).start().await;
         let sent = stage.token("{}").begin().await;
         stage.caught_up().await;
         let reply = tokio::spawn(sent.reply_at_last());
-        let_timers_pass(gives_way_after - Duration::from_millis(200)).await;
+        let_timers_pass(tried_after - Duration::from_millis(200)).await;
         assert!(!is_over(&reply, &stage).await, "{what}");
         let_timers_pass(Duration::from_millis(300)).await;
         let reply = soon("the reply", reply).await.expect("no panic");
@@ -189,7 +189,7 @@ async fn an_address_that_does_not_answer_gives_way_to_the_next_in_time() {
 }
 
 #[tokio::test]
-async fn where_no_address_answers_that_is_said_within_5_s() {
+async fn no_answering_address_is_reported_within_5_s() {
     let holes = [IpAddr::from([127, 0, 0, 2]), IpAddr::from([127, 0, 0, 3]), V6];
     let holes: Vec<_> = holes.into_iter().filter(|ip| *ip != V6 || has_v6()).map(BlackHole::at).collect();
     let addresses = holes.iter().map(|hole| hole.addr).collect();
@@ -206,7 +206,7 @@ async fn where_no_address_answers_that_is_said_within_5_s() {
 }
 
 #[tokio::test]
-async fn one_address_that_works_is_enough() {
+async fn one_working_address_is_enough() {
     let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
     let closed_v6 = SocketAddr::from((V6, closed.port()));
     for first in [closed, closed_v6] {

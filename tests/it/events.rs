@@ -1,4 +1,4 @@
-//! `GET /_sidecar/v1/events`: what happens, as it happens, and no secret among it (docs/http.md section 5).
+//! `GET /_sidecar/v1/events`: recent and live events, without secrets (docs/http.md section 5).
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use crate::support::{Scene, Stage, fingerprint, soon};
 
 const APP: &str = r#"{"subject":{"type":"app"}}"#;
 
-/// Listens, and has read what was before.
-async fn listen(stage: &Stage) -> (Sent, String) {
+/// Opens a stream and reads its past events.
+async fn subscribe(stage: &Stage) -> (Sent, String) {
     let mut stream = stage.request("GET", "/_sidecar/v1/events").begin().await;
-    // The last of what was before is an empty line.
-    let past = soon("what was before", stream.until("\n\n\r\n")).await;
+    // An empty line ends the past events.
+    let past = soon("the past events", stream.until("\n\n\r\n")).await;
     (stream, past)
 }
 
@@ -26,20 +26,20 @@ async fn next(stream: &mut Sent) -> serde_json::Value {
     events(&read).pop().expect("an event")
 }
 
-/// The events in what was read, in their order.
+/// Parses the events, in order.
 fn events(read: &str) -> Vec<serde_json::Value> {
     read.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
 #[tokio::test]
-async fn what_was_before_comes_first_and_then_each_thing_as_it_happens() {
+async fn past_events_come_first_and_then_live_ones() {
     let mut stage = Scene::new().start().await;
     let token = stage.slack_token().await;
     stage.slack_token().await;
-    let (mut stream, past) = listen(&stage).await;
+    let (mut stream, past) = subscribe(&stage).await;
     let past = events(&past);
     let caches: Vec<_> = past.iter().map(|event| event["cache"].as_str().unwrap_or_default()).collect();
-    assert_eq!(caches, ["miss", "hit"], "also a hit that nobody heard: {past:?}");
+    assert_eq!(caches, ["miss", "hit"], "also a hit without subscribers: {past:?}");
     assert_eq!(
         (&past[0]["event"], &past[0]["cache"], &past[0]["status"]),
         (&"request".into(), &"miss".into(), &200.into())
@@ -61,24 +61,24 @@ async fn what_was_before_comes_first_and_then_each_thing_as_it_happens() {
     let fresh = stage.fresh_token(Duration::from_secs(600));
     stage.write_env(&fresh);
     stage.uses(&fresh).await;
-    let mut told = Vec::new();
-    while told.len() < 2 || !told.contains(&"rotation".to_owned()) {
+    let mut kinds = Vec::new();
+    while kinds.len() < 2 || !kinds.contains(&"rotation".to_owned()) {
         let event = next(&mut stream).await;
         assert_eq!(event["project"], "acme/web");
-        told.push(event["event"].as_str().unwrap_or_default().to_owned());
+        kinds.push(event["event"].as_str().unwrap_or_default().to_owned());
     }
-    assert!(told.contains(&"warning".to_owned()), "{told:?}");
+    assert!(kinds.contains(&"warning".to_owned()), "{kinds:?}");
 }
 
 #[tokio::test]
-async fn a_token_that_comes_where_there_was_none_is_told_and_no_rotation() {
+async fn a_first_token_is_published_but_not_counted_as_rotation() {
     let mut stage = Scene::new().without_env_file().start().await;
-    let (mut stream, past) = listen(&stage).await;
+    let (mut stream, past) = subscribe(&stage).await;
     assert_eq!(events(&past).len(), 0, "{past}");
     let first = stage.fresh_token(DEVELOPMENT_LIFE);
     stage.write_env(&first);
-    let told = next(&mut stream).await;
-    assert_eq!((&told["event"], &told["fingerprint"]), (&"rotation".into(), &fingerprint(&first).into()));
+    let event = next(&mut stream).await;
+    assert_eq!((&event["event"], &event["fingerprint"]), (&"rotation".into(), &fingerprint(&first).into()));
     let rotations = async |stage: &Stage| {
         let metrics = stage.request("GET", "/metrics").send().await.text();
         let line = metrics.lines().find(|line| line.starts_with("connect_sidecar_oidc_rotations_total"));
@@ -89,22 +89,22 @@ async fn a_token_that_comes_where_there_was_none_is_told_and_no_rotation() {
     let second = stage.fresh_token(DEVELOPMENT_LIFE);
     stage.write_env(&second);
     stage.uses(&second).await;
-    let told = next(&mut stream).await;
-    assert_eq!((&told["event"], &told["fingerprint"]), (&"rotation".into(), &fingerprint(&second).into()));
+    let event = next(&mut stream).await;
+    assert_eq!((&event["event"], &event["fingerprint"]), (&"rotation".into(), &fingerprint(&second).into()));
     assert_eq!(rotations(&stage).await, "1");
 
     let stage = Scene::new().start().await;
     stage.reloader.reload().await;
-    let (_, past) = listen(&stage).await;
-    assert_eq!(events(&past).len(), 0, "what was there at the start is no event: {past}");
+    let (_, past) = subscribe(&stage).await;
+    assert_eq!(events(&past).len(), 0, "the token present at the start is not an event: {past}");
     assert_eq!(rotations(&stage).await, "0");
 }
 
 #[tokio::test]
-async fn a_request_that_the_sidecar_itself_answers_is_told_with_its_code() {
+async fn an_error_of_the_sidecar_is_published_with_its_code() {
     let stage = Scene::new().without_env_file().start().await;
     assert_eq!(stage.token(APP).send().await.status, 503);
-    let (_, past) = listen(&stage).await;
+    let (_, past) = subscribe(&stage).await;
     let past = events(&past);
     assert_eq!(past.last().map(|event| &event["code"]), Some(&"oidc_token_missing".into()), "{past:?}");
     let last = past.last().expect("an event");
@@ -113,13 +113,13 @@ async fn a_request_that_the_sidecar_itself_answers_is_told_with_its_code() {
 }
 
 #[tokio::test]
-async fn a_request_that_asks_connect_for_nothing_is_told_once_and_counted() {
+async fn a_refusal_is_published_once_and_counted() {
     let stage = Scene::new().start().await;
     stage.request("GET", "/healthz").header("host", "evil.example").send().await;
     stage.request("GET", "/nowhere").send().await;
     stage.token("not JSON").send().await;
-    let (_, past) = listen(&stage).await;
-    let told = |event: &serde_json::Value| {
+    let (_, past) = subscribe(&stage).await;
+    let fields = |event: &serde_json::Value| {
         ["event", "code", "method", "path", "command"].map(|field| event[field].as_str().unwrap_or_default().to_owned())
     };
     let expected = [
@@ -127,18 +127,18 @@ async fn a_request_that_asks_connect_for_nothing_is_told_once_and_counted() {
         ["refusal", "route_not_found", "GET", "/nowhere", ""],
         ["request", "bad_json", "", "", ""],
     ];
-    assert_eq!(events(&past).iter().map(told).collect::<Vec<_>>(), expected.map(|line| line.map(str::to_owned)));
+    assert_eq!(events(&past).iter().map(fields).collect::<Vec<_>>(), expected.map(|line| line.map(str::to_owned)));
     assert!(events(&past).iter().all(|event| event["hint"].is_string() && event["message"].is_string()), "{past}");
-    // A health check that is refused is no app that was let down.
+    // A refused health check is not a failure.
     assert_eq!(stage.status().await["failures"]["count"], 2);
 }
 
 #[tokio::test]
-async fn who_asks_for_problems_hears_what_goes_wrong_from_then_on_and_nothing_else() {
+async fn only_problems_from_then_on_are_sent_on_request() {
     let stage = Scene::new().start().await;
     stage.token("not JSON").send().await;
     let mut stream = stage.request("GET", "/_sidecar/v1/events?only=problems").begin().await;
-    let past = soon("what was before", stream.until("\n\r\n")).await;
+    let past = soon("the past events", stream.until("\n\r\n")).await;
     assert_eq!(events(&past), [serde_json::Value::Null; 0]);
     stage.slack_token().await;
     stage.slack_token().await;
@@ -146,23 +146,23 @@ async fn who_asks_for_problems_hears_what_goes_wrong_from_then_on_and_nothing_el
     assert_eq!(next(&mut stream).await["code"], "not_found");
     stage.request("GET", "/nowhere").send().await;
     assert_eq!(next(&mut stream).await["code"], "route_not_found");
-    assert!(!stage.server.proxy().events.is_heard(), "no hit is told for its sake");
+    assert!(!stage.server.proxy().events.is_heard(), "hits are not published for this stream");
 }
 
 #[tokio::test]
-async fn nothing_secret_is_among_it() {
+async fn events_contain_no_secrets() {
     let stage = Scene::new().start().await;
-    let (mut stream, _) = listen(&stage).await;
+    let (mut stream, _) = subscribe(&stage).await;
     let body = r#"{"subject":{"type":"user","id":"CANARYUSER"},"scopes":["CANARYSCOPE"]}"#;
     stage.token(body).header("x-canary", "CANARYHEADER").send().await;
-    let given = stage.slack_token().await;
+    let token = stage.slack_token().await;
     stage.slack_token().await;
-    let heard = soon("all of it", stream.until(r#""cache":"hit""#)).await;
-    assert!(!heard.contains("CANARY") && !heard.contains(&given), "{heard}");
+    let read = soon("all events", stream.until(r#""cache":"hit""#)).await;
+    assert!(!read.contains("CANARY") && !read.contains(&token), "{read}");
 }
 
 #[tokio::test]
-async fn it_takes_the_key_of_a_browser_and_get_alone() {
+async fn browsers_need_the_key_and_only_get_is_accepted() {
     let stage = Scene::new().start().await;
     let from_page = stage.request("GET", "/_sidecar/v1/events").header("sec-fetch-site", "same-origin");
     from_page.clone().send().await.assert_refused(401, "key_required", "a page without the key");
@@ -179,7 +179,7 @@ async fn it_takes_the_key_of_a_browser_and_get_alone() {
 }
 
 #[tokio::test]
-async fn a_listener_is_no_reason_to_wait_at_the_end() {
+async fn open_streams_do_not_delay_the_shutdown() {
     let desk = Desk::new().await;
     let serving = desk.serve(&[]).await;
     let mut stream = get(&serving, "/_sidecar/v1/events").begin().await;
@@ -192,20 +192,20 @@ async fn a_listener_is_no_reason_to_wait_at_the_end() {
 }
 
 #[tokio::test]
-async fn only_so_many_may_listen_and_apps_have_their_places_whatever_those_do() {
+async fn streams_are_limited_and_do_not_block_token_requests() {
     let stage = Scene::new().start().await;
-    let mut listeners = Vec::new();
+    let mut streams = Vec::new();
     for _ in 0..16 {
-        listeners.push(listen(&stage).await);
+        streams.push(subscribe(&stage).await);
     }
     let one_more = stage.request("GET", "/_sidecar/v1/events");
     one_more.clone().send().await.assert_refused(503, "overloaded", "one too many");
     assert_eq!(stage.token(APP).send().await.status, 200);
-    drop(listeners.pop());
-    let is_let_in = async {
+    drop(streams.pop());
+    let accepted = async {
         while one_more.clone().begin().await.until("\r\n").await.contains("503") {
             tokio::task::yield_now().await;
         }
     };
-    soon("the place of one who is gone", is_let_in).await;
+    soon("a free slot", accepted).await;
 }

@@ -1,9 +1,8 @@
-//! Who may ask, and how: what holds for every path, and in which order it is checked, tried from outside on the real
-//! server.
+//! Access rules that hold for every path, and the order of the checks, tested against the real server.
 //!
-//! Whatever is refused gets its own code with its status, the safe headers of every reply, and nothing of it goes
-//! upstream. Hosts, origins, paths and framings one by one are in `policy`; the unit tests of `proxy::guard`,
-//! `proxy::route` and `proxy::key` go through more spellings.
+//! Each refusal has its own status and code and the safe headers of every response, and sends nothing upstream.
+//! Individual hosts, origins, paths and framings are tested in `policy`, and more spellings in the unit tests of
+//! `proxy::guard`, `proxy::route` and `proxy::key`.
 
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -17,7 +16,7 @@ use crate::support::http::{APP, Reply, Request, token_head};
 use crate::support::tunnel::Run;
 use crate::support::{SLACK, Scene, Stage, let_timers_pass, soon};
 
-/// Paths of every kind: Connect's, our own, and none.
+/// Paths of every kind: Connect's, the sidecar's own, and an unknown one.
 const PATHS: [(&str, &str); 9] = [
     ("POST", SLACK),
     ("GET", "/v1/connect/connectors/slack%2Facme-slack"),
@@ -30,8 +29,8 @@ const PATHS: [(&str, &str); 9] = [
     ("GET", "/nowhere"),
 ];
 
-/// Sends a request that is refused with this code before anything goes upstream.
-async fn refused(stage: &Stage, request: Request, status: u16, code: &str) -> Reply {
+/// Sends a request that must be refused with this code, without sending anything upstream.
+async fn assert_refused(stage: &Stage, request: Request, status: u16, code: &str) -> Reply {
     let before = stage.emulator.received().len();
     let what = String::from_utf8_lossy(&request.bytes()).into_owned();
     let reply = request.send().await;
@@ -40,7 +39,7 @@ async fn refused(stage: &Stage, request: Request, status: u16, code: &str) -> Re
     reply
 }
 
-async fn passes(request: Request) -> Reply {
+async fn assert_ok(request: Request) -> Reply {
     let what = String::from_utf8_lossy(&request.bytes()).into_owned();
     let reply = request.send().await;
     assert_eq!(reply.status, 200, "{what}: {}", reply.text());
@@ -48,7 +47,7 @@ async fn passes(request: Request) -> Reply {
 }
 
 #[tokio::test]
-async fn the_gates_stand_before_every_path() {
+async fn the_checks_apply_to_every_path() {
     let stage = Scene::new().start().await;
     for (method, path) in PATHS {
         for (name, value, status, code) in [
@@ -60,7 +59,7 @@ async fn the_gates_stand_before_every_path() {
             ("cdn-loop", "connect-sidecar", 508, "loop_detected"),
             ("expect", "something", 417, "expectation_failed"),
         ] {
-            refused(&stage, stage.request(method, path).header(name, value), status, code).await;
+            assert_refused(&stage, stage.request(method, path).header(name, value), status, code).await;
         }
     }
 }
@@ -82,25 +81,25 @@ async fn every_reply_has_the_safe_headers() {
 }
 
 #[tokio::test]
-async fn our_own_page_reads_the_state_with_the_key_and_nothing_else() {
+async fn the_status_page_may_read_the_status_with_the_key_but_not_tokens() {
     let stage = Scene::new().start().await;
     let from_our_page = |method, path| stage.request(method, path).header("sec-fetch-site", "same-origin");
     let status = from_our_page("GET", "/_sidecar/v1/status");
-    refused(&stage, status.clone(), 401, "key_required").await;
-    refused(&stage, status.clone().header("sidecar-key", "guessed"), 401, "key_required").await;
-    passes(status.header("sidecar-key", &stage.key())).await;
+    assert_refused(&stage, status.clone(), 401, "key_required").await;
+    assert_refused(&stage, status.clone().header("sidecar-key", "guessed"), 401, "key_required").await;
+    assert_ok(status.header("sidecar-key", &stage.key())).await;
     let token = from_our_page("POST", SLACK).json(APP).header("sidecar-key", &stage.key());
-    refused(&stage, token, 403, "browser_request_refused").await;
+    assert_refused(&stage, token, 403, "browser_request_refused").await;
 }
 
 #[tokio::test]
-async fn with_a_key_required_only_health_and_the_empty_page_are_open() {
+async fn a_required_key_is_needed_except_for_health_and_the_page() {
     let stage = Scene::new().toml("require_key = true").start().await;
     let key = stage.key();
     for (method, path) in PATHS {
         let request = stage.request(method, path).json(APP);
         if matches!(path, "/healthz" | "/readyz" | "/_sidecar/") {
-            passes(request).await;
+            assert_ok(request).await;
             continue;
         }
         let wrong = [
@@ -114,21 +113,21 @@ async fn with_a_key_required_only_health_and_the_empty_page_are_open() {
         ];
         let wrong = wrong.iter().map(|key| request.clone().header("sidecar-key", key));
         for request in wrong.chain([request.clone()]) {
-            refused(&stage, request, 401, "key_required").await;
+            assert_refused(&stage, request, 401, "key_required").await;
         }
         let reply = request.header("sidecar-key", &key).send().await;
         assert_ne!(reply.status, 401, "{method} {path}");
     }
     assert!(!stage.logs.lines().iter().any(|line| line.contains(&key)));
     let received = stage.emulator.received();
-    assert!(!received.is_empty() && !format!("{received:?}").contains(&key), "it goes no further");
+    assert!(!received.is_empty() && !format!("{received:?}").contains(&key), "the key is not sent upstream");
     let file = stage.dir().join(format!("state/connect-sidecar/{}.json", stage.addr.port()));
     let mode = std::fs::metadata(file).expect("a file").permissions().mode();
-    assert_eq!(mode & 0o7777, 0o600, "who has the key is us alone");
+    assert_eq!(mode & 0o7777, 0o600, "the key is private to our user");
 }
 
 #[tokio::test]
-async fn each_path_takes_its_methods_only() {
+async fn each_path_accepts_only_its_methods() {
     let stage = Scene::new().start().await;
     for (path, allowed) in [
         (SLACK, "POST"),
@@ -144,18 +143,19 @@ async fn each_path_takes_its_methods_only() {
     ] {
         for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "FOO"] {
             if !allowed.split(", ").any(|m| m == method) {
-                let reply = refused(&stage, stage.request(method, path).json("{}"), 405, "method_not_allowed").await;
+                let reply =
+                    assert_refused(&stage, stage.request(method, path).json("{}"), 405, "method_not_allowed").await;
                 assert_eq!(reply.header("allow"), Some(allowed), "{method} {path}");
             }
         }
     }
     assert_eq!(stage.request("HEAD", SLACK).send().await.status, 405);
-    passes(stage.token(APP).header("x-http-method-override", "DELETE")).await;
+    assert_ok(stage.token(APP).header("x-http-method-override", "DELETE")).await;
     assert!(!stage.emulator.received()[0].headers.contains_key("x-http-method-override"));
 }
 
 #[tokio::test]
-async fn a_refused_caller_that_is_still_sending_is_heard_out() {
+async fn the_rest_of_a_refused_body_is_read() {
     let stage = Scene::new().start().await;
     let mut stream = TcpStream::connect(stage.addr).await.expect("a connection");
     let head = token_head("1.1", "Content-Length: 200000\r\n").replace("{P}", &stage.addr.port().to_string());
@@ -163,20 +163,20 @@ async fn a_refused_caller_that_is_still_sending_is_heard_out() {
     let mut reply = Vec::new();
     soon("the reply", stream.read_to_end(&mut reply)).await.expect("read");
     Reply::parse(&reply).assert_refused(413, "body_too_large", "announced");
-    // A socket that was closed answers the first of these with a reset, which fails the second.
+    // If the socket were closed, the first write would cause a reset and the second would fail.
     for _ in 0..2 {
-        stream.write_all(&[b' '; 100_000]).await.expect("it still listens");
+        stream.write_all(&[b' '; 100_000]).await.expect("the socket is still open");
     }
 }
 
-/// What comes until the end once `bytes` were sent, the caller's half was closed, and upstream has made it wait.
+/// Sends `bytes`, closes the sending side while upstream is slow, and returns the responses.
 async fn half_closed<S: AsyncRead + AsyncWrite + Unpin>(stage: &Stage, mut stream: S, bytes: &[u8]) -> Vec<Reply> {
     let gate = stage.emulator.gate();
     let before = stage.emulator.received().len();
     stream.write_all(bytes).await.expect("written");
     stream.shutdown().await.expect("half closed");
     soon("the request upstream", stage.emulator.wait_for_requests(before + 1)).await;
-    // Also once it was looked whether the caller is still there.
+    // Long enough for the server to check whether the client is still there.
     for _ in 0..3 {
         let_timers_pass(Duration::from_secs(1)).await;
         stage.caught_up().await;
@@ -188,7 +188,7 @@ async fn half_closed<S: AsyncRead + AsyncWrite + Unpin>(stage: &Stage, mut strea
 }
 
 #[tokio::test]
-async fn a_caller_that_closes_its_half_gets_its_answers() {
+async fn a_half_closed_client_gets_its_responses() {
     let state = tempfile::tempdir().expect("a directory");
     let socket = state.path().join("run/s");
     let stage = Scene::new().toml(&format!("unix_socket = \"{}\"", socket.display())).start().await;
@@ -216,10 +216,10 @@ async fn a_caller_that_closes_its_half_gets_its_answers() {
 
     let opened = Run::of(&stage).await.open("api.vercel.com").await;
     let bytes = opened.request("POST", SLACK).json(&body("f")).kept_alive();
-    assert_eq!(half_closed(&stage, opened.stream, &bytes).await.len(), 1, "an opened tunnel");
+    assert_eq!(half_closed(&stage, opened.stream, &bytes).await.len(), 1, "an intercepted tunnel");
 }
 
-/// How many connections there are, besides the one that asks.
+/// The number of connections, apart from the one that reads the metrics.
 async fn connections(stage: &Stage) -> usize {
     let metrics = stage.request("GET", "/metrics").send().await.text();
     let line = metrics.lines().find_map(|line| line.strip_prefix("connect_sidecar_connections "));
@@ -227,7 +227,7 @@ async fn connections(stage: &Stage) -> usize {
 }
 
 #[tokio::test]
-async fn a_caller_that_closes_its_half_and_then_leaves_is_let_go_and_its_token_kept() {
+async fn a_half_closed_client_that_leaves_is_disconnected_and_its_token_cached() {
     let state = tempfile::tempdir().expect("a directory");
     let socket = state.path().join("run/s");
     let stage = Scene::new().toml(&format!("unix_socket = \"{}\"", socket.display())).start().await;
@@ -237,18 +237,18 @@ async fn a_caller_that_closes_its_half_and_then_leaves_is_let_go_and_its_token_k
         let body = format!(r#"{{"scopes":["{way}"]}}"#);
         let request = stage.token(&body);
         let begun = soon("the request upstream", stage.emulator.wait_for_requests(number + 1));
-        // Each is held until it has closed its half, was found there, and has left.
+        // The gate stays closed while the client half-closes, is found to be there, and leaves.
         match way {
             "unix" => {
                 let mut stream = UnixStream::connect(&socket).await.expect("a connection");
                 stream.write_all(&request.header("host", "localhost").kept_alive()).await.expect("written");
-                leaves(&stage, stream, begun).await;
+                half_close_and_drop(&stage, stream, begun).await;
             }
             "tunnel" => {
                 let mut opened = run.open("api.vercel.com").await;
                 let bytes = opened.request("POST", SLACK).json(&body).kept_alive();
                 opened.stream.write_all(&bytes).await.expect("written");
-                leaves(&stage, opened.stream, begun).await;
+                half_close_and_drop(&stage, opened.stream, begun).await;
             }
             _ => {
                 let mut stream = TcpStream::connect(stage.addr).await.expect("a connection");
@@ -256,37 +256,41 @@ async fn a_caller_that_closes_its_half_and_then_leaves_is_let_go_and_its_token_k
                 if way == "reset" {
                     SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("an option");
                 }
-                leaves(&stage, stream, begun).await;
+                half_close_and_drop(&stage, stream, begun).await;
             }
         }
         gate.open();
-        assert_eq!(passes(stage.token(&body)).await.json()["connector"]["uid"], "slack/acme-slack", "{way}");
-        assert_eq!(stage.emulator.received().len(), number + 1, "{way}: what it had asked for is kept");
+        assert_eq!(assert_ok(stage.token(&body)).await.json()["connector"]["uid"], "slack/acme-slack", "{way}");
+        assert_eq!(stage.emulator.received().len(), number + 1, "{way}: the token it requested is cached");
     }
 }
 
-/// A caller whose request is under way closes its half, is there still, and leaves.
-async fn leaves<S: AsyncRead + AsyncWrite + Unpin>(stage: &Stage, mut stream: S, begun: impl Future<Output = ()>) {
+/// Half-closes a client whose request is being answered, checks that it stays connected, and drops it.
+async fn half_close_and_drop<S: AsyncRead + AsyncWrite + Unpin>(
+    stage: &Stage,
+    mut stream: S,
+    begun: impl Future<Output = ()>,
+) {
     begun.await;
     stream.shutdown().await.expect("half closed");
-    let looked = async || {
+    let check = async || {
         let_timers_pass(Duration::from_secs(1)).await;
         stage.caught_up().await;
     };
-    looked().await;
-    looked().await;
-    assert_eq!(connections(stage).await, 1, "it may wait for its answer");
+    check().await;
+    check().await;
+    assert_eq!(connections(stage).await, 1, "it may still receive its response");
     drop(stream);
-    let gone = async {
+    let disconnected = async {
         while connections(stage).await > 0 {
-            looked().await;
+            check().await;
         }
     };
-    soon("it to be let go", gone).await;
+    soon("the disconnect", disconnected).await;
 }
 
 #[tokio::test]
-async fn the_first_check_that_fails_answers() {
+async fn the_first_failing_check_determines_the_error() {
     let scene = Scene::new().toml("require_key = true\nconnectors.allow = [\"slack/acme-slack\"]");
     let stage = scene.without_env_file().start().await;
     let key = stage.key();
@@ -298,9 +302,9 @@ async fn the_first_check_that_fails_answers() {
         ("content-type", "text/plain"),
         ("sidecar-key", "wrong"),
     ];
-    let mended = ("sidecar-key", key.as_str());
-    let untyped = [wrong[4], mended];
-    let json = [("content-type", "application/json"), mended];
+    let correct_key = ("sidecar-key", key.as_str());
+    let untyped = [wrong[4], correct_key];
+    let json = [("content-type", "application/json"), correct_key];
     for (status, code, method, target, headers, body) in [
         (400, "bad_framing", "PUT", "//v1/connect/token/%25?q", &wrong[..], None),
         (403, "host_not_allowed", "PUT", "//v1/connect/token/%25?q", &wrong[1..], Some("[")),
@@ -323,12 +327,12 @@ async fn the_first_check_that_fails_answers() {
             Some(body) => request.body(body),
             None => request,
         };
-        refused(&stage, request, status, code).await;
+        assert_refused(&stage, request, status, code).await;
     }
 }
 
 #[tokio::test]
-async fn an_instance_proves_that_it_has_its_key_and_tells_nobody_what_it_is() {
+async fn an_instance_proves_that_it_has_the_key_without_revealing_it() {
     let stage = Scene::new().env("CONNECT_SIDECAR_REQUIRE_KEY", "1").start().await;
     let (key, port) = (stage.key(), stage.addr.port());
     let nonce = "0123456789abcdef";

@@ -1,4 +1,4 @@
-//! Interception: what the programs of a run send to Vercel is answered here, and nobody else gets anything.
+//! Interception: requests of a run's programs to Vercel are answered by the sidecar, and all other clients are refused.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -22,7 +22,7 @@ use crate::support::{SLACK, Scene, soon};
 
 const API: &str = "api.vercel.com";
 
-/// A server that reads until the other side is done, and then sends all of it back.
+/// A server that reads until end of file and then sends everything back.
 async fn echo() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let addr = listener.local_addr().expect("an address");
@@ -38,13 +38,13 @@ async fn echo() -> SocketAddr {
     addr
 }
 
-/// Every name has the address of this machine, with the port that is asked for.
-fn all_names_are_here() -> Scene {
+/// Resolves every name to this machine, with the requested port.
+fn resolving_to_this_machine() -> Scene {
     Scene::new().resolving(|_| vec![(Ipv4Addr::LOCALHOST, 0).into()])
 }
 
 #[tokio::test]
-async fn vercels_hosts_are_opened_with_a_certificate_for_each_alone() {
+async fn vercels_hosts_are_intercepted_each_with_its_own_certificate() {
     let stage = Scene::new().start().await;
     let run = Run::of(&stage).await;
     for host in [API, "api-iad1.vercel.com", "ai-gateway.vercel.sh"] {
@@ -58,11 +58,11 @@ async fn vercels_hosts_are_opened_with_a_certificate_for_each_alone() {
         let validity = parsed.validity();
         assert!(validity.not_after.timestamp() - validity.not_before.timestamp() <= 24 * 3600);
     }
-    assert!(run.open("API.vercel.com").await.host.starts_with("API"), "a name is one however it is written");
+    assert!(run.open("API.vercel.com").await.host.starts_with("API"), "names are case-insensitive");
 }
 
 #[tokio::test]
-async fn a_program_of_a_run_gets_a_token_and_shares_it_with_all_others() {
+async fn tokens_are_shared_between_runs_and_plain_clients() {
     let stage = Scene::new().start().await;
     let run = Run::of(&stage).await;
     let mut opened = run.open(API).await;
@@ -74,7 +74,7 @@ async fn a_program_of_a_run_gets_a_token_and_shares_it_with_all_others() {
     let mut regional = other.open("api-iad1.vercel.com").await;
     assert_eq!(regional.send(slack(&regional)).await.token(), first.token());
     assert_eq!(stage.emulator.received().len(), 1);
-    assert_eq!(stage.logs.count("dropped"), 0, "the placeholder is no credential of the app's own");
+    assert_eq!(stage.logs.count("dropped"), 0, "the placeholder does not count as the app's own credential");
 }
 
 #[tokio::test]
@@ -82,8 +82,8 @@ async fn a_connection_carries_many_requests() {
     let stage = Scene::new().start().await;
     let run = Run::of(&stage).await;
     let mut opened = run.open(API).await;
-    let given = opened.send(slack(&opened)).await.token();
-    assert_eq!(opened.send(slack(&opened)).await.token(), given, "it may have no cache of its own");
+    let token = opened.send(slack(&opened)).await.token();
+    assert_eq!(opened.send(slack(&opened)).await.token(), token, "a client without a cache is served from ours");
     let refused = opened
         .send(opened.request("GET", "/v1/connect/connectors/slack%2Facme-slack").header("host", "x.example"))
         .await;
@@ -91,31 +91,31 @@ async fn a_connection_carries_many_requests() {
 }
 
 #[tokio::test]
-async fn an_sdk_with_a_cache_is_one_caller_on_all_its_connections() {
+async fn an_sdk_with_a_cache_is_one_client_on_all_its_connections() {
     let stage = Scene::new().start().await;
     let run = Run::of(&stage).await;
     let [mut first, mut second] = [run.open(API).await, run.open(API).await];
     let sdk = |opened: &Opened| slack(opened).header("user-agent", "vercel-connect/0.2.2 (Python/3.11.7)");
-    let given = first.send(sdk(&first)).await.token();
+    let token = first.send(sdk(&first)).await.token();
     let again = second.send(sdk(&second)).await;
-    assert_eq!(again.cache_status(), "connect-sidecar; fwd=request; stored; ttl=3570", "it was given that one");
-    assert_ne!(again.token(), given);
+    assert_eq!(again.cache_status(), "connect-sidecar; fwd=request; stored; ttl=3570", "it has this token already");
+    assert_ne!(again.token(), token);
     let named = sdk(&second).header("sidecar-client", "app-1");
-    assert_eq!(second.send(named).await.token(), again.token(), "it says itself who it is");
+    assert_eq!(second.send(named).await.token(), again.token(), "its own client id takes precedence");
 }
 
 #[tokio::test]
-async fn the_placeholder_goes_to_the_gateway_as_the_real_token_and_events_come_as_they_are_sent() {
+async fn the_gateway_gets_the_real_token_and_events_are_streamed() {
     let gateway = Gateway::open().await;
     let stage = Scene::new().toml(&gateway.setting()).start().await;
     let run = Run::of(&stage).await;
     let mut opened = run.open("ai-gateway.vercel.sh").await;
     let request = opened.request("POST", "/v3/ai/language-model").json("{}");
     let request = request.header("authorization", &format!("Bearer {}", run.placeholder()));
-    opened.stream.write_all(&request.kept_alive()).await.expect("taken");
+    opened.stream.write_all(&request.kept_alive()).await.expect("sent");
     let mut call = gateway.call().await;
     let bearer = call.values("authorization")[0].strip_prefix("Bearer ").expect("a bearer").to_owned();
-    assert!(fs::read_to_string(stage.env_path()).expect("a file").contains(&bearer), "the real one");
+    assert!(fs::read_to_string(stage.env_path()).expect("a file").contains(&bearer), "the real token");
     call.say("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n").await;
     for event in ["data: 1\n\n", "data: 2\n\n"] {
         call.say(format!("{:x}\r\n{event}\r\n", event.len())).await;
@@ -130,7 +130,7 @@ async fn the_placeholder_goes_to_the_gateway_as_the_real_token_and_events_come_a
 }
 
 #[tokio::test]
-async fn a_handshake_for_another_name_or_none_gets_no_certificate() {
+async fn a_handshake_for_another_name_gets_no_certificate() {
     let stage = Scene::new().start().await;
     let run = Run::of(&stage).await;
     for name in ["github.com", "ai-gateway.vercel.sh", "vercel.com", "127.0.0.1"] {
@@ -142,7 +142,7 @@ async fn a_handshake_for_another_name_or_none_gets_no_certificate() {
 }
 
 #[tokio::test]
-async fn a_program_that_does_not_trust_the_ca_is_told_of_once() {
+async fn an_untrusted_ca_is_reported_once() {
     let stage = Scene::new().tls().start().await;
     let run = Run::of(&stage).await;
     for _ in 0..2 {
@@ -156,7 +156,7 @@ async fn a_program_that_does_not_trust_the_ca_is_told_of_once() {
 }
 
 #[tokio::test]
-async fn strangers_are_asked_for_the_secret_and_get_nothing_else() {
+async fn clients_without_the_secret_get_407() {
     let stage = Scene::new().start().await;
     let run = Run::of(&stage).await;
     let credentials = run.proxy().strip_prefix("http://").and_then(|rest| rest.split_once('@')).expect("a URL").0;
@@ -191,13 +191,17 @@ async fn strangers_are_asked_for_the_secret_and_get_nothing_else() {
     assert_no_slice_of([secret, key.as_str()], &stage.logs.lines().join("\n"));
     let reply =
         run.connect("api.vercel.com:443").header("proxy-authorization", &run.authorization.replace("Basic", "bAsIc"));
-    assert_eq!(Reply::parse(&raw_head(run.addr, &reply.kept_alive()).await).status, 200, "schemes have no case");
+    assert_eq!(
+        Reply::parse(&raw_head(run.addr, &reply.kept_alive()).await).status,
+        200,
+        "the scheme is case-insensitive"
+    );
 }
 
-/// The head of the answer to these bytes.
+/// Sends these bytes and returns the head of the response.
 async fn raw_head(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(to).await.expect("a connection");
-    stream.write_all(bytes).await.expect("taken");
+    stream.write_all(bytes).await.expect("sent");
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(soon("an answer", stream.read_u8()).await.expect("an answer"));
@@ -206,20 +210,20 @@ async fn raw_head(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn who_was_asked_for_the_secret_may_bring_it_on_the_same_connection() {
+async fn the_secret_may_be_sent_on_the_same_connection_after_a_407() {
     let stage = Scene::new().start().await;
     let run = Run::of(&stage).await;
     let mut stream = TcpStream::connect(run.addr).await.expect("a connection");
-    stream.write_all(&run.stranger("api.vercel.com:443").kept_alive()).await.expect("taken");
+    stream.write_all(&run.stranger("api.vercel.com:443").kept_alive()).await.expect("sent");
     assert_eq!(next_reply(&mut stream).await.status, 407);
-    stream.write_all(&run.connect("api.vercel.com:443").kept_alive()).await.expect("taken");
+    stream.write_all(&run.connect("api.vercel.com:443").kept_alive()).await.expect("sent");
     assert_established(&mut stream).await;
     assert!(run.handshake(stream, API, run.ca()).await.is_ok());
-    assert_eq!(stage.logs.warnings(), 0, "that is how some clients ask");
+    assert_eq!(stage.logs.warnings(), 0, "this is normal for some clients");
 }
 
 #[tokio::test]
-async fn nobody_gets_to_this_machine_through_it() {
+async fn no_tunnel_leads_to_this_machine() {
     let stage = Scene::new().start().await;
     let run = Run::of(&stage).await;
     let (plain, own) = (stage.addr.port(), run.addr.port());
@@ -243,8 +247,8 @@ async fn nobody_gets_to_this_machine_through_it() {
 }
 
 #[tokio::test]
-async fn a_name_leads_neither_to_our_own_ports_nor_to_this_link_only() {
-    let stage = all_names_are_here().start().await;
+async fn names_may_not_resolve_to_own_ports_or_link_local_addresses() {
+    let stage = resolving_to_this_machine().start().await;
     let run = Run::of(&stage).await;
     for port in [stage.addr.port(), run.addr.port()] {
         let target = format!("me.example:{port}");
@@ -260,13 +264,13 @@ async fn a_name_leads_neither_to_our_own_ports_nor_to_this_link_only() {
 }
 
 #[tokio::test]
-async fn all_else_is_passed_on_unread_and_either_end_may_close_first() {
-    let stage = all_names_are_here().start().await;
+async fn other_tunnels_are_forwarded_and_either_side_may_close_first() {
+    let stage = resolving_to_this_machine().start().await;
     let run = Run::of(&stage).await;
     let echo = echo().await;
     let mut stream = run.tunnel(&format!("db.example:{}", echo.port())).await;
     let sent: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
-    stream.write_all(&sent).await.expect("taken");
+    stream.write_all(&sent).await.expect("sent");
     stream.shutdown().await.expect("half closed");
     let mut back = Vec::new();
     soon("all of it", stream.read_to_end(&mut back)).await.expect("read");
@@ -274,28 +278,28 @@ async fn all_else_is_passed_on_unread_and_either_end_may_close_first() {
 
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let target = format!("smtp.example:{}", listener.local_addr().expect("an address").port());
-    let (mut near, far) = tokio::join!(run.tunnel(&target), listener.accept());
-    let (mut far, _) = far.expect("a connection");
-    far.write_all(b"220 hello").await.expect("taken");
-    far.shutdown().await.expect("half closed");
+    let (mut client, accepted) = tokio::join!(run.tunnel(&target), listener.accept());
+    let (mut server, _) = accepted.expect("a connection");
+    server.write_all(b"220 hello").await.expect("sent");
+    server.shutdown().await.expect("half closed");
     let mut greeting = Vec::new();
-    soon("the greeting", near.read_to_end(&mut greeting)).await.expect("read");
+    soon("the greeting", client.read_to_end(&mut greeting)).await.expect("read");
     assert_eq!(greeting, b"220 hello");
-    near.write_all(b"QUIT").await.expect("taken");
-    near.shutdown().await.expect("closed");
+    client.write_all(b"QUIT").await.expect("sent");
+    client.shutdown().await.expect("closed");
     let mut rest = Vec::new();
-    soon("the rest", far.read_to_end(&mut rest)).await.expect("read");
+    soon("the rest", server.read_to_end(&mut rest)).await.expect("read");
     assert_eq!(rest, b"QUIT");
 }
 
 #[tokio::test]
-async fn a_tunnel_to_another_tls_server_has_that_servers_certificate() {
-    let stage = all_names_are_here().start().await;
+async fn a_forwarded_tunnel_shows_the_servers_own_certificate() {
+    let stage = resolving_to_this_machine().start().await;
     let run = Run::of(&stage).await;
     let other = Emulator::start(Options { tls: true, ..Options::default() }).await.expect("a server");
     let target = format!("other.example:{}", other.addr().port());
-    let ours = run.handshake(run.tunnel(&target).await, "localhost", run.ca()).await;
-    assert!(ours.is_err(), "it is none of ours");
+    let intercepted = run.handshake(run.tunnel(&target).await, "localhost", run.ca()).await;
+    assert!(intercepted.is_err(), "the certificate is not ours");
     let stream = run.handshake(run.tunnel(&target).await, "localhost", other.ca_pem().expect("a CA")).await;
     let mut opened = Opened { stream: stream.expect("TLS"), host: "localhost".into() };
     assert!(opened.send(opened.request("GET", "/nowhere")).await.status >= 400);
@@ -303,18 +307,18 @@ async fn a_tunnel_to_another_tls_server_has_that_servers_certificate() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_reached_is_said_and_is_not_our_owners_affair() {
-    let stage = all_names_are_here().start().await;
+async fn an_unreachable_destination_is_reported_to_the_client_without_a_warning() {
+    let stage = resolving_to_this_machine().start().await;
     let run = Run::of(&stage).await;
-    let gone = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
-    let reply = run.connect(&format!("gone.example:{}", gone.port())).send().await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+    let reply = run.connect(&format!("gone.example:{}", closed.port())).send().await;
     reply.assert_refused(502, "upstream_unreachable", "a closed port");
     assert!(reply.text().contains("gone.example"), "{}", reply.text());
     assert_eq!(stage.logs.warnings(), 0);
 }
 
 #[tokio::test]
-async fn only_connect_is_understood_on_that_port() {
+async fn the_port_accepts_only_connect() {
     let stage = Scene::new().start().await;
     let run = Run::of(&stage).await;
     for (method, target) in [
@@ -336,14 +340,14 @@ async fn only_connect_is_understood_on_that_port() {
 }
 
 #[tokio::test]
-async fn garbage_ends_its_own_connection_only() {
+async fn garbage_closes_only_its_own_connection() {
     let stage = Scene::new().start().await;
     let run = Run::of(&stage).await;
     let mut open = run.open(API).await;
     let connect = run.connect("api.vercel.com:443").kept_alive();
     for garbage in [&b"\x16\x03\x01\x02\x00"[..], b"GET / HTTP/1.1\r\n\r\n", &[0xff; 40_000]] {
         let mut stream = TcpStream::connect(run.addr).await.expect("a connection");
-        stream.write_all(&[&connect, garbage].concat()).await.expect("taken");
+        stream.write_all(&[&connect, garbage].concat()).await.expect("sent");
         let _ = stream.shutdown().await;
         let mut answer = Vec::new();
         let _ = soon("its end", stream.read_to_end(&mut answer)).await;
@@ -355,15 +359,15 @@ async fn garbage_ends_its_own_connection_only() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_wait_for_the_answer_is_served() {
-    let stage = all_names_are_here().start().await;
+async fn early_data_after_connect_is_forwarded() {
+    let stage = resolving_to_this_machine().start().await;
     let run = Run::of(&stage).await;
     let echo = echo().await;
     let mut stream = TcpStream::connect(run.addr).await.expect("a connection");
     let connect = run.connect(&format!("db.example:{}", echo.port())).kept_alive();
-    stream.write_all(&[&connect, &b"early"[..]].concat()).await.expect("taken");
+    stream.write_all(&[&connect, &b"early"[..]].concat()).await.expect("sent");
     assert_established(&mut stream).await;
-    stream.write_all(b" and late").await.expect("taken");
+    stream.write_all(b" and late").await.expect("sent");
     stream.shutdown().await.expect("closed");
     let mut back = Vec::new();
     soon("all of it", stream.read_to_end(&mut back)).await.expect("read");
@@ -371,7 +375,7 @@ async fn a_client_that_does_not_wait_for_the_answer_is_served() {
 }
 
 #[tokio::test]
-async fn one_too_many_is_told_so() {
+async fn a_connection_over_the_limit_gets_503() {
     raise_descriptor_limit();
     let stage = Scene::new().start().await;
     let run = Run::of(&stage).await;
@@ -380,10 +384,10 @@ async fn one_too_many_is_told_so() {
         idle.push(TcpStream::connect(run.addr).await.expect("a connection"));
     }
     let reply = run.connect("api.vercel.com:443").send().await;
-    reply.assert_refused(503, "overloaded", "they are all taken");
+    reply.assert_refused(503, "overloaded", "all connections are in use");
     assert!(reply.header("retry-after").is_some());
     drop(idle);
-    // Those before it have been let go of when one is served again.
+    // Succeeds once the dropped connections are noticed.
     let served = async {
         while Reply::parse(&raw_head(run.addr, &run.connect("api.vercel.com:443").kept_alive()).await).status != 200 {
             tokio::task::yield_now().await;
@@ -393,7 +397,7 @@ async fn one_too_many_is_told_so() {
 }
 
 #[tokio::test]
-async fn idle_and_blind_tunnels_do_not_keep_it_and_a_request_under_way_is_answered() {
+async fn shutdown_waits_for_requests_but_not_for_idle_or_forwarded_tunnels() {
     let desk = Desk::new().await;
     let proxy = Scripted::start().await;
     proxy.will(Says::from("HTTP/1.1 200 OK\r\n\r\n"));
@@ -404,29 +408,29 @@ async fn idle_and_blind_tunnels_do_not_keep_it_and_a_request_under_way_is_answer
     let idle = run.open(API).await;
     let silent = TcpStream::connect(run.addr).await.expect("a connection");
     let without_tls = run.tunnel("api.vercel.com:443").await;
-    let mut blind = run.tunnel("github.com:443").await;
+    let mut forwarded = run.tunnel("github.com:443").await;
     let gate = desk.emulator.gate();
     let mut busy = run.open(API).await;
     let request = slack(&busy);
-    busy.stream.write_all(&request.kept_alive()).await.expect("taken");
-    soon("upstream to be asked", desk.emulator.wait_for_requests(1)).await;
+    busy.stream.write_all(&request.kept_alive()).await.expect("sent");
+    soon("the upstream request", desk.emulator.wait_for_requests(1)).await;
     serving.signal(Signal::SIGTERM);
-    let gone = async {
+    let closed = async {
         while TcpStream::connect(run.addr).await.is_ok() {
             tokio::task::yield_now().await;
         }
     };
-    soon("nobody to be let in any more", gone).await;
+    soon("the port to close", closed).await;
     gate.open();
     assert_eq!(next_reply(&mut busy.stream).await.status, 200);
     let ended = serving.end().await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let mut rest = Vec::new();
-    assert_eq!(soon("its end", blind.read_to_end(&mut rest)).await.unwrap_or(0), 0);
+    assert_eq!(soon("its end", forwarded.read_to_end(&mut rest)).await.unwrap_or(0), 0);
     drop((idle, silent, without_tls));
 }
 
-/// A program that goes by its variables.
+/// A program configured by its environment.
 fn program(desk: &Desk, run: &Run, name: &str, arguments: &[&str]) -> Command {
     let bundle = desk.home.path().join("bundle.pem");
     fs::write(&bundle, run.ca()).expect("written");
@@ -442,7 +446,7 @@ fn program(desk: &Desk, run: &Run, name: &str, arguments: &[&str]) -> Command {
 }
 
 #[tokio::test]
-async fn curl_and_python_get_a_token_by_their_variables_alone() {
+async fn curl_and_python_get_a_token_with_proxy_variables_alone() {
     const PYTHON: &str = "import sys, urllib.request as u\n\
         r = u.Request(sys.argv[1], sys.argv[2].encode(), {'content-type': 'application/json'})\n\
         print(u.urlopen(r, timeout=20).read().decode())";
@@ -469,7 +473,7 @@ async fn curl_and_python_get_a_token_by_their_variables_alone() {
 }
 
 #[tokio::test]
-async fn tunnels_go_by_the_proxy_of_our_own_environment() {
+async fn tunnels_use_the_proxy_of_the_sidecars_environment() {
     let desk = Desk::new().await;
     let proxy = Scripted::start().await;
     proxy.will(Says::from("HTTP/1.1 200 OK\r\n\r\n"));
@@ -478,17 +482,17 @@ async fn tunnels_go_by_the_proxy_of_our_own_environment() {
     let serving = Serving::start(command).await;
     let run = desk.begin_run(&serving).await;
     let _tunnel = run.tunnel("github.com:443").await;
-    let asked = proxy.received();
-    assert_eq!(asked[0].line(), "CONNECT github.com:443 HTTP/1.1");
-    assert_eq!(asked[0].values("proxy-authorization"), [basic("user:pass")]);
-    run.connect("direct.invalid:443").send().await.assert_refused(502, "upstream_unreachable", "not by the proxy");
+    let requests = proxy.received();
+    assert_eq!(requests[0].line(), "CONNECT github.com:443 HTTP/1.1");
+    assert_eq!(requests[0].values("proxy-authorization"), [basic("user:pass")]);
+    run.connect("direct.invalid:443").send().await.assert_refused(502, "upstream_unreachable", "not through the proxy");
     let mut opened = run.open(API).await;
     assert_eq!(opened.send(slack(&opened)).await.status, 200);
-    assert_eq!(proxy.received().len(), 1, "what is opened is asked of Connect, and not by that proxy unless asked for");
+    assert_eq!(proxy.received().len(), 1, "upstream requests do not use that proxy by default");
 }
 
 #[tokio::test]
-async fn our_own_way_to_upstream_does_not_trust_the_ca() {
+async fn the_upstream_client_does_not_trust_the_ca() {
     let stage = Scene::new().start().await;
     let run = Run::of(&stage).await;
     let config = connect_sidecar::os::tls::client_config(Vec::new()).expect("roots");
@@ -500,7 +504,7 @@ async fn our_own_way_to_upstream_does_not_trust_the_ca() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn another_user_of_this_machine_gets_nothing_even_with_the_secret() {
+async fn other_users_are_refused_even_with_the_secret() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("not tried: only root can ask as another user");
         return;

@@ -1,5 +1,4 @@
-//! How much one caller may ask for, hold and wait for, and what becomes of the others meanwhile: the numbers of
-//! docs/security.md L, and whose process may ask at all (S4).
+//! Limits per client and their effect on other clients (docs/security.md L), and the check of the client's user (S4).
 
 use std::time::{Duration, Instant};
 
@@ -17,12 +16,12 @@ use crate::support::{SLACK, Scene, Stage, let_timers_pass, soon};
 
 const APP: &str = r#"{"subject":{"type":"app"}}"#;
 
-/// How many connections a process has room for that may have 80 descriptors: 64 are for other things.
-const ROOM: usize = 16;
+/// The connection limit of a process with 80 descriptors, of which 64 are reserved.
+const CONNECTION_LIMIT: usize = 16;
 
 impl Desk {
-    /// A sidecar with room for [`ROOM`] connections.
-    async fn serve_few(&self) -> Serving {
+    /// A sidecar with a limit of [`CONNECTION_LIMIT`] connections.
+    async fn serve_limited(&self) -> Serving {
         let command = self.sidecar(&[]);
         let command = command.as_std();
         let mut limited = Command::new("sh");
@@ -41,15 +40,15 @@ impl Desk {
 }
 
 impl Stage {
-    /// How many connections there are, besides the one that asks.
+    /// The number of connections, apart from the one that reads the metrics.
     async fn connections(&self) -> usize {
         let metrics = self.request("GET", "/metrics").send().await.text();
         let line = metrics.lines().find_map(|line| line.strip_prefix("connect_sidecar_connections "));
         line.and_then(|count| count.parse::<usize>().ok()).expect("a number") - 1
     }
 
-    /// Returns once all connections have ended.
-    async fn all_let_go(&self) {
+    /// Waits until all connections are closed.
+    async fn all_closed(&self) {
         let waiting = async {
             while self.connections().await > 0 {
                 tokio::task::yield_now().await;
@@ -58,19 +57,19 @@ impl Stage {
         soon("all connections to end", waiting).await;
     }
 
-    /// Lets seconds pass until there are so many connections. How many it takes, the tests of `server::connections` know:
-    /// here the kernel takes its own time to say what has arrived, in which many of these seconds may pass.
-    async fn seconds_until(&self, count: usize) {
+    /// Advances the clock until there are `count` connections. The exact times are tested in `server::connections`;
+    /// here they also depend on how fast the kernel reports what has arrived.
+    async fn advance_until_connections(&self, count: usize) {
         let passing = async {
             while self.connections().await != count {
                 let_timers_pass(Duration::from_secs(1)).await;
                 self.settled().await;
             }
         };
-        soon("the others to be let go", passing).await;
+        soon("the others to be closed", passing).await;
     }
 
-    /// Returns once everybody has had their turns.
+    /// Waits until all tasks have run several times.
     async fn settled(&self) {
         for _ in 0..5 {
             self.caught_up().await;
@@ -88,11 +87,11 @@ fn token_request(stage: &Stage, body: &str) -> String {
 }
 
 #[tokio::test]
-async fn one_connection_too_many_ends_the_one_that_has_been_idle_longest() {
+async fn a_connection_over_the_limit_closes_the_longest_idle_one() {
     let desk = Desk::new().await;
-    let serving = desk.serve_few().await;
+    let serving = desk.serve_limited().await;
     let mut idle = Vec::new();
-    for _ in 0..ROOM {
+    for _ in 0..CONNECTION_LIMIT {
         idle.push(kept_alive(serving.addr).await);
     }
     let mut used = idle.remove(0);
@@ -102,9 +101,9 @@ async fn one_connection_too_many_ends_the_one_that_has_been_idle_longest() {
     for stream in idle.iter_mut().chain([&mut used]) {
         assert!(is_answered(stream, serving.addr).await, "the others stay");
     }
-    // Also of those that have never said a word.
+    // The same for connections that never sent a request.
     let mut silent = Vec::new();
-    for _ in 0..3 * ROOM {
+    for _ in 0..3 * CONNECTION_LIMIT {
         silent.push(TcpStream::connect(serving.addr).await.expect("a connection"));
     }
     assert_eq!(ask(&serving, APP).send().await.status, 200);
@@ -113,16 +112,16 @@ async fn one_connection_too_many_ends_the_one_that_has_been_idle_longest() {
 }
 
 #[tokio::test]
-async fn when_all_are_busy_one_more_is_told_to_come_back_and_health_is_answered() {
+async fn while_all_connections_are_busy_others_get_503_and_health_is_answered() {
     let desk = Desk::new().await;
-    let serving = desk.serve_few().await;
+    let serving = desk.serve_limited().await;
     let gate = desk.emulator.gate();
     let mut busy = Vec::new();
-    for n in 0..ROOM {
+    for n in 0..CONNECTION_LIMIT {
         busy.push(ask(&serving, &format!(r#"{{"scopes":["{n}"]}}"#)).begin().await);
     }
-    soon("all questions", desk.emulator.wait_for_requests(ROOM)).await;
-    for _ in 0..3 * ROOM {
+    soon("all requests", desk.emulator.wait_for_requests(CONNECTION_LIMIT)).await;
+    for _ in 0..3 * CONNECTION_LIMIT {
         let reply = ask(&serving, APP).send().await;
         assert_eq!((reply.status, reply.code().as_str()), (503, "overloaded"));
         assert_eq!((reply.header("retry-after"), reply.header("connection")), (Some("1"), Some("close")));
@@ -138,7 +137,7 @@ async fn when_all_are_busy_one_more_is_told_to_come_back_and_health_is_answered(
 }
 
 #[tokio::test]
-async fn a_connection_takes_a_thousand_requests() {
+async fn a_connection_closes_after_a_thousand_requests() {
     let stage = Scene::new().start().await;
     let request = format!("GET /healthz HTTP/1.1\r\nhost: {}\r\n\r\n", stage.addr);
     let replies = Reply::parse_all(&raw(stage.addr, request.repeat(1001).as_bytes()).await);
@@ -149,9 +148,9 @@ async fn a_connection_takes_a_thousand_requests() {
 }
 
 #[tokio::test]
-async fn a_head_has_64_lines_and_a_target_of_2_kib_at_most() {
+async fn a_head_has_at_most_64_lines_and_a_target_of_2_kib() {
     let stage = Scene::new().start().await;
-    // The client sends four lines of its own.
+    // The test client adds four lines of its own.
     let lines = |count| (0..count - 4).fold(stage.token(APP), |request, n| request.header(&format!("x-{n}"), "1"));
     let target = |length: usize| stage.request("GET", &format!("/{}", "x".repeat(length - 1)));
     for (request, status, code) in [
@@ -168,13 +167,13 @@ async fn a_head_has_64_lines_and_a_target_of_2_kib_at_most() {
 }
 
 #[tokio::test]
-async fn too_many_cookies_of_other_ports_are_named_to_whoever_opens_the_page() {
+async fn too_many_cookies_are_explained_when_the_page_is_opened() {
     let stage = Scene::new().start().await;
     let open = |cookies: usize| {
         let page = stage.request("GET", "/_sidecar/").header("cookie", &"session=abcdefg; ".repeat(cookies / 17));
         page.header("sec-fetch-site", "none").header("sec-fetch-dest", "document").header("sec-fetch-mode", "navigate")
     };
-    assert_eq!(open(15 * 1024).send().await.status, 200, "they are none of our business");
+    assert_eq!(open(15 * 1024).send().await.status, 200, "within the limit");
     for kib in [17, 40, 120] {
         let reply = open(kib * 1024).send().await;
         assert_eq!((reply.status, reply.header("sidecar-error")), (431, Some("head_too_large")), "{kib}");
@@ -182,9 +181,9 @@ async fn too_many_cookies_of_other_ports_are_named_to_whoever_opens_the_page() {
         let text = reply.text();
         assert!(text.contains("Clear the cookies of 127.0.0.1 in the browser"), "{text}");
         assert!(text.contains(&format!("http://localhost:{}", stage.addr.port())), "{text}");
-        // What the page asks for is read by its script.
-        let asked = stage.request("GET", "/_sidecar/v1/status").header("cookie", &"a=b; ".repeat(kib * 1024 / 5));
-        let reply = asked.header("sec-fetch-site", "same-origin").send().await;
+        // Requests of the page's script get JSON instead.
+        let request = stage.request("GET", "/_sidecar/v1/status").header("cookie", &"a=b; ".repeat(kib * 1024 / 5));
+        let reply = request.header("sec-fetch-site", "same-origin").send().await;
         reply.assert_refused(431, "head_too_large", "the state");
         assert!(reply.text().contains("Clear the cookies"), "{}", reply.text());
     }
@@ -194,7 +193,7 @@ async fn too_many_cookies_of_other_ports_are_named_to_whoever_opens_the_page() {
 }
 
 #[tokio::test]
-async fn callers_that_take_nothing_are_let_go_though_all_of_it_could_be_written() {
+async fn clients_that_read_nothing_are_closed_though_all_could_be_written() {
     const COUNT: usize = 6;
     let stage = Scene::new().start().await;
     let end = stage.clock.local().plus(Duration::from_secs(3600)).as_millis();
@@ -202,17 +201,17 @@ async fn callers_that_take_nothing_are_let_go_though_all_of_it_could_be_written(
     stage.emulator.inject(Fault::answer(200, "application/json", &body));
     assert_eq!(stage.token(APP).send().await.status, 200);
     let request = token_request(&stage, APP);
-    let mut standing = Vec::new();
+    let mut stalled = Vec::new();
     for count in [50; COUNT].into_iter().chain([1, 3]) {
         let mut stream = TcpStream::connect(stage.addr).await.expect("a connection");
         stream.write_all(request.repeat(count).as_bytes()).await.expect("sent");
-        standing.push(stream);
+        stalled.push(stream);
     }
     let mut slow = TcpStream::connect(stage.addr).await.expect("a connection");
     slow.write_all(request.repeat(50).as_bytes()).await.expect("sent");
     stage.settled().await;
-    assert_eq!(stage.connections().await, standing.len() + 1);
-    // Whoever reads, however little at a time, may go on.
+    assert_eq!(stage.connections().await, stalled.len() + 1);
+    // A client that reads slowly stays connected.
     for second in 0..9 {
         let_timers_pass(Duration::from_secs(1)).await;
         if second % 3 == 0 {
@@ -220,7 +219,7 @@ async fn callers_that_take_nothing_are_let_go_though_all_of_it_could_be_written(
         }
         stage.settled().await;
     }
-    assert_eq!(stage.connections().await, standing.len() + 1, "9 s");
+    assert_eq!(stage.connections().await, stalled.len() + 1, "9 s");
     let reading = async {
         loop {
             soon("some of it", slow.read_exact(&mut [0; 1000])).await.expect("read");
@@ -228,11 +227,11 @@ async fn callers_that_take_nothing_are_let_go_though_all_of_it_could_be_written(
         }
     };
     tokio::select! {
-        () = stage.seconds_until(1) => {}
+        () = stage.advance_until_connections(1) => {}
         () = reading => {}
     }
-    for mut stream in standing {
-        // What is on its way, and then the end: none of it is kept for those who do not come for it.
+    for mut stream in stalled {
+        // Only what was sent already arrives. The rest is not kept.
         let mut rest = Vec::new();
         let _ = soon("the end", stream.read_to_end(&mut rest)).await;
         assert!(rest.len() < 20 * body.len(), "{} bytes were kept", rest.len());
@@ -240,7 +239,7 @@ async fn callers_that_take_nothing_are_let_go_though_all_of_it_could_be_written(
 }
 
 #[tokio::test]
-async fn a_caller_that_takes_nothing_of_its_reply_is_let_go() {
+async fn a_client_that_does_not_read_its_response_is_closed() {
     let stage = Scene::new().start().await;
     let body = format!(r#"{{"x":"{}"}}"#, "x".repeat(1_000_000));
     stage.emulator.inject(Fault::always(Trouble::Answer {
@@ -252,18 +251,18 @@ async fn a_caller_that_takes_nothing_of_its_reply_is_let_go() {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_recv_buffer_size(65_536).expect("an option");
     let mut stream = socket.connect(stage.addr).await.expect("a connection");
-    // More than the buffers between here and there can hold.
+    // More than all buffers can hold.
     let request = format!("GET /v1/connect/connectors/x HTTP/1.1\r\nhost: {}\r\n\r\n", stage.addr);
     stream.write_all(request.repeat(16).as_bytes()).await.expect("sent");
     stage.settled().await;
     let before = stage.emulator.received().len();
-    assert!(before < 16, "it does not hold all of the replies");
+    assert!(before < 16, "it does not buffer all responses");
     let_timers_pass(Duration::from_secs(9)).await;
     stage.settled().await;
     assert_eq!(stage.connections().await, 1);
-    // Whoever reads, however slowly, may go on.
-    let mut taken = vec![0; 2_000_000];
-    soon("some of it", stream.read_exact(&mut taken)).await.expect("read");
+    // A client that reads slowly stays connected.
+    let mut read = vec![0; 2_000_000];
+    soon("some of it", stream.read_exact(&mut read)).await.expect("read");
     stage.settled().await;
     assert!(stage.emulator.received().len() > before);
     for _ in 0..9 {
@@ -271,11 +270,11 @@ async fn a_caller_that_takes_nothing_of_its_reply_is_let_go() {
         stage.settled().await;
     }
     assert_eq!(stage.connections().await, 1, "9 s");
-    stage.seconds_until(0).await;
+    stage.advance_until_connections(0).await;
 }
 
 #[tokio::test]
-async fn a_connection_without_a_request_ends_after_20_s_also_in_the_middle_of_a_head() {
+async fn a_connection_without_a_whole_head_closes_after_20_s() {
     let stage = Scene::new().start().await;
     let silent = TcpStream::connect(stage.addr).await.expect("a connection");
     let mut dripping = TcpStream::connect(stage.addr).await.expect("a connection");
@@ -294,7 +293,7 @@ async fn a_connection_without_a_request_ends_after_20_s_also_in_the_middle_of_a_
     }
 }
 
-/// Every request that comes to this listener, once it is whole, with the connection that it came on.
+/// Each complete request to this listener, with its connection.
 fn requests(listener: TcpListener) -> mpsc::Receiver<(String, TcpStream)> {
     let (seen, requests) = mpsc::channel(8);
     tokio::spawn(async move {
@@ -315,22 +314,22 @@ fn requests(listener: TcpListener) -> mpsc::Receiver<(String, TcpStream)> {
 }
 
 #[tokio::test]
-async fn a_request_that_keeps_within_every_limit_but_takes_60_s_is_answered_with_504() {
+async fn a_request_that_takes_60_s_in_total_gets_504() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let mut requests = requests(listener);
     let stage = Scene::new().upstream(&url).start().await;
-    let mut caller = TcpStream::connect(stage.addr).await.expect("a connection");
+    let mut client = TcpStream::connect(stage.addr).await.expect("a connection");
     let request = token_request(&stage, APP);
     let (beginning, rest) = request.split_at(request.len() - 5);
 
-    caller.write_all(beginning.as_bytes()).await.expect("sent");
+    client.write_all(beginning.as_bytes()).await.expect("sent");
     stage.settled().await;
     let_timers_pass(Duration::from_secs(9)).await;
-    caller.write_all(rest.as_bytes()).await.expect("sent");
+    client.write_all(rest.as_bytes()).await.expect("sent");
     let (first, mut upstream) = soon("a request", requests.recv()).await.expect("a request");
     stage.write_env(&stage.fresh_token(Duration::from_secs(13 * 3600)));
-    // It takes its time to say that this credential will not do.
+    // Upstream rejects the credential slowly.
     let refusal = r#"{"error":{"code":"forbidden","message":"m","invalidToken":true}}"#;
     let head = format!(
         "HTTP/1.1 401 X\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
@@ -342,14 +341,14 @@ async fn a_request_that_keeps_within_every_limit_but_takes_60_s_is_answered_with
     let_timers_pass(Duration::from_secs(9)).await;
     upstream.write_all(refusal.as_bytes()).await.expect("sent");
     let (second, mut upstream) = soon("another request", requests.recv()).await.expect("a request");
-    assert_ne!(first, second, "it tries the fresh token");
+    assert_ne!(first, second, "it retries with the fresh token");
     let_timers_pass(Duration::from_secs(19)).await;
     upstream.write_all(head.as_bytes()).await.expect("sent");
     stage.settled().await;
 
     let reply = tokio::spawn(async move {
         let mut reply = Vec::new();
-        caller.read_to_end(&mut reply).await.expect("a reply");
+        client.read_to_end(&mut reply).await.expect("a reply");
         Reply::parse(&reply)
     });
     let_timers_pass(Duration::from_secs(3)).await;
@@ -363,28 +362,28 @@ async fn a_request_that_keeps_within_every_limit_but_takes_60_s_is_answered_with
 }
 
 #[tokio::test]
-async fn of_many_refusals_a_few_are_logged_and_the_rest_counted() {
+async fn a_few_refusals_are_logged_and_the_rest_are_counted() {
     const COUNT: usize = 40;
     let stage = Scene::new().start().await;
     for _ in 0..COUNT {
         assert_eq!(stage.request("GET", "/nowhere").send().await.status, 404);
     }
     let_timers_pass(Duration::from_secs(1)).await;
-    stage.logs.wait_for("too many refusals to show").await;
-    // The machine may have taken more than a second for them.
+    stage.logs.wait_for("too many refusals to log").await;
+    // On a slow machine they may take more than a second.
     let hidden: usize = stage
         .logs
         .lines()
         .iter()
         .filter_map(|line| line.split_once(" hidden=")?.1.split(' ').next()?.parse::<usize>().ok())
         .sum();
-    let shown = stage.logs.count("code=\"route_not_found\"");
-    assert!((5..COUNT / 2).contains(&shown), "{shown}");
-    assert_eq!(shown + hidden, COUNT);
+    let logged = stage.logs.count("code=\"route_not_found\"");
+    assert!((5..COUNT / 2).contains(&logged), "{logged}");
+    assert_eq!(logged + hidden, COUNT);
 }
 
 #[tokio::test]
-async fn a_caller_that_goes_away_is_let_go_at_once_and_what_it_asked_for_is_kept() {
+async fn a_client_that_disconnects_is_noticed_at_once_and_its_token_is_cached() {
     let stage = Scene::new().start().await;
     let request = token_request(&stage, APP);
     let end_of_head = request.len() - APP.len();
@@ -395,7 +394,7 @@ async fn a_caller_that_goes_away_is_let_go_at_once_and_what_it_asked_for_is_kept
         stage.settled().await;
         assert_eq!(stage.connections().await, 1, "{what}");
         drop(stream);
-        stage.all_let_go().await;
+        stage.all_closed().await;
     }
     assert!(stage.emulator.received().is_empty());
 
@@ -404,13 +403,13 @@ async fn a_caller_that_goes_away_is_let_go_at_once_and_what_it_asked_for_is_kept
     stream.write_all(request.as_bytes()).await.expect("sent");
     soon("the request upstream", stage.emulator.wait_for_requests(1)).await;
     drop(stream);
-    stage.all_let_go().await;
+    stage.all_closed().await;
     gate.open();
     assert_eq!(stage.token(APP).send().await.status, 200);
-    assert_eq!(stage.emulator.received().len(), 1, "what the first had asked for");
+    assert_eq!(stage.emulator.received().len(), 1, "from the first request");
 }
 
-/// Sets how many descriptors a process may open from now on.
+/// Sets the descriptor limit of a running process.
 async fn limit_descriptors(of: &Serving, soft: &str) {
     let mut command = Command::new("prlimit");
     command.args(["--pid", &of.pid().to_string(), &format!("--nofile={soft}:")]).kill_on_drop(true);
@@ -420,7 +419,7 @@ async fn limit_descriptors(of: &Serving, soft: &str) {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn out_of_descriptors_it_waits_serves_whom_it_has_and_recovers() {
+async fn without_descriptors_it_serves_open_connections_and_recovers() {
     const MESSAGE: &str = "could not accept a connection";
     let desk = Desk::new().await;
     let mut serving = desk.serve(&[]).await;
@@ -435,7 +434,7 @@ async fn out_of_descriptors_it_waits_serves_whom_it_has_and_recovers() {
         assert!(is_answered(&mut old, serving.addr).await);
         serving.wait_for_next_log(MESSAGE).await;
     }
-    assert!(began.elapsed() >= Duration::from_millis(50 + 100 + 200 - 20), "it tries ever less often");
+    assert!(began.elapsed() >= Duration::from_millis(50 + 100 + 200 - 20), "the pauses grow");
     limit_descriptors(&serving, "1024").await;
     assert_eq!(waiting.reply().await.status, 200);
     assert_eq!(ask(&serving, APP).send().await.status, 200);
@@ -445,7 +444,7 @@ async fn out_of_descriptors_it_waits_serves_whom_it_has_and_recovers() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 #[allow(clippy::print_stderr, reason = "a test that cannot be run says so")]
-async fn another_user_of_this_machine_gets_nothing() {
+async fn other_users_of_this_machine_are_refused() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("not tried: only root can ask as another user");
         return;
@@ -471,10 +470,10 @@ async fn another_user_of_this_machine_gets_nothing() {
             assert_eq!(own.status, if path == "/nowhere" { 404 } else { 200 }, "{host}{path}");
         }
     }
-    assert_eq!(stage.emulator.received().len(), 1, "nobody's went nowhere");
+    assert_eq!(stage.emulator.received().len(), 1, "only our own request went upstream");
 }
 
-/// Connects, sends and is gone again, a thousand times.
+/// Connects, sends a request and disconnects, a thousand times.
 #[cfg(target_os = "linux")]
 const HIT_AND_RUN: &str = r#"
 import socket, struct, sys
@@ -491,7 +490,7 @@ for number in range(1000):
 #[cfg(target_os = "linux")]
 #[tokio::test]
 #[allow(clippy::print_stderr, reason = "a test that cannot be run says so")]
-async fn another_user_gets_nothing_done_by_leaving_before_it_is_asked_for() {
+async fn other_users_cannot_evade_the_check_by_disconnecting() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("not tried: only root can ask as another user");
         return;

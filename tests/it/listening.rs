@@ -1,5 +1,5 @@
-//! Where it listens: loopback and nothing else, a unix socket if asked, the network only if dangerously asked; and who is
-//! let in there (docs/configuration.md section 2, docs/security.md B, H5 and S).
+//! Listening addresses: loopback only by default, a unix socket or a network address if configured, and who may connect
+//! to each (docs/configuration.md section 2, docs/security.md B, H5 and S).
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -24,24 +24,24 @@ const APP: &str = r#"{"subject":{"type":"app"}}"#;
 const NETWORK_FLAG: &str = "--dangerously-listen-on-network";
 const NETWORK_VARIABLE: &str = "CONNECT_SIDECAR_DANGEROUSLY_LISTEN_ON_NETWORK";
 
-/// A user who is neither we nor root, where we can become one.
+/// A user id other than ours and root's, if the tests may use one.
 fn another_user() -> Option<u32> {
     Uid::effective().is_root().then_some(65534)
 }
 
-/// Sends bytes over a unix socket and reads until the other side closes.
-async fn over(socket: &Path, bytes: &[u8]) -> Vec<u8> {
+/// Sends bytes over a unix socket and reads until it is closed.
+async fn exchange(socket: &Path, bytes: &[u8]) -> Vec<u8> {
     let mut stream = soon("a connection", UnixStream::connect(socket)).await.expect("a connection");
     // A server that refuses may close before it has read everything.
-    let _ = soon("the request to be taken", stream.write_all(bytes)).await;
+    let _ = soon("the request to be sent", stream.write_all(bytes)).await;
     let mut reply = Vec::new();
     let _ = soon("a reply", stream.read_to_end(&mut reply)).await;
     reply
 }
 
-/// Sends a request over a unix socket, to `localhost` unless it has a host of its own.
-async fn ask_over(socket: &Path, request: &Request) -> Reply {
-    Reply::parse(&over(socket, &request.bytes()).await)
+/// Sends a request over a unix socket, for `localhost` unless it has another `Host`.
+async fn send_over(socket: &Path, request: &Request) -> Reply {
+    Reply::parse(&exchange(socket, &request.bytes()).await)
 }
 
 fn curl(socket: &Path, url: &str) -> Command {
@@ -60,7 +60,7 @@ async fn stop(serving: Serving) -> Ended {
     serving.end().await
 }
 
-/// A desk, and a path on it for a socket.
+/// A desk, and a path for a socket in its home.
 async fn desk_and_socket() -> (Desk, PathBuf) {
     let desk = Desk::new().await;
     let socket = desk.home.path().canonicalize().expect("a directory").join("run/sidecar.sock");
@@ -72,8 +72,8 @@ async fn serve_at(desk: &Desk, socket: &Path) -> Serving {
 }
 
 #[tokio::test]
-async fn by_default_only_the_loopback_addresses_listen_and_nobody_can_share_them() {
-    if !network::is_own("listening::by_default_only_the_loopback_addresses_listen_and_nobody_can_share_them") {
+async fn only_loopback_is_listened_on_by_default_and_the_port_cannot_be_shared() {
+    if !network::is_own("listening::only_loopback_is_listened_on_by_default_and_the_port_cannot_be_shared") {
         return;
     }
     let desk = Desk::new().await;
@@ -82,7 +82,7 @@ async fn by_default_only_the_loopback_addresses_listen_and_nobody_can_share_them
     let has_v6 = std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
     let mut expected: Vec<SocketAddr> = vec![(Ipv4Addr::LOCALHOST, port).into()];
     expected.extend(has_v6.then_some(SocketAddr::from((Ipv6Addr::LOCALHOST, port))));
-    // A sidecar's sockets are closed to all but root.
+    // Only root may list a sidecar's sockets.
     if Uid::effective().is_root() {
         let all = listeners::get_all().expect("sockets");
         let own = all.into_iter().filter(|l| l.state == SocketState::Listen && l.process.pid == serving.pid());
@@ -107,8 +107,8 @@ async fn by_default_only_the_loopback_addresses_listen_and_nobody_can_share_them
 }
 
 #[tokio::test]
-async fn a_peer_that_is_not_this_machine_gets_no_word_on_loopback() {
-    if !network::is_own("listening::a_peer_that_is_not_this_machine_gets_no_word_on_loopback") {
+async fn a_non_loopback_peer_is_closed_without_a_response() {
+    if !network::is_own("listening::a_non_loopback_peer_is_closed_without_a_response") {
         return;
     }
     let stage = Scene::new().start().await;
@@ -117,14 +117,14 @@ async fn a_peer_that_is_not_this_machine_gets_no_word_on_loopback() {
     let mut stream = socket.connect(stage.addr).await.expect("a connection");
     let _ = stream.write_all(&stage.request("GET", "/healthz").bytes()).await;
     let mut reply = Vec::new();
-    let _ = soon("its end", stream.read_to_end(&mut reply)).await;
+    let _ = soon("the end", stream.read_to_end(&mut reply)).await;
     assert_eq!(String::from_utf8_lossy(&reply), "");
     stage.logs.wait_for("which is not this machine").await;
     stage.slack_token().await;
 }
 
 #[tokio::test]
-async fn an_address_in_place_of_a_port_ends_it_with_2_and_the_flag_that_it_takes() {
+async fn an_address_as_port_exits_with_2_and_names_the_right_flag() {
     let desk = Desk::new().await;
     for port in ["0.0.0.0:2774", "[::]:2774", ":2774", "0:2774", "192.0.2.1:2774"] {
         let ended = run(desk.sidecar(&["--port", port])).await;
@@ -134,7 +134,7 @@ async fn an_address_in_place_of_a_port_ends_it_with_2_and_the_flag_that_it_takes
 }
 
 #[tokio::test]
-async fn a_unix_socket_gives_tokens_to_curl_and_goes_with_the_sidecar() {
+async fn a_unix_socket_serves_tokens_and_is_removed_at_the_end() {
     let (desk, socket) = desk_and_socket().await;
     let serving = serve_at(&desk, &socket).await;
     let dir = socket.parent().expect("a directory");
@@ -146,14 +146,14 @@ async fn a_unix_socket_gives_tokens_to_curl_and_goes_with_the_sidecar() {
     let ended = run(command).await;
     assert!(ended.code == Some(0) && ended.stdout.contains("\"token\":\"xoxe.xoxb-"), "{ended:?}");
     let reply = Request::new(serving.addr, "POST", SLACK).json(APP).send().await;
-    assert!(reply.cache_status().starts_with("connect-sidecar; hit"), "it is one sidecar: {reply:?}");
+    assert!(reply.cache_status().starts_with("connect-sidecar; hit"), "both share one cache: {reply:?}");
     let ended = stop(serving).await;
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), ""), "{}", ended.stderr);
     assert!(!socket.exists() && dir.exists());
 }
 
 #[tokio::test]
-async fn a_unix_socket_left_by_a_killed_sidecar_is_replaced_and_one_in_use_ends_the_next_with_3() {
+async fn a_stale_unix_socket_is_replaced_and_one_in_use_exits_with_3() {
     let (desk, socket) = desk_and_socket().await;
     let serving = serve_at(&desk, &socket).await;
     serving.signal(Signal::SIGKILL);
@@ -166,13 +166,13 @@ async fn a_unix_socket_left_by_a_killed_sidecar_is_replaced_and_one_in_use_ends_
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(3), ""), "{}", ended.stderr);
     assert!(ended.stderr.contains(path) && ended.stderr.contains("already running"), "{}", ended.stderr);
     let healthy = Request::new(serving.addr, "GET", "/healthz").header("host", "localhost");
-    assert_eq!(ask_over(&socket, &healthy).await.status, 200, "the first is left alone");
+    assert_eq!(send_over(&socket, &healthy).await.status, 200, "the first still serves");
     assert_eq!(stop(serving).await.code, Some(0));
     assert!(!socket.exists());
 }
 
 #[tokio::test]
-async fn a_place_that_is_not_fit_for_a_unix_socket_ends_it_with_2() {
+async fn an_unusable_unix_socket_path_exits_with_2() {
     let (desk, socket) = desk_and_socket().await;
     let dir = socket.parent().expect("a directory");
     fs::create_dir(dir).expect("a directory");
@@ -193,7 +193,7 @@ async fn a_place_that_is_not_fit_for_a_unix_socket_ends_it_with_2() {
 }
 
 #[tokio::test]
-async fn another_user_is_kept_out_of_the_unix_socket_by_its_directory_and_by_name() {
+async fn other_users_are_kept_from_the_unix_socket_by_permissions_and_by_user_id() {
     let Some(other) = another_user() else { return };
     let (desk, socket) = desk_and_socket().await;
     fs::set_permissions(desk.home.path(), Permissions::from_mode(0o755)).expect("a mode");
@@ -207,19 +207,19 @@ async fn another_user_is_kept_out_of_the_unix_socket_by_its_directory_and_by_nam
     assert_eq!(ended.code, Some(7), "{ended:?}");
     assert!(ended.stderr.contains("ermission denied"), "{ended:?}");
 
-    // However wide somebody opens it afterwards.
+    // Even if the permissions are relaxed afterwards.
     fs::set_permissions(socket.parent().expect("a directory"), Permissions::from_mode(0o755)).expect("a mode");
     fs::set_permissions(&socket, Permissions::from_mode(0o666)).expect("a mode");
     let ended = run(as_other()).await;
     assert!(ended.code != Some(0) && ended.stdout.is_empty(), "no reply: {ended:?}");
-    assert!(!ended.stderr.contains("ermission denied"), "it got as far as the sidecar: {ended:?}");
+    assert!(!ended.stderr.contains("ermission denied"), "it was refused by the sidecar: {ended:?}");
     serving.wait_for_log(&format!("closed a connection from user {other} to the unix socket")).await;
     assert_eq!(run(curl(&socket, "http://localhost/healthz")).await.stdout, r#"{"status":"ok"}"#);
     stop(serving).await;
 }
 
 #[tokio::test]
-async fn root_may_use_a_users_unix_socket_and_so_may_the_user() {
+async fn root_and_the_user_may_use_the_unix_socket() {
     let Some(other) = another_user() else { return };
     let (desk, socket) = desk_and_socket().await;
     for path in [desk.home.path(), &desk.project(), &desk.project().join(".env.local")] {
@@ -227,7 +227,7 @@ async fn root_may_use_a_users_unix_socket_and_so_may_the_user() {
     }
     let mut command = desk.sidecar(&["--unix-socket", socket.to_str().expect("a path")]);
     command.uid(other).gid(other);
-    // Another user cannot run it where the build's directory is closed to them.
+    // The build directory may be inaccessible to the other user.
     match command.spawn() {
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return,
         started => drop(started.expect("a process")),
@@ -249,11 +249,11 @@ async fn with_socket(scene: Scene) -> (Stage, PathBuf) {
 }
 
 #[tokio::test]
-async fn over_the_unix_socket_localhost_is_the_only_host_and_every_other_gate_holds() {
+async fn the_unix_socket_accepts_only_localhost_as_host_and_all_other_checks_apply() {
     let (stage, socket) = with_socket(Scene::new().toml("allowed_hosts = [\"dev.test\"]")).await;
     let token = stage.token(APP).header("host", "localhost");
     for host in ["localhost", "LOCALHOST", "localhost:80", "localhost:1", &format!("localhost:{}", stage.addr.port())] {
-        assert_eq!(ask_over(&socket, &token.clone().header("host", host)).await.status, 200, "{host}");
+        assert_eq!(send_over(&socket, &token.clone().header("host", host)).await.status, 200, "{host}");
     }
     let before = stage.emulator.received().len();
     for (name, value, status, code) in [
@@ -266,40 +266,40 @@ async fn over_the_unix_socket_localhost_is_the_only_host_and_every_other_gate_ho
         ("cdn-loop", "connect-sidecar", 508, "loop_detected"),
         ("content-type", "text/plain", 415, "json_required"),
     ] {
-        let reply = ask_over(&socket, &token.clone().header(name, value)).await;
+        let reply = send_over(&socket, &token.clone().header(name, value)).await;
         assert_eq!((reply.status, reply.code().as_str()), (status, code), "{name}: {value}");
     }
     let large = token.clone().body(vec![b' '; 200_000]);
-    assert_eq!(ask_over(&socket, &large).await.code(), "body_too_large", "and it is read to its end");
+    assert_eq!(send_over(&socket, &large).await.code(), "body_too_large", "and the body is read");
     assert_eq!(stage.emulator.received().len(), before);
 
     let request = "GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n";
     let twice = format!("{request}{}", request.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n"));
-    let replies = Reply::parse_all(&over(&socket, twice.as_bytes()).await);
+    let replies = Reply::parse_all(&exchange(&socket, twice.as_bytes()).await);
     assert_eq!(replies.iter().map(|reply| reply.status).collect::<Vec<_>>(), [200, 200]);
 }
 
 #[tokio::test]
-async fn over_the_unix_socket_too_the_key_is_needed_where_it_is_required() {
+async fn a_required_key_is_needed_on_the_unix_socket_too() {
     let (stage, socket) = with_socket(Scene::new().toml("require_key = true")).await;
     let token = stage.token(APP).header("host", "localhost");
-    assert_eq!(ask_over(&socket, &token).await.code(), "key_required");
-    assert_eq!(ask_over(&socket, &token.header("sidecar-key", &stage.key())).await.status, 200);
+    assert_eq!(send_over(&socket, &token).await.code(), "key_required");
+    assert_eq!(send_over(&socket, &token.header("sidecar-key", &stage.key())).await.status, 200);
 }
 
-/// A sidecar that listens on the network, for requests to `dev.test`.
+/// A sidecar that listens on a network address and accepts `dev.test` as host.
 async fn on_network(address: IpAddr) -> Stage {
     let scene = Scene::new().toml("require_key = true\nallowed_hosts = [\"dev.test\", \"localhost\"]");
     scene.env(NETWORK_VARIABLE, &address.to_string()).start().await
 }
 
-/// A token request to the sidecar by this address, with the key.
-fn by(address: impl Into<IpAddr>, stage: &Stage, host: &str) -> Request {
+/// A token request to this address of the sidecar, with the key.
+fn token_at(address: impl Into<IpAddr>, stage: &Stage, host: &str) -> Request {
     let to = SocketAddr::new(address.into(), stage.addr.port());
     Request::new(to, "POST", SLACK).header("host", host).header("sidecar-key", &stage.key()).json(APP)
 }
 
-/// What holds of a sidecar that listens on `listening`, tried by `own`, an address that it includes.
+/// Checks a sidecar that listens on `listening`, which includes the address `own`.
 async fn assert_guarded(listening: IpAddr, own: IpAddr) {
     let stage = on_network(listening).await;
     let port = stage.addr.port();
@@ -308,7 +308,7 @@ async fn assert_guarded(listening: IpAddr, own: IpAddr) {
     let loud = format!("LISTENING ON THE NETWORK at {}", SocketAddr::new(listening, port));
     assert!(matches!(&*warnings, [one] if one.contains(&loud)), "{warnings:#?}");
 
-    assert_eq!(by(own, &stage, "dev.test").send().await.status, 200, "{listening}");
+    assert_eq!(token_at(own, &stage, "dev.test").send().await.status, 200, "{listening}");
     let before = stage.emulator.received().len();
     for (name, value, status, code) in [
         ("host", &*SocketAddr::new(own, port).to_string(), 403, "host_not_allowed"),
@@ -322,32 +322,32 @@ async fn assert_guarded(listening: IpAddr, own: IpAddr) {
         ("origin", "http://dev.test", 403, "browser_request_refused"),
         ("x-forwarded-for", "192.0.2.1", 403, "forwarded_request_refused"),
     ] {
-        let reply = by(own, &stage, "dev.test").header(name, value).send().await;
+        let reply = token_at(own, &stage, "dev.test").header(name, value).send().await;
         assert_eq!((reply.status, reply.code().as_str()), (status, code), "{name}: {value}");
     }
     let health = Request::new(SocketAddr::new(own, port), "GET", "/healthz");
-    assert_eq!(health.clone().send().await.code(), "host_not_allowed", "health is open to those who know the name");
+    assert_eq!(health.clone().send().await.code(), "host_not_allowed", "health needs an allowed host");
     assert_eq!(health.header("host", "dev.test").send().await.status, 200);
     assert_eq!(stage.emulator.received().len(), before);
 
-    // Loopback is what it always is, but for the key.
+    // Loopback works as always, except that the key is required.
     for host in [format!("127.0.0.1:{port}"), format!("localhost:{port}"), "dev.test".into()] {
-        assert_eq!(by(Ipv4Addr::LOCALHOST, &stage, &host).send().await.status, 200, "{host}");
+        assert_eq!(token_at(Ipv4Addr::LOCALHOST, &stage, &host).send().await.status, 200, "{host}");
     }
     if own.is_ipv4() {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.bind((own, 0).into()).expect("our own address");
         let mut stream = socket.connect(stage.addr).await.expect("a connection");
-        let _ = stream.write_all(&by(own, &stage, "dev.test").bytes()).await;
+        let _ = stream.write_all(&token_at(own, &stage, "dev.test").bytes()).await;
         let mut reply = Vec::new();
-        let _ = soon("its end", stream.read_to_end(&mut reply)).await;
-        assert_eq!(String::from_utf8_lossy(&reply), "", "nobody else is let in there");
+        let _ = soon("the end", stream.read_to_end(&mut reply)).await;
+        assert_eq!(String::from_utf8_lossy(&reply), "", "a non-loopback peer is refused there");
     }
 }
 
 #[tokio::test]
-async fn on_the_network_who_asks_needs_the_key_and_an_allowed_host() {
-    if !network::is_own("listening::on_the_network_who_asks_needs_the_key_and_an_allowed_host") {
+async fn network_requests_need_the_key_and_an_allowed_host() {
+    if !network::is_own("listening::network_requests_need_the_key_and_an_allowed_host") {
         return;
     }
     for own in [OWN_V4, OWN_V6] {
@@ -356,22 +356,22 @@ async fn on_the_network_who_asks_needs_the_key_and_an_allowed_host() {
 }
 
 #[tokio::test]
-async fn the_unspecified_address_is_all_of_its_family_and_only_of_it() {
-    if !network::is_own("listening::the_unspecified_address_is_all_of_its_family_and_only_of_it") {
+async fn an_unspecified_address_covers_its_own_family_only() {
+    if !network::is_own("listening::an_unspecified_address_covers_its_own_family_only") {
         return;
     }
     let unspecified = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
     for (all, own, other) in [(unspecified[0], OWN_V4, OWN_V6), (unspecified[1], OWN_V6, OWN_V4)] {
         assert_guarded(all, own).await;
         let stage = on_network(all).await;
-        assert_eq!(by(Ipv6Addr::LOCALHOST, &stage, "dev.test").send().await.status, 200);
+        assert_eq!(token_at(Ipv6Addr::LOCALHOST, &stage, "dev.test").send().await.status, 200);
         let error = TcpStream::connect((other, stage.addr.port())).await.expect_err("nobody listens there");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{other}");
     }
 }
 
 #[tokio::test]
-async fn the_network_is_not_listened_on_without_what_guards_it_nor_in_vain() {
+async fn a_network_address_needs_key_and_host_and_must_be_usable() {
     let desk = Desk::new().await;
     let lines = async |arguments: &[&str]| {
         let ended = run(desk.sidecar(arguments)).await;
@@ -386,14 +386,14 @@ async fn the_network_is_not_listened_on_without_what_guards_it_nor_in_vain() {
     let guards = ["--require-key", "--allowed-host", "dev.test"];
     let needless = lines(&[&[NETWORK_FLAG, "::ffff:127.0.0.1"], &guards[..]].concat()).await;
     assert!(matches!(&*needless, [one] if one.contains("not needed")), "{needless:?}");
-    // An address for documentation, which no machine has.
+    // An address reserved for documentation.
     let foreign = lines(&[&[NETWORK_FLAG, "203.0.113.77"], &guards[..]].concat()).await;
     assert!(foreign.last().is_some_and(|line| line.contains("203.0.113.77")), "{foreign:?}");
 }
 
 #[tokio::test]
-async fn the_ready_line_stays_the_loopback_one() {
-    if !network::is_own("listening::the_ready_line_stays_the_loopback_one") {
+async fn the_ready_line_shows_the_loopback_address() {
+    if !network::is_own("listening::the_ready_line_shows_the_loopback_address") {
         return;
     }
     let desk = Desk::new().await;

@@ -1,4 +1,4 @@
-//! `GET /metrics` as those read it for whom it is meant, and what never comes into it.
+//! `GET /metrics`: it is understood by Prometheus' own tools, and has no labels from requests.
 
 use std::collections::BTreeSet;
 use std::process::Stdio;
@@ -13,8 +13,8 @@ use tokio::process::Command;
 use crate::support::http::APP;
 use crate::support::{Scene, Stage, python, soon};
 
-/// Prints each series as the official reader has understood it.
-const READ: &str = "
+/// Prints each series as parsed by the official client library.
+const PARSER: &str = "
 import sys
 from prometheus_client.parser import text_string_to_metric_families as families
 for family in families(sys.stdin.read()):
@@ -29,17 +29,17 @@ impl Stage {
     }
 }
 
-async fn fed(mut command: Command, text: &str) -> (bool, String) {
+async fn run_with_input(mut command: Command, text: &str) -> (bool, String) {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().expect("a process");
-    child.stdin.take().expect("stdin").write_all(text.as_bytes()).await.expect("taken");
+    child.stdin.take().expect("stdin").write_all(text.as_bytes()).await.expect("written");
     let output = soon("its end", child.wait_with_output()).await.expect("output");
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8(said).expect("text"))
+    let printed = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(printed).expect("text"))
 }
 
-/// A stage of which every metric has something to say.
-async fn lively() -> Stage {
+/// A stage on which every metric has a value.
+async fn busy_stage() -> Stage {
     let stage =
         Scene::new().toml("warn_before = [\"60m\", \"90s\"]").token_life(Duration::from_secs(3600)).start().await;
     stage.token(APP).send().await.token();
@@ -49,15 +49,15 @@ async fn lively() -> Stage {
 }
 
 #[tokio::test]
-async fn the_official_reader_understands_every_line() {
+async fn the_official_parser_reads_every_line() {
     let Some(python) = python::prometheus_client().await else { return };
-    let text = lively().await.metrics_text().await;
+    let text = busy_stage().await.metrics_text().await;
     let mut command = Command::new(python);
-    command.args(["-c", READ]);
-    let (is_fine, read) = fed(command, &text).await;
-    assert!(is_fine, "{read}");
-    let lines: Vec<_> = read.lines().collect();
-    assert_eq!(lines.len(), text.lines().filter(|line| !line.starts_with('#')).count(), "{read}");
+    command.args(["-c", PARSER]);
+    let (is_ok, parsed) = run_with_input(command, &text).await;
+    assert!(is_ok, "{parsed}");
+    let lines: Vec<_> = parsed.lines().collect();
+    assert_eq!(lines.len(), text.lines().filter(|line| !line.starts_with('#')).count(), "{parsed}");
     for line in [
         "counter connect_sidecar_warnings_total [('step', '60m')] 1",
         "counter connect_sidecar_warnings_total [('step', '90s')] 0",
@@ -65,13 +65,13 @@ async fn the_official_reader_understands_every_line() {
         "counter connect_sidecar_token_requests_total [('result', 'hit')] 1",
         "gauge connect_sidecar_oidc_expires_at_seconds [] 1900003600",
     ] {
-        assert!(lines.contains(&line), "{line}: {read}");
+        assert!(lines.contains(&line), "{line}: {parsed}");
     }
 }
 
 #[tokio::test]
-async fn promtool_finds_nothing_to_mend() {
-    let text = lively().await.metrics_text().await;
+async fn promtool_reports_no_problems() {
+    let text = busy_stage().await.metrics_text().await;
     if std::env::var_os("PATH")
         .is_none_or(|path| std::env::split_paths(&path).all(|dir| !dir.join("promtool").exists()))
     {
@@ -79,12 +79,12 @@ async fn promtool_finds_nothing_to_mend() {
     }
     let mut command = Command::new("promtool");
     command.args(["check", "metrics"]);
-    assert_eq!(fed(command, &text).await, (true, String::new()), "{text}");
+    assert_eq!(run_with_input(command, &text).await, (true, String::new()), "{text}");
 }
 
 #[tokio::test]
-async fn no_name_of_a_connector_ever_makes_a_series() {
-    let stage = lively().await;
+async fn connector_names_create_no_series() {
+    let stage = busy_stage().await;
     let series = |text: &str| -> BTreeSet<String> {
         text.lines().map(|line| line.rsplit_once(' ').expect("a value").0.to_owned()).collect()
     };

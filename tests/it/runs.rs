@@ -9,7 +9,7 @@ use std::time::Duration;
 use connect_sidecar::config::Config;
 use connect_sidecar::config::args::GlobalArgs;
 use connect_sidecar::daemon::app::App;
-use connect_sidecar::daemon::server::handover::Place;
+use connect_sidecar::daemon::server::handover::HeldSockets;
 use connect_sidecar::emulator::{Emulator, Options};
 use connect_sidecar::os::clock::Clock;
 use tokio::net::TcpListener;
@@ -146,12 +146,12 @@ async fn who_takes_anothers_place_is_reached_by_that_ones_runs() {
         ..GlobalArgs::default()
     };
     let home = dir.path().to_owned();
-    let start = async |place: Option<&Place>| {
+    let start = async |place: Option<&HeldSockets>| {
         let environment = |name: &str| (name == "HOME").then(|| home.clone().into_os_string());
         let config = Config::load(&args, &environment, dir.path()).expect("a configuration");
         let clock = Clock::system();
         let app = match place {
-            Some(place) => App::take_over(config, clock, place.take().expect("a place")).await,
+            Some(place) => App::take_over(config, clock, place.inherit().expect("a place")).await,
             None => App::bind(config, clock).await,
         };
         let app = app.expect("an app");
@@ -166,10 +166,10 @@ async fn who_takes_anothers_place_is_reached_by_that_ones_runs() {
     let key = key_of(addr);
     let run = Run::begin(addr, &key, Clock::system().local()).await;
     let state = dir.path().join(".local/state/connect-sidecar");
-    let mut place = Place::of(&state, addr.port()).await.expect("a place");
+    let mut place = HeldSockets::request(&state, addr.port()).await.expect("a place");
     drop(stop);
     assert!(serving.await.expect("no panic"));
-    soon("the end", place.left()).await;
+    soon("the end", place.sidecar_ended()).await;
     assert!(TcpListener::bind(run.addr).await.is_err(), "nobody else gets its port");
 
     let (successor, _stop, _serving) = start(Some(&place)).await;

@@ -1,5 +1,4 @@
-//! What people and tools look at: readiness, the state as JSON, metrics. Their shape, their numbers, and what never
-//! stands in them.
+//! Readiness, status and metrics: their format and values, and that they contain no secrets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -24,8 +23,8 @@ impl Stage {
         samples(&self.get("/metrics").await.text())
     }
 
-    /// Three hits, six misses, two that joined, eight requests upstream of which two failed.
-    async fn live_a_little(&self) {
+    /// Causes three hits, six misses, two joined requests, and eight upstream requests of which two fail.
+    async fn make_requests(&self) {
         self.token(APP).send().await.token();
         self.token(APP).send().await.token();
         self.token(USER).send().await.token();
@@ -48,18 +47,18 @@ impl Stage {
         self.emulator.inject(Fault::once(Trouble::Reset));
         assert_eq!(self.get("/v1/connect/connectors/scl_slack").await.status, 502);
         assert_eq!(self.get("/v1/connect/connectors/scl_slack").await.status, 200);
-        // Never reaches upstream.
+        // Refused before it reaches upstream.
         assert_eq!(self.token("[").send().await.status, 400);
     }
 }
 
-/// The samples of a text in Prometheus' exposition format, which it must keep to.
+/// The samples of a text, which must conform to Prometheus' text format.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let is_name = |name: &str| {
         name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
             && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
     };
-    assert!(text.ends_with('\n'), "the last line ends, too");
+    assert!(text.ends_with('\n'), "the last line ends with a line feed");
     let mut samples = BTreeMap::new();
     let mut described = BTreeSet::new();
     let (mut helped, mut family, mut kind) = ("", "", "");
@@ -77,7 +76,7 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
             let value: f64 = value.parse().expect(line);
             assert!(value.is_finite() && (kind == "gauge" || value >= 0.0), "{line}");
             let (name, labels) = series.split_at(series.find('{').unwrap_or(series.len()));
-            assert_eq!(name, family, "a sample stands below its own description: {line}");
+            assert_eq!(name, family, "a sample follows its own description: {line}");
             if !labels.is_empty() {
                 let inner = labels.strip_prefix('{').and_then(|l| l.strip_suffix('}')).expect(line);
                 for label in inner.split(',') {
@@ -93,7 +92,7 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
 }
 
 #[tokio::test]
-async fn health_and_readiness_are_plain() {
+async fn health_and_readiness() {
     let stage = Scene::new().start().await;
     for (path, body) in [("/healthz", r#"{"status":"ok"}"#), ("/readyz", r#"{"status":"ready"}"#)] {
         let reply = stage.get(path).await;
@@ -104,7 +103,7 @@ async fn health_and_readiness_are_plain() {
 
 #[tokio::test]
 async fn readiness_follows_the_credential_and_health_does_not() {
-    let unready = async |stage: &Stage, code: &str| {
+    let assert_unready = async |stage: &Stage, code: &str| {
         let reply = stage.get("/readyz").await;
         assert_eq!((reply.status, reply.code().as_str()), (503, code));
         assert!(reply.text().contains("vercel env pull"), "{}", reply.text());
@@ -112,26 +111,26 @@ async fn readiness_follows_the_credential_and_health_does_not() {
         assert_eq!(stage.get("/healthz").await.status, 200);
     };
     let mut stage = Scene::new().without_env_file().start().await;
-    unready(&stage, "oidc_token_missing").await;
+    assert_unready(&stage, "oidc_token_missing").await;
     let token = stage.fresh_token(HOUR);
     stage.write_env(&token);
     stage.uses(&token).await;
     assert_eq!(stage.get("/readyz").await.status, 200);
     assert_eq!(stage.metrics().await["connect_sidecar_ready"], 1.0);
     stage.pass(HOUR);
-    unready(&stage, "oidc_token_expired").await;
+    assert_unready(&stage, "oidc_token_expired").await;
 
     let stage = Scene::new().env_file("VERCEL_OIDC_TOKEN=not-a-token\n").start().await;
-    unready(&stage, "oidc_token_invalid").await;
-    assert!(stage.emulator.received().is_empty(), "to look costs nothing");
+    assert_unready(&stage, "oidc_token_invalid").await;
+    assert!(stage.emulator.received().is_empty(), "no upstream request");
 }
 
 #[tokio::test]
-async fn status_tells_what_happened() {
+async fn status_reports_all_counts() {
     let stage = Scene::new().start().await;
     let token = std::fs::read_to_string(stage.env_path()).expect("an env file");
     let token = token.split('"').rev().nth(1).expect("a quoted token");
-    stage.live_a_little().await;
+    stage.make_requests().await;
     stage.pass(Duration::from_millis(12_900));
 
     let reply = stage.get("/_sidecar/v1/status").await;
@@ -162,7 +161,7 @@ async fn status_tells_what_happened() {
             "upstream": {"url": stage.emulator.url(), "requests": 8, "errors": 2,
                          "last_error_at": stored_at},
             "failures": {"count": 4, "last_at": stored_at},
-            // Upstream is on this machine: nobody bills that.
+            // An upstream on this machine is not billed.
             "usage": {"month": "2030-03", "requests": 0, "saved": 0, "saved_usd": 0.0, "allowance": 500},
             "tokens": [
                 {"connector": SLACK_UID, "subject": "app", "stored_at": stored_at, "expires_at": expires_at, "hits": 2},
@@ -197,7 +196,7 @@ async fn status_of_a_fresh_start_has_the_same_shape() {
 }
 
 #[tokio::test]
-async fn a_token_asked_for_by_id_is_shown_by_uid_while_it_would_be_served() {
+async fn a_token_requested_by_id_is_listed_by_uid_until_it_expires() {
     let stage = Scene::new().start().await;
     stage.request("POST", "/v1/connect/token/scl_github").json(APP).send().await.token();
     let status = stage.status().await;
@@ -209,7 +208,7 @@ async fn a_token_asked_for_by_id_is_shown_by_uid_while_it_would_be_served() {
 }
 
 #[tokio::test]
-async fn the_credential_in_one_word() {
+async fn credential_states() {
     let second = Duration::from_secs(1);
     let life = |life| Scene::new().token_life(life);
     let early = || life(3 * HOUR).toml("warn_before = [\"5m\", \"2h\"]");
@@ -217,8 +216,8 @@ async fn the_credential_in_one_word() {
         ("fresh", Scene::new(), Duration::ZERO, "valid", Some(12 * 3600)),
         ("before the first step", life(2 * HOUR), HOUR - second, "valid", Some(3601)),
         ("at the first step", life(2 * HOUR), HOUR, "expiring", Some(3600)),
-        ("before a step of one's own", early(), HOUR - second, "valid", Some(7201)),
-        ("at a step of one's own", early(), HOUR, "expiring", Some(7200)),
+        ("before a configured step", early(), HOUR - second, "valid", Some(7201)),
+        ("at a configured step", early(), HOUR, "expiring", Some(7200)),
         ("at the last second", life(HOUR), HOUR - second, "expiring", Some(1)),
         ("at its end", life(HOUR), HOUR, "expired", Some(0)),
         ("long after", life(HOUR), 9 * HOUR, "expired", Some(0)),
@@ -243,7 +242,7 @@ async fn the_credential_in_one_word() {
 #[tokio::test]
 async fn metrics_are_prometheus_text_and_agree_with_status() {
     let mut stage = Scene::new().start().await;
-    stage.live_a_little().await;
+    stage.make_requests().await;
     stage.pass(Duration::from_millis(12_500));
     let fresh = stage.fresh_token(13 * HOUR);
     stage.write_env(&fresh);
@@ -266,16 +265,16 @@ async fn metrics_are_prometheus_text_and_agree_with_status() {
     is("cache_entries", &status["cache"]["entries"]);
     is("upstream_requests_total", &status["upstream"]["requests"]);
     is("upstream_errors_total", &status["upstream"]["errors"]);
-    // The reset, and the body that is no object.
+    // The reset and the invalid body.
     is("refused_total", &json!(2));
-    // This one.
+    // The connection of this request.
     is("connections", &json!(1));
     is("unknown_peers_total", &json!(0));
     is("oidc_rotations_total", &json!(1));
     is("ready", &json!(1));
     is("oidc_expires_at_seconds", &json!(1_900_000_012 + 13 * 3600));
     is("clock_offset_seconds", &json!(0));
-    // No step of the token's end was reached, and nobody follows the events.
+    // No warning step was reached, and no event stream is open.
     for step in ["60m", "15m", "5m", "expired"] {
         is(&format!("warnings_total{{step=\"{step}\"}}"), &json!(0));
     }
@@ -284,7 +283,7 @@ async fn metrics_are_prometheus_text_and_agree_with_status() {
 }
 
 #[tokio::test]
-async fn metrics_without_a_token_say_no_expiry() {
+async fn metrics_without_a_token_have_no_expiry() {
     let stage = Scene::new().without_env_file().start().await;
     let metrics = stage.metrics().await;
     assert!(!metrics.keys().any(|series| series.contains("expires")), "{metrics:?}");
@@ -292,9 +291,9 @@ async fn metrics_without_a_token_say_no_expiry() {
 }
 
 #[tokio::test]
-async fn no_secret_stands_in_any_of_them() {
+async fn responses_contain_no_secrets() {
     let mut stage = Scene::new().start().await;
-    stage.live_a_little().await;
+    stage.make_requests().await;
     for body in [
         r#"{"subject":{"type":"token","token":"CANARY"}}"#,
         r#"{"subject":{"type":"jwt-bearer","sub":"CANARY","additionalClaims":{"CANARY":1}},"installationId":"*"}"#,
@@ -328,7 +327,7 @@ async fn no_secret_stands_in_any_of_them() {
 }
 
 #[tokio::test]
-async fn they_are_read_with_get_and_head_and_without_a_query() {
+async fn only_get_and_head_without_a_query_are_accepted() {
     let stage = Scene::new().start().await;
     for path in PAGES {
         let got = stage.get(path).await;
@@ -357,7 +356,7 @@ async fn they_are_read_with_get_and_head_and_without_a_query() {
 }
 
 #[tokio::test]
-async fn where_a_key_is_required_only_health_and_readiness_do_without() {
+async fn a_required_key_is_needed_except_for_health_and_readiness() {
     let stage = Scene::new().toml("require_key = true").start().await;
     for (path, open) in PAGES.into_iter().zip([true, true, false, false]) {
         let reply = stage.get(path).await;

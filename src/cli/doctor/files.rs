@@ -159,7 +159,7 @@ pub(super) fn judge_state(
         });
     }
     let Some(state_dir) = state_dir else { return findings };
-    if let Err(unfit) = ca::is_there(state_dir, project) {
+    if let Err(unfit) = ca::exists(state_dir, project) {
         let detail = "`connect-sidecar run` intercepts nothing with it.";
         let finding = Finding::new(Severity::Warning, "local_ca", unfit.to_string(), detail);
         findings.push(finding.fix("connect-sidecar ca remove"));

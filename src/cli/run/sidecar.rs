@@ -20,7 +20,7 @@ use super::child::Signals;
 use super::joining::{self, Joined, Note};
 use crate::config::{Config, Refresh};
 use crate::daemon::app::{App, StartupError};
-use crate::daemon::server::handover::Place;
+use crate::daemon::server::handover::HeldSockets;
 use crate::instance::Selector;
 use crate::instance::client::{self, Client, NotFound};
 use crate::instance::key::Key;
@@ -46,7 +46,7 @@ enum Way {
     /// This process.
     Here(Serving),
     /// Another, whose place is held; not that of one which gives none.
-    Joined(Option<Place>),
+    Joined(Option<HeldSockets>),
 }
 
 /// A sidecar in this process.
@@ -121,7 +121,7 @@ impl Sidecar {
     pub async fn keep(&mut self) -> Infallible {
         let mut failures = 0;
         while let Way::Joined(Some(place)) = &mut self.way {
-            place.left().await;
+            place.sidecar_ended().await;
             match self.replace().await {
                 Ok(()) => failures = 0,
                 Err(reason) => {
@@ -147,7 +147,7 @@ impl Sidecar {
         }
         // Another process, another key. In the network only who was told so listens.
         let config = Config { port, instance_key: None, network: None, ..self.config.clone() };
-        let taken = place.take().map_err(|e| e.to_string())?;
+        let taken = place.inherit().map_err(|e| e.to_string())?;
         let app = App::take_over(config, Clock::system(), taken).await.map_err(|e| e.to_string())?;
         info!("the sidecar at {} has ended, this process has taken its place", self.address);
         self.way = Way::Here(serve(app).1);
@@ -183,8 +183,8 @@ async fn lock(config: &Config) -> Option<impl Drop + use<>> {
 }
 
 /// The place of the sidecar at this port.
-async fn place_of(config: &Config, port: u16) -> io::Result<Place> {
-    Place::of(config.state_dir.as_deref().ok_or(io::ErrorKind::NotFound)?, port).await
+async fn place_of(config: &Config, port: u16) -> io::Result<HeldSockets> {
+    HeldSockets::request(config.state_dir.as_deref().ok_or(io::ErrorKind::NotFound)?, port).await
 }
 
 fn serve(app: App) -> (SocketAddr, Serving) {

@@ -1,11 +1,11 @@
-//! The local CA: made on this machine, for this machine, kept in `<state dir>/ca/`, trusted by the children of `run` alone.
+//! The local CA. It is created on this machine, kept in `<state dir>/ca/`, and trusted only by the child processes of
+//! `run`.
 //!
-//! It can vouch for Vercel's hosts and for nothing else, says so in a critical name constraint, and ends after 90 days
-//! (docs/security.md I1). Key and certificate are one file, so that they always belong together. The key never leaves
-//! it but into our memory, and is not used if anybody else could have read or placed it. Neither the system's trust store
-//! nor our own client for upstream ever learns of this CA.
+//! A critical name constraint limits it to Vercel's hosts, and it expires after 90 days (docs/security.md I1). Key and
+//! certificate are in one file, so they always match. The key exists only in that file and in memory, and is not used
+//! if another user could have read or placed it. The CA is never added to the system's trust store, and the sidecar's
+//! own upstream client does not trust it.
 
-use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -29,122 +29,150 @@ use crate::os::clock::Timestamp;
 use crate::os::private_dir;
 use crate::os::tls::LOCAL_CA;
 
-/// From its beginning to its end.
-const LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
-/// One that ends within this time is made anew: whoever is given it now will use it for a while.
+/// Validity of the CA.
+const LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
+/// The CA is replaced this long before its expiry, since the run that gets it may use it for days.
 const RENEW_BEFORE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Certificates begin a little earlier than they are made: a clock may be put back.
+/// Certificates are valid from this long before their creation, in case the clock is set back.
 const BACKDATED: Duration = Duration::from_secs(3600);
-/// A certificate for a host, from its beginning to its end; never beyond the CA's.
-const LEAF_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// Validity of a host certificate, which never exceeds that of the CA.
+const LEAF_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 const DIRECTORY: &str = "ca";
 const FILE: &str = "key-and-certificate.pem";
-/// A larger file is none of ours, in bytes.
+/// Most bytes that are read of the file.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 
-/// Why there is no CA to be used: what is wrong and what to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unfit(String);
-
-impl fmt::Display for Unfit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+/// Why the CA cannot be used, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// Its directory is not private.
+    #[error("{}{}", .0.with_command(), .0.advice().map_or_else(String::new, |advice| format!("; {advice}")))]
+    Directory(#[from] private_dir::Problem),
+    /// The state directory is inside the project, from where the key could be published.
+    #[error(
+        "the key of the local CA would lie in {}, which is inside the project; set XDG_STATE_HOME to another place",
+        .0.display()
+    )]
+    InsideProject(PathBuf),
+    /// Another user may have read or placed the file, or it cannot be read.
+    #[error(
+        "{} {flaw}, so the local CA is not used; run `connect-sidecar ca remove`, and the next run makes another",
+        .path.display()
+    )]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        flaw: String,
+    },
+    /// Key or certificate could not be created.
+    #[error("could not make a local CA: {0}")]
+    Create(#[source] rcgen::Error),
+    /// The file could not be written.
+    #[error("could not write {}: {source}", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The task that creates it panicked.
+    #[error("making the local CA broke off")]
+    Interrupted(#[source] tokio::task::JoinError),
 }
 
-impl std::error::Error for Unfit {}
-
-/// A CA that may be used.
+/// The CA, ready to sign.
 pub(super) struct Ca {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
-    /// Of the certificate alone.
+    /// The certificate, without the key.
     pem: String,
-    ends: Timestamp,
+    not_after: Timestamp,
 }
 
-/// A certificate for a host, with its key.
+/// A host certificate with its key.
 pub(super) struct Leaf {
     pub(super) certificate: CertificateDer<'static>,
     pub(super) key: KeyPair,
-    pub(super) begins: Timestamp,
-    pub(super) ends: Timestamp,
+    pub(super) not_before: Timestamp,
+    pub(super) not_after: Timestamp,
 }
 
 impl Ca {
-    /// The machine's CA, made if there is none, or none that permits all of `domains` and lasts another week. `domains`
-    /// are names of which all below them are permitted, too. Refused where others may have had their hands on the key,
-    /// and inside `project`, from where it could be published; git is told to leave it out, wherever that is.
-    pub(super) async fn ready(
+    /// Loads the machine's CA. Creates a new one if there is none that permits all of `domains` and their subdomains
+    /// and is valid for another week. Fails if another user may have accessed the key, or if it would be inside
+    /// `project`, from where it could be published. The directory is excluded from git.
+    pub(super) async fn load_or_create(
         state_dir: &Path,
         project: &Path,
         domains: Vec<String>,
         now: Timestamp,
-    ) -> Result<Self, Unfit> {
+    ) -> Result<Self, CaError> {
         refuse_published(state_dir, project)?;
-        let dir = private_dir::make_within(state_dir, DIRECTORY).map_err(unfit)?;
-        // Of two processes that find no CA, the second takes the one that the first has made.
-        let only_us = private_dir::lock(&dir).await.map_err(unfit)?;
-        private_dir::keep_from_git(state_dir).map_err(unfit)?;
-        let working = tokio::task::spawn_blocking(move || {
-            let _only_us = only_us;
+        let dir = private_dir::make_within(state_dir, DIRECTORY)?;
+        // Held until the file is written, so that of several processes only one creates a CA.
+        let lock = private_dir::lock(&dir).await?;
+        private_dir::keep_from_git(state_dir)?;
+        let loading = tokio::task::spawn_blocking(move || {
+            let _lock = lock;
             let path = dir.join(FILE);
-            let kept = read(&path)?.and_then(|pem| Self::parse(&pem));
-            if let Some(kept) = kept.filter(|kept| kept.will_do(&domains, now)) {
-                return Ok(kept);
+            let existing = read(&path)?.and_then(|pem| Self::parse(&pem));
+            if let Some(existing) = existing.filter(|ca| ca.is_usable(&domains, now)) {
+                return Ok(existing);
             }
-            let (made, pem) =
-                Self::make(&domains, now).map_err(|e| Unfit(format!("could not make a local CA: {e}")))?;
-            atomic_file::write(&path, pem.as_bytes(), 0o600, Durability::Machine)
-                .map_err(|e| Unfit(format!("could not write {}: {e}", path.display())))?;
-            Ok(made)
+            let (ca, pem) = Self::create(&domains, now).map_err(CaError::Create)?;
+            match atomic_file::write(&path, pem.as_bytes(), 0o600, Durability::Machine) {
+                Ok(()) => Ok(ca),
+                Err(source) => Err(CaError::Write { path, source }),
+            }
         });
-        working.await.unwrap_or_else(|_| Err(Unfit("making the local CA broke off".into())))
+        loading.await.map_err(CaError::Interrupted)?
     }
 
-    /// The certificate.
+    /// The certificate, as PEM.
     pub(super) fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// Whether it is to be replaced by the next that is asked for.
-    pub(super) fn ends_soon(&self, now: Timestamp) -> bool {
-        self.ends.since(now) <= RENEW_BEFORE
+    /// Whether it must be replaced before it is given to another run.
+    pub(super) fn expires_soon(&self, now: Timestamp) -> bool {
+        self.not_after.since(now) <= RENEW_BEFORE
     }
 
-    /// A certificate for this host, with a key of its own; `None` once the CA has ended.
+    /// Issues a certificate with a new key for this host; `None` if the CA has expired.
     pub(super) fn issue(&self, host: &str, now: Timestamp) -> Result<Option<Leaf>, rcgen::Error> {
-        let begins = now.minus(BACKDATED);
-        let ends = begins.plus(LEAF_LIFE).min(self.ends);
-        if ends <= now {
+        let not_before = now.minus(BACKDATED);
+        let not_after = not_before.plus(LEAF_LIFETIME).min(self.not_after);
+        if not_after <= now {
             return Ok(None);
         }
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new([host.to_owned()])?;
-        params.distinguished_name = named(host);
-        set_life(&mut params, begins, ends);
+        params.distinguished_name = distinguished_name(host);
+        set_validity(&mut params, not_before, not_after);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&key, &self.issuer)?.into();
-        Ok(Some(Leaf { certificate, key, begins, ends }))
+        Ok(Some(Leaf { certificate, key, not_before, not_after }))
     }
 
-    fn make(domains: &[String], now: Timestamp) -> Result<(Self, String), rcgen::Error> {
+    /// A new CA, and the content of its file.
+    fn create(domains: &[String], now: Timestamp) -> Result<(Self, String), rcgen::Error> {
         let key = KeyPair::generate()?;
-        let begins = now.minus(BACKDATED);
-        let ends = begins.plus(LIFE);
+        let not_before = now.minus(BACKDATED);
+        let not_after = not_before.plus(LIFETIME);
         let mut params = CertificateParams::default();
-        // So that two of them are told apart, where a program is given both.
+        // Makes the name unique, for programs that trust two of these CAs.
         let id: String = params.key_identifier(&key).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-        params.distinguished_name = named(&format!("{LOCAL_CA} {id}"));
-        set_life(&mut params, begins, ends);
+        params.distinguished_name = distinguished_name(&format!("{LOCAL_CA} {id}"));
+        set_validity(&mut params, not_before, not_after);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.name_constraints = Some(NameConstraints {
             permitted_subtrees: domains.iter().cloned().map(GeneralSubtree::DnsName).collect(),
-            // A constraint on names says nothing of addresses.
+            // Name constraints do not cover addresses, so these are excluded separately.
             excluded_subtrees: vec![
                 GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(Ipv4Addr::UNSPECIFIED.into(), 0)),
                 GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(Ipv6Addr::UNSPECIFIED.into(), 0)),
@@ -153,10 +181,10 @@ impl Ca {
         let certificate = params.self_signed(&key)?;
         let (key_pem, pem) = (key.serialize_pem(), certificate.pem());
         let file = format!("{key_pem}{pem}");
-        Ok((Self { issuer: Issuer::new(params, key), certificate: certificate.into(), pem, ends }, file))
+        Ok((Self { issuer: Issuer::new(params, key), certificate: certificate.into(), pem, not_after }, file))
     }
 
-    /// `None` if it is not what we would have written.
+    /// Parses the content of the file; `None` if it is not one that we have written.
     fn parse(file: &[u8]) -> Option<Self> {
         // The key comes first.
         let key = KeyPair::from_pem(std::str::from_utf8(file).ok()?).ok()?;
@@ -165,43 +193,39 @@ impl Ca {
         if parsed.public_key().raw != key.subject_public_key_info() {
             return None;
         }
-        let ends = Timestamp::from_seconds(parsed.validity().not_after.timestamp() as f64);
+        let not_after = Timestamp::from_seconds(parsed.validity().not_after.timestamp() as f64);
         let at = file.windows(BEGIN.len()).position(|window| window == BEGIN)?;
         let pem = String::from_utf8(file[at..].to_vec()).ok()?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key).ok()?;
-        Some(Self { issuer, certificate, pem, ends })
+        Some(Self { issuer, certificate, pem, not_after })
     }
 
-    fn will_do(&self, domains: &[String], now: Timestamp) -> bool {
+    fn is_usable(&self, domains: &[String], now: Timestamp) -> bool {
         let Ok((_, parsed)) = X509Certificate::from_der(&self.certificate) else { return false };
         let Ok(Some(constraints)) = parsed.name_constraints() else { return false };
         let permitted = constraints.value.permitted_subtrees.iter().flatten();
         let permitted: Vec<_> = permitted.map(|subtree| &subtree.base).collect();
-        let has_begun = parsed.validity().not_before.timestamp() <= now.as_seconds() as i64;
-        has_begun
-            && !self.ends_soon(now)
+        let is_valid_yet = parsed.validity().not_before.timestamp() <= now.as_seconds() as i64;
+        is_valid_yet
+            && !self.expires_soon(now)
             && domains.iter().all(|domain| permitted.contains(&&GeneralName::DNSName(domain)))
     }
 }
 
-fn unfit(problem: private_dir::Problem) -> Unfit {
-    Unfit(problem.into())
-}
-
-/// Whether there is a CA; refused as [`Ca::ready`] would refuse it. Makes nothing.
-pub fn is_there(state_dir: &Path, project: &Path) -> Result<bool, Unfit> {
+/// Whether a CA exists. Fails like [`Ca::load_or_create`] but creates nothing.
+pub fn exists(state_dir: &Path, project: &Path) -> Result<bool, CaError> {
     let dir = state_dir.join(DIRECTORY);
     if dir.symlink_metadata().is_err() {
         return Ok(false);
     }
     refuse_published(state_dir, project)?;
-    private_dir::check(&dir).map_err(unfit)?;
+    private_dir::check(&dir)?;
     Ok(read(&dir.join(FILE))?.is_some())
 }
 
 const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
-/// Deletes the CA and all that belongs to it; where it was, if there was one.
+/// Deletes the CA's directory. Returns its path, or `None` if there was no CA.
 pub fn remove(state_dir: &Path) -> io::Result<Option<PathBuf>> {
     let dir = state_dir.join(DIRECTORY);
     match fs::remove_dir_all(&dir) {
@@ -211,64 +235,51 @@ pub fn remove(state_dir: &Path) -> io::Result<Option<PathBuf>> {
     }
 }
 
-/// What lies in a project is deployed with it, and copied into images.
-fn refuse_published(state_dir: &Path, project: &Path) -> Result<(), Unfit> {
-    // What is not there yet lies where the nearest of its parents that is there lies.
+/// Refuses a state directory inside the project, whose files are deployed and copied into images.
+fn refuse_published(state_dir: &Path, project: &Path) -> Result<(), CaError> {
+    // The directory may not exist yet, so its nearest existing ancestor is checked.
     let real = state_dir.ancestors().find_map(|dir| dir.canonicalize().ok()).unwrap_or_else(|| state_dir.to_owned());
     if real.starts_with(project) {
-        let shown = state_dir.display();
-        return Err(Unfit(format!(
-            "the key of the local CA would lie in {shown}, which is inside the project; set XDG_STATE_HOME to another place"
-        )));
+        return Err(CaError::InsideProject(state_dir.to_owned()));
     }
     Ok(())
 }
 
-/// The file, if there is one and it is ours alone.
-fn read(path: &Path) -> Result<Option<Vec<u8>>, Unfit> {
-    let refused = |what: &str| {
-        Err(Unfit(format!(
-            "{} {what}, so the local CA is not used; run `connect-sidecar ca remove`, and the next run makes another",
-            path.display()
-        )))
-    };
+/// Reads the file if it exists. Fails unless it is private to our user.
+fn read(path: &Path) -> Result<Option<Vec<u8>>, CaError> {
+    let refused = |flaw: String| CaError::File { path: path.to_owned(), flaw };
+    let unreadable = |e: io::Error| refused(format!("cannot be read ({})", e.kind()));
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
     let file = match OpenOptions::new().read(true).custom_flags(flags.bits()).open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) if e.raw_os_error() == Some(Errno::ELOOP as i32) => return refused("is a link"),
-        Err(e) => return refused(&format!("cannot be opened ({})", e.kind())),
+        Err(e) if e.raw_os_error() == Some(Errno::ELOOP as i32) => return Err(refused("is a link".into())),
+        Err(e) => return Err(refused(format!("cannot be opened ({})", e.kind()))),
     };
-    let unreadable = |e: io::Error| refused(&format!("cannot be read ({})", e.kind()));
-    let meta = match file.metadata() {
-        Ok(meta) => meta,
-        Err(e) => return unreadable(e),
+    let meta = file.metadata().map_err(unreadable)?;
+    let flaw = if !meta.is_file() || meta.nlink() != 1 {
+        "is not a plain file with one name"
+    } else if meta.uid() != Uid::effective().as_raw() {
+        "belongs to another user"
+    } else if meta.mode() & 0o077 != 0 {
+        "is open to others"
+    } else {
+        let mut bytes = Vec::new();
+        file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(unreadable)?;
+        return Ok(Some(bytes));
     };
-    if !meta.is_file() || meta.nlink() != 1 {
-        return refused("is not a plain file with one name");
-    }
-    if meta.uid() != Uid::effective().as_raw() {
-        return refused("belongs to another user");
-    }
-    if meta.mode() & 0o077 != 0 {
-        return refused("is open to others");
-    }
-    let mut bytes = Vec::new();
-    match file.take(MAX_FILE_BYTES).read_to_end(&mut bytes) {
-        Ok(_) => Ok(Some(bytes)),
-        Err(e) => unreadable(e),
-    }
+    Err(refused(flaw.into()))
 }
 
-fn named(common_name: &str) -> rcgen::DistinguishedName {
+fn distinguished_name(common_name: &str) -> rcgen::DistinguishedName {
     let mut name = rcgen::DistinguishedName::new();
     name.push(DnType::CommonName, common_name);
     name
 }
 
-fn set_life(params: &mut CertificateParams, begins: Timestamp, ends: Timestamp) {
+fn set_validity(params: &mut CertificateParams, not_before: Timestamp, not_after: Timestamp) {
     let date = |at: Timestamp| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(at.as_seconds());
-    (params.not_before, params.not_after) = (date(begins), date(ends));
+    (params.not_before, params.not_after) = (date(not_before), date(not_after));
 }
 
 #[cfg(test)]
@@ -294,7 +305,7 @@ mod tests {
         vec!["vercel.com".into(), "ai-gateway.vercel.sh".into()]
     }
 
-    /// A place for state, and a project beside it.
+    /// A home directory with a project.
     struct Home(TempDir);
 
     impl Home {
@@ -312,16 +323,16 @@ mod tests {
             self.at("state/ca").join(FILE)
         }
 
-        async fn ready_at(&self, now: Timestamp) -> Result<Ca, Unfit> {
-            Ca::ready(&self.at("state"), &self.at("web"), domains(), now).await
+        async fn ca_at(&self, now: Timestamp) -> Result<Ca, CaError> {
+            Ca::load_or_create(&self.at("state"), &self.at("web"), domains(), now).await
         }
 
         async fn ca(&self) -> Ca {
-            self.ready_at(NOW).await.unwrap_or_else(|e| panic!("{e}"))
+            self.ca_at(NOW).await.unwrap_or_else(|e| panic!("{e}"))
         }
 
         async fn refusal(&self) -> String {
-            self.ready_at(NOW).await.err().expect("refused").to_string()
+            self.ca_at(NOW).await.err().expect("refused").to_string()
         }
     }
 
@@ -333,8 +344,8 @@ mod tests {
         fs::set_permissions(path, Permissions::from_mode(mode)).expect("a mode");
     }
 
-    /// Whether a client that trusts the CA takes its certificate for this host.
-    fn is_taken(ca: &Ca, host: &str) -> bool {
+    /// Whether a client that trusts the CA accepts its certificate for this host.
+    fn is_accepted(ca: &Ca, host: &str) -> bool {
         let leaf = ca.issue(host, NOW).expect("a certificate").expect("in time");
         let mut roots = RootCertStore::empty();
         roots.add(ca.certificate.clone()).expect("a root");
@@ -345,21 +356,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_made_once_and_closed_to_others() {
+    async fn the_ca_is_created_once_and_private() {
         let home = Home::new();
         let made = home.ca().await;
         assert_eq!((mode(&home.at("state/ca")), mode(&home.file())), (0o700, 0o600));
-        assert_eq!(fs::read_dir(home.at("state/ca")).expect("a directory").count(), 1, "nothing else is left");
+        assert_eq!(fs::read_dir(home.at("state/ca")).expect("a directory").count(), 1, "no temporary file is left");
         let again = home.ca().await;
-        assert_eq!((again.pem(), again.ends), (made.pem(), made.ends));
-        assert!(is_taken(&again, "api.vercel.com"));
+        assert_eq!((again.pem(), again.not_after), (made.pem(), made.not_after));
+        assert!(is_accepted(&again, "api.vercel.com"));
         let shown = made.pem();
         assert!(shown.starts_with("-----BEGIN CERTIFICATE-----") && !shown.contains("PRIVATE KEY"), "{shown}");
         assert_eq!(shown.matches("BEGIN").count(), 1);
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn any_number_of_processes_at_once_end_with_one() {
+    async fn concurrent_processes_create_a_single_ca() {
         let home = Arc::new(Home::new());
         let tasks: Vec<_> = (0..8)
             .map(|_| {
@@ -376,25 +387,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_vouches_for_the_hosts_that_it_was_made_for_and_no_other() {
+    async fn the_ca_is_constrained_to_its_domains() {
         let ca = Home::new().ca().await;
         for host in ["vercel.com", "api.vercel.com", "api-iad1.vercel.com", "ai-gateway.vercel.sh"] {
-            assert!(is_taken(&ca, host), "{host}");
+            assert!(is_accepted(&ca, host), "{host}");
         }
         for host in ["github.com", "vercel.sh", "evilvercel.com", "127.0.0.1", "10.0.0.1", "::1", "2606:4700::1"] {
-            assert!(!is_taken(&ca, host), "{host}");
+            assert!(!is_accepted(&ca, host), "{host}");
         }
     }
 
     #[tokio::test]
-    async fn its_certificates_say_what_they_are_for_and_end_in_time() {
+    async fn certificates_have_the_right_usages_and_validity() {
         let ca = Home::new().ca().await;
         let (_, root) = X509Certificate::from_der(&ca.certificate).expect("a certificate");
-        let life = |certificate: &X509Certificate<'_>| {
+        let lifetime = |certificate: &X509Certificate<'_>| {
             let validity = certificate.validity();
             (validity.not_after.timestamp() - validity.not_before.timestamp()) as u64
         };
-        assert!(life(&root) <= 90 * 24 * 3600, "{}", life(&root));
+        assert!(lifetime(&root) <= 90 * 24 * 3600, "{}", lifetime(&root));
         let constraints = root.name_constraints().expect("readable").expect("there");
         assert!(constraints.critical);
         let basic = root.basic_constraints().expect("readable").expect("there");
@@ -406,20 +417,23 @@ mod tests {
 
         let leaf = ca.issue("api.vercel.com", NOW).expect("a certificate").expect("in time");
         let (_, parsed) = X509Certificate::from_der(&leaf.certificate).expect("a certificate");
-        assert!(life(&parsed) <= 24 * 3600);
-        assert_eq!(parsed.validity().not_after.timestamp() as u64, leaf.ends.as_seconds());
+        assert!(lifetime(&parsed) <= 24 * 3600);
+        assert_eq!(parsed.validity().not_after.timestamp() as u64, leaf.not_after.as_seconds());
         let names = parsed.subject_alternative_name().expect("readable").expect("there");
         assert_eq!(names.value.general_names, [GeneralName::DNSName("api.vercel.com")]);
         assert!(!parsed.is_ca());
         assert_ne!(parsed.public_key().raw, root.public_key().raw);
 
-        let last_hour = ca.ends.minus(Duration::from_secs(3600));
-        assert_eq!(ca.issue("api.vercel.com", last_hour).expect("a certificate").expect("in time").ends, ca.ends);
-        assert!(ca.issue("api.vercel.com", ca.ends).expect("no error").is_none());
+        let last_hour = ca.not_after.minus(Duration::from_secs(3600));
+        assert_eq!(
+            ca.issue("api.vercel.com", last_hour).expect("a certificate").expect("in time").not_after,
+            ca.not_after
+        );
+        assert!(ca.issue("api.vercel.com", ca.not_after).expect("no error").is_none());
     }
 
     #[tokio::test]
-    async fn one_that_others_could_have_read_or_placed_is_refused_and_left() {
+    async fn a_file_that_others_could_have_read_or_placed_is_refused_and_left_alone() {
         let home = Home::new();
         home.ca().await;
         let file = home.file();
@@ -427,7 +441,7 @@ mod tests {
         for bits in [0o644, 0o640, 0o604, 0o620, 0o602] {
             set_mode(&file, bits);
             assert!(home.refusal().await.contains("is open to others"), "{bits:o}");
-            assert_eq!((mode(&file), fs::read(&file).expect("a file")), (bits, content.clone()), "left as it is");
+            assert_eq!((mode(&file), fs::read(&file).expect("a file")), (bits, content.clone()), "unchanged");
         }
         set_mode(&file, 0o600);
         for bits in [0o755, 0o750, 0o701] {
@@ -435,7 +449,7 @@ mod tests {
             assert!(home.refusal().await.contains("others have access"), "{bits:o}");
         }
         set_mode(&home.at("state/ca"), 0o700);
-        assert!(home.ready_at(NOW).await.is_ok());
+        assert!(home.ca_at(NOW).await.is_ok());
 
         fs::hard_link(&file, home.at("second-name")).expect("a link");
         assert!(home.refusal().await.contains("one name"));
@@ -460,10 +474,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn none_is_made_where_it_could_be_published() {
+    async fn no_ca_is_created_inside_the_project() {
         let home = Home::new();
         for state in ["web", "web/.state", "web/a/b/c"] {
-            let refusal = Ca::ready(&home.at(state), &home.at("web"), domains(), NOW).await.err().expect("refused");
+            let refusal =
+                Ca::load_or_create(&home.at(state), &home.at("web"), domains(), NOW).await.err().expect("refused");
             assert!(refusal.to_string().contains("inside the project"), "{refusal}");
         }
         symlink(home.at("web"), home.at("state")).expect("a link");
@@ -471,7 +486,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn git_leaves_its_key_out_where_a_home_is_a_work_tree() {
+    async fn git_ignores_the_key_even_if_the_home_is_a_work_tree() {
         let home = Home::new();
         let git = |arguments: &[&str]| {
             let mut git = std::process::Command::new("git");
@@ -483,7 +498,7 @@ mod tests {
         git(&["init", "--quiet"]);
         fs::write(home.at("state.txt"), "").expect("a file");
         home.ca().await;
-        // As a home of which all is left out but what is named.
+        // As in a home directory that tracks only named files.
         fs::write(home.at(".gitignore"), "!state/\n!state/**\n").expect("a file");
         git(&["add", "--all"]);
         let added = git(&["ls-files"]);
@@ -491,24 +506,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_will_not_do_is_made_anew() {
+    async fn an_unusable_ca_is_replaced() {
         let home = Home::new();
         let first = home.ca().await;
         let later = |days| NOW.plus(DAY * days);
-        let kept = home.ready_at(later(82)).await.expect("a CA");
+        let kept = home.ca_at(later(82)).await.expect("a CA");
         assert_eq!(kept.pem(), first.pem());
-        assert!(!kept.ends_soon(later(82)) && kept.ends_soon(later(83)));
-        let renewed = home.ready_at(later(83)).await.expect("a CA");
+        assert!(!kept.expires_soon(later(82)) && kept.expires_soon(later(83)));
+        let renewed = home.ca_at(later(83)).await.expect("a CA");
         assert_ne!(renewed.pem(), first.pem());
-        assert_eq!(home.ready_at(later(83)).await.expect("a CA").pem(), renewed.pem(), "it is kept");
+        assert_eq!(home.ca_at(later(83)).await.expect("a CA").pem(), renewed.pem(), "it is reused");
 
         let earlier = home.ca().await;
-        assert_ne!(earlier.pem(), renewed.pem(), "that one has not begun yet");
+        assert_ne!(earlier.pem(), renewed.pem(), "the renewed one is not valid yet");
 
         let more = [domains(), vec!["gateway.example".into()]].concat();
-        let wider = Ca::ready(&home.at("state"), &home.at("web"), more, NOW).await.expect("a CA");
-        assert!(is_taken(&wider, "gateway.example") && !is_taken(&earlier, "gateway.example"));
-        assert_eq!(home.ca().await.pem(), wider.pem(), "it permits what is wanted");
+        let wider = Ca::load_or_create(&home.at("state"), &home.at("web"), more, NOW).await.expect("a CA");
+        assert!(is_accepted(&wider, "gateway.example") && !is_accepted(&earlier, "gateway.example"));
+        assert_eq!(home.ca().await.pem(), wider.pem(), "it permits these domains, too");
 
         let good = fs::read_to_string(home.file()).expect("a file");
         let other = Home::new();
@@ -520,12 +535,12 @@ mod tests {
             fs::write(home.file(), content).expect("written");
             let ca = home.ca().await;
             assert_ne!(ca.pem(), wider.pem());
-            assert!(is_taken(&ca, "api.vercel.com"), "{} bytes", content.len());
+            assert!(is_accepted(&ca, "api.vercel.com"), "{} bytes", content.len());
         }
     }
 
     #[tokio::test]
-    async fn all_of_it_is_removed_and_nothing_but_it() {
+    async fn removal_deletes_the_whole_ca_and_nothing_else() {
         let home = Home::new();
         let state = home.at("state");
         assert_eq!(remove(&state).expect("nothing to do"), None);

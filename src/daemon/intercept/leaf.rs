@@ -1,9 +1,8 @@
-//! Certificates for the hosts that are opened: one each, made when it is first needed, in memory only.
+//! Certificates for intercepted hosts, one per host, issued on first use and kept in memory only.
 //!
-//! A handshake that names another host than the tunnel's gets none.
+//! A handshake gets a certificate only if its SNI names the tunnel's host.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,72 +15,64 @@ use super::ca::{Ca, Leaf};
 use crate::os::clock::{Clock, Timestamp};
 use crate::os::tls;
 
-/// A certificate this close to its end is made anew: the handshake and the first requests are still to come.
+/// A certificate is replaced this long before its expiry, so that it outlives the handshake and the first requests.
 const RENEW_BEFORE: Duration = Duration::from_secs(3600);
-/// There are as many regions as an app can think of.
-const MAX_KEPT: usize = 64;
+/// Most cached certificates. An app may invent any number of region names.
+const MAX_CACHED: usize = 64;
 
-/// Why there is no certificate.
-#[derive(Debug)]
-pub(super) enum Problem {
-    /// The CA has ended: whoever was given it must be given another.
-    CaEnded,
-    /// It could not be made.
-    Failed(String),
+/// Why no certificate could be issued.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LeafError {
+    #[error("the local CA that this run trusts has expired; restart the run")]
+    CaExpired,
+    #[error("could not issue a certificate: {0}")]
+    Issue(#[from] rcgen::Error),
+    #[error("could not use the certificate: {0}")]
+    Tls(#[from] rustls::Error),
 }
 
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::CaEnded => f.write_str("the local CA that this run trusts has ended; start the run anew"),
-            Self::Failed(e) => write!(f, "could not make a certificate: {e}"),
-        }
-    }
-}
-
-/// What the hosts are opened with.
-pub(super) struct Leaves {
+/// Issues and caches certificates.
+pub(super) struct LeafCertificates {
     ca: Ca,
     clock: Clock,
-    kept: Mutex<HashMap<String, Kept>>,
+    cache: Mutex<HashMap<String, CachedConfig>>,
 }
 
-struct Kept {
+struct CachedConfig {
     config: Arc<ServerConfig>,
-    begins: Timestamp,
-    ends: Timestamp,
+    not_before: Timestamp,
+    not_after: Timestamp,
 }
 
-impl Leaves {
-    /// Certificates of this CA, none yet.
+impl LeafCertificates {
+    /// Certificates signed by this CA.
     pub(super) fn new(ca: Ca, clock: Clock) -> Self {
-        Self { ca, clock, kept: Mutex::default() }
+        Self { ca, clock, cache: Mutex::default() }
     }
 
-    /// The CA behind them.
+    /// The CA that signs them.
     pub(super) fn ca(&self) -> &Ca {
         &self.ca
     }
 
-    /// The TLS of this host, in lower case.
-    pub(super) fn tls_of(&self, host: &str) -> Result<Arc<ServerConfig>, Problem> {
-        // Those who verify it go by the machine's own clock.
+    /// The TLS configuration for this host, in lower case.
+    pub(super) fn server_config(&self, host: &str) -> Result<Arc<ServerConfig>, LeafError> {
+        // Clients verify certificates by the machine's own clock.
         let now = self.clock.local();
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kept) = kept.get(host)
-            && kept.begins <= now
-            && kept.ends.since(now) > RENEW_BEFORE
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cached) = cache.get(host)
+            && cached.not_before <= now
+            && cached.not_after.since(now) > RENEW_BEFORE
         {
-            return Ok(kept.config.clone());
+            return Ok(cached.config.clone());
         }
-        let failed = |e: &dyn fmt::Display| Problem::Failed(e.to_string());
-        let leaf = self.ca.issue(host, now).map_err(|e| failed(&e))?.ok_or(Problem::CaEnded)?;
-        let (begins, ends) = (leaf.begins, leaf.ends);
-        let config = Arc::new(server_config(host, leaf).map_err(|e| failed(&e))?);
-        if kept.len() >= MAX_KEPT {
-            kept.clear();
+        let leaf = self.ca.issue(host, now)?.ok_or(LeafError::CaExpired)?;
+        let (not_before, not_after) = (leaf.not_before, leaf.not_after);
+        let config = Arc::new(server_config(host, leaf)?);
+        if cache.len() >= MAX_CACHED {
+            cache.clear();
         }
-        kept.insert(host.to_owned(), Kept { config: config.clone(), begins, ends });
+        cache.insert(host.to_owned(), CachedConfig { config: config.clone(), not_before, not_after });
         Ok(config)
     }
 }
@@ -104,44 +95,44 @@ fn server_config(host: &str, leaf: Leaf) -> Result<ServerConfig, rustls::Error> 
 mod tests {
     use super::*;
 
-    async fn leaves() -> (Leaves, Clock) {
+    async fn certificates() -> (LeafCertificates, Clock) {
         let dir = tempfile::tempdir().expect("a directory");
         let clock = Clock::test(Timestamp::from_millis(1_900_000_000_000));
         let (state, project) = (dir.path().join("state"), dir.path().join("web"));
-        let ca = Ca::ready(&state, &project, vec!["vercel.com".into()], clock.local()).await.expect("a CA");
-        (Leaves::new(ca, clock.clone()), clock)
+        let ca = Ca::load_or_create(&state, &project, vec!["vercel.com".into()], clock.local()).await.expect("a CA");
+        (LeafCertificates::new(ca, clock.clone()), clock)
     }
 
     #[tokio::test]
-    async fn one_is_kept_until_near_its_end_by_the_wall_clock() {
-        let (leaves, clock) = leaves().await;
-        let tls = || leaves.tls_of("api.vercel.com").expect("TLS");
+    async fn a_certificate_is_cached_until_near_its_expiry_by_the_local_clock() {
+        let (certificates, clock) = certificates().await;
+        let tls = || certificates.server_config("api.vercel.com").expect("TLS");
         let first = tls();
         clock.advance(Duration::from_secs(21 * 3600));
         assert!(Arc::ptr_eq(&first, &tls()));
         clock.advance(Duration::from_secs(3600));
         let second = tls();
-        assert!(!Arc::ptr_eq(&first, &second), "an hour is left of it");
+        assert!(!Arc::ptr_eq(&first, &second), "only an hour is left");
         clock.set(clock.local().minus(Duration::from_secs(2 * 3600)));
-        assert!(!Arc::ptr_eq(&second, &tls()), "it has not begun yet");
+        assert!(!Arc::ptr_eq(&second, &tls()), "it is not valid yet");
     }
 
     #[tokio::test]
-    async fn each_host_has_its_own_and_not_too_many_are_kept() {
-        let (leaves, _) = leaves().await;
-        let tls = |host: &str| leaves.tls_of(host).expect("TLS");
+    async fn each_host_has_its_own_certificate_and_the_cache_is_bounded() {
+        let (certificates, _) = certificates().await;
+        let tls = |host: &str| certificates.server_config(host).expect("TLS");
         assert!(!Arc::ptr_eq(&tls("api.vercel.com"), &tls("api-iad1.vercel.com")));
-        for region in 0..2 * MAX_KEPT {
+        for region in 0..2 * MAX_CACHED {
             tls(&format!("api-{region}.vercel.com"));
         }
-        assert!(leaves.kept.lock().expect("a lock").len() <= MAX_KEPT);
+        assert!(certificates.cache.lock().expect("a lock").len() <= MAX_CACHED);
     }
 
     #[tokio::test]
-    async fn there_is_none_once_the_ca_has_ended() {
-        let (leaves, clock) = leaves().await;
+    async fn an_expired_ca_issues_no_certificate() {
+        let (certificates, clock) = certificates().await;
         clock.advance(Duration::from_secs(90 * 24 * 3600));
-        let problem = leaves.tls_of("api.vercel.com").expect_err("no certificate");
-        assert!(problem.to_string().contains("start the run anew"), "{problem}");
+        let error = certificates.server_config("api.vercel.com").expect_err("no certificate");
+        assert!(error.to_string().contains("restart the run"), "{error}");
     }
 }

@@ -1,12 +1,12 @@
-//! Requests of programs that can only be led here by their proxy settings: a port of its own that takes CONNECT from the
-//! programs of a run, opens what goes to Vercel's hosts, and passes everything else on unread.
+//! Interception for programs that can only be pointed at the sidecar by proxy settings. A port of its own accepts
+//! CONNECT from the programs of a run, decrypts connections to Vercel's hosts, and forwards all others unread.
 //!
-//! What is opened is answered by the [`Server`], like any other request. Strangers, who do not know a run's secret, get
-//! nothing; nobody gets to this machine. There is no port, and no CA, until the first run asks for a way in; the port
-//! ends with the sidecar.
+//! The [`Server`] answers the decrypted requests like any others. Clients without a run's secret are refused, and no
+//! tunnel leads to this machine. The port and the CA are created when the first run needs them. The port closes when
+//! the sidecar ends.
 
 pub mod ca;
-mod gate;
+mod connect_port;
 mod leaf;
 mod target;
 mod tunnel;
@@ -26,88 +26,105 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::daemon::server::handover::Offer;
-use crate::daemon::server::runs::{Asked, WayIn};
+use crate::daemon::server::handover::SharedSockets;
+use crate::daemon::server::runs::{InterceptionError, InterceptionRequest, RunProxy};
 use crate::daemon::server::{self, Server, listener};
 use crate::instance::key::Key;
 use crate::os::clock::Clock;
 use crate::os::env_proxy::EnvProxy;
-use crate::proxy::error::RequestError;
 use crate::proxy::resolver::Names;
-use ca::Ca;
-use gate::Gate;
-use leaf::Leaves;
-use tunnel::{Dialer, ProxiesOfRuns};
+use ca::{Ca, CaError};
+use connect_port::ConnectHandler;
+use leaf::LeafCertificates;
+use tunnel::{RunProxies, TunnelDialer};
 
-/// As many connections may be open.
+/// Most open connections.
 const MAX_CONNECTIONS: usize = 512;
-/// As many more are let in to be told that there are too many.
+/// Connections accepted beyond the limit, to answer them with an error.
 const SPARE_CONNECTIONS: usize = 16;
 /// The pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What interception needs. It does nothing before [`Interception::run`].
+/// The dependencies of interception. Nothing happens before [`Interception::run`].
 pub struct Interception {
-    /// Answers what is opened.
+    /// Answers decrypted requests.
     pub server: Arc<Server>,
-    /// What the runs' secrets are made from.
+    /// The secret from which the secrets of runs are derived.
     pub secret: Key,
-    /// Where the addresses of names come from.
+    /// Resolves host names.
     pub names: Names,
-    /// The proxy of our own environment.
+    /// The proxy settings of the sidecar's own environment.
     pub env_proxy: EnvProxy,
-    /// The port of requests that need no interception: no tunnel leads there.
+    /// The sidecar's plain HTTP port, to which no tunnel may lead.
     pub plain_port: u16,
-    /// Where to listen from the beginning, for programs that know the port from our predecessor. Otherwise any port will
-    /// do, once it is asked for.
+    /// A socket inherited from a predecessor, whose runs know its port. Without one, the first run opens any free port.
     pub listener: Option<TcpListener>,
-    /// Whoever takes our place listens there, too.
-    pub offer: Arc<Offer>,
-    /// Where the CA is kept, if there is a place.
+    /// Shares the socket with possible successors.
+    pub shared_sockets: Arc<SharedSockets>,
+    /// The directory for the CA, if there is one.
     pub state_dir: Option<PathBuf>,
-    /// Where it must not be.
+    /// The project directory, in which the CA must not be.
     pub project: PathBuf,
-    /// The time.
+    /// The clock.
     pub clock: Clock,
 }
 
-/// The port, once there is one.
-struct Open {
+/// Why interception could not be set up.
+#[derive(Debug, thiserror::Error)]
+enum SetupError {
+    #[error("neither XDG_STATE_HOME nor HOME says where to keep a local CA")]
+    NoStateDir,
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    #[error("could not listen on {address}: {source}")]
+    Listen { address: SocketAddr, source: io::Error },
+}
+
+/// The open interception port.
+struct Port {
     listener: TcpListener,
-    port: u16,
-    gate: Arc<Gate>,
+    number: u16,
+    handler: Arc<ConnectHandler>,
 }
 
 impl Interception {
-    /// Answers who asks for a way in, and serves those who come by it, for as long as it is polled. Once `stopping`, nobody
-    /// else is let in. Whoever is being answered is waited for by `under_way`; a blind tunnel, whose end nobody knows, goes
-    /// on until this is dropped.
-    pub async fn run(mut self, mut asked: mpsc::Receiver<Asked>, stopping: CancellationToken, under_way: TaskTracker) {
-        let mut open = None;
-        let of_runs = Arc::new(ProxiesOfRuns::default());
+    /// Admits runs and serves their programs until dropped. Once `stopping`, no new runs or connections are accepted.
+    /// `under_way` tracks the decrypted connections; tunnels with no known end last until this is dropped.
+    pub async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<InterceptionRequest>,
+        stopping: CancellationToken,
+        under_way: TaskTracker,
+    ) {
+        let mut port = None;
+        let run_proxies = Arc::new(RunProxies::default());
         let mut connections = JoinSet::new();
         if self.listener.is_some()
-            && let Err(reason) = self.open(&mut open, &of_runs).await
+            && let Err(error) = self.open(&mut port, &run_proxies).await
         {
-            warn!("programs that go by their proxy settings cannot reach us: {reason}");
+            warn!("programs that go by their proxy settings cannot reach us: {error}");
         }
         loop {
             tokio::select! {
-                Some(asked) = asked.recv() => {
-                    let way_in = match stopping.is_cancelled() {
-                        true => Err("the sidecar is about to end".into()),
-                        false => self.way_in(&mut open, &of_runs, &asked.run, asked.env_proxy).await,
+                Some(request) = requests.recv() => {
+                    let InterceptionRequest { run, env_proxy, reply } = request;
+                    let run_proxy = match stopping.is_cancelled() {
+                        true => Err(InterceptionError::Stopping),
+                        false => self.admit_run(&mut port, &run_proxies, &run, env_proxy).await,
                     };
-                    // Who has gone meanwhile needs none.
-                    let _ = asked.answer.send(way_in);
+                    // Fails if the run is gone.
+                    let _ = reply.send(run_proxy);
                 }
-                (gate, accepted) = accept(open.as_ref()), if connections.len() < MAX_CONNECTIONS + SPARE_CONNECTIONS => {
+                (handler, accepted) = accept(port.as_ref()),
+                    if connections.len() < MAX_CONNECTIONS + SPARE_CONNECTIONS =>
+                {
                     match accepted {
                         Ok((stream, from)) => {
-                            let is_one_too_many = connections.len() >= MAX_CONNECTIONS;
-                            if let Some(refusal) = self.judge(&stream, from, is_one_too_many) {
+                            // Connections of other users are closed unanswered: an answer would use a slot.
+                            if self.server.is_allowed(&stream, from) {
                                 let _ = stream.set_nodelay(true);
-                                connections.spawn(gate.serve(stream, refusal, under_way.clone()));
+                                let refusal = (connections.len() >= MAX_CONNECTIONS).then(server::overloaded);
+                                connections.spawn(handler.serve(stream, refusal, under_way.clone()));
                             }
                         }
                         Err(error) => {
@@ -117,88 +134,88 @@ impl Interception {
                     }
                 }
                 Some(_) = connections.join_next() => {}
-                // At once, for whoever takes our place.
-                () = stopping.cancelled(), if open.is_some() => open = None,
+                // Immediately, so that a successor can accept.
+                () = stopping.cancelled(), if port.is_some() => port = None,
             }
         }
     }
 
-    /// What a connection's requests are all refused with, if they are; `None` if it is to be closed.
-    fn judge(&self, stream: &TcpStream, from: SocketAddr, is_one_too_many: bool) -> Option<Option<RequestError>> {
-        // Another user's is closed, too: to tell it why would keep a place from those who may come.
-        self.server.judge(stream, from)?.ok()?;
-        Some(is_one_too_many.then(server::overloaded))
-    }
-
-    async fn way_in(
+    async fn admit_run(
         &mut self,
-        open: &mut Option<Open>,
-        of_runs: &Arc<ProxiesOfRuns>,
+        port: &mut Option<Port>,
+        run_proxies: &Arc<RunProxies>,
         run: &str,
         env_proxy: Option<EnvProxy>,
-    ) -> Result<WayIn, String> {
-        let (port, ca) = self.open(open, of_runs).await?;
+    ) -> Result<RunProxy, InterceptionError> {
+        let setup = self.open(port, run_proxies).await;
+        let (number, ca) = setup.map_err(|error| InterceptionError::Setup(error.into()))?;
         if let Some(env_proxy) = env_proxy {
-            of_runs.remember(run, env_proxy, [self.plain_port, port]);
+            run_proxies.insert(run, env_proxy, [self.plain_port, number]);
         }
         let secret = self.secret.run_secret(run);
-        Ok(WayIn { proxy: format!("http://{run}:{secret}@127.0.0.1:{port}"), ca })
+        Ok(RunProxy { url: format!("http://{run}:{secret}@127.0.0.1:{number}"), ca })
     }
 
-    /// Opens the port, if it is not open yet, with a CA that lasts for a while; the port and the CA's certificate.
-    async fn open(&mut self, open: &mut Option<Open>, of_runs: &Arc<ProxiesOfRuns>) -> Result<(u16, String), String> {
+    /// Opens the port if it is closed, and renews the CA if it expires soon. Returns the port and the CA certificate,
+    /// PEM.
+    async fn open(
+        &mut self,
+        port: &mut Option<Port>,
+        run_proxies: &Arc<RunProxies>,
+    ) -> Result<(u16, String), SetupError> {
         let now = self.clock.local();
-        if let Some(Open { port, gate, .. }) = open
-            && !gate.leaves.ca().ends_soon(now)
+        if let Some(Port { number, handler, .. }) = port
+            && !handler.certificates.ca().expires_soon(now)
         {
-            return Ok((*port, gate.leaves.ca().pem().to_owned()));
+            return Ok((*number, handler.certificates.ca().pem().to_owned()));
         }
-        let state_dir =
-            self.state_dir.as_ref().ok_or("neither XDG_STATE_HOME nor HOME says where to keep a local CA")?;
+        let state_dir = self.state_dir.as_ref().ok_or(SetupError::NoStateDir)?;
         let domains = self.server.proxy().relay.hosts.names().map(str::to_owned).collect();
-        let ca = Ca::ready(state_dir, &self.project, domains, now).await.map_err(|e| e.to_string())?;
+        let ca = Ca::load_or_create(state_dir, &self.project, domains, now).await?;
         let pem = ca.pem().to_owned();
-        let (listener, port) = match open.take() {
-            Some(Open { listener, port, .. }) => (listener, port),
-            None => {
-                let could_not = |(address, e)| format!("could not listen on {address}: {e}");
-                let address = (Ipv4Addr::LOCALHOST, 0).into();
-                let listener = match self.listener.take() {
-                    Some(listener) => listener,
-                    None => {
-                        let listener = listener::listen(address).map_err(could_not)?;
-                        self.offer.add(&listener).map_err(|e| could_not((address, e)))?;
-                        listener
-                    }
-                };
-                let port = listener.local_addr().map_err(|e| could_not((address, e)))?.port();
-                info!("intercepting on 127.0.0.1:{port} what the programs of a run send to Vercel");
-                (listener, port)
-            }
+        let (listener, number) = match port.take() {
+            Some(Port { listener, number, .. }) => (listener, number),
+            None => self.listen()?,
         };
-        let gate = Gate {
+        let handler = ConnectHandler {
             server: self.server.clone(),
             secret: self.secret.clone(),
-            leaves: Leaves::new(ca, self.clock.clone()),
-            dialer: Dialer {
+            certificates: LeafCertificates::new(ca, self.clock.clone()),
+            dialer: TunnelDialer {
                 names: self.names.clone(),
                 env_proxy: self.env_proxy.clone(),
-                of_runs: of_runs.clone(),
-                trust: self.server.proxy().upstream.dialer().clone(),
-                our_ports: [self.plain_port, port],
+                run_proxies: run_proxies.clone(),
+                proxy_trust: self.server.proxy().upstream.dialer().clone(),
+                own_ports: [self.plain_port, number],
             },
-            tunnels: AtomicU64::default(),
-            said_not_trusted: AtomicBool::default(),
+            unnamed_clients: AtomicU64::default(),
+            warned_of_untrusted_ca: AtomicBool::default(),
         };
-        *open = Some(Open { listener, port, gate: Arc::new(gate) });
-        Ok((port, pem))
+        *port = Some(Port { listener, number, handler: Arc::new(handler) });
+        Ok((number, pem))
+    }
+
+    fn listen(&mut self) -> Result<(TcpListener, u16), SetupError> {
+        let failed = |(address, source)| SetupError::Listen { address, source };
+        let address = (Ipv4Addr::LOCALHOST, 0).into();
+        let listener = match self.listener.take() {
+            Some(listener) => listener,
+            None => {
+                let listener = listener::listen(address).map_err(failed)?;
+                self.shared_sockets.add(&listener).map_err(|e| failed((address, e)))?;
+                listener
+            }
+        };
+        let number = listener.local_addr().map_err(|e| failed((address, e)))?.port();
+        info!("intercepting on 127.0.0.1:{number} what the programs of a run send to Vercel");
+        Ok((listener, number))
     }
 }
 
-/// The next connection, once there is a port, and what it comes through.
-async fn accept(open: Option<&Open>) -> (Arc<Gate>, io::Result<(TcpStream, SocketAddr)>) {
-    match open {
-        Some(open) => (open.gate.clone(), open.listener.accept().await),
+/// Accepts the next connection; pending while there is no port.
+async fn accept(port: Option<&Port>) -> (Arc<ConnectHandler>, io::Result<(TcpStream, SocketAddr)>) {
+    match port {
+        Some(port) => (port.handler.clone(), port.listener.accept().await),
         None => pending().await,
     }
 }

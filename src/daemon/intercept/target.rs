@@ -1,5 +1,5 @@
-//! Where a CONNECT wants to go, and whether it may: to one of Vercel's hosts, which are opened, or elsewhere, unread; never
-//! to this machine. Pure.
+//! Parses the target of a CONNECT and decides what happens to the tunnel: interception for Vercel's hosts, forwarding
+//! for others, and refusal for this machine. No I/O.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,21 +10,21 @@ use crate::proxy::error::{Code, RequestError, excerpt};
 use crate::proxy::hosts::{HTTPS_PORT, Hosts};
 use crate::proxy::resolver::is_this_machine;
 
-/// A host and port.
+/// The target of a CONNECT.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
-    /// In lower case, without a dot at its end; an IPv6 address in brackets.
+    /// In lower case, without a trailing dot. An IPv6 address is in brackets.
     pub(super) host: String,
     pub(super) port: u16,
 }
 
-/// What becomes of a tunnel.
+/// What happens to a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
-    /// We are at its other end.
-    Opened,
-    /// Its bytes are passed on unread.
-    Blind,
+pub(super) enum TunnelMode {
+    /// It is terminated and decrypted here.
+    Intercept,
+    /// Its bytes are forwarded unread.
+    Forward,
 }
 
 impl fmt::Display for Target {
@@ -34,10 +34,10 @@ impl fmt::Display for Target {
 }
 
 impl Target {
-    /// Reads a CONNECT's target.
-    pub(super) fn read(target: &Uri) -> Result<Self, RequestError> {
+    /// Parses the target of a CONNECT request.
+    pub(super) fn parse(target: &Uri) -> Result<Self, RequestError> {
         let authority = target.authority().filter(|authority| !authority.as_str().contains('@'));
-        let read = authority.and_then(|authority| {
+        let parsed = authority.and_then(|authority| {
             let host = authority.host().to_ascii_lowercase();
             let host = host.strip_suffix('.').unwrap_or(&host).to_owned();
             Some(Self { host, port: authority.port_u16().filter(|port| *port != 0)? })
@@ -47,18 +47,18 @@ impl Target {
                 .hint("send CONNECT host:port")
                 .closing()
         };
-        read.filter(|target| !target.host.is_empty()).ok_or_else(bad)
+        parsed.filter(|target| !target.host.is_empty()).ok_or_else(bad)
     }
 
-    /// Whether it may be gone to, whoever asks, and how.
-    pub(super) fn way(&self, hosts: &Hosts) -> Result<Way, RequestError> {
+    /// What happens to a tunnel to this target, or why it is refused. Does not depend on the client.
+    pub(super) fn tunnel_mode(&self, hosts: &Hosts) -> Result<TunnelMode, RequestError> {
         let refused = |why: &str| {
             let hint = "set NO_PROXY for what is on this machine";
             Err(RequestError::new(Code::HostNotAllowed, format!("There is no tunnel to {self}: {why}.")).hint(hint))
         };
         let host = self.host.as_str();
         match self.address() {
-            Err(NoAddress) => return refused("that is no way to write an address"),
+            Err(OddAddress) => return refused("that is no way to write an address"),
             Ok(Some(address)) if is_this_machine(address) => return refused("that is this machine"),
             Ok(_) => {}
         }
@@ -66,61 +66,61 @@ impl Target {
             return refused("that is this machine");
         }
         match (hosts.opens(host), self.port) {
-            (true, HTTPS_PORT) => return Ok(Way::Opened),
+            (true, HTTPS_PORT) => return Ok(TunnelMode::Intercept),
             (true, _) => return refused("Vercel is at port 443"),
             (false, _) => {}
         }
-        // `api.vercel.com.example` is made to be taken for what it is not.
-        let begins_as_ours = host.match_indices('.').any(|(at, _)| hosts.opens(&host[..at]));
-        if begins_as_ours { refused("that only looks like a host of Vercel's") } else { Ok(Way::Blind) }
+        // `api.vercel.com.example` imitates one of Vercel's hosts.
+        let imitates_vercel = host.match_indices('.').any(|(at, _)| hosts.opens(&host[..at]));
+        if imitates_vercel { refused("that only looks like a host of Vercel's") } else { Ok(TunnelMode::Forward) }
     }
 
-    /// The address that it is, if it is one and no name. What some program might read as an address, and we do not, is
-    /// neither: `127.1`, `0x7f000001`, `[fe80::1%lo]`.
-    fn address(&self) -> Result<Option<IpAddr>, NoAddress> {
+    /// The host as an IP address, or `None` if it is a name. Forms that only some programs accept as an address, such
+    /// as `127.1`, `0x7f000001` or `[fe80::1%lo]`, are errors.
+    fn address(&self) -> Result<Option<IpAddr>, OddAddress> {
         if let Some(inner) = self.host.strip_prefix('[') {
-            let inner = inner.strip_suffix(']').ok_or(NoAddress)?;
-            return inner.parse::<Ipv6Addr>().map(|address| Some(address.into())).map_err(|_| NoAddress);
+            let inner = inner.strip_suffix(']').ok_or(OddAddress)?;
+            return inner.parse::<Ipv6Addr>().map(|address| Some(address.into())).map_err(|_| OddAddress);
         }
         // No top-level domain begins with a digit.
         match self.host.rsplit('.').next().is_some_and(|last| last.starts_with(|first: char| first.is_ascii_digit())) {
-            true => self.host.parse::<Ipv4Addr>().map(|address| Some(address.into())).map_err(|_| NoAddress),
+            true => self.host.parse::<Ipv4Addr>().map(|address| Some(address.into())).map_err(|_| OddAddress),
             false => Ok(None),
         }
     }
 }
 
-/// It is an address of a form that we do not take.
-struct NoAddress;
+/// An address in an unusual form.
+struct OddAddress;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn way(target: &str) -> Result<Way, Code> {
+    fn mode(target: &str) -> Result<TunnelMode, Code> {
         let target = Uri::builder().authority(target).build().unwrap_or_else(|e| panic!("{target}: {e}"));
-        Target::read(&target).and_then(|target| target.way(&Hosts::default())).map_err(|error| error.code)
+        Target::parse(&target).and_then(|target| target.tunnel_mode(&Hosts::default())).map_err(|error| error.code)
     }
 
     #[test]
-    fn vercels_hosts_are_opened_however_they_are_written() {
+    fn vercels_hosts_are_intercepted_however_they_are_written() {
         for target in ["api.vercel.com:443", "API.Vercel.com:443", "api.vercel.com.:443", "api-iad1.vercel.com:443"] {
-            assert_eq!(way(target), Ok(Way::Opened), "{target}");
+            assert_eq!(mode(target), Ok(TunnelMode::Intercept), "{target}");
         }
-        assert_eq!(way("ai-gateway.vercel.sh:443"), Ok(Way::Opened));
+        assert_eq!(mode("ai-gateway.vercel.sh:443"), Ok(TunnelMode::Intercept));
     }
 
     #[test]
-    fn everything_else_is_passed_on_unread() {
+    fn other_hosts_are_forwarded() {
         for target in
             ["github.com:443", "github.com:22", "www.vercel.com:443", "10.0.0.1:443", "[2606:4700::1]:443", "intra:80"]
         {
-            assert_eq!(way(target), Ok(Way::Blind), "{target}");
+            assert_eq!(mode(target), Ok(TunnelMode::Forward), "{target}");
         }
     }
 
     #[test]
-    fn nobody_gets_to_this_machine_nor_to_what_only_looks_like_vercel() {
+    fn this_machine_and_imitations_of_vercel_are_refused() {
         for target in [
             "127.0.0.1:2774",
             "127.9.9.9:443",
@@ -147,25 +147,25 @@ mod tests {
             "api.vercel.com.example.com:443",
             "ai-gateway.vercel.sh.example:443",
         ] {
-            assert_eq!(way(target), Err(Code::HostNotAllowed), "{target}");
+            assert_eq!(mode(target), Err(Code::HostNotAllowed), "{target}");
         }
     }
 
     #[test]
-    fn what_is_no_host_and_port_is_no_target() {
+    fn a_target_needs_a_host_and_a_port() {
         for target in ["github.com", "github.com:0", "user@github.com:443", "user:pass@github.com:443", ".:443"] {
-            assert_eq!(way(target), Err(Code::BadTarget), "{target}");
+            assert_eq!(mode(target), Err(Code::BadTarget), "{target}");
         }
-        assert_eq!(Target::read(&Uri::from_static("/")).expect_err("a path").code, Code::BadTarget);
+        assert_eq!(Target::parse(&Uri::from_static("/")).expect_err("a path").code, Code::BadTarget);
     }
 
     proptest::proptest! {
         #[test]
-        fn any_target_is_judged(host in "[a-z0-9.\\-\\[\\]:%_]{1,40}", port: u16) {
+        fn no_target_panics(host in "[a-z0-9.\\-\\[\\]:%_]{1,40}", port: u16) {
             if let Ok(uri) = Uri::builder().authority(format!("{host}:{port}")).build()
-                && let Ok(target) = Target::read(&uri)
+                && let Ok(target) = Target::parse(&uri)
             {
-                let _ = target.way(&Hosts::default());
+                let _ = target.tunnel_mode(&Hosts::default());
             }
         }
     }

@@ -1,89 +1,84 @@
-//! The far end of a tunnel whose bytes are passed on unread: how it is reached, and the passing on.
+//! Connects forwarded tunnels to their destination, through the run's own proxy if it has one.
 //!
-//! Never leads to a port of ours, nor to an address that is good on this link only, whatever name it has.
+//! Refuses names that resolve to one of the sidecar's own ports or to a link-local address.
 
-use std::error::Error as StdError;
-use std::fmt;
-use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
-use std::vec;
 
 use http::Uri;
-use hyper_util::client::legacy::connect::dns::Name;
 use lru::LruCache;
 use tower_service::Service;
 
 use super::target::Target;
 use crate::os::env_proxy::{EnvProxy, Protocol, ProxyServer, Unusable};
 use crate::os::tls;
-use crate::proxy::dialer::{self, BoxError, ProxyFailed, Stream, TcpConnector, causes};
+use crate::proxy::dialer::{self, ProxyFailed, Stream, TcpConnector, causes};
 use crate::proxy::error::{Code, RequestError};
-use crate::proxy::resolver::{Names, is_link_local, is_this_machine};
+use crate::proxy::resolver::{Names, RefusedAddress, Resolver, is_link_local, is_this_machine};
 
-/// Name resolution and connection, through a proxy or not.
+/// Time for name resolution and connection, including a proxy's.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Of so many runs the proxies are known, those that asked last.
+/// Runs whose proxy settings are kept, by last use.
 const MAX_RUNS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
-/// Reaches the far end of a tunnel.
-pub(super) struct Dialer {
+/// Connects tunnels.
+pub(super) struct TunnelDialer {
     pub(super) names: Names,
-    /// That of our own environment, for a run that did not say what its own is.
+    /// The sidecar's own proxy settings, for runs that did not report theirs.
     pub(super) env_proxy: EnvProxy,
-    pub(super) of_runs: Arc<ProxiesOfRuns>,
-    /// Knows whom to trust as a proxy.
-    pub(super) trust: Arc<dialer::Dialer>,
-    /// Those that we listen on.
-    pub(super) our_ports: [u16; 2],
+    pub(super) run_proxies: Arc<RunProxies>,
+    /// Has the trust roots for HTTPS proxies.
+    pub(super) proxy_trust: Arc<dialer::Dialer>,
+    /// The ports that the sidecar listens on.
+    pub(super) own_ports: [u16; 2],
 }
 
-/// The proxies of the environments that runs were started in. They may hold a password, so they are in memory alone.
-pub(super) struct ProxiesOfRuns(Mutex<LruCache<String, EnvProxy>>);
+/// The proxy settings of each run's environment. They may contain passwords, so they are kept in memory only.
+pub(super) struct RunProxies(Mutex<LruCache<String, EnvProxy>>);
 
-impl Default for ProxiesOfRuns {
+impl Default for RunProxies {
     fn default() -> Self {
         Self(Mutex::new(LruCache::new(MAX_RUNS)))
     }
 }
 
-impl ProxiesOfRuns {
-    /// Notes that of a run. One within another run of ours, whose proxy is this sidecar, has that of the outer one.
-    pub(super) fn remember(&self, run: &str, env_proxy: EnvProxy, our_ports: [u16; 2]) {
+impl RunProxies {
+    /// Stores the settings of a run. A run inside another run has this sidecar as its proxy, and gets the settings of
+    /// the outer run instead.
+    pub(super) fn insert(&self, run: &str, env_proxy: EnvProxy, own_ports: [u16; 2]) {
         let mut runs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let outer = env_proxy.https_server().filter(|server| is_ours(server, our_ports));
+        let outer = env_proxy.https_server().filter(|server| is_this_sidecar(server, own_ports));
         let known = outer.and_then(|server| runs.get(server.user()?).cloned());
         runs.put(run.to_owned(), known.unwrap_or(env_proxy));
     }
 
-    fn of(&self, run: &str) -> Option<EnvProxy> {
+    fn get(&self, run: &str) -> Option<EnvProxy> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(run).cloned()
     }
 }
 
-impl Dialer {
-    /// A connection to `target`, which may be gone to, for a program of this run.
+impl TunnelDialer {
+    /// Connects to `target`, which was checked, with the proxy settings of this run.
     pub(super) async fn connect(&self, run: &str, target: &Target) -> Result<Stream, RequestError> {
         let unreachable =
             |why: &str| RequestError::new(Code::UpstreamUnreachable, format!("Could not connect to {target}: {why}."));
         let to: Uri =
-            format!("https://{}:{}/", target.host, target.port).parse().map_err(|_| unreachable("no name"))?;
-        let resolver = Resolver { names: self.names.clone(), port: target.port, our_ports: self.our_ports };
-        let env_proxy = self.of_runs.of(run).unwrap_or_else(|| self.env_proxy.clone());
+            format!("https://{}:{}/", target.host, target.port).parse().map_err(|_| unreachable("invalid name"))?;
+        // No name may lead back to this sidecar.
+        let is_refused = if self.own_ports.contains(&target.port) { is_this_machine } else { is_link_local };
+        let resolver = Resolver { names: self.names.clone(), is_refused };
+        let env_proxy = self.run_proxies.get(run).unwrap_or_else(|| self.env_proxy.clone());
         let server = match env_proxy.server_for(&to) {
-            Ok(server) => server.filter(|server| !is_ours(server, self.our_ports)).cloned(),
+            Ok(server) => server.filter(|server| !is_this_sidecar(server, self.own_ports)).cloned(),
             Err(Unusable { variable, reason }) => {
                 let error = unreachable(&format!("the proxy that {variable} names cannot be used: {reason}"));
                 return Err(error.command(format!("unset {variable}")));
             }
         };
-        let by_tls = server.as_ref().is_some_and(|server| server.protocol == Protocol::Https);
-        let tls = match by_tls {
-            true => self.trust.tls().await,
+        let is_https = server.as_ref().is_some_and(|server| server.protocol == Protocol::Https);
+        let tls = match is_https {
+            true => self.proxy_trust.tls().await,
             false => tls::client_config_without_roots().map(Arc::new).map_err(|e| e.to_string()),
         };
         let tls =
@@ -93,8 +88,10 @@ impl Dialer {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => {
                 let causes: Vec<_> = causes(&*error).collect();
-                if let Some(ours) = causes.iter().find_map(|cause| cause.downcast_ref::<Ours>()) {
-                    let message = format!("There is no tunnel to {target}: {ours}.");
+                if let Some(RefusedAddress(address)) = causes.iter().find_map(|cause| cause.downcast_ref()) {
+                    let message = format!(
+                        "There is no tunnel to {target}: its address {address} is this sidecar's or good on this link only."
+                    );
                     return Err(RequestError::new(Code::HostNotAllowed, message));
                 }
                 let reason = causes.last().map_or_else(String::new, ToString::to_string);
@@ -111,56 +108,13 @@ impl Dialer {
     }
 }
 
-/// Whether a proxy is this sidecar: it would ask itself for ever.
-fn is_ours(server: &ProxyServer, our_ports: [u16; 2]) -> bool {
+/// Whether a proxy is this sidecar, which would forward to itself forever.
+fn is_this_sidecar(server: &ProxyServer, own_ports: [u16; 2]) -> bool {
     let host = server.host();
-    let is_here =
+    let is_local =
         host.eq_ignore_ascii_case("localhost") || host.trim_matches(['[', ']']).parse().is_ok_and(is_this_machine);
-    is_here && server.port().is_some_and(|port| our_ports.contains(&port))
+    is_local && server.port().is_some_and(|port| own_ports.contains(&port))
 }
-
-/// The addresses of a name, but for those that lead back here.
-#[derive(Clone)]
-struct Resolver {
-    names: Names,
-    port: u16,
-    our_ports: [u16; 2],
-}
-
-impl Service<Name> for Resolver {
-    type Response = vec::IntoIter<SocketAddr>;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, name: Name) -> Self::Future {
-        let Self { names, port, our_ports } = self.clone();
-        Box::pin(async move {
-            let addresses = names.addresses(name).await?;
-            let is_ours =
-                |address: &IpAddr| is_link_local(*address) || (is_this_machine(*address) && our_ports.contains(&port));
-            match addresses.iter().map(SocketAddr::ip).find(is_ours) {
-                Some(address) => Err(Ours(address).into()),
-                None => Ok(addresses.into_iter()),
-            }
-        })
-    }
-}
-
-/// The name has this address.
-#[derive(Debug)]
-struct Ours(IpAddr);
-
-impl fmt::Display for Ours {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "its address {} is this sidecar's or good on this link only", self.0)
-    }
-}
-
-impl StdError for Ours {}
 
 #[cfg(test)]
 mod tests {
@@ -175,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_that_is_ourselves_is_none() {
+    fn this_sidecar_is_recognised_as_proxy() {
         for (proxy, expected) in [
             ("http://127.0.0.1:2774", true),
             ("http://run:secret@127.0.0.1:40000", true),
@@ -188,27 +142,31 @@ mod tests {
             ("http://10.0.0.1:2774", false),
         ] {
             let environment = environment(proxy, "");
-            assert_eq!(is_ours(environment.https_server().expect(proxy), [2774, 40000]), expected, "{proxy}");
+            assert_eq!(is_this_sidecar(environment.https_server().expect(proxy), [2774, 40000]), expected, "{proxy}");
         }
     }
 
     #[test]
-    fn a_run_within_a_run_goes_by_the_proxy_of_the_outer_one() {
-        let runs = ProxiesOfRuns::default();
+    fn a_nested_run_uses_the_proxy_of_the_outer_run() {
+        let runs = RunProxies::default();
         let exempt = Uri::from_static("https://a.test");
         let proxy_of = |run| {
-            let environment = runs.of(run).expect("it is known");
+            let environment = runs.get(run).expect("known");
             assert!(environment.server_for(&exempt).expect("usable").is_none() || run == "other", "{run}");
             environment.https_server().map(ProxyServer::name)
         };
-        runs.remember("outer", environment("socks5h://me:pass@proxy.test", "a.test"), [2774, 40000]);
-        runs.remember("inner", environment("http://outer:secret@127.0.0.1:40000", "b.test"), [2774, 40000]);
-        runs.remember("innermost", environment("http://inner:secret@127.0.0.1:40000", ""), [2774, 40000]);
-        runs.remember("other", environment("http://stranger:secret@127.0.0.1:40000", ""), [2774, 40000]);
+        runs.insert("outer", environment("socks5h://me:pass@proxy.test", "a.test"), [2774, 40000]);
+        runs.insert("inner", environment("http://outer:secret@127.0.0.1:40000", "b.test"), [2774, 40000]);
+        runs.insert("innermost", environment("http://inner:secret@127.0.0.1:40000", ""), [2774, 40000]);
+        runs.insert("other", environment("http://stranger:secret@127.0.0.1:40000", ""), [2774, 40000]);
         for run in ["outer", "inner", "innermost"] {
             assert_eq!(proxy_of(run).as_deref(), Some("socks5h://proxy.test:1080"), "{run}");
         }
-        assert_eq!(proxy_of("other").as_deref(), Some("http://127.0.0.1:40000"), "which is ourselves: none");
-        assert!(runs.of("unknown").is_none());
+        assert_eq!(
+            proxy_of("other").as_deref(),
+            Some("http://127.0.0.1:40000"),
+            "this sidecar itself, so no proxy is used"
+        );
+        assert!(runs.get("unknown").is_none());
     }
 }

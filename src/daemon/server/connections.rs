@@ -1,15 +1,16 @@
-//! The open connections: how many there may be, what each is doing and since when, and the word to each of them to end.
+//! The open connections: how many are allowed, what each is doing and since when, and which must close.
 //!
-//! One look a second at all of them takes the place of a timer for each request, which costs a tenth of a cache hit; a
-//! request leaves no more behind than what its connection is doing, in a place of the connection's own. Whoever is told
-//! something is woken: a channel to each would be polled with every request. The numbers are those of docs/security.md
-//! L1.
+//! A timer per request would cost a tenth of a cache hit. Instead, each connection records its phase in its
+//! [`Activity`], and one sweep a second ([`Connections::enforce_timeouts`]) checks all of them. A connection that must
+//! close gets a [`Directive`] and its task is woken; a channel per connection would have to be polled with every
+//! request. The limits are those of docs/security.md L1.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -20,68 +21,83 @@ use tokio::time::Instant;
 
 use crate::os::peer;
 
-/// A request's head must be there within this time after the last reply; an idle connection ends after it, too.
+/// Time for a request head to arrive after the last response, and so the longest time a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
-/// A reply must be made within this time after the request's head.
+/// Time from a request's head until its response is ready.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// A caller must take some of its reply within this time.
+/// A client must read some of its response within this time.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Whoever takes its replies has taken them within this time, and nobody need ask the system whether it has.
-const TAKEN_SOON: Duration = Duration::from_secs(2);
-/// Whether a caller that has closed its half is still there is asked as often.
-const ASK_AFTER_EVERY: Duration = Duration::from_secs(1);
-/// As many connections may be open, and as many requests under way.
+/// A normal client has read its response by then, so the system's socket queues are not read earlier.
+const READ_CHECK_DELAY: Duration = Duration::from_secs(2);
+/// Time between two checks whether a client that closed its sending side still exists.
+const PEER_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Most open connections, and most concurrent requests.
 const MAX_CONNECTIONS: usize = 512;
-/// Descriptors that are left to everything else.
-const OTHER_DESCRIPTORS: usize = 64;
-/// As many connections may be open however few descriptors there are.
+/// Descriptors reserved for everything else.
+const RESERVED_DESCRIPTORS: usize = 64;
+/// The connection limit never falls below this, however few descriptors there are.
 const MIN_CONNECTIONS: usize = 16;
-/// Whoever has just come is not idle: a request may be on its way.
-const JUST_COME: Duration = Duration::from_millis(10);
-/// When every connection is busy, as many more are let in to be told so, and to ask for our health.
+/// A connection this young is not idle: its first request is probably on its way.
+const NEW_CONNECTION_GRACE: Duration = Duration::from_millis(10);
+/// Connections accepted beyond the limit while all are busy, to answer them with an error and to answer health checks.
 const SPARE_CONNECTIONS: usize = 16;
 
-/// What a connection is told. The later ones outweigh the earlier.
+/// What a connection must do. Higher values override lower ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
-enum Told {
-    Nothing,
-    /// End after the request under way.
-    Finish,
-    /// The reply is overdue.
-    Late,
-    /// End at once.
-    End,
+enum Directive {
+    KeepOpen,
+    /// Close after the current request.
+    Drain,
+    /// Answer the current request with a timeout error.
+    FailRequest,
+    /// Close immediately.
+    Close,
+}
+
+/// What a connection is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Phase {
+    /// Waiting for a request.
+    Reading,
+    /// Producing a response.
+    Answering,
+    /// The response is ready, but none of it is written yet.
+    Replying,
+    /// Streaming a relayed request and its response, which has no time limit.
+    Relaying,
 }
 
 /// All open connections.
 pub(super) struct Connections {
-    began: Instant,
+    started: Instant,
     limit: usize,
-    /// One for each socket. Who is told to end still has its own for a moment, and the next has to wait for it.
+    /// One permit per socket. A connection that was told to close holds its permit until it has closed, and a new
+    /// connection waits for it.
     sockets: Arc<Semaphore>,
-    state: Mutex<State>,
+    registry: Mutex<Registry>,
 }
 
 #[derive(Default)]
-struct State {
-    finishing: bool,
+struct Registry {
+    is_draining: bool,
     next_id: u64,
-    /// Those that are not told to end.
-    open: HashMap<u64, Entry>,
+    /// Connections that were not told to close.
+    entries: HashMap<u64, Entry>,
 }
 
 struct Entry {
-    place: Arc<Place>,
-    /// How many bytes the caller had taken when that was last asked, and since when it was so many.
-    taken: Option<(u64, Duration)>,
-    /// Of the task that serves it, once it runs.
+    activity: Arc<Activity>,
+    /// Bytes the client had read at the last check, and since when that number has not grown.
+    read_progress: Option<(u64, Duration)>,
+    /// Of the task that serves the connection, once it runs.
     waker: Option<Waker>,
 }
 
 impl Entry {
-    fn tell(&self, told: Told) {
-        if self.place.told.fetch_max(told as u8, Ordering::Relaxed) < told as u8 {
+    fn direct(&self, directive: Directive) {
+        if self.activity.directive.fetch_max(directive as u8, Relaxed) < directive as u8 {
             self.wake();
         }
     }
@@ -93,356 +109,364 @@ impl Entry {
     }
 }
 
-/// What one connection is doing. Times are milliseconds since the server began.
-pub(super) struct Place {
-    began: Instant,
-    /// Waiting for a request since then; or, with [`ANSWERING`], making a reply since then; or [`REPLYING`], or
-    /// [`RELAYING`].
-    doing: AtomicU64,
-    /// Since when nothing more can be written, since the caller takes nothing, or [`NEVER`].
-    stalled_since: AtomicU64,
-    /// How many bytes were written.
-    written: AtomicU64,
-    /// When the first byte was written that the caller may not have taken yet, or [`NEVER`]. What is written is not taken:
-    /// the system's buffers hold megabytes.
-    untaken_since: AtomicU64,
-    /// The other end and ours, where the system can be asked what was taken.
-    ends: OnceLock<(SocketAddr, SocketAddr)>,
-    /// It has said so.
-    is_measured: AtomicBool,
-    /// Something of what was written waits on this side.
-    is_unsent: AtomicBool,
-    /// The caller may have left, and it is to be seen then whether it has; 0 if there is no sign of it.
-    ask_after_at: AtomicU64,
-    requests: AtomicU32,
-    told: AtomicU8,
-    /// It was let in beyond the limit.
+/// What one connection is doing. Times are milliseconds since the server started.
+pub(super) struct Activity {
+    server_started: Instant,
+    /// A [`Phase`], stored after `since` and loaded before it: a torn read can only shorten the measured time.
+    phase: AtomicU8,
+    /// When the phase began.
+    since: AtomicU64,
+    /// Since when writes are pending because the send buffer is full, or [`NEVER`].
+    write_blocked_since: AtomicU64,
+    bytes_written: AtomicU64,
+    /// When the first byte was written that the client may not have read yet, or [`NEVER`]. Written does not mean read:
+    /// the system buffers megabytes.
+    unread_since: AtomicU64,
+    /// Peer and local address, where the system can report the queues of both sockets.
+    addresses: OnceLock<(SocketAddr, SocketAddr)>,
+    /// The system reported them at the last check.
+    is_read_progress_known: AtomicBool,
+    /// Some of the response is still in our own send queue.
+    has_unsent: AtomicBool,
+    /// When to check again whether the client is still there; 0 while nothing suggests that it left.
+    next_peer_check: AtomicU64,
+    request_count: AtomicU32,
+    directive: AtomicU8,
+    /// Accepted beyond the limit.
     is_spare: AtomicBool,
 }
 
-const ANSWERING: u64 = 1 << 63;
-/// The reply is made and not yet written.
-const REPLYING: u64 = u64::MAX;
-/// The request is passed on, and the answer as it comes: how long either takes is not for us to say.
-const RELAYING: u64 = u64::MAX - 1;
 const NEVER: u64 = u64::MAX;
 
-impl Place {
-    /// A request's head has come; how many there were on this connection.
+impl Activity {
+    fn new(server_started: Instant) -> Self {
+        Self {
+            server_started,
+            phase: AtomicU8::new(Phase::Reading as u8),
+            since: AtomicU64::new(server_started.elapsed().as_millis() as u64),
+            write_blocked_since: AtomicU64::new(NEVER),
+            bytes_written: AtomicU64::new(0),
+            unread_since: AtomicU64::new(NEVER),
+            addresses: OnceLock::new(),
+            is_read_progress_known: AtomicBool::new(false),
+            has_unsent: AtomicBool::new(false),
+            next_peer_check: AtomicU64::new(0),
+            request_count: AtomicU32::new(0),
+            directive: AtomicU8::new(Directive::KeepOpen as u8),
+            is_spare: AtomicBool::new(false),
+        }
+    }
+
+    /// A request head has arrived. Returns how many requests this connection has had.
     pub(super) fn begin_request(&self) -> u32 {
-        self.doing.store(ANSWERING | self.now(), Ordering::Relaxed);
-        self.ask_after_at.store(0, Ordering::Relaxed);
-        // One at a time: nobody else counts here.
-        let count = self.requests.load(Ordering::Relaxed) + 1;
-        self.requests.store(count, Ordering::Relaxed);
+        self.enter(Phase::Answering, self.now());
+        self.next_peer_check.store(0, Relaxed);
+        // Only the connection's own task counts.
+        let count = self.request_count.load(Relaxed) + 1;
+        self.request_count.store(count, Relaxed);
         count
     }
 
-    /// Its reply is made, or the first of it.
+    /// The response is ready, or at least its head.
     pub(super) fn end_request(&self) {
-        if self.doing.load(Ordering::Relaxed) != RELAYING {
-            self.doing.store(REPLYING, Ordering::Relaxed);
+        if self.phase() != Phase::Relaying {
+            self.phase.store(Phase::Replying as u8, Release);
         }
     }
 
-    /// The request is passed on, until what is returned is dropped.
-    pub(super) fn relay(self: &Arc<Self>) -> Relaying {
-        self.doing.store(RELAYING, Ordering::Relaxed);
-        Relaying(self.clone())
+    /// Lifts the time limits for a streamed response until the guard is dropped.
+    pub(super) fn begin_relay(self: &Arc<Self>) -> RelayGuard {
+        self.phase.store(Phase::Relaying as u8, Release);
+        RelayGuard(self.clone())
     }
 
-    /// The connection's ends are these.
-    pub(super) fn is_between(&self, ends: (SocketAddr, SocketAddr)) {
-        let _ = self.ends.set(ends);
+    /// Sets peer and local address.
+    pub(super) fn set_addresses(&self, addresses: (SocketAddr, SocketAddr)) {
+        let _ = self.addresses.set(addresses);
     }
 
-    /// Some of the reply was written.
-    pub(super) fn written(&self, count: usize) {
-        // One at a time: nobody else counts here.
-        let written = self.written.load(Ordering::Relaxed);
-        self.written.store(written + count as u64, Ordering::Relaxed);
-        let (is_first, is_answering) = (self.untaken_since.load(Ordering::Relaxed) == NEVER, self.is_answering());
-        if !is_first && is_answering {
+    /// Some of the response was written.
+    pub(super) fn record_write(&self, count: usize) {
+        // Only the connection's own task counts.
+        let written = self.bytes_written.load(Relaxed);
+        self.bytes_written.store(written + count as u64, Relaxed);
+        let (is_first_unread, is_busy) = (self.unread_since.load(Relaxed) == NEVER, self.is_busy());
+        if !is_first_unread && is_busy {
             return;
         }
         let now = self.now();
-        if is_first {
-            self.untaken_since.store(now, Ordering::Relaxed);
+        if is_first_unread {
+            self.unread_since.store(now, Relaxed);
         }
-        if !is_answering {
-            self.doing.store(now, Ordering::Relaxed);
+        if !is_busy {
+            self.enter(Phase::Reading, now);
         }
     }
 
-    /// Whether it is to be seen now whether the caller is still there.
-    pub(super) fn is_to_be_asked_after(&self) -> bool {
-        let at = self.ask_after_at.load(Ordering::Relaxed);
-        self.is_answering() && (at == 0 || at <= self.now())
+    /// Whether to check now that the client is still there.
+    pub(super) fn should_check_peer(&self) -> bool {
+        let at = self.next_peer_check.load(Relaxed);
+        self.is_busy() && (at == 0 || at <= self.now())
     }
 
-    /// It was looked whether the caller is still there, and is to be again after a while.
-    pub(super) fn asked_after(&self) {
-        self.ask_after_at.store(self.now() + ASK_AFTER_EVERY.as_millis() as u64, Ordering::Relaxed);
+    /// The client was checked; schedules the next check.
+    pub(super) fn peer_checked(&self) {
+        self.next_peer_check.store(self.now() + PEER_CHECK_INTERVAL.as_millis() as u64, Relaxed);
     }
 
-    /// The caller takes nothing more of what is written, from now on or no longer.
-    pub(super) fn stalled(&self, is_stalled: bool) {
-        self.stalled_since.store(if is_stalled { self.now() } else { NEVER }, Ordering::Relaxed);
+    /// Writes became pending, or are possible again.
+    pub(super) fn set_write_blocked(&self, is_blocked: bool) {
+        self.write_blocked_since.store(if is_blocked { self.now() } else { NEVER }, Relaxed);
     }
 
-    /// The answer; `None` once it is overdue.
-    pub(super) async fn in_time<F: Future>(&self, answer: F) -> Option<F::Output> {
-        let mut answer = pin!(answer);
-        let is_late = || self.told.load(Ordering::Relaxed) >= Told::Late as u8;
-        poll_fn(|cx| if is_late() { Poll::Ready(None) } else { answer.as_mut().poll(cx).map(Some) }).await
+    /// The result of `response`, or `None` once it has timed out.
+    pub(super) async fn unless_timed_out<F: Future>(&self, response: F) -> Option<F::Output> {
+        let mut response = pin!(response);
+        let is_timed_out = || self.directive.load(Relaxed) >= Directive::FailRequest as u8;
+        poll_fn(|cx| if is_timed_out() { Poll::Ready(None) } else { response.as_mut().poll(cx).map(Some) }).await
     }
 
-    /// Whether the connection is to end after the request under way.
-    pub(super) fn is_finishing(&self) -> bool {
-        self.told.load(Ordering::Relaxed) == Told::Finish as u8
+    /// Whether the connection must close after the current request.
+    pub(super) fn is_draining(&self) -> bool {
+        self.directive.load(Relaxed) == Directive::Drain as u8
     }
 
-    /// Whether the connection is to end at once.
-    pub(super) fn must_end(&self) -> bool {
-        self.told.load(Ordering::Relaxed) == Told::End as u8
+    /// Whether the connection must close immediately.
+    pub(super) fn must_close(&self) -> bool {
+        self.directive.load(Relaxed) == Directive::Close as u8
     }
 
-    /// Whether there is something that the caller does not take.
-    pub(super) fn is_stuck(&self) -> bool {
-        self.stalled_since.load(Ordering::Relaxed) != NEVER || self.is_unsent.load(Ordering::Relaxed)
+    /// Whether output is queued on our side that the client does not read.
+    pub(super) fn has_undelivered_output(&self) -> bool {
+        self.is_write_blocked() || self.has_unsent.load(Relaxed)
     }
 
     fn now(&self) -> u64 {
-        self.began.elapsed().as_millis() as u64
+        self.server_started.elapsed().as_millis() as u64
     }
 
-    fn is_answering(&self) -> bool {
-        let doing = self.doing.load(Ordering::Relaxed);
-        doing & ANSWERING != 0 && doing != REPLYING
+    fn phase(&self) -> Phase {
+        const PHASES: [Phase; 4] = [Phase::Reading, Phase::Answering, Phase::Replying, Phase::Relaying];
+        PHASES[usize::from(self.phase.load(Acquire))]
     }
 
-    /// Whether the system says what the caller takes.
-    fn is_measured(&self) -> bool {
-        self.is_measured.load(Ordering::Relaxed)
+    fn enter(&self, phase: Phase, now: u64) {
+        self.since.store(now, Relaxed);
+        self.phase.store(phase as u8, Release);
+    }
+
+    fn is_busy(&self) -> bool {
+        matches!(self.phase(), Phase::Answering | Phase::Relaying)
+    }
+
+    fn is_write_blocked(&self) -> bool {
+        self.write_blocked_since.load(Relaxed) != NEVER
     }
 
     fn idle_since(&self) -> Option<u64> {
-        let is_writing = self.stalled_since.load(Ordering::Relaxed) != NEVER;
-        Some(self.doing.load(Ordering::Relaxed)).filter(|doing| doing & ANSWERING == 0 && !is_writing)
+        (self.phase() == Phase::Reading && !self.is_write_blocked()).then(|| self.since.load(Relaxed))
     }
 
-    fn has_just_come(&self, idle_since: u64) -> bool {
+    fn is_new(&self, idle_since: u64) -> bool {
         let age = Duration::from_millis(self.now().saturating_sub(idle_since));
-        self.requests.load(Ordering::Relaxed) == 0 && age < JUST_COME
+        self.request_count.load(Relaxed) == 0 && age < NEW_CONNECTION_GRACE
     }
 
-    /// What it must be told at this time.
-    fn due(&self, now: Duration) -> Told {
+    /// What the time limits require at this time.
+    fn timeout_directive(&self, now: Duration) -> Directive {
         let lasts = |since: u64, limit: Duration| now.saturating_sub(Duration::from_millis(since)) >= limit;
-        let doing = self.doing.load(Ordering::Relaxed);
-        let stalled_since = self.stalled_since.load(Ordering::Relaxed);
-        match doing {
-            // Whoever reads a little makes no room for more yet: where it is known what is taken, that decides.
-            _ if stalled_since != NEVER && lasts(stalled_since, STALL_TIMEOUT) && !self.is_measured() => Told::End,
-            REPLYING | RELAYING => Told::Nothing,
-            _ if doing & ANSWERING == 0 && stalled_since == NEVER && lasts(doing, HEAD_TIMEOUT) => Told::End,
-            _ if doing & ANSWERING != 0 && lasts(doing & !ANSWERING, REQUEST_TIMEOUT) => Told::Late,
-            _ => Told::Nothing,
+        let phase = self.phase();
+        let since = self.since.load(Relaxed);
+        let blocked_since = self.write_blocked_since.load(Relaxed);
+        let is_blocked = blocked_since != NEVER;
+        // A slow reader may free too little buffer for a write. Where the system reports what is read, that decides.
+        if is_blocked && lasts(blocked_since, STALL_TIMEOUT) && !self.is_read_progress_known.load(Relaxed) {
+            return Directive::Close;
         }
+        match phase {
+            Phase::Reading if !is_blocked && lasts(since, HEAD_TIMEOUT) => Directive::Close,
+            Phase::Answering if lasts(since, REQUEST_TIMEOUT) => Directive::FailRequest,
+            _ => Directive::KeepOpen,
+        }
+    }
+
+    /// Whether the client has had enough time to read what was written.
+    fn should_check_read_progress(&self, now: Duration) -> bool {
+        let since = self.unread_since.load(Relaxed);
+        // A client may pause a relayed stream for as long as it likes, until the buffers are full.
+        since != NEVER
+            && (self.is_write_blocked() || self.phase() != Phase::Relaying)
+            && now.saturating_sub(Duration::from_millis(since)) >= READ_CHECK_DELAY
     }
 }
 
-/// A request is passed on.
-pub(super) struct Relaying(Arc<Place>);
+/// Keeps a connection in [`Phase::Relaying`].
+pub(super) struct RelayGuard(Arc<Activity>);
 
-impl Drop for Relaying {
+impl Drop for RelayGuard {
     fn drop(&mut self) {
-        // All of it may have been written by now, and then nothing tells that it was.
-        self.0.doing.store(self.0.now(), Ordering::Relaxed);
+        // The response may be fully written already, so no further write would end the phase.
+        self.0.enter(Phase::Reading, self.0.now());
     }
 }
 
 impl Connections {
-    /// None yet. How many there may be depends on the descriptors that the process has now.
+    /// The limit depends on the descriptors that the process may open.
     pub(super) fn new() -> Self {
         let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
-        Self::at_most(limit(descriptors))
+        Self::with_limit(connection_limit(descriptors))
     }
 
-    fn at_most(limit: usize) -> Self {
+    fn with_limit(limit: usize) -> Self {
         let sockets = Arc::new(Semaphore::new(limit + SPARE_CONNECTIONS));
-        Self { began: Instant::now(), limit, sockets, state: Mutex::default() }
+        Self { started: Instant::now(), limit, sockets, registry: Mutex::default() }
     }
 
-    /// Adds a connection, idle at first. Where that makes too many, the one that has been idle longest ends; where none
-    /// is idle and there is no room to say so either, `None`. Returns once the others that have to end have done so.
-    pub(super) async fn open(self: &Arc<Self>) -> Option<Open> {
-        let mut open = self.add()?;
+    /// Registers a connection. Over the limit, the connection that has been idle longest closes; if none is idle and
+    /// the spare connections are in use, returns `None`. Waits until the connections that must close have done so.
+    pub(super) async fn open(self: &Arc<Self>) -> Option<OpenConnection> {
+        let mut open = self.register()?;
         open.socket = self.sockets.clone().acquire_owned().await.ok();
         Some(open)
     }
 
-    fn add(self: &Arc<Self>) -> Option<Open> {
-        let place = Arc::new(Place {
-            began: self.began,
-            doing: AtomicU64::new(0),
-            stalled_since: AtomicU64::new(NEVER),
-            written: AtomicU64::new(0),
-            untaken_since: AtomicU64::new(NEVER),
-            ends: OnceLock::new(),
-            is_measured: AtomicBool::new(false),
-            is_unsent: AtomicBool::new(false),
-            ask_after_at: AtomicU64::new(0),
-            requests: AtomicU32::new(0),
-            told: AtomicU8::new(Told::Nothing as u8),
-            is_spare: AtomicBool::new(false),
-        });
-        place.doing.store(place.now(), Ordering::Relaxed);
-        let mut state = self.lock();
-        while state.open.len() >= self.limit {
-            let is_full = state.open.len() >= self.limit + SPARE_CONNECTIONS;
-            let idle = state.open.iter().filter_map(|(id, Entry { place, .. })| {
-                let since = place.idle_since()?;
-                (is_full || !place.has_just_come(since)).then_some((since, *id))
+    fn register(self: &Arc<Self>) -> Option<OpenConnection> {
+        let mut registry = self.lock();
+        while registry.entries.len() >= self.limit {
+            let is_full = registry.entries.len() >= self.limit + SPARE_CONNECTIONS;
+            let idle = registry.entries.iter().filter_map(|(id, Entry { activity, .. })| {
+                let since = activity.idle_since()?;
+                (is_full || !activity.is_new(since)).then_some((since, *id))
             });
-            // Those of one moment in the order in which they came.
+            // Ties are broken by age.
             let Some((_, id)) = idle.min() else { break };
-            if let Some(entry) = state.open.remove(&id) {
-                entry.tell(Told::End);
+            if let Some(entry) = registry.entries.remove(&id) {
+                entry.direct(Directive::Close);
             }
         }
-        if state.open.len() >= self.limit + SPARE_CONNECTIONS {
+        if registry.entries.len() >= self.limit + SPARE_CONNECTIONS {
             return None;
         }
-        place.is_spare.store(state.open.len() >= self.limit, Ordering::Relaxed);
-        state.next_id += 1;
-        let id = state.next_id;
-        let entry = Entry { place: place.clone(), taken: None, waker: None };
-        if state.finishing {
-            entry.tell(Told::Finish);
+        let activity = Arc::new(Activity::new(self.started));
+        activity.is_spare.store(registry.entries.len() >= self.limit, Relaxed);
+        registry.next_id += 1;
+        let id = registry.next_id;
+        let entry = Entry { activity: activity.clone(), read_progress: None, waker: None };
+        if registry.is_draining {
+            entry.direct(Directive::Drain);
         } else {
-            state.open.insert(id, entry);
+            registry.entries.insert(id, entry);
         }
-        Some(Open { connections: self.clone(), id, place, socket: None })
+        Some(OpenConnection { connections: self.clone(), id, activity, socket: None })
     }
 
-    /// How many are open.
+    /// The number of open connections.
     pub(super) fn count(&self) -> usize {
-        self.lock().open.len()
+        self.lock().entries.len()
     }
 
-    /// Whether the request that has begun on this connection is one too many. Only those that were let in beyond the
-    /// limit have to count: the others cannot be too many.
-    pub(super) fn is_overloaded_by(&self, place: &Place) -> bool {
-        place.is_spare.load(Ordering::Relaxed)
-            && self.lock().open.values().filter(|entry| entry.place.is_answering()).count() > self.limit
+    /// Whether the current request of this connection exceeds the limit of concurrent requests. Only spare connections
+    /// can exceed it.
+    pub(super) fn is_over_limit(&self, activity: &Activity) -> bool {
+        activity.is_spare.load(Relaxed)
+            && self.lock().entries.values().filter(|entry| entry.activity.is_busy()).count() > self.limit
     }
 
-    /// Tells all connections, also those to come, to finish after their request.
-    pub(super) fn finish(&self) {
-        let mut state = self.lock();
-        state.finishing = true;
-        for (_, entry) in state.open.drain() {
-            entry.tell(Told::Finish);
+    /// Tells all connections, including later ones, to close after their current request.
+    pub(super) fn drain(&self) {
+        let mut registry = self.lock();
+        registry.is_draining = true;
+        for (_, entry) in registry.entries.drain() {
+            entry.direct(Directive::Drain);
         }
     }
 
-    /// Ends connections whose request does not come or whose caller does not read, and replies that take too long. To be
-    /// called once a second.
-    pub(super) fn look(&self) {
-        let now = self.began.elapsed();
-        let ends = |_: &u64, entry: &mut Entry| {
-            let due = entry.place.due(now);
-            entry.tell(due);
-            if entry.place.ask_after_at.load(Ordering::Relaxed) != 0 && entry.place.is_to_be_asked_after() {
+    /// Closes connections that send no request or whose client does not read, and fails requests that take too long.
+    /// Call once a second.
+    pub(super) fn enforce_timeouts(&self) {
+        let now = self.started.elapsed();
+        let must_close = |_: &u64, entry: &mut Entry| {
+            let directive = entry.activity.timeout_directive(now);
+            entry.direct(directive);
+            if entry.activity.next_peer_check.load(Relaxed) != 0 && entry.activity.should_check_peer() {
                 entry.wake();
             }
-            due == Told::End
+            directive == Directive::Close
         };
-        self.lock().open.extract_if(ends).for_each(drop);
-        self.look_at_what_is_taken(now, |(peer, local)| peer::unread_bytes(peer, local));
+        self.lock().entries.extract_if(must_close).for_each(drop);
+        self.close_stalled_readers(now, |(peer, local)| peer::unread_bytes(peer, local));
     }
 
-    /// Ends connections whose caller takes nothing of what it was sent, be it that all of it could be written.
-    /// `not_taken` says how many bytes are still on this side, and how many wait on the other.
-    fn look_at_what_is_taken(&self, now: Duration, not_taken: impl Fn((SocketAddr, SocketAddr)) -> Option<(u64, u64)>) {
-        let millis = now.as_millis() as u64;
-        let is_due = |place: &Place| {
-            let since = place.untaken_since.load(Ordering::Relaxed);
-            // For what is passed on, how long a caller stops between two parts is its own affair, until no more can be
-            // written.
-            let is_passed_on = place.doing.load(Ordering::Relaxed) == RELAYING;
-            let is_stalled = place.stalled_since.load(Ordering::Relaxed) != NEVER;
-            since != NEVER
-                && (is_stalled || !is_passed_on)
-                && millis.saturating_sub(since) >= TAKEN_SOON.as_millis() as u64
+    /// Closes connections whose client has stopped reading, even if the whole response could be written. `queued`
+    /// returns the bytes in our send queue and those in the client's receive queue.
+    fn close_stalled_readers(&self, now: Duration, queued: impl Fn((SocketAddr, SocketAddr)) -> Option<(u64, u64)>) {
+        // Collected first, so that no system call runs under the lock.
+        let due: Vec<_> = {
+            let registry = self.lock();
+            let due = registry.entries.iter().filter(|(_, entry)| entry.activity.should_check_read_progress(now));
+            due.filter_map(|(id, entry)| Some((*id, *entry.activity.addresses.get()?, entry.activity.clone())))
+                .collect()
         };
-        // Not under the lock: the system is asked for each of them.
-        let asked: Vec<_> = {
-            let state = self.lock();
-            let due = state.open.iter().filter(|(_, entry)| is_due(&entry.place));
-            due.filter_map(|(id, entry)| Some((*id, *entry.place.ends.get()?, entry.place.clone()))).collect()
-        };
-        for (id, ends, place) in asked {
-            // In this order: what is written meanwhile may be taken, too.
-            let written = place.written.load(Ordering::Relaxed);
-            let not_taken = not_taken(ends);
-            place.is_measured.store(not_taken.is_some(), Ordering::Relaxed);
-            let (here, there) = not_taken.unwrap_or_default();
-            let mut state = self.lock();
-            let Some(entry) = state.open.get_mut(&id) else { continue };
-            if here + there == 0 {
-                place.untaken_since.store(NEVER, Ordering::Relaxed);
-                entry.taken = None;
+        for (id, addresses, activity) in due {
+            // Before the queues are read: bytes written in between would otherwise look as if they had been read.
+            let written = activity.bytes_written.load(Relaxed);
+            let queued = queued(addresses);
+            activity.is_read_progress_known.store(queued.is_some(), Relaxed);
+            let (unsent, unread) = queued.unwrap_or_default();
+            let mut registry = self.lock();
+            let Some(entry) = registry.entries.get_mut(&id) else { continue };
+            if unsent + unread == 0 {
+                activity.unread_since.store(NEVER, Relaxed);
+                entry.read_progress = None;
                 continue;
             }
-            let taken = written.saturating_sub(here + there);
-            match entry.taken {
-                Some((before, since)) if taken <= before => {
+            let read = written.saturating_sub(unsent + unread);
+            match entry.read_progress {
+                Some((before, since)) if read <= before => {
                     if now.saturating_sub(since) >= STALL_TIMEOUT {
-                        place.is_unsent.store(here > 0, Ordering::Relaxed);
-                        entry.tell(Told::End);
-                        state.open.remove(&id);
+                        activity.has_unsent.store(unsent > 0, Relaxed);
+                        entry.direct(Directive::Close);
+                        registry.entries.remove(&id);
                     }
                 }
-                _ => entry.taken = Some((taken, now)),
+                _ => entry.read_progress = Some((read, now)),
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How many connections so many descriptors are enough for.
-fn limit(descriptors: u64) -> usize {
+/// The number of connections that this many descriptors allow.
+fn connection_limit(descriptors: u64) -> usize {
     let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
-    descriptors.saturating_sub(OTHER_DESCRIPTORS).clamp(MIN_CONNECTIONS, MAX_CONNECTIONS)
+    descriptors.saturating_sub(RESERVED_DESCRIPTORS).clamp(MIN_CONNECTIONS, MAX_CONNECTIONS)
 }
 
-/// A connection's place among the open ones.
-pub(super) struct Open {
+/// A registered connection; dropping it removes it from the registry.
+pub(super) struct OpenConnection {
     connections: Arc<Connections>,
     id: u64,
-    pub(super) place: Arc<Place>,
+    pub(super) activity: Arc<Activity>,
     socket: Option<OwnedSemaphorePermit>,
 }
 
-impl Open {
-    /// The connection is served in this task, which is to be woken when it is told something.
-    pub(super) async fn serve_here(&self) {
+impl OpenConnection {
+    /// Registers the current task to be woken when the connection gets a directive.
+    pub(super) async fn attach_task(&self) {
         let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
-        // Whatever it was told before stands in its place.
-        if let Some(entry) = self.connections.lock().open.get_mut(&self.id) {
+        // An earlier directive is already stored in the activity.
+        if let Some(entry) = self.connections.lock().entries.get_mut(&self.id) {
             entry.waker = Some(waker);
         }
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.connections.lock().open.remove(&self.id);
+        self.connections.lock().entries.remove(&self.id);
     }
 }
 
@@ -450,299 +474,291 @@ impl Drop for Open {
 mod tests {
     use super::*;
 
-    /// With room for so many.
-    fn room_for(limit: usize) -> Arc<Connections> {
-        Arc::new(Connections::at_most(limit))
+    fn with_limit(limit: usize) -> Arc<Connections> {
+        Arc::new(Connections::with_limit(limit))
     }
 
-    fn open(connections: &Arc<Connections>) -> Open {
-        connections.add().expect("room")
+    fn open(connections: &Arc<Connections>) -> OpenConnection {
+        connections.register().expect("room")
     }
 
-    fn told(open: &Open) -> u8 {
-        open.place.told.load(Ordering::Relaxed)
-    }
-
-    fn assert_told(open: &Open, expected: Told) {
-        assert_eq!(told(open), expected as u8, "{expected:?}");
+    fn assert_directive(open: &OpenConnection, expected: Directive) {
+        assert_eq!(open.activity.directive.load(Relaxed), expected as u8, "{expected:?}");
     }
 
     async fn pass(seconds: u64) {
         tokio::time::advance(Duration::from_secs(seconds)).await;
     }
 
+    async fn advance_to(connections: &Connections, second: u64) {
+        tokio::time::advance(connections.started + Duration::from_secs(second) - Instant::now()).await;
+    }
+
     #[test]
-    fn there_are_as_many_as_descriptors_allow_and_always_some() {
+    fn the_limit_follows_the_descriptors_within_bounds() {
         for (descriptors, expected) in [(0, 16), (64, 16), (80, 16), (81, 17), (576, 512), (8192, 512), (u64::MAX, 512)]
         {
-            assert_eq!(limit(descriptors), expected, "{descriptors}");
+            assert_eq!(connection_limit(descriptors), expected, "{descriptors}");
         }
     }
 
     #[test]
-    fn all_are_told_to_finish_also_those_that_come_late() {
-        let connections = room_for(8);
+    fn draining_reaches_open_and_later_connections() {
+        let connections = with_limit(8);
         let first = open(&connections);
         drop(open(&connections));
         assert_eq!(connections.count(), 1);
-        connections.finish();
-        assert!(first.place.is_finishing());
-        assert!(open(&connections).place.is_finishing());
+        connections.drain();
+        assert!(first.activity.is_draining());
+        assert!(open(&connections).activity.is_draining());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_too_many_ends_the_one_that_has_been_idle_longest() {
-        let connections = room_for(4);
+    async fn a_connection_over_the_limit_closes_the_longest_idle_one() {
+        let connections = with_limit(4);
         let [first, second, third, reading] = [(); 4].map(|()| open(&connections));
-        // Idle, but for a reply that is still on its way.
-        reading.place.stalled(true);
+        // Idle, except that its response is still being written.
+        reading.activity.set_write_blocked(true);
         pass(1).await;
-        first.place.begin_request();
-        third.place.begin_request();
-        third.place.end_request();
-        third.place.written(1);
+        first.activity.begin_request();
+        third.activity.begin_request();
+        third.activity.end_request();
+        third.activity.record_write(1);
         pass(1).await;
-        first.place.end_request();
-        first.place.written(1);
+        first.activity.end_request();
+        first.activity.record_write(1);
         let mut newcomers = Vec::new();
         for ended in [&second, &third, &first] {
-            assert_told(ended, Told::Nothing);
+            assert_directive(ended, Directive::KeepOpen);
             let newcomer = open(&connections);
-            assert_told(ended, Told::End);
-            newcomer.place.begin_request();
-            assert!(!connections.is_overloaded_by(&newcomer.place), "it is within the limit");
+            assert_directive(ended, Directive::Close);
+            newcomer.activity.begin_request();
+            assert!(!connections.is_over_limit(&newcomer.activity), "within the limit");
             newcomers.push(newcomer);
         }
         assert_eq!(connections.count(), 4);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_has_just_come_is_not_idle_while_there_is_room() {
-        let connections = room_for(1);
+    async fn a_new_connection_is_not_idle_while_spares_are_free() {
+        let connections = with_limit(1);
         let first = open(&connections);
         let others: Vec<_> = (0..SPARE_CONNECTIONS).map(|_| open(&connections)).collect();
-        assert_told(&first, Told::Nothing);
+        assert_directive(&first, Directive::KeepOpen);
         let _one_too_many = open(&connections);
-        assert_told(&first, Told::End);
-        tokio::time::advance(JUST_COME).await;
+        assert_directive(&first, Directive::Close);
+        tokio::time::advance(NEW_CONNECTION_GRACE).await;
         let _newcomer = open(&connections);
-        assert!(others.iter().all(|open| told(open) == Told::End as u8));
+        others.iter().for_each(|open| assert_directive(open, Directive::Close));
     }
 
     #[test]
-    fn while_all_are_busy_a_few_more_get_to_hear_it_and_the_rest_nothing() {
-        let connections = room_for(2);
+    fn spare_connections_are_answered_while_all_are_busy_and_the_rest_are_closed() {
+        let connections = with_limit(2);
         let busy = [(); 2].map(|()| open(&connections));
         for open in &busy {
-            open.place.begin_request();
+            open.activity.begin_request();
         }
         let spare: Vec<_> = (0..SPARE_CONNECTIONS)
             .map(|_| {
                 let spare = open(&connections);
-                spare.place.begin_request();
-                assert!(connections.is_overloaded_by(&spare.place));
+                spare.activity.begin_request();
+                assert!(connections.is_over_limit(&spare.activity));
                 spare
             })
             .collect();
-        assert!(connections.add().is_none());
-        // Once there is room, it is theirs as well.
+        assert!(connections.register().is_none());
+        // Spare connections count as normal ones once others are idle.
         for open in spare.iter().skip(1).chain(&busy) {
-            open.place.end_request();
+            open.activity.end_request();
         }
-        assert!(!connections.is_overloaded_by(&spare[0].place));
+        assert!(!connections.is_over_limit(&spare[0].activity));
         for open in &busy {
-            assert_told(open, Told::Nothing);
-            open.place.written(1);
+            assert_directive(open, Directive::KeepOpen);
+            open.activity.record_write(1);
         }
         let _newcomer = open(&connections);
-        assert!(busy.iter().all(|open| told(open) == Told::End as u8), "as many end as are too many");
+        busy.iter().for_each(|open| assert_directive(open, Directive::Close));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_head_has_20_s_a_reply_60_s_and_a_caller_that_does_not_read_10_s() {
-        let connections = room_for(8);
+    async fn limits_are_20_s_for_a_head_60_s_for_a_response_10_s_for_a_blocked_write() {
+        let connections = with_limit(8);
         let [idle, used, answering, replying, stalled, slow] = [(); 6].map(|()| open(&connections));
-        answering.place.begin_request();
-        // What is made and not yet written has no time of its own.
-        replying.place.begin_request();
-        replying.place.end_request();
-        let look_at = async |second: u64| {
-            let at = connections.began + Duration::from_secs(second);
-            tokio::time::advance(at - Instant::now()).await;
-            connections.look();
+        answering.activity.begin_request();
+        // A response that is ready but unwritten has no limit of its own.
+        replying.activity.begin_request();
+        replying.activity.end_request();
+        let sweep_at = async |second: u64| {
+            advance_to(&connections, second).await;
+            connections.enforce_timeouts();
         };
         for open in [&used, &slow] {
-            open.place.begin_request();
+            open.activity.begin_request();
         }
-        look_at(9).await;
-        used.place.end_request();
-        used.place.written(1);
+        sweep_at(9).await;
+        used.activity.end_request();
+        used.activity.record_write(1);
         for open in [&stalled, &slow] {
-            open.place.end_request();
-            open.place.stalled(true);
+            open.activity.end_request();
+            open.activity.set_write_blocked(true);
         }
-        look_at(18).await;
+        sweep_at(18).await;
         assert_eq!(connections.count(), 6);
-        slow.place.written(1);
-        slow.place.stalled(false);
-        slow.place.stalled(true);
-        look_at(19).await;
-        assert_told(&stalled, Told::End);
-        assert_told(&idle, Told::Nothing);
-        look_at(20).await;
-        assert_told(&idle, Told::End);
-        look_at(27).await;
-        assert_told(&slow, Told::Nothing);
-        look_at(28).await;
-        assert_told(&slow, Told::End);
-        assert_told(&used, Told::Nothing);
-        look_at(29).await;
-        assert_told(&used, Told::End);
-        look_at(59).await;
-        assert_told(&answering, Told::Nothing);
-        look_at(60).await;
-        assert_told(&answering, Told::Late);
-        assert_told(&replying, Told::Nothing);
-        assert_eq!(connections.count(), 2, "a late one may still say so");
+        slow.activity.record_write(1);
+        slow.activity.set_write_blocked(false);
+        slow.activity.set_write_blocked(true);
+        sweep_at(19).await;
+        assert_directive(&stalled, Directive::Close);
+        assert_directive(&idle, Directive::KeepOpen);
+        sweep_at(20).await;
+        assert_directive(&idle, Directive::Close);
+        sweep_at(27).await;
+        assert_directive(&slow, Directive::KeepOpen);
+        sweep_at(28).await;
+        assert_directive(&slow, Directive::Close);
+        assert_directive(&used, Directive::KeepOpen);
+        sweep_at(29).await;
+        assert_directive(&used, Directive::Close);
+        sweep_at(59).await;
+        assert_directive(&answering, Directive::KeepOpen);
+        sweep_at(60).await;
+        assert_directive(&answering, Directive::FailRequest);
+        assert_directive(&replying, Directive::KeepOpen);
+        assert_eq!(connections.count(), 2, "the failed request is still answered");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_passed_on_has_no_end_but_for_a_caller_that_does_not_read() {
-        let connections = room_for(1);
+    async fn a_relayed_stream_is_unlimited_unless_the_client_stops_reading() {
+        let connections = with_limit(1);
         let [relaying, stalled] = [(); 2].map(|()| open(&connections));
         let under_way = [&relaying, &stalled].map(|open| {
-            open.place.begin_request();
-            let under_way = open.place.relay();
-            open.place.end_request();
-            open.place.written(1);
+            open.activity.begin_request();
+            let under_way = open.activity.begin_relay();
+            open.activity.end_request();
+            open.activity.record_write(1);
             under_way
         });
         pass(3600).await;
-        stalled.place.stalled(true);
-        connections.look();
+        stalled.activity.set_write_blocked(true);
+        connections.enforce_timeouts();
         pass(10).await;
-        connections.look();
-        assert_told(&stalled, Told::End);
-        assert_told(&relaying, Told::Nothing);
-        assert!(relaying.place.idle_since().is_none(), "nobody may take its place");
-        assert!(relaying.place.is_answering(), "and it counts as one that is under way");
+        connections.enforce_timeouts();
+        assert_directive(&stalled, Directive::Close);
+        assert_directive(&relaying, Directive::KeepOpen);
+        assert!(relaying.activity.idle_since().is_none(), "it cannot be evicted");
+        assert!(relaying.activity.is_busy(), "it counts as a concurrent request");
         drop(under_way);
         pass(19).await;
-        connections.look();
-        assert_told(&relaying, Told::Nothing);
+        connections.enforce_timeouts();
+        assert_directive(&relaying, Directive::KeepOpen);
         pass(1).await;
-        connections.look();
-        assert_told(&relaying, Told::End);
+        connections.enforce_timeouts();
+        assert_directive(&relaying, Directive::Close);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_takes_nothing_for_10_s_of_what_could_be_written_is_let_go() {
-        let connections = room_for(8);
-        let [reads, stands, slow, drops, relays, unknown, unread] = [(); 7].map(|()| open(&connections));
-        let all = [&reads, &stands, &slow, &drops, &relays, &unknown, &unread];
-        let under_way = relays.place.relay();
+    async fn a_client_that_reads_nothing_for_10_s_is_closed_though_all_was_written() {
+        let connections = with_limit(8);
+        let [reads, stalled, slow, disappears, relays, unknown, unread] = [(); 7].map(|()| open(&connections));
+        let all = [&reads, &stalled, &slow, &disappears, &relays, &unknown, &unread];
+        let under_way = relays.activity.begin_relay();
         for (port, open) in (1..).zip(all) {
             if port != 6 {
-                open.place
-                    .is_between((SocketAddr::from(([127, 0, 0, 1], port)), SocketAddr::from(([127, 0, 0, 1], 80))));
+                let [client, server] = [port, 80].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+                open.activity.set_addresses((client, server));
             }
-            open.place.written(1000);
+            open.activity.record_write(1000);
         }
-        // Still here and waiting there, by port and second.
-        let look_at = async |second: u64| {
-            let at = connections.began + Duration::from_secs(second);
-            tokio::time::advance(at - Instant::now()).await;
-            let not_taken = |(peer, _): (SocketAddr, SocketAddr)| match peer.port() {
+        // Bytes in our send queue and in the client's receive queue, by port and second.
+        let sweep_at = async |second: u64| {
+            advance_to(&connections, second).await;
+            let queued = |(peer, _): (SocketAddr, SocketAddr)| match peer.port() {
                 1 => Some((0, 0)),
                 2 => Some((600, 400)),
                 3 => Some((0, 1000 - second)),
-                4 => {
-                    if second < 8 {
-                        Some((0, 1000))
-                    } else {
-                        None
-                    }
-                }
-                7 => Some((0, 1000)),
+                4 if second >= 8 => None,
+                4 | 7 => Some((0, 1000)),
                 _ => Some((1000, 0)),
             };
-            connections.look_at_what_is_taken(connections.began.elapsed(), not_taken);
+            connections.close_stalled_readers(connections.started.elapsed(), queued);
         };
-        look_at(1).await;
-        assert_eq!(reads.place.untaken_since.load(Ordering::Relaxed), 0, "nobody is asked so soon");
+        sweep_at(1).await;
+        assert_eq!(reads.activity.unread_since.load(Relaxed), 0, "the queues are not read so early");
         for second in 2..12 {
-            look_at(second).await;
+            sweep_at(second).await;
             for open in all {
-                assert_told(open, Told::Nothing);
+                assert_directive(open, Directive::KeepOpen);
             }
         }
-        look_at(12).await;
-        for open in [&stands, &unread] {
-            assert_told(open, Told::End);
+        sweep_at(12).await;
+        for open in [&stalled, &unread] {
+            assert_directive(open, Directive::Close);
         }
-        assert!(stands.place.is_stuck() && !unread.place.is_stuck(), "what has been sent, it may still read");
-        for open in [&reads, &slow, &drops, &relays, &unknown] {
-            assert_told(open, Told::Nothing);
+        assert!(stalled.activity.has_undelivered_output());
+        assert!(!unread.activity.has_undelivered_output(), "it may still read what was sent");
+        for open in [&reads, &slow, &disappears, &relays, &unknown] {
+            assert_directive(open, Directive::KeepOpen);
         }
         assert_eq!(connections.count(), 5);
-        assert_eq!(reads.place.untaken_since.load(Ordering::Relaxed), NEVER);
-        // That nothing more can be written to it counts for nothing where it is known that it reads.
-        slow.place.stalled(true);
+        assert_eq!(reads.activity.unread_since.load(Relaxed), NEVER);
+        // A blocked write does not count where the client is known to read.
+        slow.activity.set_write_blocked(true);
         pass(10).await;
-        assert_eq!(slow.place.due(connections.began.elapsed()), Told::Nothing);
-        // What is written to it meanwhile is no sign that it reads.
+        assert_eq!(slow.activity.timeout_directive(connections.started.elapsed()), Directive::KeepOpen);
+        // Writing more is not a sign that the client reads.
         drop(under_way);
-        relays.place.written(10);
-        look_at(25).await;
-        look_at(34).await;
-        assert_told(&relays, Told::Nothing);
-        look_at(35).await;
-        assert_told(&relays, Told::End);
+        relays.activity.record_write(10);
+        sweep_at(25).await;
+        sweep_at(34).await;
+        assert_directive(&relays, Directive::KeepOpen);
+        sweep_at(35).await;
+        assert_directive(&relays, Directive::Close);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_caller_that_may_have_left_is_asked_after_once_a_second() {
-        let connections = room_for(1);
+    async fn a_half_closed_client_is_checked_once_a_second() {
+        let connections = with_limit(1);
         let open = open(&connections);
-        let place = &open.place;
-        assert!(!place.is_to_be_asked_after(), "an idle one is read from");
-        place.begin_request();
-        assert!(place.is_to_be_asked_after());
-        place.asked_after();
-        assert!(!place.is_to_be_asked_after());
+        let activity = &open.activity;
+        assert!(!activity.should_check_peer(), "an idle connection is read from");
+        activity.begin_request();
+        assert!(activity.should_check_peer());
+        activity.peer_checked();
+        assert!(!activity.should_check_peer());
         pass(1).await;
-        assert!(place.is_to_be_asked_after());
-        place.asked_after();
-        place.begin_request();
-        assert!(place.is_to_be_asked_after(), "anew for each request");
-        place.end_request();
-        assert!(!place.is_to_be_asked_after());
+        assert!(activity.should_check_peer());
+        activity.peer_checked();
+        activity.begin_request();
+        assert!(activity.should_check_peer(), "again for each request");
+        activity.end_request();
+        assert!(!activity.should_check_peer());
     }
 
     #[tokio::test]
-    async fn one_that_takes_anothers_place_waits_until_that_has_gone() {
-        let connections = room_for(1);
+    async fn a_new_connection_waits_until_the_evicted_one_has_closed() {
+        let connections = with_limit(1);
         let mut others = Vec::new();
         for _ in 0..1 + SPARE_CONNECTIONS {
             others.push(connections.open().await.expect("room"));
         }
         let mut next = pin!(connections.open());
         assert!(poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx).is_pending())).await);
-        assert_told(&others[0], Told::End);
+        assert_directive(&others[0], Directive::Close);
         others.clear();
         assert!(next.await.is_some());
     }
 
     #[tokio::test]
-    async fn an_answer_that_is_late_is_given_up() {
-        let connections = room_for(1);
+    async fn a_response_is_abandoned_on_timeout() {
+        let connections = with_limit(1);
         let open = open(&connections);
-        open.serve_here().await;
-        assert_eq!(open.place.in_time(async { 1 }).await, Some(1));
-        let mut answer = pin!(open.place.in_time(std::future::pending::<()>()));
+        open.attach_task().await;
+        assert_eq!(open.activity.unless_timed_out(async { 1 }).await, Some(1));
+        let mut answer = pin!(open.activity.unless_timed_out(std::future::pending::<()>()));
         assert!(poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx).is_pending())).await);
-        for entry in connections.lock().open.values() {
-            entry.tell(Told::Late);
+        for entry in connections.lock().entries.values() {
+            entry.direct(Directive::FailRequest);
         }
         assert_eq!(answer.await, None);
     }

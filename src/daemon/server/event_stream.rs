@@ -1,7 +1,8 @@
-//! The body of `GET /_sidecar/v1/events`: one event a line, for as long as the caller reads and the process lives.
+//! The response body of `GET /_sidecar/v1/events`: one JSON event per line, until the client disconnects or the process
+//! ends.
 //!
-//! What happened before comes first and ends with an empty line; so does each quiet while, that a caller who is gone is
-//! found out.
+//! Past events come first and end with an empty line. Further empty lines are heartbeats, which also reveal clients
+//! that are gone.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -12,38 +13,37 @@ use futures_util::stream::unfold;
 use http::StatusCode;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
-
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::connections::Relaying;
+use super::connections::RelayGuard;
 use crate::events::{Event, Events, Listener};
 use crate::proxy::error::{Code, RequestError};
 use crate::proxy::reply::{self, Reply, ReplyBody};
 
-/// A stream is never idle and never late: without a limit, streams could take the places of all apps.
-const MOST_LISTENERS: usize = 16;
-/// Without an event for so long, an empty line shows that the connection lives.
-const QUIET: Duration = Duration::from_secs(10);
+/// Streams are never idle and have no timeout, so without a limit they could use up all connections.
+pub(super) const MAX_STREAMS: usize = 16;
+/// Time without events after which an empty line is sent.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What somebody listens to.
+/// Which events a stream contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Of {
-    /// All that was and all that comes.
-    Everything,
-    /// What goes wrong from now on.
+pub(super) enum Filter {
+    /// Recent and future events.
+    All,
+    /// Future events that report a problem.
     Problems,
 }
 
-/// All that is to come.
-struct Lines {
+/// The lines of one stream.
+struct EventLines {
     past: Option<Vec<Arc<Event>>>,
-    of: Of,
+    filter: Filter,
     listener: Listener,
-    _under_way: Relaying,
-    _place: OwnedSemaphorePermit,
+    _relay: RelayGuard,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl Lines {
+impl EventLines {
     async fn next(&mut self) -> Option<Bytes> {
         if let Some(past) = self.past.take() {
             let mut lines: String = past.iter().map(|event| line(event)).collect();
@@ -53,12 +53,12 @@ impl Lines {
         let next = async {
             loop {
                 match self.listener.next().await {
-                    Some(event) if self.of == Of::Problems && !event.is_problem() => {}
+                    Some(event) if self.filter == Filter::Problems && !event.is_problem() => {}
                     next => return next,
                 }
             }
         };
-        match tokio::time::timeout(QUIET, next).await {
+        match tokio::time::timeout(HEARTBEAT_INTERVAL, next).await {
             Ok(event) => event.map(|event| line(&event).into()),
             Err(_) => Some(Bytes::from_static(b"\n")),
         }
@@ -66,35 +66,30 @@ impl Lines {
 }
 
 fn line(event: &Event) -> String {
-    // Plain strings and numbers can always be written.
+    // Strings and numbers always serialize.
     let mut line = serde_json::to_string(event).unwrap_or_default();
     line.push('\n');
     line
 }
 
-/// The places of those who listen.
-pub(super) fn places() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(MOST_LISTENERS))
-}
-
-/// The reply. `under_way` is held until nobody reads it any more.
+/// The response. `relay` is held until the stream ends.
 pub(super) fn reply(
     events: &Events,
-    of: Of,
-    places: &Arc<Semaphore>,
-    under_way: Relaying,
+    filter: Filter,
+    permits: &Arc<Semaphore>,
+    relay: RelayGuard,
 ) -> Result<Reply, RequestError> {
-    let Ok(place) = places.clone().try_acquire_owned() else {
-        let message = format!("{MOST_LISTENERS} listen to events already. End one of them.");
+    let Ok(permit) = permits.clone().try_acquire_owned() else {
+        let message = format!("{MAX_STREAMS} event streams are open already. Close one of them.");
         let mut error = RequestError::new(Code::Overloaded, message).hint("close a status page or end a `logs -f`");
-        error.retry_after = Some(reply::retry_after(QUIET));
+        error.retry_after = Some(reply::retry_after(HEARTBEAT_INTERVAL));
         return Err(error);
     };
-    let (past, listener) = match of {
-        Of::Everything => events.listen(),
-        Of::Problems => (Vec::new(), events.listen_to_kept()),
+    let (past, listener) = match filter {
+        Filter::All => events.listen(),
+        Filter::Problems => (Vec::new(), events.listen_to_kept()),
     };
-    let lines = Lines { past: Some(past), of, listener, _under_way: under_way, _place: place };
+    let lines = EventLines { past: Some(past), filter, listener, _relay: relay, _permit: permit };
     let frames = unfold(lines, async |mut lines| {
         let bytes = lines.next().await?;
         Some((Ok::<_, Infallible>(Frame::data(bytes)), lines))

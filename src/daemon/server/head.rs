@@ -1,26 +1,26 @@
-//! How large a request's head may be.
+//! Limits for request heads.
 //!
-//! What is read is bounded for the HTTP library, and with it what all connections can hold. What is asked of us is bounded
-//! once it is read, so that whoever is refused hears why: the library answers with nothing but a status. A browser has no
-//! say in what it sends: the cookies that a server on another port of this machine has set come here, too.
+//! The HTTP library has the higher limit, which bounds memory. Requests to the sidecar itself are checked against lower
+//! limits after they are read, so that the response can say why one is refused; the library sends only a status.
+//! Browsers run into these limits through no fault of theirs: they send the cookies of all ports of a host name.
 
 use http::header::{self, HeaderMap};
 use http::request::Parts;
 
 use crate::proxy::error::{Code, RequestError};
 
-/// Largest request head that is read, in bytes.
+/// Largest request head that the HTTP library reads, in bytes.
 pub(super) const MAX_READ_BYTES: usize = 128 * 1024;
-/// Header lines that are read of what is passed on.
-pub(super) const MANY_LINES: usize = 256;
-/// Largest head of a request to us, in bytes.
+/// Most header lines of a relayed request.
+pub(super) const MAX_RELAYED_HEADERS: usize = 256;
+/// Largest head of a request to the sidecar itself, in bytes.
 const MAX_BYTES: usize = 16 * 1024;
-/// Header lines of a request to us. The library's own limit is 100; to ask it for another costs an allocation a request.
+/// Most header lines of a request to the sidecar itself.
 const MAX_HEADERS: usize = 64;
 /// Longest request target, in bytes.
 const MAX_TARGET_BYTES: usize = 2 * 1024;
 
-/// Refuses the head of a request to us that is over a limit.
+/// Refuses the head of a request to the sidecar itself that exceeds a limit.
 pub(super) fn check(head: &Parts) -> Result<(), RequestError> {
     let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if target > MAX_TARGET_BYTES {
@@ -29,7 +29,7 @@ pub(super) fn check(head: &Parts) -> Result<(), RequestError> {
     if head.headers.len() > MAX_HEADERS {
         return Err(RequestError::new(Code::HeadTooLarge, "The request has more than 64 header lines.").closing());
     }
-    // With the colon, the blank and the end of the line.
+    // 4 bytes for the colon, the space and the line end.
     let lines: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     if target + lines > MAX_BYTES {
         return Err(too_large(&head.headers).closing());
@@ -68,8 +68,8 @@ mod tests {
     }
 
     #[test]
-    fn a_head_has_16_kib() {
-        // `/`, and a line of `x-long: ` with the end.
+    fn a_head_may_have_16_kib() {
+        // All that fits beside the target and the header's name.
         let filling = MAX_BYTES - "/".len() - "x-long".len() - 4;
         assert_eq!(refusal("/", &[("x-long", "x".repeat(filling))]), None);
         let refused = refusal("/", &[("x-long", "x".repeat(filling + 1))]).expect("refused");
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_cookies_are_named_with_the_name_that_they_are_of() {
+    fn the_message_on_too_many_cookies_names_their_host() {
         for (host, name, other) in [
             ("127.0.0.1:2774", "cookies of 127.0.0.1 ", "http://localhost:2774 "),
             ("localhost:2774", "cookies of localhost ", "http://127.0.0.1:2774 "),

@@ -1,8 +1,7 @@
-//! Decrypted connections: requests that an app sends to one of Vercel's hosts and that interception has opened.
+//! Serves decrypted connections: requests of apps to Vercel's hosts that were intercepted.
 //!
-//! Whoever sends them has opened a tunnel with the secret of a run: the gates against web pages and forwarding stand
-//! there. What is asked of Connect's routes takes the way of all requests; everything else goes on to the host, and comes
-//! back, as it is.
+//! The client opened its tunnel with the secret of a run, so the checks against web pages and forwarding do not apply.
+//! Connect's routes are handled like any other request; everything else is relayed to the host unchanged.
 
 use std::sync::Arc;
 
@@ -12,36 +11,29 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use hyper::body::Incoming;
 
-use super::connections::Place;
+use super::connections::Activity;
 use super::stream::Connection;
-use super::{Lines, Server, head, overloaded};
+use super::{Server, head, overloaded};
 use crate::proxy::error::RequestError;
 use crate::proxy::reply::Reply;
 use crate::proxy::{SIDECAR_CLIENT, guard};
 
 impl Server {
-    /// Answers the requests of one decrypted connection to `host`, which is one of Vercel's, until it ends. It counts as
-    /// one of the server's, with their limits, and ends with them. `client` names whoever sends on it.
-    pub async fn serve_intercepted<S>(&self, stream: S, host: &str, client: &HeaderValue)
+    /// Serves a decrypted connection to `host`, one of Vercel's, until it ends. It counts as one of the server's
+    /// connections, with the same limits. `client_id` identifies the program that sends on it.
+    pub async fn serve_intercepted<S>(&self, stream: S, host: &str, client_id: &HeaderValue)
     where
         S: Connection,
     {
         let Some(open) = self.connections.open().await else { return };
-        open.serve_here().await;
-        let answer = |request| self.answer_intercepted(request, host, client, &open.place);
-        self.converse(stream, &open.place, Lines::Many, answer).await;
-    }
-
-    async fn answer_intercepted(
-        &self,
-        request: Request<Incoming>,
-        host: &str,
-        client: &HeaderValue,
-        place: &Arc<Place>,
-    ) -> Reply {
-        let (mut head, body) = request.into_parts();
-        let outcome = self.route_intercepted(&mut head, body, host, client, place).await;
-        self.reply(outcome, &head)
+        open.attach_task().await;
+        let activity = &open.activity;
+        let answer = |request: Request<Incoming>| async move {
+            let (mut head, body) = request.into_parts();
+            let outcome = self.route_intercepted(&mut head, body, host, client_id, activity).await;
+            self.finish(outcome, &head)
+        };
+        self.serve_http(stream, activity, Some(head::MAX_RELAYED_HEADERS), answer).await;
     }
 
     async fn route_intercepted(
@@ -49,30 +41,30 @@ impl Server {
         head: &mut Parts,
         body: Incoming,
         host: &str,
-        client: &HeaderValue,
-        place: &Arc<Place>,
+        client_id: &HeaderValue,
+        activity: &Arc<Activity>,
     ) -> Result<Reply, RequestError> {
         let admitted = guard::check_intercepted(head, host)?;
-        if self.connections.is_overloaded_by(place) {
+        if self.connections.is_over_limit(activity) {
             return Err(overloaded());
         }
         let Some(target) = self.proxy.own_target(host, head) else {
             let target = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-            return self.proxy.relay(host, target, head, body, place.relay()).await;
+            return self.proxy.relay(host, target, head, body, activity.begin_relay()).await;
         };
-        // Those of what is passed on are its host's.
+        // The limits of relayed requests are the host's.
         head::check(head)?;
-        self.notice_credentials(&admitted);
+        self.warn_of_dropped_credentials(&admitted);
         head.uri = target;
         if has_own_cache(&head.headers) {
-            head.headers.entry(SIDECAR_CLIENT).or_insert_with(|| client.clone());
+            head.headers.entry(SIDECAR_CLIENT).or_insert_with(|| client_id.clone());
         }
         self.proxy.handle(head, body).await
     }
 }
 
-/// Whether it is Connect's SDK for Python, which asks again for a good token that it was given only if it wants another
-/// (docs/vercel.md section 3.2). A program without a cache asks each time, and is to be served from ours.
+/// Whether the client is Connect's Python SDK, which requests a token again before its expiry only if it needs another
+/// one (docs/vercel.md section 3.2). Clients without a cache request it every time, and are answered from ours.
 fn has_own_cache(headers: &HeaderMap) -> bool {
     let user_agent = headers.get(header::USER_AGENT);
     user_agent.is_some_and(|user_agent| user_agent.as_bytes().starts_with(b"vercel-connect/"))

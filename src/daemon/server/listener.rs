@@ -1,6 +1,6 @@
-//! Where connections come in: the loopback addresses always, an address in the network or a unix socket where asked for.
+//! Binds the listening sockets: always both loopback addresses, and a network address or a unix socket if configured.
 //!
-//! Never another port than the one asked for, and never one that another process shares.
+//! Never uses another port than the configured one, and never shares a port with another process.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -10,19 +10,18 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 
 use crate::daemon::server::unix_socket::UnixSocket;
 
-/// What the system holds of what is written to a connection and not taken, in bytes: Linux takes twice as many for its
-/// own needs. Otherwise it is megabytes, for each of them.
+/// Send buffer per connection, in bytes. Linux reserves twice as much. The default is megabytes per connection.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// Where connections come in.
+/// A listening socket.
 pub enum Listener {
-    /// An address and port.
+    /// A TCP socket.
     Tcp(TcpListener),
-    /// A path.
+    /// A unix socket.
     Unix(UnixSocket),
 }
 
-/// A connection that came in.
+/// An accepted connection.
 pub(super) enum Accepted {
     Tcp(TcpStream, SocketAddr),
     Unix(UnixStream),
@@ -37,26 +36,26 @@ impl Listener {
     }
 }
 
-/// What [`bind`] has bound.
-pub struct Bound {
-    /// `127.0.0.1` with the port.
+/// The TCP sockets that [`bind`] has bound.
+pub struct BoundSockets {
+    /// `127.0.0.1` and the port.
     pub loopback: SocketAddr,
-    /// All of them.
+    /// All sockets.
     pub listeners: Vec<TcpListener>,
-    /// Whether `[::1]` is not among them, since the host has no IPv6.
+    /// `[::1]` is missing because the host has no IPv6.
     pub without_ipv6: bool,
 }
 
-/// Binds both loopback addresses to one port, and the address in the network if one is given. The unspecified address
-/// takes the place of its family's loopback address, which is part of it.
-pub fn bind(port: u16, network: Option<IpAddr>) -> Result<Bound, (SocketAddr, io::Error)> {
-    /// A port that is free on one address may be taken on another.
-    const ATTEMPTS_AT_A_FREE_PORT: u32 = 16;
+/// Binds both loopback addresses at one port, and the network address if there is one. An unspecified network address
+/// includes the loopback address of its family and replaces it.
+pub fn bind(port: u16, network: Option<IpAddr>) -> Result<BoundSockets, (SocketAddr, io::Error)> {
+    /// The system picks a port that is free on the first address and may be taken on the second.
+    const MAX_FREE_PORT_ATTEMPTS: u32 = 16;
     let mut attempt = 1;
     loop {
         match bind_once(port, network) {
             Err((_, error))
-                if port == 0 && error.kind() == io::ErrorKind::AddrInUse && attempt < ATTEMPTS_AT_A_FREE_PORT =>
+                if port == 0 && error.kind() == io::ErrorKind::AddrInUse && attempt < MAX_FREE_PORT_ATTEMPTS =>
             {
                 attempt += 1;
             }
@@ -65,12 +64,12 @@ pub fn bind(port: u16, network: Option<IpAddr>) -> Result<Bound, (SocketAddr, io
     }
 }
 
-fn bind_once(port: u16, network: Option<IpAddr>) -> Result<Bound, (SocketAddr, io::Error)> {
+fn bind_once(port: u16, network: Option<IpAddr>) -> Result<BoundSockets, (SocketAddr, io::Error)> {
     let (v4, v6) = (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST));
     let all = network.filter(IpAddr::is_unspecified);
     let first = listen((all.filter(IpAddr::is_ipv4).unwrap_or(v4), port).into())?;
     let port = first.local_addr().map_or(port, |addr| addr.port());
-    let mut bound = Bound { loopback: (v4, port).into(), listeners: vec![first], without_ipv6: false };
+    let mut bound = BoundSockets { loopback: (v4, port).into(), listeners: vec![first], without_ipv6: false };
     let all_v6 = all.filter(IpAddr::is_ipv6);
     match listen((all_v6.unwrap_or(v6), port).into()) {
         Ok(second) => bound.listeners.push(second),
@@ -88,27 +87,27 @@ fn is_no_ipv6(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32)
 }
 
-/// Binds one address. Never with SO_REUSEPORT: two processes must not share the port.
+/// Listens at one address, without SO_REUSEPORT: two processes must not share the port.
 pub fn listen(address: SocketAddr) -> Result<TcpListener, (SocketAddr, io::Error)> {
-    bound(address).and_then(|socket| socket.listen(1024)).map_err(|error| (address, error))
+    bind_socket(address).and_then(|socket| socket.listen(1024)).map_err(|error| (address, error))
 }
 
-/// Whether one could listen there now. Nobody else is kept from it meanwhile: nothing is listened to.
+/// Whether the address could be bound now. The check does not listen, so it does not block other processes.
 pub fn try_listen(address: SocketAddr) -> io::Result<()> {
-    bound(address).map(drop)
+    bind_socket(address).map(drop)
 }
 
-fn bound(address: SocketAddr) -> io::Result<TcpSocket> {
+fn bind_socket(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
     let options = SockRef::from(&socket);
     if address.is_ipv6() {
-        // Nobody comes in by an address of the other family, in which their own could not be told.
+        // IPv4 clients must not arrive as mapped IPv6 addresses, for which their user cannot be looked up.
         options.set_only_v6(true)?;
     }
-    // What is accepted inherits it: nothing that we send leaves this machine, whoever claims to be on it.
+    // Accepted sockets inherit this: responses cannot leave this machine, even for a spoofed loopback address.
     match address {
         SocketAddr::V4(v4) if v4.ip().is_loopback() => options.set_ttl_v4(1)?,
         SocketAddr::V6(v6) if v6.ip().is_loopback() => options.set_unicast_hops_v6(1)?,

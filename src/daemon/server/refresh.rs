@@ -1,5 +1,5 @@
-//! `POST /_sidecar/v1/refresh`: a person wants a fresh OIDC token now. The answer says how long it is good for, or why
-//! there is none; never the token.
+//! `POST /_sidecar/v1/refresh`: refreshes the OIDC token on request. The response has the new token's project and
+//! expiry, or the reason of a failure, and never the token.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use crate::os::clock::Clock;
 use crate::proxy::error::{Code, RequestError};
 use crate::proxy::reply;
 
-/// Who asks is answered by then, as a request may take a minute at most; the refresh itself goes on.
-const LIMIT: Duration = Duration::from_secs(50);
+/// Below the request timeout of 60 s, so that the client gets an answer. The refresh itself continues.
+const TIMEOUT: Duration = Duration::from_secs(50);
 
-/// Asks, and waits for the outcome.
-pub(super) async fn ask(asker: &RefreshHandle, clock: &Clock) -> Result<String, RequestError> {
-    let outcome = tokio::time::timeout(LIMIT, asker.refresh()).await.map_err(|_| {
-        let message = "The refresh takes its time and goes on. `connect-sidecar status` tells how it ends.";
+/// Starts a refresh, or joins the running one, and returns the response body.
+pub(super) async fn refresh(handle: &RefreshHandle, clock: &Clock) -> Result<String, RequestError> {
+    let outcome = tokio::time::timeout(TIMEOUT, handle.refresh()).await.map_err(|_| {
+        let message = "The refresh goes on. `connect-sidecar status` shows its outcome.";
         RequestError::new(Code::RefreshFailed, message).command("connect-sidecar status")
     })?;
     let refreshed = outcome.map_err(|error| {

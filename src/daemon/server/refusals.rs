@@ -1,29 +1,28 @@
-//! How many refusals are worth a line of the log: the first few of each second, then how many more there were.
-//!
-//! Whoever hammers at the gates must not fill a disk, nor push what matters out of sight.
+//! Rate limit for log lines about refused requests: the first few of each second, then a count of the others. A client
+//! that floods the sidecar must not fill the disk or hide other log lines.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::warn;
 
-/// Lines that are shown of one second.
-const SHOWN: u64 = 5;
+/// Refusals logged per second.
+const MAX_PER_SECOND: u64 = 5;
 
-/// The refusals of this second.
+/// Counts the refusals of the current second.
 #[derive(Default)]
-pub(super) struct Refusals(AtomicU64);
+pub(super) struct RefusalLog(AtomicU64);
 
-impl Refusals {
-    /// Counts one; whether it is to be shown.
-    pub(super) fn show_next(&self) -> bool {
-        self.0.fetch_add(1, Ordering::Relaxed) < SHOWN
+impl RefusalLog {
+    /// Counts a refusal and returns whether to log it.
+    pub(super) fn should_log(&self) -> bool {
+        self.0.fetch_add(1, Ordering::Relaxed) < MAX_PER_SECOND
     }
 
-    /// Ends the second: says how many were not shown.
-    pub(super) fn sum_up(&self) {
-        let hidden = self.0.swap(0, Ordering::Relaxed).saturating_sub(SHOWN);
+    /// Logs how many refusals of this second were not logged, and starts the next second.
+    pub(super) fn end_second(&self) {
+        let hidden = self.0.swap(0, Ordering::Relaxed).saturating_sub(MAX_PER_SECOND);
         if hidden > 0 {
-            warn!(hidden, "too many refusals to show: {hidden} more");
+            warn!(hidden, "too many refusals to log: {hidden} more");
         }
     }
 }
@@ -33,12 +32,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_five_of_each_second_are_shown() {
-        let refusals = Refusals::default();
+    fn the_first_five_of_each_second_are_logged() {
+        let log = RefusalLog::default();
         for _ in 0..2 {
-            let shown = (0..20).filter(|_| refusals.show_next()).count();
-            assert_eq!(shown, 5);
-            refusals.sum_up();
+            let logged = (0..20).filter(|_| log.should_log()).count();
+            assert_eq!(logged, 5);
+            log.end_second();
         }
     }
 }

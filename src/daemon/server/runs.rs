@@ -1,6 +1,7 @@
-//! What a run is given: a name, a stand-in for the credential, and a way in for programs that only know a proxy.
-//!
-//! The credential itself is never among it.
+//! `POST /_sidecar/v1/runs`: registers a `run`. It gets a name, a placeholder for the credential, and an intercepting
+//! proxy for programs that cannot be pointed at the sidecar otherwise. It never gets the credential itself.
+
+use std::error::Error;
 
 use http::uri::Scheme;
 use serde::{Deserialize, Serialize};
@@ -12,60 +13,79 @@ use crate::os::env_proxy::EnvProxy;
 use crate::proxy::Proxy;
 use crate::proxy::error::{Code, RequestError};
 
-/// Asks for a way in for a run of this name.
-pub struct Asked {
+/// Asks [`Interception`](crate::daemon::intercept::Interception) to let a run in.
+pub struct InterceptionRequest {
     /// The run's name.
     pub run: String,
-    /// The proxy of the run's own environment, if it said what that is.
+    /// The proxy of the run's own environment, if the run reported it.
     pub env_proxy: Option<EnvProxy>,
-    /// Takes the way in, or why there is none: what is wrong and what to do.
-    pub answer: oneshot::Sender<Result<WayIn, String>>,
+    /// Receives the outcome.
+    pub reply: oneshot::Sender<Result<RunProxy, InterceptionError>>,
 }
 
-/// How a run's programs get here by their proxy settings. A secret: the run's is in it.
-pub struct WayIn {
-    /// The proxy, with the run's name and secret.
-    pub proxy: String,
-    /// The certificate, PEM, that they have to trust.
+/// The proxy through which a run's programs reach the sidecar. Contains the run's secret.
+pub struct RunProxy {
+    /// The proxy's URL, with the run's name and secret.
+    pub url: String,
+    /// The CA certificate that the programs must trust, as PEM.
     pub ca: String,
 }
 
-/// Reaches the owner of interception, if there is one.
-#[derive(Clone, Default)]
-pub struct Interception(Option<mpsc::Sender<Asked>>);
+/// Why a run cannot be intercepted.
+#[derive(Debug, thiserror::Error)]
+pub enum InterceptionError {
+    /// The sidecar shuts down.
+    #[error("the sidecar is about to end")]
+    Stopping,
+    /// No randomness for the run's name.
+    #[error("could not name the run: {0}")]
+    Name(#[source] getrandom::Error),
+    /// The port or the CA could not be set up.
+    #[error(transparent)]
+    Setup(Box<dyn Error + Send + Sync>),
+}
 
-impl Interception {
-    /// A way to ask, and where the questions come out.
-    pub fn channel() -> (Self, mpsc::Receiver<Asked>) {
-        let (sender, receiver) = mpsc::channel(16);
-        (Self(Some(sender)), receiver)
-    }
-
-    async fn open_to(&self, run: String, env_proxy: Option<EnvProxy>) -> Result<WayIn, String> {
-        let (answer, answered) = oneshot::channel();
-        let ended = || "the sidecar is about to end".to_owned();
-        let owner = self.0.as_ref().ok_or_else(ended)?;
-        owner.send(Asked { run, env_proxy, answer }).await.map_err(|_| ended())?;
-        answered.await.map_err(|_| ended())?
+impl From<InterceptionError> for RequestError {
+    fn from(error: InterceptionError) -> Self {
+        Self::new(Code::InterceptionUnavailable, format!("{error}."))
     }
 }
 
-/// What is asked of us.
+/// Sends requests to [`Interception`](crate::daemon::intercept::Interception).
+#[derive(Clone)]
+pub struct InterceptionHandle(mpsc::Sender<InterceptionRequest>);
+
+impl InterceptionHandle {
+    /// A handle, and the receiver of its requests.
+    pub fn channel() -> (Self, mpsc::Receiver<InterceptionRequest>) {
+        let (sender, receiver) = mpsc::channel(16);
+        (Self(sender), receiver)
+    }
+
+    async fn admit(&self, run: String, env_proxy: Option<EnvProxy>) -> Result<RunProxy, InterceptionError> {
+        let (reply, outcome) = oneshot::channel();
+        let request = InterceptionRequest { run, env_proxy, reply };
+        self.0.send(request).await.map_err(|_| InterceptionError::Stopping)?;
+        outcome.await.map_err(|_| InterceptionError::Stopping)?
+    }
+}
+
+/// The request body.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Wanted {
+struct RunRequest {
     #[serde(default = "yes")]
     intercept: bool,
     environment: Option<Environment>,
 }
 
-/// What of a run's own environment counts for its tunnels. A secret: a password may be in it.
+/// The proxy settings of the run's own environment, which its tunnels use. May contain a password.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Environment {
-    /// What the strongest variable for the scheme `https` names.
+    /// The value of the variable that takes precedence for `https`.
     https_proxy: Option<String>,
-    /// All lists as one.
+    /// All `NO_PROXY` lists joined.
     no_proxy: Option<String>,
 }
 
@@ -83,9 +103,9 @@ fn yes() -> bool {
     true
 }
 
-/// What we answer.
+/// The response body.
 #[derive(Serialize)]
-struct Given<'a> {
+struct RunResponse<'a> {
     run: String,
     placeholder: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -94,48 +114,47 @@ struct Given<'a> {
     ca: Option<String>,
     bearer_hosts: Vec<String>,
     key_required: bool,
-    /// What the run's requests need in the place of the instance key, if they need one.
+    /// The key that the run's requests send instead of the instance key, if one is required.
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<&'a str>,
 }
 
-/// Begins a run, whose requests need `key` if there is one: the answer's body, JSON.
-pub(super) async fn begin(
+/// Registers a run, whose requests must send `key` if there is one. Returns the response body.
+pub(super) async fn register(
     body: &[u8],
     proxy: &Proxy,
-    interception: &Interception,
+    interception: &InterceptionHandle,
     key: Option<&Key>,
 ) -> Result<Vec<u8>, RequestError> {
-    let wanted = if body.is_empty() { b"{}" } else { body };
-    let wanted: Wanted = serde_json::from_slice(wanted).map_err(|_| {
+    let body = if body.is_empty() { b"{}" } else { body };
+    let request: RunRequest = serde_json::from_slice(body).map_err(|_| {
         let shape = r#"{"intercept":true,"environment":{"https_proxy":"…","no_proxy":"…"}}"#;
         RequestError::new(Code::BadJson, format!("The body is nothing, {shape}, or a part of that."))
             .hint(r#"send {"intercept":true}, {"intercept":false} or no body"#)
     })?;
-    let env_proxy = wanted.environment.as_ref().map(Environment::proxy);
+    let env_proxy = request.environment.as_ref().map(Environment::proxy);
     if let Some(unusable) = env_proxy.iter().flat_map(|env_proxy| env_proxy.unusable(&Scheme::HTTPS)).next() {
         let message = format!("{unusable}.");
         return Err(RequestError::new(Code::BadJson, message).command(format!("unset {}", unusable.variable)));
     }
-    let unavailable = |reason: String| RequestError::new(Code::InterceptionUnavailable, format!("{reason}."));
-    let run = name().map_err(|e| unavailable(format!("could not name the run: {e}")))?;
+    let run = random_name().map_err(InterceptionError::Name)?;
     let identity = proxy.identity.borrow().clone();
     let claims = identity.oidc().map(|token| &token.claims);
-    // By what the machine says, by which the run's programs will go.
+    // By the machine's own clock, which the run's programs use to check the expiry.
     let placeholder = placeholder::make(claims, proxy.clock.local().plus(placeholder::LIFETIME));
-    let way_in = match wanted.intercept {
-        true => Some(interception.open_to(run.clone(), env_proxy).await.map_err(unavailable)?),
+    let run_proxy = match request.intercept {
+        true => Some(interception.admit(run.clone(), env_proxy).await?),
         false => None,
     };
     let bearer_hosts = proxy.relay.hosts.bearers().iter().map(ToString::to_string).collect();
-    let (way_in, ca) = way_in.map(|way_in| (way_in.proxy, way_in.ca)).unzip();
+    let (proxy, ca) = run_proxy.map(|proxy| (proxy.url, proxy.ca)).unzip();
     let key = key.map(Key::text);
-    // Plain strings can always be written.
-    let given = Given { run, placeholder, proxy: way_in, ca, bearer_hosts, key_required: key.is_some(), key };
-    Ok(serde_json::to_vec(&given).unwrap_or_default())
+    let response = RunResponse { run, placeholder, proxy, ca, bearer_hosts, key_required: key.is_some(), key };
+    // Strings always serialize.
+    Ok(serde_json::to_vec(&response).unwrap_or_default())
 }
 
-/// Different for each run, and fit to stand in a URL.
-fn name() -> Result<String, getrandom::Error> {
+/// A unique name that needs no escaping in a URL.
+fn random_name() -> Result<String, getrandom::Error> {
     Ok(format!("run-{:016x}", getrandom::u64()?))
 }

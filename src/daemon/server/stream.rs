@@ -1,7 +1,5 @@
-//! A connection's bytes, and word of how it goes: whether the caller takes what is written to it, and whether it is still
-//! there while its request is answered.
-//!
-//! Passes everything on as it is.
+//! Streams of client connections, and a wrapper that reports to [`Activity`] how writes go and notices when the client
+//! disconnects while its request is being answered.
 
 use std::io::{self, Cursor};
 use std::mem::MaybeUninit;
@@ -19,19 +17,19 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
-use super::connections::Place;
+use super::connections::Activity;
 use crate::os::peer;
 
-/// A stream of bytes above a socket.
+/// A byte stream on top of a socket.
 pub trait Connection: AsyncRead + AsyncWrite + Unpin {
-    /// The socket.
+    /// The underlying socket.
     fn socket(&self) -> Socket<'_>;
 }
 
 /// A connected socket.
 #[derive(Clone, Copy)]
 pub enum Socket<'a> {
-    /// One of TCP.
+    /// A TCP socket.
     Tcp(&'a TcpStream),
     /// A unix socket.
     Unix(&'a UnixStream),
@@ -55,40 +53,40 @@ impl<S: Connection> Connection for TlsStream<S> {
     }
 }
 
-/// A connection of which somebody else has read the first bytes.
-pub type Resumed = Join<Chain<Cursor<Bytes>, OwnedReadHalf>, OwnedWriteHalf>;
+/// A TCP connection preceded by bytes that were already read from it.
+pub type PrefixedStream = Join<Chain<Cursor<Bytes>, OwnedReadHalf>, OwnedWriteHalf>;
 
-impl Connection for Resumed {
+impl Connection for PrefixedStream {
     fn socket(&self) -> Socket<'_> {
         Socket::Tcp(self.reader().get_ref().1.as_ref())
     }
 }
 
-/// The connection with the bytes that were read of it.
-pub fn resumed(read: Bytes, stream: TcpStream) -> Resumed {
+/// Puts bytes that were already read back in front of the stream.
+pub fn with_prefix(prefix: Bytes, stream: TcpStream) -> PrefixedStream {
     let (reader, writer) = stream.into_split();
-    tokio::io::join(Cursor::new(read).chain(reader), writer)
+    tokio::io::join(Cursor::new(prefix).chain(reader), writer)
 }
 
-/// What has become of the other end.
-enum OtherEnd {
+/// The state of the client's side of a connection.
+enum PeerState {
     Open,
-    /// It sends nothing more. Whether it still reads is another question.
-    Closed,
+    /// It has closed its sending side and may still read.
+    HalfClosed,
     Gone,
 }
 
 impl Socket<'_> {
-    /// The other end and ours, of TCP.
-    pub(super) fn ends(self) -> Option<(SocketAddr, SocketAddr)> {
+    /// Peer and local address of a TCP socket.
+    pub(super) fn addresses(self) -> Option<(SocketAddr, SocketAddr)> {
         match self {
             Self::Tcp(stream) => Some((stream.peer_addr().ok()?, stream.local_addr().ok()?)),
             Self::Unix(_) => None,
         }
     }
 
-    /// Gives up what is not sent yet when it is closed: nobody takes it.
-    pub(super) fn abort(self) {
+    /// Makes closing discard unsent data and reset the connection.
+    pub(super) fn reset_on_close(self) {
         if let Self::Tcp(stream) = self {
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
@@ -108,87 +106,87 @@ impl Socket<'_> {
         }
     }
 
-    fn other_end(self) -> OtherEnd {
-        // That it was reset, or that a unix socket was closed for good, shows without being asked for.
-        let mut asked = [PollFd::new(self.fd(), PollFlags::empty())];
-        let found = poll(&mut asked, PollTimeout::ZERO).ok().and_then(|_| asked[0].revents());
-        if found.is_some_and(|found| found.intersects(PollFlags::POLLERR | PollFlags::POLLHUP)) {
-            return OtherEnd::Gone;
+    fn peer_state(self) -> PeerState {
+        // Resets and hang-ups are always reported, even if no event is requested.
+        let mut polled = [PollFd::new(self.fd(), PollFlags::empty())];
+        let events = poll(&mut polled, PollTimeout::ZERO).ok().and_then(|_| polled[0].revents());
+        if events.is_some_and(|events| events.intersects(PollFlags::POLLERR | PollFlags::POLLHUP)) {
+            return PeerState::Gone;
         }
         match SockRef::from(&self.fd()).peek(&mut [MaybeUninit::uninit()]) {
-            Ok(0) => OtherEnd::Closed,
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => OtherEnd::Gone,
-            _ => OtherEnd::Open,
+            Ok(0) => PeerState::HalfClosed,
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => PeerState::Gone,
+            _ => PeerState::Open,
         }
     }
 
-    /// Whether nobody is there to take an answer. One who has closed its half still is.
-    fn is_left(self) -> bool {
-        match self.other_end() {
-            OtherEnd::Open => false,
-            OtherEnd::Gone => true,
-            // Of whom this machine knows nothing is taken to be there.
-            OtherEnd::Closed => self.ends().is_some_and(|(peer, local)| {
+    /// Whether the client can no longer receive a response. After closing only its sending side it still can.
+    fn is_peer_gone(self) -> bool {
+        match self.peer_state() {
+            PeerState::Open => false,
+            PeerState::Gone => true,
+            // A peer on another machine cannot be looked up, so it is assumed to be there.
+            PeerState::HalfClosed => self.addresses().is_some_and(|(peer, local)| {
                 peer.ip().to_canonical().is_loopback() && !peer::is_connected(peer, local)
             }),
         }
     }
 }
 
-/// A stream that tells its connection's place how writing goes.
-pub(super) struct Observed<'a, S> {
+/// A stream that records its writes in an [`Activity`], and fails once the client is gone.
+pub(super) struct MonitoredStream<'a, S> {
     stream: S,
-    place: &'a Place,
-    is_stalled: bool,
+    activity: &'a Activity,
+    is_write_blocked: bool,
 }
 
-impl<'a, S: Connection> Observed<'a, S> {
-    pub(super) fn new(stream: S, place: &'a Place) -> Self {
-        Self { stream, place, is_stalled: false }
+impl<'a, S: Connection> MonitoredStream<'a, S> {
+    pub(super) fn new(stream: S, activity: &'a Activity) -> Self {
+        Self { stream, activity, is_write_blocked: false }
     }
 
     pub(super) fn into_inner(self) -> S {
         self.stream
     }
 
-    /// Whether the caller has left while its request is answered. The HTTP library does not look then, so that a caller
-    /// may close its half.
-    fn is_left(&self, cx: &mut Context<'_>) -> bool {
-        if !self.place.is_to_be_asked_after() {
+    /// Whether the client disconnected while its request is being answered. With half-close allowed, the HTTP library
+    /// does not check this itself.
+    fn is_peer_gone(&self, cx: &mut Context<'_>) -> bool {
+        if !self.activity.should_check_peer() {
             return false;
         }
-        // Until more bytes come, or their end. After that nothing wakes us any more, but a look at all connections.
+        // Wakes this task once, on input or its end. Later checks are woken by `Connections::enforce_timeouts`.
         let socket = self.stream.socket();
         if socket.poll_read_ready(cx).is_pending() {
             return false;
         }
-        self.place.asked_after();
-        socket.is_left()
+        self.activity.peer_checked();
+        socket.is_peer_gone()
     }
 }
 
-impl<S: Connection> AsyncRead for Observed<'_, S> {
+impl<S: Connection> AsyncRead for MonitoredStream<'_, S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
-impl<S: Connection> AsyncWrite for Observed<'_, S> {
+impl<S: Connection> AsyncWrite for MonitoredStream<'_, S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         if let Poll::Ready(Ok(count)) = written {
-            self.place.written(count);
+            self.activity.record_write(count);
         }
-        // A write that waits is tried again with every poll: only the first time counts.
-        if self.is_stalled != written.is_pending() {
-            self.is_stalled = written.is_pending();
-            self.place.stalled(self.is_stalled);
+        // A pending write is retried with every poll, so only changes are recorded.
+        if self.is_write_blocked != written.is_pending() {
+            self.is_write_blocked = written.is_pending();
+            self.activity.set_write_blocked(self.is_write_blocked);
         }
         written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.is_left(cx) {
+        if self.is_peer_gone(cx) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         Pin::new(&mut self.stream).poll_flush(cx)

@@ -1,9 +1,8 @@
-//! The unix socket: bound in a directory that nobody else can enter, and removed with its listener.
+//! The unix socket, bound in a private directory and removed with its listener.
 //!
-//! It never takes the place of anything but a socket that one of our own processes has left behind, and is never bound
-//! in the abstract namespace, where no permission holds (docs/security.md S1 to S3).
+//! It replaces nothing but a stale socket of our own user, and is never bound in the abstract namespace, which has no
+//! permissions (docs/security.md S1 to S3).
 
-use std::fmt;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -15,72 +14,67 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::os::private_dir;
 
-/// Why there is no socket.
-#[derive(Debug)]
-pub enum Problem {
-    /// Somebody answers on it.
+/// Why the socket could not be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// A process listens on it.
+    #[error("a sidecar is already running there; end that, or choose another path")]
     InUse,
-    /// It could not be made, or not safely: what is wrong and what to do.
-    Unfit(String),
+    /// The path has no file name.
+    #[error("expected the path of a file")]
+    NotAFile,
+    /// The path is taken by something else.
+    #[error("something is there that is not a socket of yours; move it away, or choose another path")]
+    Occupied,
+    /// The directory is not private.
+    #[error("{}; a directory for the socket alone will do, which need not be there yet", .0.with_command())]
+    Directory(#[source] private_dir::Problem),
+    /// A system call failed.
+    #[error("could not {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Whether a process listens on it could not be determined.
+    #[error("could not find out whether somebody listens there: {0}; move it away")]
+    Unclear(#[source] io::Error),
 }
 
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::InUse => f.write_str("a sidecar is already running there; end that, or choose another path"),
-            Self::Unfit(reason) => f.write_str(reason),
-        }
-    }
+fn could_not(action: &'static str) -> impl FnOnce(io::Error) -> SocketError {
+    move |source| SocketError::System { action, source }
 }
 
-fn unfit<T>(reason: impl Into<String>) -> Result<T, Problem> {
-    Err(Problem::Unfit(reason.into()))
-}
-
-/// Whether a process of this user may connect.
+/// Whether a process of this user may connect: our own user and root may.
 pub fn may_connect(uid: u32) -> bool {
     uid == Uid::effective().as_raw() || Uid::from_raw(uid).is_root()
 }
 
-/// A socket that listens, there as long as this lives.
+/// A listening socket. Its file is removed on drop.
 pub struct UnixSocket {
+    // First, so that the file is removed while the listener is open: no other process can take it for a stale socket.
+    _file: SocketFile,
     listener: UnixListener,
+}
+
+/// The file of a socket that listens. Removed on drop, unless another file has replaced it.
+pub(super) struct SocketFile {
     path: PathBuf,
-    /// Device and inode. The listener holds on to them: while it lives, no other file has the same.
+    /// Device and inode, which no other file has while the listener is open.
     id: (u64, u64),
 }
 
-impl UnixSocket {
-    /// Makes the socket at `path`, and its directory if that is not there. Mode 0600 in 0700. Fails where the directory
-    /// is not ours alone, and where anything is at `path` but a socket of ours on which nobody listens any more.
-    pub async fn bind(path: &Path) -> Result<Self, Problem> {
-        let (Some(dir), Some(_)) = (path.parent(), path.file_name()) else {
-            return unfit("expected the path of a file");
-        };
-        // Of two that find the same stale socket, the second would remove the one that the first has just made.
-        let _only_us = private_dir::lock(dir).await.or_else(|problem| {
-            let reason = problem.with_command();
-            unfit(format!("{reason}; a directory for the socket alone will do, which need not be there yet"))
-        })?;
-        remove_stale(path)?;
-        let listener = UnixListener::bind(path).or_else(|e| unfit(format!("could not bind it: {e}")))?;
-        // Between the two lines it may have a wider mode. Nobody can make use of that: its directory is closed to
-        // others. To change the process's umask instead would change it under all other threads.
-        let mode = fs::set_permissions(path, Permissions::from_mode(0o600));
-        match mode.and_then(|()| fs::symlink_metadata(path)) {
-            Ok(meta) => Ok(Self { listener, path: path.to_owned(), id: (meta.dev(), meta.ino()) }),
-            Err(e) => unfit(format!("could not close it to others: {e}")),
-        }
-    }
-
-    /// The next connection.
-    pub async fn accept(&self) -> io::Result<UnixStream> {
-        self.listener.accept().await.map(|(stream, _)| stream)
+impl SocketFile {
+    /// The socket at `bound`, which will be at `path`. Makes it private to our user.
+    pub(super) fn new(bound: &Path, path: PathBuf) -> io::Result<Self> {
+        fs::set_permissions(bound, Permissions::from_mode(0o600))?;
+        let meta = fs::symlink_metadata(bound)?;
+        Ok(Self { path, id: (meta.dev(), meta.ino()) })
     }
 }
 
-impl Drop for UnixSocket {
-    /// While the listener is open still, so that no other start can have taken the socket for a stale one.
+impl Drop for SocketFile {
     fn drop(&mut self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.id) {
             let _ = fs::remove_file(&self.path);
@@ -88,28 +82,47 @@ impl Drop for UnixSocket {
     }
 }
 
-/// Makes room at `path`, if that may be done.
-fn remove_stale(path: &Path) -> Result<(), Problem> {
-    match fs::symlink_metadata(path) {
-        Ok(meta) if meta.file_type().is_socket() && meta.uid() == Uid::effective().as_raw() => {}
-        Ok(_) => {
-            return unfit("something is there that is not a socket of yours; move it away, or choose another path");
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return unfit(format!("could not look at it: {e}")),
+impl UnixSocket {
+    /// Creates the socket with mode 0600, and its directory with mode 0700 if it is missing. Fails if the directory is
+    /// not private, or if `path` is anything but a stale socket of our own user.
+    pub async fn bind(path: &Path) -> Result<Self, SocketError> {
+        let (Some(dir), Some(_)) = (path.parent(), path.file_name()) else { return Err(SocketError::NotAFile) };
+        // Without the lock, two processes may find the same stale socket, and the second remove that of the first.
+        let _lock = private_dir::lock(dir).await.map_err(SocketError::Directory)?;
+        remove_stale(path)?;
+        let listener = UnixListener::bind(path).map_err(could_not("bind it"))?;
+        // Until then the mode may be wider, which the private directory makes harmless. A umask would affect all
+        // threads.
+        let file = SocketFile::new(path, path.to_owned()).map_err(could_not("close it to others"))?;
+        Ok(Self { _file: file, listener })
     }
-    match try_connect(path) {
-        Ok(()) => Err(Problem::InUse),
-        // Somebody listens and is too busy to accept.
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(Problem::InUse),
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).or_else(|e| unfit(format!("could not remove what a sidecar has left there: {e}")))
-        }
-        Err(e) => unfit(format!("could not find out whether somebody listens there: {e}; move it away")),
+
+    /// Accepts the next connection.
+    pub async fn accept(&self) -> io::Result<UnixStream> {
+        self.listener.accept().await.map(|(stream, _)| stream)
     }
 }
 
-/// Without waiting for whoever listens.
+/// Removes a stale socket at `path`.
+fn remove_stale(path: &Path) -> Result<(), SocketError> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.file_type().is_socket() && meta.uid() == Uid::effective().as_raw() => {}
+        Ok(_) => return Err(SocketError::Occupied),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(could_not("read its metadata")(e)),
+    }
+    match try_connect(path) {
+        Ok(()) => Err(SocketError::InUse),
+        // A process listens, but its backlog is full.
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(SocketError::InUse),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(could_not("remove what a sidecar has left there"))
+        }
+        Err(e) => Err(SocketError::Unclear(e)),
+    }
+}
+
+/// Connects without waiting for the listener to accept.
 fn try_connect(path: &Path) -> io::Result<()> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -130,20 +143,20 @@ mod tests {
         fs::symlink_metadata(path).expect("there").mode() & 0o7777
     }
 
-    /// What a killed process leaves behind.
+    /// The socket file that a killed process leaves.
     fn leave_stale(path: &Path) {
         drop(std::os::unix::net::UnixListener::bind(path).expect("a socket"));
     }
 
-    async fn unfit_at(path: &Path) -> String {
+    async fn bind_error(path: &Path) -> String {
         match UnixSocket::bind(path).await.err() {
-            Some(Problem::Unfit(reason)) => reason,
-            other => panic!("{path:?}: {other:?}"),
+            None | Some(SocketError::InUse) => panic!("{path:?}"),
+            Some(error) => error.to_string(),
         }
     }
 
     #[tokio::test]
-    async fn its_directory_is_made_and_both_are_closed_to_others_and_it_goes_with_its_listener() {
+    async fn socket_and_directory_are_private_and_the_socket_is_removed_on_drop() {
         let dir = private();
         let path = dir.path().join("new/newer/s");
         let socket = UnixSocket::bind(&path).await.expect("a socket");
@@ -154,16 +167,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_on_which_somebody_listens_is_left_alone_and_a_stale_one_replaced() {
+    async fn a_stale_socket_is_replaced_and_one_in_use_is_not() {
         let dir = private();
         let path = dir.path().join("s");
         leave_stale(&path);
         let socket = UnixSocket::bind(&path).await.expect("a socket");
-        assert!(matches!(UnixSocket::bind(&path).await, Err(Problem::InUse)));
+        assert!(matches!(UnixSocket::bind(&path).await, Err(SocketError::InUse)));
         drop(socket);
         assert!(!path.exists());
 
-        // Nobody accepts, and there is no more room to wait.
+        // A listener that never accepts, with a full backlog.
         let busy = Socket::new(Domain::UNIX, Type::STREAM, None).expect("a socket");
         busy.bind(&SockAddr::unix(&path).expect("an address")).expect("bound");
         busy.listen(0).expect("listening");
@@ -174,11 +187,11 @@ mod tests {
         };
         let waiting: Vec<_> = (0..8).map_while(|_| connect().ok()).collect();
         assert!(waiting.len() < 8);
-        assert!(matches!(UnixSocket::bind(&path).await, Err(Problem::InUse)));
+        assert!(matches!(UnixSocket::bind(&path).await, Err(SocketError::InUse)));
     }
 
     #[tokio::test]
-    async fn nothing_else_is_replaced() {
+    async fn other_files_are_not_replaced() {
         let dir = private();
         let at = |name: &str| dir.path().join(name);
         fs::write(at("file"), "").expect("written");
@@ -194,26 +207,26 @@ mod tests {
             names.push("foreign");
         }
         for name in names {
-            let reason = unfit_at(&at(name)).await;
+            let reason = bind_error(&at(name)).await;
             assert!(reason.contains("move it away"), "{name}: {reason}");
             assert!(fs::symlink_metadata(at(name)).is_ok(), "{name}");
         }
-        assert!(unfit_at(&at(&"x".repeat(200))).await.contains("could not bind"));
-        assert!(unfit_at(Path::new("/")).await.contains("path of a file"));
-        assert!(unfit_at(&dir.path().join("..")).await.contains("path of a file"));
+        assert!(bind_error(&at(&"x".repeat(200))).await.contains("could not bind"));
+        assert!(bind_error(Path::new("/")).await.contains("path of a file"));
+        assert!(bind_error(&dir.path().join("..")).await.contains("path of a file"));
     }
 
     #[tokio::test]
-    async fn a_directory_that_is_not_ours_alone_is_refused() {
+    async fn a_directory_with_access_for_others_is_refused() {
         let dir = private();
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("a mode");
-        let reason = unfit_at(&dir.path().join("s")).await;
+        let reason = bind_error(&dir.path().join("s")).await;
         assert!(reason.contains("others have access") && reason.contains("a directory for the socket alone"));
         assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 0);
     }
 
     #[tokio::test]
-    async fn what_has_taken_its_place_is_not_removed() {
+    async fn another_socket_at_the_same_path_is_not_removed() {
         let dir = private();
         let path = dir.path().join("s");
         let first = UnixSocket::bind(&path).await.expect("a socket");
@@ -225,9 +238,9 @@ mod tests {
     }
 
     #[test]
-    fn only_we_and_root_may_connect() {
-        let ours = Uid::effective().as_raw();
-        assert!(may_connect(ours) && may_connect(0));
-        assert!(!may_connect(ours + 1) && !may_connect(65534 - u32::from(ours == 65534)));
+    fn only_our_user_and_root_may_connect() {
+        let own = Uid::effective().as_raw();
+        assert!(may_connect(own) && may_connect(0));
+        assert!(!may_connect(own + 1) && !may_connect(65534 - u32::from(own == 65534)));
     }
 }

@@ -1,99 +1,67 @@
-//! Prometheus text. Label values come from a fixed list or from the settings, never from a request.
+//! Metrics in the Prometheus text format. Label values come from fixed lists or settings, never from requests.
 
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::os::clock::Timestamp;
-use crate::proxy::stats::Counts;
+use super::Status;
 
-/// What is shown.
-pub(super) struct Readings {
-    pub(super) counts: Counts,
-    pub(super) entries: usize,
-    pub(super) connections: usize,
-    pub(super) listeners: usize,
-    pub(super) warnings: Vec<(Duration, u64)>,
-    pub(super) uptime: Duration,
-    pub(super) is_ready: bool,
-    pub(super) expires_at: Option<Timestamp>,
-    pub(super) clock_offset_ms: i64,
-}
-
-/// Renders the text exposition format, version 0.0.4.
-pub(super) fn render(readings: &Readings) -> String {
-    let Readings { counts, entries, connections, listeners, warnings, uptime, is_ready, expires_at, clock_offset_ms } =
-        readings;
-    let mut out = String::new();
-    let mut metric = |name: &str, kind: &str, help: &str, samples: &[(&str, f64)]| {
-        let _ = writeln!(out, "# HELP connect_sidecar_{name} {help}\n# TYPE connect_sidecar_{name} {kind}");
-        for (labels, value) in samples {
-            let _ = writeln!(out, "connect_sidecar_{name}{labels} {value}");
-        }
-    };
-    metric(
-        "build_info",
-        "gauge",
-        "The version that runs.",
-        &[(concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1.0)],
-    );
-    metric("uptime_seconds", "gauge", "Time since the start.", &[("", uptime.as_secs_f64())]);
-    metric(
-        "token_requests_total",
-        "counter",
-        "Token requests by how they were answered.",
-        &[
+impl Status {
+    /// The metrics in text exposition format 0.0.4. `connections` is the number of open connections.
+    pub fn metrics(&self, connections: usize) -> String {
+        let now = self.clock.now();
+        let identity = self.identity.borrow().clone();
+        let counts = self.stats.counts();
+        let uptime = self.clock.local().since(self.started_at);
+        let mut out = String::new();
+        let mut metric = |name: &str, help: &str, samples: &[(&str, f64)]| {
+            let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+            let _ = writeln!(out, "# HELP connect_sidecar_{name} {help}\n# TYPE connect_sidecar_{name} {kind}");
+            for (labels, value) in samples {
+                let _ = writeln!(out, "connect_sidecar_{name}{labels} {value}");
+            }
+        };
+        let version = concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
+        metric("build_info", "The running version.", &[(version, 1.0)]);
+        metric("uptime_seconds", "Time since the process started.", &[("", uptime.as_secs_f64())]);
+        let results = [
             ("{result=\"hit\"}", counts.hits as f64),
             ("{result=\"miss\"}", counts.misses as f64),
             ("{result=\"collapsed\"}", counts.collapsed as f64),
-        ],
-    );
-    let saved = counts.requests_saved() as f64;
-    metric("requests_saved_total", "counter", "Upstream requests that hits and joined requests saved.", &[("", saved)]);
-    metric("cache_entries", "gauge", "Tokens stored.", &[("", *entries as f64)]);
-    let sent = counts.upstream_requests as f64;
-    metric("upstream_requests_total", "counter", "Requests sent upstream.", &[("", sent)]);
-    let failed = counts.upstream_errors as f64;
-    metric("upstream_errors_total", "counter", "Upstream's 5xx and failed connections.", &[("", failed)]);
-    metric(
-        "refused_total",
-        "counter",
-        "Requests that the sidecar itself answered with an error.",
-        &[("", counts.refused as f64)],
-    );
-    metric(
-        "failed_total",
-        "counter",
-        "Requests that were answered with an error, upstream's or the sidecar's.",
-        &[("", counts.failed as f64)],
-    );
-    metric("connections", "gauge", "Open connections of apps.", &[("", *connections as f64)]);
-    metric("event_listeners", "gauge", "Who follows the events now.", &[("", *listeners as f64)]);
-    metric(
-        "unknown_peers_total",
-        "counter",
-        "Connections let in although it could not be found out whose they are.",
-        &[("", counts.unknown_peers as f64)],
-    );
-    metric("oidc_rotations_total", "counter", "Fresh OIDC tokens picked up.", &[("", counts.rotations as f64)]);
-    metric("ready", "gauge", "1 while a valid credential is loaded.", &[("", f64::from(u8::from(*is_ready)))]);
-    if let Some(expires_at) = expires_at {
-        let seconds = expires_at.as_seconds() as f64;
-        metric("oidc_expires_at_seconds", "gauge", "When the OIDC token ends, in Unix time.", &[("", seconds)]);
+        ];
+        metric("token_requests_total", "Token requests by cache result.", &results);
+        for (name, help, value) in [
+            ("requests_saved_total", "Upstream requests that hits and joined requests saved.", counts.requests_saved()),
+            ("cache_entries", "Cached tokens.", self.cache.tokens().len() as u64),
+            ("upstream_requests_total", "Requests sent upstream.", counts.upstream_requests),
+            (
+                "upstream_errors_total",
+                "Upstream responses with status 5xx and failed upstream connections.",
+                counts.upstream_errors,
+            ),
+            ("refused_total", "Requests answered with an error of the sidecar's own.", counts.refused),
+            ("failed_total", "Requests answered with an error, whether upstream's or the sidecar's.", counts.failed),
+            ("connections", "Open client connections.", connections as u64),
+            ("event_listeners", "Open event streams.", self.events.listeners() as u64),
+            ("unknown_peers_total", "Accepted connections whose user could not be determined.", counts.unknown_peers),
+            ("oidc_rotations_total", "OIDC tokens that replaced another.", counts.rotations),
+            ("ready", "1 while a valid credential is loaded.", u64::from(identity.credential(now).is_ok())),
+        ] {
+            metric(name, help, &[("", value as f64)]);
+        }
+        if let Some(token) = identity.oidc() {
+            let seconds = token.expires_at.as_seconds() as f64;
+            metric("oidc_expires_at_seconds", "Expiry of the OIDC token, in Unix time.", &[("", seconds)]);
+        }
+        let labels: Vec<_> = self.steps.counts().map(|(step, count)| (label(step), count as f64)).collect();
+        let samples: Vec<_> = labels.iter().map(|(label, count)| (label.as_str(), *count)).collect();
+        metric("warnings_total", "Expiry warnings given by this process, by time before the expiry.", &samples);
+        let offset = self.clock.offset_ms() as f64 / 1000.0;
+        metric("clock_offset_seconds", "Upstream's clock minus this machine's, if corrected.", &[("", offset)]);
+        out
     }
-    let labels: Vec<_> = warnings.iter().map(|(step, said)| (label(*step), *said as f64)).collect();
-    let samples: Vec<_> = labels.iter().map(|(label, said)| (label.as_str(), *said)).collect();
-    metric("warnings_total", "counter", "Warnings of the OIDC token's end that were said here.", &samples);
-    let offset = *clock_offset_ms as f64 / 1000.0;
-    metric(
-        "clock_offset_seconds",
-        "gauge",
-        "Upstream's clock minus this machine's, where it is corrected.",
-        &[("", offset)],
-    );
-    out
 }
 
-/// A step before the end as people write it, in minutes where it is whole minutes.
+/// The label of a warning step: in whole minutes if possible, otherwise in seconds.
 fn label(step: Duration) -> String {
     let seconds = step.as_secs_f64();
     match seconds % 60.0 {
@@ -108,9 +76,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_is_named_as_people_write_it() {
-        for (ms, named) in [(3_600_000, "60m"), (90_000, "90s"), (1500, "1.5s"), (0, "expired")] {
-            assert_eq!(label(Duration::from_millis(ms)), format!("{{step=\"{named}\"}}"));
+    fn step_labels() {
+        for (ms, expected) in [(3_600_000, "60m"), (90_000, "90s"), (1500, "1.5s"), (0, "expired")] {
+            assert_eq!(label(Duration::from_millis(ms)), format!("{{step=\"{expected}\"}}"));
         }
     }
 }

@@ -1,6 +1,6 @@
-//! What people and tools look at: readiness, the state as JSON, metrics, the page. Reads snapshots, changes nothing.
+//! Readiness, the status as JSON, metrics, and the status page. Reads snapshots and changes nothing.
 //!
-//! No token, no body and no header ever appears here; connectors and names of projects do.
+//! The output contains names of connectors and projects, but no tokens, bodies or headers.
 
 mod metrics;
 #[cfg(feature = "desktop")]
@@ -25,33 +25,33 @@ use crate::proxy::stats::Stats;
 use crate::remedy::Remedy;
 use usage::{Report, Usage};
 
-/// Sees everything, owns nothing.
+/// Read access to the state of all parts.
 pub struct Status {
-    /// The time.
+    /// The clock, corrected by upstream's.
     pub clock: Clock,
-    /// Who we are.
+    /// The current identity.
     pub identity: watch::Receiver<Arc<Identity>>,
-    /// How the refreshing of the OIDC token stands.
+    /// The state of refreshing the OIDC token.
     pub refresh: watch::Receiver<refresh::Snapshot>,
-    /// What is stored.
+    /// The token cache.
     pub cache: Cache,
     /// Counters.
     pub stats: Arc<Stats>,
-    /// The month so far.
+    /// Token requests of this month.
     pub usage: Usage,
-    /// What happens.
+    /// Published events.
     pub events: Events,
-    /// Upstream's origin.
+    /// Origin of upstream.
     pub upstream: String,
-    /// The project directory's name.
+    /// Name of the project directory.
     pub project: String,
-    /// What people call the source of the credential.
+    /// Display name of the credential's source, such as `.env.local`.
     pub credential_source: String,
-    /// What it was told, for the commands that ask it. No secret is among it.
+    /// The effective settings, without secrets.
     pub settings: BTreeMap<String, String>,
-    /// When a token's end is warned of; from the longest step on it is `expiring`.
+    /// Times before the expiry at which a warning is given. From the longest on, the state is `expiring`.
     pub steps: Arc<WarningSteps>,
-    /// When this process began to serve.
+    /// Start of this process, by the machine's clock.
     pub started_at: Timestamp,
 }
 
@@ -163,12 +163,12 @@ fn time(ms: u64) -> Option<String> {
 }
 
 impl Status {
-    /// Whether a request could be sent upstream now.
+    /// Fails if there is no usable credential.
     pub fn readiness(&self) -> Result<(), CredentialProblem> {
         self.identity.borrow().credential(self.clock.now()).map(|_| ())
     }
 
-    /// The state as JSON.
+    /// The status as JSON (docs/http.md section 4).
     pub fn json(&self) -> String {
         let now = self.clock.now();
         let identity = self.identity.borrow().clone();
@@ -211,23 +211,6 @@ impl Status {
             settings: self.settings.clone(),
         };
         serde_json::to_string(&snapshot).unwrap_or_default()
-    }
-
-    /// Prometheus text. `connections` are open now.
-    pub fn metrics(&self, connections: usize) -> String {
-        let now = self.clock.now();
-        let identity = self.identity.borrow().clone();
-        metrics::render(&metrics::Readings {
-            counts: self.stats.counts(),
-            entries: self.cache.tokens().len(),
-            connections,
-            listeners: self.events.listeners(),
-            warnings: self.steps.counts().collect(),
-            uptime: self.clock.local().since(self.started_at),
-            is_ready: identity.credential(now).is_ok(),
-            expires_at: identity.oidc().map(|token| token.expires_at),
-            clock_offset_ms: self.clock.offset_ms(),
-        })
     }
 
     fn oidc(&self, identity: &Identity, now: Timestamp) -> Oidc {
@@ -276,7 +259,7 @@ impl Status {
         }
     }
 
-    /// What to act on now, in the words of the log.
+    /// Current warnings, with the texts of the log.
     fn warnings(&self, identity: &Identity, now: Timestamp) -> Vec<Listed> {
         let source = &self.credential_source;
         let token = identity.oidc();
@@ -286,11 +269,11 @@ impl Status {
             Err(CredentialProblem::Missing) => warnings.push(Warning::missing(source)),
             Err(CredentialProblem::Invalid(defect)) => warnings.push(Warning::invalid(source, &defect)),
             Ok(_) | Err(CredentialProblem::Expired(_)) => {
-                let about_to_end = token.filter(|token| {
+                let expiring = token.filter(|token| {
                     let left = token.expires_at.since(now);
                     left <= self.steps.longest() && expiry_warnings::should_warn(left, &refresh)
                 });
-                warnings.extend(about_to_end.map(|token| expiry_warnings::warning(token, now)));
+                warnings.extend(expiring.map(|token| expiry_warnings::warning(token, now)));
             }
         }
         warnings.extend(refresh.warning().cloned());

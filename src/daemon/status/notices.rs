@@ -1,9 +1,8 @@
-//! Warnings as desktop notices, for whoever does not look at a log: one at a time, replaced by the next, and by the good
-//! news of a fresh token.
+//! Shows warnings as desktop notifications. There is one at a time; it is replaced by the next warning, or by the news
+//! of a fresh token.
 //!
-//! A desktop that is not there or does not answer is no trouble: it costs a bounded wait in a task of its own and a line
-//! for whoever debugs. Never shown: anything of a token; a project's name is foreign text and stands where no desktop
-//! reads markup.
+//! A missing or unresponsive desktop costs only a bounded wait in a separate task and a debug line. Nothing of a token
+//! is shown. The project's name is untrusted and therefore in the title, where no desktop interprets markup.
 
 use std::time::Duration;
 
@@ -14,51 +13,51 @@ use crate::credential::warning::Warning as Expiry;
 use crate::events::{Event, Events, Listener, Rotation, Warning};
 use crate::remedy::Remedy;
 
-/// A desktop that has not shown a notice by then will not.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// The longest title, in characters: names are as long as somebody likes.
-const LONGEST_TITLE: usize = 120;
+/// Time for the desktop to show a notification.
+const SHOW_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest title, in characters. The project's name may be longer.
+const MAX_TITLE_CHARS: usize = 120;
 
-/// What is told from its making on, as notices.
+/// Turns events into notifications.
 pub struct Notices {
     events: Listener,
-    about_to_end: Duration,
+    expiring_within: Duration,
 }
 
-/// One notice.
+/// A notification.
 #[derive(Debug, PartialEq, Eq)]
 struct Notice {
-    /// Plain text to every desktop.
+    /// Plain text on every desktop.
     title: String,
-    /// Markup to some.
+    /// Interpreted as markup by some desktops.
     body: String,
     is_urgent: bool,
 }
 
 impl Notices {
-    /// Shows what happens from now on. A token with no more life than `about_to_end` is no good news.
-    pub fn of(events: &Events, about_to_end: Duration) -> Self {
-        Self { events: events.listen_to_kept(), about_to_end }
+    /// Subscribes to `events`. A fresh token that expires within `expiring_within` is not announced.
+    pub fn new(events: &Events, expiring_within: Duration) -> Self {
+        Self { events: events.listen_to_kept(), expiring_within }
     }
 
-    /// Shows it, for as long as it is polled.
+    /// Shows notifications until the events end.
     pub async fn run(mut self) {
         let mut shown: Option<NotificationHandle> = None;
         let mut is_warning = false;
         while let Some(event) = self.events.next().await {
             let notice = match &*event {
                 Event::Warning(warning) => Notice::of_warning(warning),
-                Event::Rotation(fresh) if is_warning && fresh.expires_at.since(fresh.at) > self.about_to_end => {
+                Event::Rotation(fresh) if is_warning && fresh.expires_at.since(fresh.at) > self.expiring_within => {
                     Notice::of_rotation(fresh)
                 }
                 Event::Rotation(_) | Event::Request(_) | Event::Refusal(_) => continue,
             };
             is_warning = matches!(*event, Event::Warning(_));
-            match tokio::time::timeout(PATIENCE, show(&notice, shown.as_ref())).await {
-                // Kept: some desktops take a notice away once whoever sent it is gone.
+            match tokio::time::timeout(SHOW_TIMEOUT, show(&notice, shown.as_ref())).await {
+                // Kept, since some desktops remove a notification when its handle is dropped.
                 Ok(Ok(handle)) => shown = Some(handle),
-                Ok(Err(error)) => debug!("could not show a desktop notice: {error}"),
-                Err(_) => debug!("could not show a desktop notice within {} s", PATIENCE.as_secs()),
+                Ok(Err(error)) => debug!("could not show a desktop notification: {error}"),
+                Err(_) => debug!("could not show a desktop notification within {} s", SHOW_TIMEOUT.as_secs()),
             }
         }
     }
@@ -67,7 +66,7 @@ impl Notices {
 impl Notice {
     fn of_warning(warning: &Warning) -> Self {
         Self {
-            title: plain(&warning.message),
+            title: title(&warning.message),
             body: match &warning.remedy {
                 Remedy { command: Some(command), .. } => format!("Run: {command}"),
                 remedy => remedy.to_string(),
@@ -78,16 +77,16 @@ impl Notice {
 
     fn of_rotation(fresh: &Rotation) -> Self {
         Self {
-            title: plain(&format!("The OIDC token of {} was refreshed", fresh.project)),
+            title: title(&format!("The OIDC token of {} was refreshed", fresh.project)),
             body: format!("It {}.", fresh.expires_at.expiry(fresh.at)),
             is_urgent: false,
         }
     }
 }
 
-/// What a bus takes and a bubble has room for.
-fn plain(text: &str) -> String {
-    text.trim_end_matches('.').chars().filter(|c| !c.is_control()).take(LONGEST_TITLE).collect()
+/// The text without control characters and a final full stop, cut to the longest title.
+fn title(text: &str) -> String {
+    text.trim_end_matches('.').chars().filter(|c| !c.is_control()).take(MAX_TITLE_CHARS).collect()
 }
 
 #[cfg(not(target_os = "macos"))]
@@ -106,7 +105,7 @@ async fn show(notice: &Notice, before: Option<&NotificationHandle>) -> notify_ru
     notification.show_async().await
 }
 
-/// There, a notice cannot be replaced, and to show one blocks.
+/// On macOS a notification cannot be replaced, and showing one blocks.
 #[cfg(target_os = "macos")]
 async fn show(notice: &Notice, _before: Option<&NotificationHandle>) -> notify_rust::error::Result<NotificationHandle> {
     let mut notification = Notification::new();
@@ -121,7 +120,7 @@ mod tests {
     use crate::os::clock::Timestamp;
 
     #[test]
-    fn a_notice_says_what_and_for_how_long_of_which_project_and_the_command() {
+    fn a_notice_has_the_message_and_the_command() {
         let warning = |code, project: &str| Warning {
             at: Timestamp::from_millis(0),
             level: "WARN",
@@ -135,7 +134,7 @@ mod tests {
         assert_eq!(notice, Notice { title, body: "Run: vercel env pull".into(), is_urgent: false });
         assert!(Notice::of_warning(&warning("oidc_token_expired", "acme/web")).is_urgent);
 
-        let told =
+        let notice_of =
             |warning: Expiry| Notice::of_warning(&warning.to_event(Timestamp::from_millis(0), "acme/web".into()));
         for (warning, title, body) in [
             (
@@ -149,11 +148,11 @@ mod tests {
                 "Run: connect-sidecar refresh",
             ),
         ] {
-            assert_eq!(told(warning), Notice { title: title.into(), body: body.into(), is_urgent: false });
+            assert_eq!(notice_of(warning), Notice { title: title.into(), body: body.into(), is_urgent: false });
         }
 
         let hostile = Notice::of_warning(&warning("oidc_token_expired", &format!("\0\x1b<b>{}", "x".repeat(20_000))));
         assert!(hostile.title.starts_with("The OIDC token of <b>xxx"), "{}", hostile.title);
-        assert_eq!((hostile.title.chars().count(), hostile.body.as_str()), (LONGEST_TITLE, "Run: vercel env pull"));
+        assert_eq!((hostile.title.chars().count(), hostile.body.as_str()), (MAX_TITLE_CHARS, "Run: vercel env pull"));
     }
 }

@@ -1,13 +1,12 @@
-//! The month's token requests, as Connect bills them: counted per team, over restarts and over all instances of the user.
-//! What an upstream on this machine answers, such as an emulator, is billed by nobody, and not counted.
+//! Counts this month's token requests as Connect bills them: per team, across restarts and all instances of the user.
+//! Responses of an upstream on this machine, such as the emulator, are not billed and not counted.
 //!
-//! `<state dir>/usage.json`, mode 0600, written whole by a rename under the directory's lock, at most once a minute and
-//! at the end. One task reads the counters: no request ever waits for the file. It holds numbers and the ids of teams,
-//! nothing else; one that cannot be read starts at zero, and so does a new month.
+//! The counts are in `<state dir>/usage.json`, mode 0600, which is replaced by a rename under the directory's lock, at
+//! most once a minute and at the end. A separate task does this, so no request waits for the file. The file contains
+//! only numbers and team ids. A new month starts at zero, and so does an unreadable file.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::{Add, Sub};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,12 +26,12 @@ use crate::proxy::stats::{Counts, Stats};
 const FILE: &str = "usage.json";
 /// Time between two writes.
 const SAVE_EVERY: Duration = Duration::from_secs(60);
-/// Token requests that Connect's Hobby plan includes in a month (docs/vercel.md section 4).
+/// Token requests per month that Connect's Hobby plan includes (docs/vercel.md section 4).
 const ALLOWANCE: u64 = 500;
-/// What the Pro plan asks for a thousand of them.
+/// Price of 1,000 token requests on the Pro plan, in US dollars.
 const USD_PER_THOUSAND: u64 = 3;
 
-/// The month so far: `usage` in the state.
+/// The field `usage` of the status.
 #[derive(Debug, PartialEq, Serialize)]
 pub(super) struct Report {
     /// The calendar month in UTC, as in `2026-11`.
@@ -47,68 +46,62 @@ pub(super) struct Report {
     allowance: u64,
 }
 
-/// What a team's requests of a month come to.
+/// A team's counts of a month.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Sum {
+struct TeamUsage {
     requests: u64,
     saved: u64,
 }
 
-impl From<Counts> for Sum {
+impl From<Counts> for TeamUsage {
     fn from(counts: Counts) -> Self {
         Self { requests: counts.granted, saved: counts.requests_saved() }
     }
 }
 
-impl Add for Sum {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
+impl TeamUsage {
+    fn plus(self, other: Self) -> Self {
         Self { requests: self.requests.saturating_add(other.requests), saved: self.saved.saturating_add(other.saved) }
     }
-}
 
-impl Sub for Sum {
-    type Output = Self;
-
-    fn sub(self, other: Self) -> Self {
+    fn minus(self, other: Self) -> Self {
         Self { requests: self.requests.saturating_sub(other.requests), saved: self.saved.saturating_sub(other.saved) }
     }
 }
 
-/// A month's sums by the id of the team, empty where the credential names none.
+/// A month's counts by team id, which is empty if the credential names no team.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Month {
     month: String,
-    teams: BTreeMap<String, Sum>,
+    teams: BTreeMap<String, TeamUsage>,
 }
 
 impl Month {
-    fn add(&mut self, team: &str, sum: Sum) {
-        if sum != Sum::default() {
+    fn add(&mut self, team: &str, usage: TeamUsage) {
+        if usage != TeamUsage::default() {
             let before = self.teams.entry(team.to_owned()).or_default();
-            *before = *before + sum;
+            *before = before.plus(usage);
         }
     }
 
-    /// Itself if it is that month, or else that month without anything in it.
+    /// Returns `self` if it is for this month, otherwise an empty month.
     fn or_new(self, month: &str) -> Self {
         if self.month == month { self } else { Self { month: month.to_owned(), teams: BTreeMap::new() } }
     }
 }
 
-/// What was known when the counters were last read.
+/// State as of the last time the counters were read.
 #[derive(Debug, Default)]
 struct Ledger {
-    /// Of all instances, as far as is known.
+    /// Counts of all instances, as last read from the file, plus our own.
     month: Month,
-    /// What the counters said.
-    read: Sum,
-    /// Whom all that they say more is counted for.
+    /// Values of our counters.
+    read: TeamUsage,
+    /// The team to which further counts belong.
     team: String,
 }
 
-/// Shows the month so far.
+/// Reports this month's counts.
 pub struct Usage {
     is_billed: bool,
     ledger: watch::Receiver<Ledger>,
@@ -125,34 +118,34 @@ impl Usage {
         let ledger = self.ledger.borrow();
         let is_current = ledger.month.month == month;
         let before = ledger.month.teams.get(&ledger.team).filter(|_| is_current).copied().unwrap_or_default();
-        let Sum { requests, saved } = before + (Sum::from(self.stats.counts()) - ledger.read);
+        let TeamUsage { requests, saved } = before.plus(TeamUsage::from(self.stats.counts()).minus(ledger.read));
         let saved_usd = saved.saturating_mul(USD_PER_THOUSAND) as f64 / 1000.0;
         Report { month, requests, saved, saved_usd, allowance: ALLOWANCE }
     }
 }
 
-/// Adds what this instance counts to the file.
-pub struct Keeper {
+/// Adds the counts of this instance to the file.
+pub struct UsageRecorder {
     is_billed: bool,
-    /// `None`: what was counted ends with this process.
+    /// Without it, counts are lost when the process ends.
     state_dir: Option<PathBuf>,
     stats: Arc<Stats>,
     clock: Clock,
     identity: watch::Receiver<Arc<Identity>>,
     ledger: watch::Sender<Ledger>,
-    /// What is not in the file yet.
+    /// Counts that are not in the file yet.
     unsaved: Month,
-    said_unsaved: bool,
+    warned_unsaved: bool,
 }
 
-/// Begins with what is in the file, if upstream is one that bills.
-pub fn begin(
+/// Starts with the counts in the file. Records nothing unless upstream is billed.
+pub fn start(
     is_billed: bool,
     state_dir: Option<PathBuf>,
     stats: Arc<Stats>,
     clock: Clock,
     mut identity: watch::Receiver<Arc<Identity>>,
-) -> (Usage, Keeper) {
+) -> (Usage, UsageRecorder) {
     let ledger = watch::Sender::new(Ledger {
         month: state_dir.as_deref().map(read).unwrap_or_default(),
         read: stats.counts().into(),
@@ -160,11 +153,11 @@ pub fn begin(
     });
     let usage = Usage { is_billed, ledger: ledger.subscribe(), stats: stats.clone(), clock: clock.clone() };
     let unsaved = Month::default();
-    (usage, Keeper { is_billed, state_dir, stats, clock, identity, ledger, unsaved, said_unsaved: false })
+    (usage, UsageRecorder { is_billed, state_dir, stats, clock, identity, ledger, unsaved, warned_unsaved: false })
 }
 
-impl Keeper {
-    /// Counts until `ended`, and saves what there is then.
+impl UsageRecorder {
+    /// Counts until `ended`, then saves the rest.
     pub async fn run(mut self, ended: CancellationToken) {
         if !self.is_billed {
             return;
@@ -190,16 +183,16 @@ impl Keeper {
         self.save().await;
     }
 
-    /// Reads the counters. What is new is the team's whose identity was used so far.
+    /// Reads the counters and adds the difference to the team that was in use until now.
     fn count(&mut self) {
         let month = month_of(self.clock.local());
-        let sum = Sum::from(self.stats.counts());
+        let counts = TeamUsage::from(self.stats.counts());
         let team = team_of(&self.identity.borrow_and_update());
         self.ledger.send_modify(|ledger| {
-            // Without a token, what is served still is what the one before brought.
+            // Without a token, the requests still served belong to the last team.
             let before = ledger.team.clone();
             ledger.team = team.unwrap_or_else(|| before.clone());
-            let new = sum - std::mem::replace(&mut ledger.read, sum);
+            let new = counts.minus(std::mem::replace(&mut ledger.read, counts));
             for counted in [&mut ledger.month, &mut self.unsaved] {
                 *counted = std::mem::take(counted).or_new(&month);
                 counted.add(&before, new);
@@ -207,7 +200,7 @@ impl Keeper {
         });
     }
 
-    /// Adds what is new to the file, and learns what others have added.
+    /// Adds unsaved counts to the file, and reads those of other instances.
     async fn save(&mut self) {
         let Some(dir) = &self.state_dir else { return };
         match merge(dir, self.unsaved.clone()).await {
@@ -215,29 +208,40 @@ impl Keeper {
                 self.unsaved.teams.clear();
                 self.ledger.send_modify(|ledger| ledger.month = month);
             }
-            Err(reason) if !std::mem::replace(&mut self.said_unsaved, true) => {
-                warn!("could not save how many token requests there were: {reason}");
+            Err(error) if !std::mem::replace(&mut self.warned_unsaved, true) => {
+                warn!("could not save how many token requests there were: {error}");
             }
             Err(_) => {}
         }
     }
 }
 
-/// The file's month with what is new, which is in the file then.
-async fn merge(dir: &Path, new: Month) -> Result<Month, String> {
+/// Why the counts could not be saved.
+#[derive(Debug, thiserror::Error)]
+enum SaveError {
+    #[error("{}{}", .0.with_command(), .0.advice().map_or_else(String::new, |advice| format!("; {advice}")))]
+    Directory(#[from] private_dir::Problem),
+    #[error("could not write {}: {source}", .path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Interrupted(#[from] tokio::task::JoinError),
+}
+
+/// Adds `new` to the file and returns the result.
+async fn merge(dir: &Path, new: Month) -> Result<Month, SaveError> {
     let lock = if new.teams.is_empty() { None } else { Some(private_dir::lock(dir).await?) };
     let dir = dir.to_owned();
     let merging = tokio::task::spawn_blocking(move || {
         let mut month = read(&dir).or_new(&new.month);
-        for (team, sum) in &new.teams {
-            month.add(team, *sum);
+        for (team, usage) in &new.teams {
+            month.add(team, *usage);
         }
         if lock.is_some() {
-            write(&dir, &month).map_err(|e| format!("could not write {}: {e}", dir.join(FILE).display()))?;
+            write(&dir, &month).map_err(|source| SaveError::Write { path: dir.join(FILE), source })?;
         }
         Ok(month)
     });
-    merging.await.unwrap_or_else(|e| Err(e.to_string()))
+    merging.await?
 }
 
 fn read(dir: &Path) -> Month {
@@ -249,7 +253,7 @@ fn write(dir: &Path, month: &Month) -> io::Result<()> {
     atomic_file::write(&dir.join(FILE), &serde_json::to_vec(month)?, 0o600, Durability::Process)
 }
 
-/// By the machine's clock: no answer of anybody's begins another month.
+/// By the machine's clock, so that no upstream response can start another month.
 fn month_of(now: Timestamp) -> String {
     now.to_string().chars().take("2026-11".len()).collect()
 }
@@ -275,15 +279,15 @@ mod tests {
     const NOVEMBER: Timestamp = Timestamp::from_millis(1_795_000_000_000);
     const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 
-    struct Bench {
+    struct Instance {
         stats: Arc<Stats>,
         clock: Clock,
         identity: watch::Sender<Arc<Identity>>,
         usage: Usage,
-        keeper: Keeper,
+        recorder: UsageRecorder,
     }
 
-    impl Bench {
+    impl Instance {
         fn new(dir: &TempDir) -> Self {
             Self::billed(dir, true)
         }
@@ -292,8 +296,8 @@ mod tests {
             let (stats, clock) = (Arc::new(Stats::default()), Clock::test(NOVEMBER));
             let identity = watch::Sender::new(Arc::new(of_team("team_a")));
             let dir = Some(dir.path().to_owned());
-            let (usage, keeper) = begin(is_billed, dir, stats.clone(), clock.clone(), identity.subscribe());
-            Self { stats, clock, identity, usage, keeper }
+            let (usage, recorder) = start(is_billed, dir, stats.clone(), clock.clone(), identity.subscribe());
+            Self { stats, clock, identity, usage, recorder }
         }
 
         fn live(&self, requests: u64, hits: u64) {
@@ -302,8 +306,8 @@ mod tests {
         }
 
         async fn save(&mut self) {
-            self.keeper.count();
-            self.keeper.save().await;
+            self.recorder.count();
+            self.recorder.save().await;
         }
 
         fn shown(&self) -> (u64, u64) {
@@ -324,113 +328,117 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_counted_outlives_the_process_and_is_shared_by_all() {
+    async fn counts_survive_restarts_and_are_shared_by_all_instances() {
         let dir = private();
-        let mut first = Bench::new(&dir);
+        let mut first = Instance::new(&dir);
         first.live(2, 12);
-        assert_eq!(first.shown(), (2, 12), "at once, whatever the file says");
+        assert_eq!(first.shown(), (2, 12), "before they are saved");
         let report = first.usage.report();
         assert_eq!((report.month.as_str(), report.saved_usd, report.allowance), ("2026-11", 0.036, 500));
         first.save().await;
         let mode = fs::metadata(dir.path().join(FILE)).expect("a file").mode();
         assert_eq!(mode & 0o7777, 0o600);
 
-        let mut second = Bench::new(&dir);
+        let mut second = Instance::new(&dir);
         second.live(1, 0);
         first.live(4, 0);
         second.save().await;
-        assert_eq!((first.shown(), second.shown()), ((6, 12), (3, 12)), "each knows what it has read");
+        assert_eq!((first.shown(), second.shown()), ((6, 12), (3, 12)), "each knows the file as it last read it");
         first.save().await;
         second.save().await;
         assert_eq!((first.shown(), second.shown()), ((7, 12), (7, 12)));
     }
 
     #[tokio::test]
-    async fn the_end_saves_what_is_left() {
+    async fn unsaved_counts_are_saved_at_the_end() {
         let dir = private();
-        let Bench { stats, keeper, identity: _identity, .. } = Bench::new(&dir);
+        let Instance { stats, recorder, identity: _identity, .. } = Instance::new(&dir);
         let ended = CancellationToken::new();
-        let keeping = tokio::spawn(keeper.run(ended.clone()));
+        let keeping = tokio::spawn(recorder.run(ended.clone()));
         stats.granted.count();
         ended.cancel();
         keeping.await.expect("no panic");
-        assert_eq!(Bench::new(&dir).shown(), (1, 0));
+        assert_eq!(Instance::new(&dir).shown(), (1, 0));
     }
 
     #[tokio::test]
-    async fn what_nobody_bills_is_shown_nowhere_and_saved_nowhere() {
+    async fn unbilled_requests_are_neither_shown_nor_saved() {
         let dir = private();
-        let mut real = Bench::new(&dir);
+        let mut real = Instance::new(&dir);
         real.live(1, 0);
         real.save().await;
-        let bench = Bench::billed(&dir, false);
-        bench.live(2, 12);
-        assert_eq!(bench.shown(), (0, 0), "not those of others either: these stand beside another upstream");
+        let instance = Instance::billed(&dir, false);
+        instance.live(2, 12);
+        assert_eq!(instance.shown(), (0, 0), "nor are the counts of billed instances shown");
         let ended = CancellationToken::new();
         ended.cancel();
-        bench.keeper.run(ended).await;
-        assert_eq!(Bench::new(&dir).shown(), (1, 0));
+        instance.recorder.run(ended).await;
+        assert_eq!(Instance::new(&dir).shown(), (1, 0));
     }
 
     #[tokio::test]
-    async fn each_team_has_its_own() {
+    async fn each_team_has_its_own_counts() {
         let dir = private();
-        let mut bench = Bench::new(&dir);
-        bench.live(3, 0);
-        bench.identity.send_replace(Arc::new(of_team("team_b")));
-        bench.keeper.count();
-        assert_eq!(bench.shown(), (0, 0));
-        bench.live(1, 0);
-        bench.identity.send_replace(Arc::new(Identity::first(TokenState::Missing)));
-        bench.save().await;
-        assert_eq!(bench.shown(), (1, 0), "without a token it is still the last one's");
-        assert_eq!(Bench::new(&dir).shown(), (3, 0));
+        let mut instance = Instance::new(&dir);
+        instance.live(3, 0);
+        instance.identity.send_replace(Arc::new(of_team("team_b")));
+        instance.recorder.count();
+        assert_eq!(instance.shown(), (0, 0));
+        instance.live(1, 0);
+        instance.identity.send_replace(Arc::new(Identity::first(TokenState::Missing)));
+        instance.save().await;
+        assert_eq!(instance.shown(), (1, 0), "without a token they belong to the last team");
+        assert_eq!(Instance::new(&dir).shown(), (3, 0));
     }
 
     #[tokio::test]
-    async fn a_month_starts_at_zero_and_so_does_a_broken_file() {
+    async fn a_new_month_and_a_broken_file_start_at_zero() {
         let dir = private();
-        let mut bench = Bench::new(&dir);
-        bench.live(3, 1);
-        bench.save().await;
-        bench.clock.advance(MONTH);
-        assert_eq!((bench.usage.report().month.as_str(), bench.shown()), ("2026-12", (0, 0)));
-        bench.live(1, 0);
-        bench.save().await;
-        assert_eq!((bench.shown(), read(dir.path()).month), ((1, 0), "2026-12".to_owned()));
-        assert_eq!(Bench::new(&dir).shown(), (0, 0), "it is November there");
+        let mut instance = Instance::new(&dir);
+        instance.live(3, 1);
+        instance.save().await;
+        instance.clock.advance(MONTH);
+        assert_eq!((instance.usage.report().month.as_str(), instance.shown()), ("2026-12", (0, 0)));
+        instance.live(1, 0);
+        instance.save().await;
+        assert_eq!((instance.shown(), read(dir.path()).month), ((1, 0), "2026-12".to_owned()));
+        assert_eq!(Instance::new(&dir).shown(), (0, 0), "that instance is still in November");
 
         for content in ["", "{", "[]", r#"{"month":7}"#, r#"{"month":"2026-11","teams":{"team_a":{"requests":-1}}}"#] {
             fs::write(dir.path().join(FILE), content).expect("written");
-            let mut bench = Bench::new(&dir);
-            assert_eq!(bench.shown(), (0, 0), "{content}");
-            bench.live(1, 0);
-            bench.save().await;
-            assert_eq!(Bench::new(&dir).shown(), (1, 0), "{content}");
+            let mut instance = Instance::new(&dir);
+            assert_eq!(instance.shown(), (0, 0), "{content}");
+            instance.live(1, 0);
+            instance.save().await;
+            assert_eq!(Instance::new(&dir).shown(), (1, 0), "{content}");
         }
     }
 
     #[tokio::test]
-    async fn what_cannot_be_saved_is_tried_again() {
+    async fn failed_saves_are_retried() {
         let dir = private();
-        let mut bench = Bench::new(&dir);
-        bench.live(1, 0);
+        let mut instance = Instance::new(&dir);
+        instance.live(1, 0);
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("a mode");
-        bench.save().await;
-        assert_eq!((bench.shown(), read(dir.path())), ((1, 0), Month::default()), "others could have prepared it");
+        instance.save().await;
+        assert_eq!(
+            (instance.shown(), read(dir.path())),
+            ((1, 0), Month::default()),
+            "others could have prepared the directory"
+        );
         fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).expect("a mode");
-        bench.save().await;
-        assert_eq!((bench.shown(), Bench::new(&dir).shown()), ((1, 0), (1, 0)));
+        instance.save().await;
+        assert_eq!((instance.shown(), Instance::new(&dir).shown()), ((1, 0), (1, 0)));
     }
 
     #[tokio::test]
-    async fn nothing_is_written_while_nothing_happens_and_it_is_no_instances_file() {
+    async fn nothing_is_written_without_requests_and_the_file_is_not_an_instance_file() {
         let dir = private();
-        let mut bench = Bench::new(&dir);
-        bench.save().await;
+        let mut instance = Instance::new(&dir);
+        instance.save().await;
         assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 0);
-        bench.live(1, 0);
-        bench.save().await;
+        instance.live(1, 0);
+        instance.save().await;
         assert_eq!(crate::instance::state_file::all(dir.path()), []);
     }
 }

@@ -1,11 +1,11 @@
-// A person's browser, led line by line: each line of stdin is a JSON list of a command and its arguments, and each is
-// answered on stdout with {"value"} or {"error"}. Ends with stdin. Argument: the script of axe-core.
+// Drives a browser: each line of stdin is a JSON list of a command and its arguments, and is answered on stdout with
+// {"value"} or {"error"}. Ends with stdin. Argument: the path of the axe-core script.
 
 import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { chromium } from 'playwright-core';
 
-const PATIENCE_MS = 15_000;
+const TIMEOUT_MS = 15_000;
 
 const axe = readFileSync(process.argv[2], 'utf8');
 const browser = await chromium.launch({
@@ -17,29 +17,29 @@ const browser = await chromium.launch({
 });
 const context = await browser.newContext({ viewport: { width: 1040, height: 800 }, reducedMotion: 'reduce' });
 await context.grantPermissions(['clipboard-read', 'clipboard-write']);
-// Besides what the console says of it.
+// In addition to the console's own messages.
 await context.addInitScript(() => {
   addEventListener('securitypolicyviolation', (event) => console.error(`violates ${event.violatedDirective}`));
 });
 const page = await context.newPage();
-page.setDefaultTimeout(PATIENCE_MS);
+page.setDefaultTimeout(TIMEOUT_MS);
 const complaints = [];
-const asked = new Set();
+const origins = new Set();
 page.on('console', (message) => ['error', 'warning'].includes(message.type()) && complaints.push(message.text()));
 page.on('pageerror', (error) => complaints.push(String(error)));
 page.on('dialog', (dialog) => (complaints.push(`a dialog: ${dialog.message()}`), dialog.dismiss()));
-page.on('request', (request) => asked.add(new URL(request.url()).origin));
+page.on('request', (request) => origins.add(new URL(request.url()).origin));
 
 const commands = {
   async open(url) {
-    // A fragment alone would lead nowhere.
+    // Navigating to another fragment alone would not load the page.
     await page.goto('about:blank');
     await page.goto(url);
   },
-  // Waits until an expression is truthy. From without: what would do it within the page is what its rules forbid.
+  // Waits until an expression is truthy. Polls from outside, since the page's CSP forbids doing so inside.
   async until(expression) {
-    for (const end = Date.now() + PATIENCE_MS; !(await page.evaluate(expression)); ) {
-      if (Date.now() > end) throw new Error('in vain');
+    for (const end = Date.now() + TIMEOUT_MS; !(await page.evaluate(expression)); ) {
+      if (Date.now() > end) throw new Error('timed out');
       await new Promise((resolve) => setTimeout(resolve, 50));
     }
   },
@@ -51,19 +51,19 @@ const commands = {
     await page.setViewportSize({ width, height: 800 });
     await page.emulateMedia({ colorScheme });
   },
-  // What axe-core finds. By its debugger's ways: the page's own rules let nothing else in.
+  // Violations found by axe-core, which is evaluated by the debugger to bypass the page's CSP.
   async axe() {
     const { violations } = await page.evaluate(`(() => { ${axe}; return axe.run(); })()`);
     return violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html).join(' ')}`);
   },
-  // Answers what the page asks at a path, in the sidecar's place.
+  // Answers requests to a path instead of the sidecar.
   answer: (path, status, body) => page.route(`**${path}`, (route) => route.fulfill({ status, body, contentType: 'application/json' })),
-  // A page of another origin.
+  // Serves a page of another origin.
   pretend: (url, body) => page.route(url, (route) => route.fulfill({ body, contentType: 'text/html' })),
   frames: () => Promise.all(page.frames().slice(1).map((frame) => frame.evaluate(() => document.body.innerText).catch(String))),
   picture: (path) => page.screenshot({ path, fullPage: true }),
   complaints: () => complaints.splice(0),
-  asked: () => [...asked],
+  origins: () => [...origins],
 };
 
 console.log(JSON.stringify({ value: 'ready' }));

@@ -1,4 +1,4 @@
-//! Chromium with the status page in it, led step by step.
+//! Drives Chromium through `browser.mjs`.
 
 use std::process::Stdio;
 
@@ -20,7 +20,7 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts it; `None` where there is none.
+    /// Starts the browser; `None` if it is not available.
     pub async fn start() -> Option<Self> {
         let (driver, axe, node) = (npm::browser().await?, npm::axe().await?, npm::node(npm::NODES[3]).await?);
         let dir = tempfile::tempdir().expect("a directory");
@@ -36,7 +36,7 @@ impl Browser {
         Some(browser)
     }
 
-    /// Does something, as `browser.mjs` has it.
+    /// Runs a command of `browser.mjs` and returns its result.
     pub async fn run(&mut self, command: Value) -> Value {
         self.stdin.write_all(format!("{command}\n").as_bytes()).await.expect("the browser listens");
         self.answer(&command.to_string()).await
@@ -49,12 +49,12 @@ impl Browser {
         answer["value"].take()
     }
 
-    /// Returns once a JavaScript expression holds.
+    /// Waits until a JavaScript expression is truthy.
     pub async fn until(&mut self, expression: &str) {
         self.run(json!(["until", expression])).await;
     }
 
-    /// Returns once the element with this id says that.
+    /// Waits until the element with this id contains the text.
     pub async fn says(&mut self, id: &str, text: &str) {
         self.until(&format!("document.getElementById({id:?}).innerText.includes({text:?})")).await;
     }
@@ -68,16 +68,16 @@ impl Browser {
         serde_json::from_value(value).unwrap_or_else(|e| panic!("{expression}: {e}"))
     }
 
-    /// The text of an element as people see it.
+    /// The visible text of an element.
     pub async fn text(&mut self, id: &str) -> String {
         self.evaluate(&format!("document.getElementById({id:?}).innerText")).await
     }
 
-    /// Nothing was amiss: no error, nothing that the page's rules forbid, no request but to itself.
-    pub async fn complains_of_nothing(&mut self, origin: &str) {
+    /// Asserts that there were no errors, no CSP violations, and no requests to other origins.
+    pub async fn assert_no_complaints(&mut self, origin: &str) {
         assert_eq!(self.run(json!(["complaints"])).await, json!([]));
-        let mut asked: Vec<String> = serde_json::from_value(self.run(json!(["asked"])).await).expect("a list");
-        asked.retain(|asked| asked != "null");
-        assert_eq!(asked, [origin]);
+        let mut origins: Vec<String> = serde_json::from_value(self.run(json!(["origins"])).await).expect("a list");
+        origins.retain(|origin| origin != "null");
+        assert_eq!(origins, [origin]);
     }
 }

@@ -1,4 +1,4 @@
-//! The status page in a real browser: what it shows, how it keeps up, what its buttons do, and what it lets nobody do.
+//! The status page in a real browser: its content, live updates, buttons, accessibility and protection against attacks.
 
 mod browser;
 
@@ -29,7 +29,7 @@ impl Stage {
         self.request("POST", "/v1/connect/token/github%2Facme-github").json(APP)
     }
 
-    /// The page, opened with the key and up to date; `None` where there is no browser.
+    /// Opens the page with the key and waits until it is live; `None` without a browser.
     async fn browse(&self) -> Option<Browser> {
         let mut browser = Browser::start().await?;
         browser.run(json!(["open", format!("{}#key={}", self.page(), self.key())])).await;
@@ -39,7 +39,7 @@ impl Stage {
 }
 
 #[tokio::test]
-async fn it_shows_the_state_and_keeps_up_with_it() {
+async fn it_shows_the_status_and_updates_live() {
     let mut stage = Scene::new().start().await;
     let Some(mut browser) = stage.browse().await else { return };
     let token = std::fs::read_to_string(stage.env_path()).expect("a file");
@@ -101,11 +101,11 @@ async fn it_shows_the_state_and_keeps_up_with_it() {
     browser.says("refreshed", "Fresh token since").await;
     browser.until(r"/^(5 h 0|4 h 59) min · web/.test(document.title)").await;
     browser.says("no-tokens", "No token is stored").await;
-    browser.complains_of_nothing(&stage.origin()).await;
+    browser.assert_no_complaints(&stage.origin()).await;
 }
 
 #[tokio::test]
-async fn time_runs_down_by_the_clock_of_the_sidecar() {
+async fn the_time_left_follows_the_sidecars_clock() {
     let stage = Scene::new().token_life(2 * HOUR).start().await;
     let Some(mut browser) = stage.browse().await else { return };
     let arc = "Math.round(100 * (1 - document.getElementById('arc').getAttribute('stroke-dashoffset')))";
@@ -127,39 +127,39 @@ async fn time_runs_down_by_the_clock_of_the_sidecar() {
         assert_eq!(ring.0, mood);
         assert!(ring.2.ends_with(" left"), "{ring:?}");
     }
-    // Nobody has told the page: it knows by itself.
+    // Without another status, the page notices the expiry itself.
     browser.evaluate::<Value>("void (skewMs += 60_000)").await;
     browser.says("state", "Expired").await;
-    browser.complains_of_nothing(&stage.origin()).await;
+    browser.assert_no_complaints(&stage.origin()).await;
 }
 
 #[tokio::test]
-async fn a_warning_has_a_command_to_copy_and_is_announced_once() {
+async fn a_warning_has_a_copyable_command_and_is_announced_once() {
     let stage = Scene::new().token_life(30 * MINUTE).start().await;
     let Some(mut browser) = stage.browse().await else { return };
     browser.says("warnings", "The OIDC token of acme/web expires in 30 min.").await;
     browser.says("state", "Expiring").await;
-    assert_eq!(browser.text("said").await, "The OIDC token of acme/web expires in 30 min.");
+    assert_eq!(browser.text("announcer").await, "The OIDC token of acme/web expires in 30 min.");
     browser.click("#warnings button").await;
     browser.says("warnings", "Copied").await;
     let copied: String = browser.evaluate("navigator.clipboard.readText()").await;
     assert_eq!(copied, "vercel env pull");
 
-    browser.evaluate::<Value>("void (document.getElementById('said').textContent = 'before')").await;
+    browser.evaluate::<Value>("void (document.getElementById('announcer').textContent = 'before')").await;
     stage.pass(10 * MINUTE);
-    // As when somebody comes back to it.
+    // As when the user returns to the tab.
     browser.evaluate::<Value>("void document.dispatchEvent(new Event('visibilitychange'))").await;
     browser.says("warnings", "The OIDC token of acme/web expires in 20 min.").await;
-    assert_eq!(browser.text("said").await, "before", "its minutes pass");
+    assert_eq!(browser.text("announcer").await, "before", "changed minutes are not announced");
     stage.pass(20 * MINUTE);
     browser.says("warnings", "The OIDC token of acme/web expired").await;
-    assert!(browser.text("said").await.starts_with("The OIDC token of acme/web expired"));
+    assert!(browser.text("announcer").await.starts_with("The OIDC token of acme/web expired"));
     browser.says("state", "Expired").await;
-    browser.complains_of_nothing(&stage.origin()).await;
+    browser.assert_no_complaints(&stage.origin()).await;
 }
 
 #[tokio::test]
-async fn its_buttons_evict_and_refresh() {
+async fn buttons_evict_and_refresh() {
     let stage = Scene::new().start().await;
     let Some(mut browser) = stage.browse().await else { return };
     let tokens = async |browser: &mut Browser, connectors: &[&str]| {
@@ -171,7 +171,7 @@ async fn its_buttons_evict_and_refresh() {
     tokens(&mut browser, &["github/acme-github", SLACK_UID]).await;
     browser.click("#tokens tr:nth-child(2) button").await;
     tokens(&mut browser, &["github/acme-github"]).await;
-    browser.says("said", "Evicted slack/acme-slack: 1 token").await;
+    browser.says("announcer", "Evicted slack/acme-slack: 1 token").await;
     browser.until("document.activeElement.id === 'tokens-title'").await;
     stage.token(APP).send().await.token();
     tokens(&mut browser, &["github/acme-github", SLACK_UID]).await;
@@ -179,7 +179,7 @@ async fn its_buttons_evict_and_refresh() {
     tokens(&mut browser, &[]).await;
     assert_eq!(stage.status().await["cache"]["entries"], 0);
 
-    // Whatever it answers, it is no refusal of a web page.
+    // Whatever the outcome, the request itself is not refused.
     browser.click("#refresh").await;
     browser.until("!document.getElementById('refresh').disabled").await;
     let outcome = browser.text("refreshed").await;
@@ -204,7 +204,7 @@ async fn its_buttons_evict_and_refresh() {
 }
 
 #[tokio::test]
-async fn the_list_is_held_while_it_is_read_and_never_grows_long() {
+async fn the_request_list_can_be_paused_and_is_bounded() {
     let stage = Scene::new().start().await;
     let Some(mut browser) = stage.browse().await else { return };
     let rows = |number: usize| format!("document.querySelectorAll('#requests li').length === {number}");
@@ -232,7 +232,7 @@ async fn the_list_is_held_while_it_is_read_and_never_grows_long() {
 }
 
 #[tokio::test]
-async fn axe_finds_nothing_and_a_phone_shows_it_all() {
+async fn axe_reports_nothing_and_the_page_fits_on_a_phone() {
     let stage = Scene::new().token_life(30 * MINUTE).start().await;
     let Some(mut browser) = stage.browse().await else { return };
     stage.token(APP).send().await.token();
@@ -250,7 +250,7 @@ async fn axe_finds_nothing_and_a_phone_shows_it_all() {
             browser.run(json!(["look", width, scheme])).await;
             assert_eq!(browser.run(json!(["axe"])).await, json!([]), "{width} {scheme} {is_open}");
             let widest: u32 = browser
-                .evaluate("Math.max(...[...document.querySelectorAll('body :not(.unseen)')].map((e) => e.getBoundingClientRect().right))")
+                .evaluate("Math.max(...[...document.querySelectorAll('body :not(.visually-hidden)')].map((e) => e.getBoundingClientRect().right))")
                 .await;
             assert!(widest <= width, "{widest} of {width}");
             let name = format!("{width}-{scheme}{}.png", if is_open { "" } else { "-closed" });
@@ -258,11 +258,11 @@ async fn axe_finds_nothing_and_a_phone_shows_it_all() {
         }
     }
     browser.evaluate::<Value>("document.querySelector('h1').remove(), document.documentElement.lang = ''").await;
-    assert_ne!(browser.run(json!(["axe"])).await, json!([]), "it would find something");
+    assert_ne!(browser.run(json!(["axe"])).await, json!([]), "axe does report violations");
 }
 
 #[tokio::test]
-async fn all_is_reached_with_the_keyboard_and_is_seen_to_be() {
+async fn all_controls_are_reachable_by_keyboard_with_visible_focus() {
     let stage = Scene::new().token_life(30 * MINUTE).start().await;
     let Some(mut browser) = stage.browse().await else { return };
     stage.token(APP).send().await.token();
@@ -290,29 +290,29 @@ async fn all_is_reached_with_the_keyboard_and_is_seen_to_be() {
         ]
     );
     browser.run(json!(["press", "Enter"])).await;
-    browser.says("said", "Copied: vercel connect attach salesforce/crm").await;
+    browser.says("announcer", "Copied: vercel connect attach salesforce/crm").await;
 }
 
-/// No character that cannot be seen is in any text of the page.
-async fn nothing_is_hidden(browser: &mut Browser) {
+/// Asserts that no text of the page contains invisible characters.
+async fn assert_no_invisible_characters(browser: &mut Browser) {
     let labels = "[...document.querySelectorAll('[aria-label]')].map((labelled) => labelled.ariaLabel)";
-    let unseen = "/(?![\\n\\t])[\\p{Cc}\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069]/u";
+    let invisible = "/(?![\\n\\t])[\\p{Cc}\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069]/u";
     let texts = format!("[document.title, document.body.innerText, ...{labels}]");
-    let found: Vec<String> = browser.evaluate(&format!("{texts}.filter((text) => {unseen}.test(text))")).await;
+    let found: Vec<String> = browser.evaluate(&format!("{texts}.filter((text) => {invisible}.test(text))")).await;
     assert_eq!(found, [""; 0]);
 }
 
 #[tokio::test]
-async fn a_hostile_name_stays_text() {
+async fn hostile_names_are_shown_as_text() {
     const UID: &str = "<img src=x onerror=alert(1)>`vercel x`\u{202e}";
-    // Quoted, it is one word of the command that is told.
+    // One quoted argument of the suggested command.
     const COMMAND: &str = "a`b`vercel rm -rf ~`c";
-    // What is copied would not be what is seen.
-    const TURNED: &str = "\u{202e}mrc";
+    // Would look different from what is copied.
+    const REVERSED: &str = "\u{202e}mrc";
     let scene = Scene::new().world(|world| {
         let project = world.projects[0].id.clone();
         world.connectors.push(Connector::new(UID, "scl_evil", &project));
-        for (uid, id) in [(COMMAND, "scl_command"), (TURNED, "scl_turned")] {
+        for (uid, id) in [(COMMAND, "scl_command"), (REVERSED, "scl_reversed")] {
             world.connectors.push(Connector { links: Vec::new(), ..Connector::new(uid, id, &project) });
         }
     });
@@ -323,12 +323,12 @@ async fn a_hostile_name_stays_text() {
     let Some(mut browser) = stage.browse().await else { return };
     assert_eq!(stage.request("POST", &path(UID)).json(APP).send().await.status, 200);
     assert_eq!(stage.request("POST", &path(COMMAND)).json(APP).send().await.status, 403);
-    assert_eq!(stage.request("POST", &path(TURNED)).json(APP).send().await.status, 403);
+    assert_eq!(stage.request("POST", &path(REVERSED)).json(APP).send().await.status, 403);
     let shown = UID.replace('\u{202e}', r"\u{202e}");
     browser.says("tokens", &shown).await;
     browser.says("requests", &shown).await;
     browser.says("requests", r"vercel connect attach '\u{202e}mrc'").await;
-    nothing_is_hidden(&mut browser).await;
+    assert_no_invisible_characters(&mut browser).await;
     let token = stage.token_of(|subject| {
         subject.owner = "<script>alert(2)</script>".into();
         subject.project = "\u{1b}[31m<b>web</b>\u{202e}".into();
@@ -341,18 +341,18 @@ async fn a_hostile_name_stays_text() {
     let made: (usize, usize) = browser
         .evaluate("['img, main script, main b', '#requests .command'].map((those) => document.querySelectorAll(those).length)")
         .await;
-    assert_eq!(made, (0, 1), "nothing of it is an element, nor a command to copy that is not what it looks like");
+    assert_eq!(made, (0, 1), "no elements from names, and no copy button for a deceptive command");
     let whole: String = browser.evaluate("document.querySelector('#requests .command code').textContent").await;
     assert_eq!(whole, format!("vercel connect attach '{COMMAND}'"));
-    nothing_is_hidden(&mut browser).await;
-    let turned: String =
+    assert_no_invisible_characters(&mut browser).await;
+    let bidi: String =
         browser.evaluate("getComputedStyle(document.querySelector('#requests strong')).unicodeBidi").await;
-    assert_eq!(turned, "isolate", "it turns nothing but itself");
-    browser.complains_of_nothing(&stage.origin()).await;
+    assert_eq!(bidi, "isolate", "it does not affect the text around it");
+    browser.assert_no_complaints(&stage.origin()).await;
 }
 
 #[tokio::test]
-async fn it_keeps_nothing_and_runs_nothing_but_its_own() {
+async fn it_stores_only_the_key_and_loads_nothing_else() {
     let stage = Scene::new().start().await;
     let Some(mut browser) = stage.browse().await else { return };
     let kept: (String, usize, usize) =
@@ -360,7 +360,7 @@ async fn it_keeps_nothing_and_runs_nothing_but_its_own() {
     assert_eq!(kept, (String::new(), 0, 1), "the key, for this tab");
     let html: String = browser.evaluate("document.documentElement.outerHTML").await;
     assert!(!html.contains(&stage.key()));
-    browser.complains_of_nothing(&stage.origin()).await;
+    browser.assert_no_complaints(&stage.origin()).await;
     for (attack, rule) in [
         (
             "document.body.append(Object.assign(document.createElement('script'), {textContent: 'alert(1)'}))",
@@ -378,7 +378,7 @@ async fn it_keeps_nothing_and_runs_nothing_but_its_own() {
 }
 
 #[tokio::test]
-async fn without_its_key_it_says_how_to_open_it() {
+async fn without_the_key_it_explains_how_to_open_it() {
     let stage = Scene::new().start().await;
     let Some(mut browser) = Browser::start().await else { return };
     let closed = async |browser: &mut Browser, title: &str| {
@@ -391,11 +391,11 @@ async fn without_its_key_it_says_how_to_open_it() {
     closed(&mut browser, "Open this page with its key").await;
     browser.click("#closed button").await;
     browser.says("closed", "Copied").await;
-    browser.complains_of_nothing(&stage.origin()).await;
+    browser.assert_no_complaints(&stage.origin()).await;
 
     browser.run(json!(["open", format!("{}#key=guessed", stage.page())])).await;
     closed(&mut browser, "This key is not good").await;
-    // As when the command opens it anew in the same window.
+    // As when `status --open` reuses the tab.
     browser.evaluate::<Value>(&format!("void (location.hash = 'key={}')", stage.key())).await;
     browser.says("link", "Live").await;
     assert!(browser.evaluate::<bool>("document.getElementById('closed').hidden").await);
@@ -404,16 +404,16 @@ async fn without_its_key_it_says_how_to_open_it() {
 }
 
 #[tokio::test]
-async fn it_is_loaded_anew_without_its_key_until_that_is_refused() {
+async fn it_can_be_reloaded_until_the_key_is_refused() {
     let mut stage = Scene::new().start().await;
     let Some(mut browser) = stage.browse().await else { return };
-    // Whoever types the address without a path is led to it.
+    // Addresses without the full path redirect to it.
     for path in ["/_sidecar/", "/", "/_sidecar"] {
         browser.run(json!(["open", format!("{}{path}", stage.origin())])).await;
         browser.says("link", "Live").await;
         assert_eq!(browser.evaluate::<String>("location.href").await, stage.page(), "{path}");
     }
-    browser.complains_of_nothing(&stage.origin()).await;
+    browser.assert_no_complaints(&stage.origin()).await;
     let (page, port) = (stage.page(), stage.addr.port());
     stage.stop().await;
     let again = Scene::new().env("CONNECT_SIDECAR_PORT", &port.to_string()).start().await;
@@ -421,7 +421,7 @@ async fn it_is_loaded_anew_without_its_key_until_that_is_refused() {
     browser.run(json!(["open", page])).await;
     browser.says("closed", "This key is not good").await;
     browser.says("closed", "connect-sidecar status --open").await;
-    assert_eq!(browser.evaluate::<usize>("sessionStorage.length").await, 0, "it is forgotten");
+    assert_eq!(browser.evaluate::<usize>("sessionStorage.length").await, 0, "the key is forgotten");
     browser.run(json!(["open", page])).await;
     browser.says("closed", "Open this page with its key").await;
     browser.run(json!(["open", format!("{page}#key={}", again.key())])).await;
@@ -429,24 +429,24 @@ async fn it_is_loaded_anew_without_its_key_until_that_is_refused() {
 }
 
 #[tokio::test]
-async fn a_window_is_led_to_it_and_a_program_is_told_where_it_is() {
+async fn browsers_are_redirected_to_it_and_programs_get_404_with_its_path() {
     let stage = Scene::new().start().await;
     for path in ["/", "/_sidecar"] {
-        let told = stage.request("GET", path).header("accept", "*/*").send().await;
-        told.assert_refused(404, "route_not_found", path);
-        let error = &told.json()["error"];
+        let reply = stage.request("GET", path).header("accept", "*/*").send().await;
+        reply.assert_refused(404, "route_not_found", path);
+        let error = &reply.json()["error"];
         assert!(error["message"].as_str().is_some_and(|message| message.contains("/_sidecar/")), "{error}");
         assert_eq!(error["hint"], "connect-sidecar status --open");
         let typed = |site: &str| {
             let request = stage.request("GET", path).header("sec-fetch-site", site);
             request.header("sec-fetch-mode", "navigate").header("sec-fetch-dest", "document")
         };
-        // A browser says nothing of the kind to a name that it does not trust.
+        // Browsers send no Sec-Fetch headers to untrustworthy origins.
         let untrusted = stage.request("GET", path).header("accept", "text/html,application/xml;q=0.9,*/*;q=0.8");
         for request in [typed("none"), typed("same-origin"), untrusted] {
-            let led = request.send().await;
-            assert_eq!((led.status, led.header("location")), (303, Some("/_sidecar/")), "{led:?}");
-            assert_eq!(led.header("cache-control"), Some("no-store"));
+            let redirect = request.send().await;
+            assert_eq!((redirect.status, redirect.header("location")), (303, Some("/_sidecar/")), "{redirect:?}");
+            assert_eq!(redirect.header("cache-control"), Some("no-store"));
         }
         for site in ["cross-site", "same-site"] {
             typed(site).send().await.assert_refused(403, "browser_request_refused", site);
@@ -456,7 +456,7 @@ async fn a_window_is_led_to_it_and_a_program_is_told_where_it_is() {
 }
 
 #[tokio::test]
-async fn it_waits_for_a_sidecar_that_has_ended_and_says_that_another_has_come() {
+async fn it_reconnects_and_reports_a_restarted_sidecar() {
     let mut stage = Scene::new().start().await;
     let Some(mut browser) = stage.browse().await else { return };
     stage.token(APP).send().await.token();
@@ -464,7 +464,7 @@ async fn it_waits_for_a_sidecar_that_has_ended_and_says_that_another_has_come() 
     let (origin, port) = (stage.origin(), stage.addr.port());
     stage.stop().await;
     browser.says("link", "Reconnecting").await;
-    assert!(browser.text("tokens").await.contains(SLACK_UID), "what was known stays to be seen");
+    assert!(browser.text("tokens").await.contains(SLACK_UID), "the last status stays visible");
     let again = Scene::new().env("CONNECT_SIDECAR_PORT", &port.to_string()).start().await;
     assert_eq!(again.origin(), origin);
     browser.says("closed", "The sidecar has restarted").await;
@@ -472,11 +472,11 @@ async fn it_waits_for_a_sidecar_that_has_ended_and_says_that_another_has_come() 
 }
 
 #[tokio::test]
-async fn a_page_of_another_origin_can_neither_frame_it_nor_read_from_it() {
+async fn other_origins_can_neither_frame_nor_read_it() {
     let stage = Scene::new().start().await;
     let Some(mut browser) = Browser::start().await else { return };
     let (page, key) = (stage.page(), stage.key());
-    // One of the wide world, and one of this machine, which counts as the same site.
+    // One on the internet, and one on this machine, which counts as the same site.
     for evil in ["http://evil.example/", "http://127.0.0.1:9/"] {
         browser.run(json!(["pretend", evil, format!("<iframe src='{page}'></iframe>")])).await;
         browser.run(json!(["open", evil])).await;

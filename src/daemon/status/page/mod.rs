@@ -1,7 +1,7 @@
-//! The status page: one static HTML file without data, which asks for all that it shows with the instance key.
+//! The status page: a static HTML file without data. Its script requests all data with the instance key.
 //!
-//! Its style and its script are part of it and allowed by their hashes; nothing else may be loaded, and no frame may show
-//! it (docs/security.md W and the end).
+//! Style and script are inlined and allowed by their hashes. The page may not load anything else or be framed
+//! (docs/security.md W and the end).
 
 use std::sync::LazyLock;
 
@@ -31,14 +31,14 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
 });
 
-/// The reply at a path near the page: it is elsewhere.
-pub fn elsewhere() -> Reply {
+/// Redirects a browser to the page.
+pub fn redirect() -> Reply {
     let mut reply = reply::own(StatusCode::SEE_OTHER, "text/plain; charset=utf-8", "");
     reply.headers_mut().insert(LOCATION, HeaderValue::from_static(OURS));
     reply
 }
 
-/// The reply.
+/// The page.
 pub fn reply() -> Reply {
     let mut reply = reply::own(StatusCode::OK, "text/html; charset=utf-8", HTML.as_str());
     let headers = reply.headers_mut();

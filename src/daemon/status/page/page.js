@@ -1,33 +1,33 @@
 "use strict";
-// Shows what the sidecar says of itself: its state, asked for now and then, and its events as they happen. The key is
-// kept for this tab, which may be loaded anew, until it is refused. All that comes from the sidecar is put in as text, and nothing in it is unseen.
+// Shows the sidecar's status, which it polls, and its events, which it streams. The key is kept in this tab until the
+// sidecar refuses it, so the page can be reloaded. All data is inserted as text, with invisible characters escaped.
 
 const LIVE_ROWS = 100;
 const STATUS_EVERY_MS = 10_000;
-const SILENCE_MS = 30_000; // the stream says something every 10 s
-const LONGEST_PAUSE_MS = 15_000;
-const OPEN = "connect-sidecar status --open";
+const SILENCE_MS = 30_000; // the stream sends a heartbeat every 10 s
+const MAX_RETRY_PAUSE_MS = 15_000;
+const OPEN_COMMAND = "connect-sidecar status --open";
 
-const KEY = "key"; // in sessionStorage, where a browser has it: other origins, and so other ports, do not see it
+const KEY_ITEM = "key"; // in sessionStorage, which other origins, and so other ports, cannot read
 
 let key = "";
-let round = 0; // of following the sidecar; a new key begins a new one
-let state = null; // as last told
+let session = 0; // incremented with each new key, which ends the previous event stream
+let state = null; // the last status
 let skewMs = 0; // the sidecar's clock minus this browser's
-let heardAt = 0;
+let lastDataAt = 0;
 let stream = new AbortController();
-let known = new Set(); // warnings that were announced
-let waiting = []; // requests that are not shown yet, oldest first
+let announced = new Set(); // codes of warnings that were announced
+let pending = []; // requests not shown yet, oldest first
 let paused = false;
 
 const $ = (id) => document.getElementById(id);
 const now = () => Date.now() + skewMs;
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
-const say = (text) => show("said", text);
+const announce = (text) => show("announcer", text);
 
-// Control characters, and those that reorder what stands around them: what has them is not what it looks like.
-const UNSEEN = /[\p{Cc}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/u;
-const visible = (text) => text.replaceAll(new RegExp(UNSEEN, "gu"), (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
+// Control characters and those that change the text direction, which make a text look like another.
+const INVISIBLE = /[\p{Cc}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/u;
+const visible = (text) => text.replaceAll(new RegExp(INVISIBLE, "gu"), (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
 
 function show(id, text) {
   const node = typeof id === "string" ? $(id) : id;
@@ -36,12 +36,12 @@ function show(id, text) {
   return node;
 }
 
-function mood(node, value) {
+function setMood(node, value) {
   if (value) node.dataset.mood = value;
   else delete node.dataset.mood;
 }
 
-function make(tag, className, ...children) {
+function element(tag, className, ...children) {
   const node = document.createElement(tag);
   if (className) node.className = className;
   node.append(...children.map((child) => (typeof child === "string" ? visible(child) : child)));
@@ -61,33 +61,33 @@ function spoken(ms) {
 const timeOfDay = (text) => new Date(text).toLocaleTimeString("en-GB");
 const count = (number) => number.toLocaleString("en");
 
-// A command to type, with a button that copies it if it is what it looks like.
+// A command with a button to copy it. Without the button if it contains invisible characters.
 function command(text) {
-  const code = make("code", "", text);
-  if (UNSEEN.test(text)) return code;
-  const button = make("button", "", "Copy", make("span", "unseen", ` ${text}`));
+  const code = element("code", "", text);
+  if (INVISIBLE.test(text)) return code;
+  const button = element("button", "", "Copy", element("span", "visually-hidden", ` ${text}`));
   button.type = "button";
   button.addEventListener("click", async () => {
     try {
       await navigator.clipboard.writeText(text);
       button.firstChild.data = "Copied";
-      say(`Copied: ${text}`);
+      announce(`Copied: ${text}`);
       setTimeout(() => (button.firstChild.data = "Copy"), 2000);
     } catch {
       getSelection().selectAllChildren(code);
-      say("Could not copy. The command is selected.");
+      announce("Could not copy. The command is selected.");
     }
   });
-  return make("span", "command", code, button);
+  return element("span", "command", code, button);
 }
 
-// What mends an error: words, and the command to paste where there is one.
+// The hint of an error, and the command that fixes it, if there is one.
 function advice({ hint, command: text }) {
-  return make("div", "soft advice", ...[text !== hint && hint, text && command(text)].filter(Boolean));
+  return element("div", "soft advice", ...[text !== hint && hint, text && command(text)].filter(Boolean));
 }
 
-// Makes a parent's children those of the items. What stays is not touched, so that the focus stays, too.
-function keep(parent, items, keyOf, create) {
+// Updates the children of a node to match the items. Existing children are reused, so the focus is kept.
+function reconcile(parent, items, keyOf, create) {
   const old = new Map([...parent.children].map((node) => [node.key, node]));
   const seen = new Map();
   const nodes = items.map((item) => {
@@ -104,126 +104,126 @@ function keep(parent, items, keyOf, create) {
   });
 }
 
-// --- What the sidecar is asked ---
+// --- Requests to the sidecar ---
 
 class KeyRefused extends Error {}
 
-async function ask(method, path, options) {
-  const asker = key;
-  const headers = { "Sidecar-Key": asker };
+async function request(method, path, options) {
+  const usedKey = key;
+  const headers = { "Sidecar-Key": usedKey };
   if (method === "POST") headers["Content-Type"] = "application/json";
   const reply = await fetch(`v1/${path}`, { method, headers, cache: "no-store", credentials: "omit", ...options });
-  if (asker !== key) throw new Error("the key is another by now");
+  if (usedKey !== key) throw new Error("the key has changed");
   if (reply.status === 401) throw new KeyRefused();
   return reply;
 }
 
-async function load() {
-  const reply = await ask("GET", "status");
+async function loadState() {
+  const reply = await request("GET", "status");
   if (!reply.ok) throw new Error(`status ${reply.status}`);
   state = await reply.json();
   const skew = Date.parse(state.now) - Date.now();
-  skewMs = Math.abs(skew) < 1500 ? 0 : skew; // it is told in whole seconds
+  skewMs = Math.abs(skew) < 1500 ? 0 : skew; // `now` is in whole seconds
   showState();
 }
 
-let due = 0;
-function loadSoon(ms = 250) {
-  due ||= setTimeout(() => {
-    due = 0;
-    load().catch(failed);
+let loadTimer = 0;
+function scheduleLoad(ms = 250) {
+  loadTimer ||= setTimeout(() => {
+    loadTimer = 0;
+    loadState().catch(handleFailure);
   }, ms);
 }
 
-function failed(error) {
-  if (error instanceof KeyRefused) close();
+function handleFailure(error) {
+  if (error instanceof KeyRefused) showClosed();
 }
 
-async function follow() {
-  const mine = ++round;
+async function followEvents() {
+  const current = ++session;
   let pause = 1000;
-  while (mine === round) {
+  while (current === session) {
     try {
-      await load();
+      await loadState();
       stream = new AbortController();
-      heardAt = Date.now();
-      const reply = await ask("GET", "events", { signal: stream.signal });
+      lastDataAt = Date.now();
+      const reply = await request("GET", "events", { signal: stream.signal });
       if (!reply.ok) throw new Error(`status ${reply.status}`);
       pause = 1000;
-      link("good", "Live");
-      await read(reply.body.pipeThrough(new TextDecoderStream()).getReader(), mine);
+      showConnection("good", "Live");
+      await readEvents(reply.body.pipeThrough(new TextDecoderStream()).getReader(), current);
     } catch (error) {
-      failed(error);
+      handleFailure(error);
     }
-    if (mine !== round) return;
-    link("warn", "Reconnecting…");
+    if (current !== session) return;
+    showConnection("warn", "Reconnecting…");
     await sleep(pause);
-    pause = Math.min(pause * 2, LONGEST_PAUSE_MS);
+    pause = Math.min(pause * 2, MAX_RETRY_PAUSE_MS);
   }
 }
 
-async function read(reader, mine) {
+async function readEvents(reader, current) {
   let text = "";
-  let past = true; // what happened before comes first, up to an empty line
+  let past = true; // past events come first, up to an empty line
   for (;;) {
     const { done, value } = await reader.read();
-    if (done || mine !== round) return;
-    heardAt = Date.now();
+    if (done || current !== session) return;
+    lastDataAt = Date.now();
     const lines = (text + value).split("\n");
     text = lines.pop();
     for (const line of lines) {
       if (line === "") past = false;
-      else happened(line, past);
+      else handleEvent(line, past);
     }
   }
 }
 
-function happened(line, past) {
+function handleEvent(line, past) {
   const event = JSON.parse(line);
   if (event.event === "request" || event.event === "refusal") {
-    // After a reconnection, some of it is known.
-    const isKnown = past && [...$("requests").children, ...waiting].some((row) => row.line === line);
+    // After a reconnect, some past events are shown already.
+    const isKnown = past && [...$("requests").children, ...pending].some((row) => row.line === line);
     if (!isKnown) {
-      waiting.push({ ...event, line });
-      waiting = waiting.slice(-LIVE_ROWS);
+      pending.push({ ...event, line });
+      pending = pending.slice(-LIVE_ROWS);
       setTimeout(showRequests, 100);
     }
   }
   if (past) return;
   if (event.event === "rotation") {
     const text = `Fresh token since ${timeOfDay(event.at)}`;
-    say(`${text}, good for ${spoken(Date.parse(event.expires_at) - now())}`);
+    announce(`${text}, good for ${spoken(Date.parse(event.expires_at) - now())}`);
     show("refreshed", text);
   }
-  loadSoon();
+  scheduleLoad();
 }
 
-// --- What is shown ---
+// --- Display ---
 
-function link(value, text) {
+function showConnection(value, text) {
   const pill = show("link", text);
   pill.hidden = false;
-  mood(pill, value);
+  setMood(pill, value);
 }
 
-// Nothing can be asked: says why, and how to come back.
-function close() {
-  round += 1;
+// Replaces the data with an explanation why none is available, and how to open the page.
+function showClosed() {
+  session += 1;
   stream.abort();
   const [title, why] = !key
     ? ["Open this page with its key", "Nothing is shown without the key of the running sidecar."]
     : state
       ? ["The sidecar has restarted", "Each start has a key of its own, and the one that this page was opened with is no longer good."]
       : ["This key is not good", "It is not that of the sidecar which runs now: each start has a key of its own."];
-  remember("");
+  storeKey("");
   state = null;
   show("closed-title", title);
   show("closed-why", why);
-  $("closed-command").replaceChildren(command(OPEN));
+  $("closed-command").replaceChildren(command(OPEN_COMMAND));
   $("board").hidden = $("notes").hidden = $("link").hidden = true;
   $("closed").hidden = false;
   document.title = `${title} · connect-sidecar`;
-  say(`${title}. Run ${OPEN}`);
+  announce(`${title}. Run ${OPEN_COMMAND}`);
 }
 
 const MOODS = { valid: "good", expiring: "warn", expired: "bad", missing: "bad", invalid: "bad" };
@@ -257,28 +257,28 @@ function showState() {
   show("sent", count(upstream.requests));
   if (failures.count) {
     const failed = `${count(failures.count)} failed ${failures.count === 1 ? "request" : "requests"}, last at ${timeOfDay(failures.last_at)}`;
-    mood(show("health", failed), "warn");
+    setMood(show("health", failed), "warn");
   } else {
     const hasAny = upstream.requests > 0;
-    mood(show("health", hasAny ? "No errors" : "Nothing sent yet"), hasAny ? "good" : "");
+    setMood(show("health", hasAny ? "No errors" : "Nothing sent yet"), hasAny ? "good" : "");
   }
   show("upstream", upstream.url);
 
   $("warnings-section").hidden = warnings.length === 0;
-  keep($("warnings"), warnings, (warning) => `${warning.code} ${warning.hint}`, warningItem);
-  // Each is announced once, and not again because its minutes pass.
-  for (const warning of warnings) if (!known.has(warning.code)) say(warning.message);
-  known = new Set(warnings.map((warning) => warning.code));
+  reconcile($("warnings"), warnings, (warning) => `${warning.code} ${warning.hint}`, warningItem);
+  // Announced once per code, not whenever the minutes in the message change.
+  for (const warning of warnings) if (!announced.has(warning.code)) announce(warning.message);
+  announced = new Set(warnings.map((warning) => warning.code));
 
   const order = (token) => [token.connector, token.subject, token.stored_at, token.expires_at].join(" ");
   tokens.sort((a, b) => (order(a) < order(b) ? -1 : 1));
-  keep($("tokens"), tokens, order, tokenRow);
+  reconcile($("tokens"), tokens, order, tokenRow);
   const none = tokens.length === 0;
   $("no-tokens").hidden = !none;
   $("tokens-table").hidden = $("evict-all").disabled = none;
 }
 
-// Runs down between two states, by the clock on the wall.
+// Called every second, so the time left also decreases between two polls.
 function showTimeLeft() {
   if (!state) return;
   const { oidc } = state;
@@ -290,7 +290,7 @@ function showTimeLeft() {
   const part = isBad ? 0 : left === null || life <= 0 ? 1 : Math.min(1, left / life);
   const words = word === "expired" ? `${spoken(-left)} ago` : isBad ? "No token" : left === null ? "No end known" : spoken(left);
 
-  mood($("ring"), MOODS[word]);
+  setMood($("ring"), MOODS[word]);
   show("left", words);
   show("state", word[0].toUpperCase() + word.slice(1));
   $("arc").setAttribute("stroke-dashoffset", 1 - part);
@@ -298,15 +298,15 @@ function showTimeLeft() {
   $("ring").setAttribute("aria-valuenow", Math.round(part * 100));
   $("ring").setAttribute("aria-valuetext", `${word}, ${words}${isBad || left === null ? "" : " left"}`);
   document.title = visible(`${isBad ? word : words} · ${oidc.project ?? state.project} · connect-sidecar`);
-  if (ended) loadSoon(1000);
+  if (ended) scheduleLoad(1000);
   for (const row of $("tokens").children) row.tick();
 }
 
 function warningItem() {
-  const text = make("span");
-  const item = make("li", "", text);
+  const text = element("span");
+  const item = element("li", "", text);
   item.update = ({ code, message, ...remedy }) => {
-    mood(item, /expired|missing|invalid/.test(code) ? "bad" : "warn");
+    setMood(item, /expired|missing|invalid/.test(code) ? "bad" : "warn");
     show(text, message);
     if (remedy.hint && item.children.length === 1) item.append(advice(remedy));
   };
@@ -314,16 +314,16 @@ function warningItem() {
 }
 
 function tokenRow({ connector }) {
-  const [name, subject, left, hits] = ["strong", "span", "span", "td"].map((tag) => make(tag));
+  const [name, subject, left, hits] = ["strong", "span", "span", "td"].map((tag) => element(tag));
   subject.className = "soft";
   hits.className = "number";
-  const life = make("meter");
+  const life = element("meter");
   Object.assign(life, { max: 1, low: 0.1, high: 0.25, optimum: 1 });
   life.setAttribute("aria-label", visible(`Life left of ${connector}`));
-  const evict = make("button", "", "Evict", make("span", "unseen", ` ${connector}`));
-  evict.type = "button";
-  evict.addEventListener("click", () => drop(`?connector=${encodeURIComponent(connector)}`, connector));
-  const row = make("tr", "", make("td", "", name, subject), make("td", "", left, life), hits, make("td", "", evict));
+  const button = element("button", "", "Evict", element("span", "visually-hidden", ` ${connector}`));
+  button.type = "button";
+  button.addEventListener("click", () => evict(`?connector=${encodeURIComponent(connector)}`, connector));
+  const row = element("tr", "", element("td", "", name, subject), element("td", "", left, life), hits, element("td", "", button));
   row.tick = () => {
     const ends = Date.parse(row.token.expires_at);
     show(left, ends > now() ? spoken(ends - now()) : "ended");
@@ -339,16 +339,16 @@ function tokenRow({ connector }) {
   return row;
 }
 
-async function drop(query, what) {
+async function evict(query, what) {
   try {
-    const reply = await ask("DELETE", `cache${query}`);
+    const reply = await request("DELETE", `cache${query}`);
     const { evicted, error } = await reply.json();
-    say(reply.ok ? `Evicted ${what}: ${evicted} ${evicted === 1 ? "token" : "tokens"}` : error.message);
-    await load();
-    // The button may be gone, and the focus with it.
+    announce(reply.ok ? `Evicted ${what}: ${evicted} ${evicted === 1 ? "token" : "tokens"}` : error.message);
+    await loadState();
+    // If the focused button was removed, the focus is lost.
     if (document.activeElement === document.body) $("tokens-title").focus();
   } catch (error) {
-    failed(error);
+    handleFailure(error);
   }
 }
 
@@ -357,7 +357,7 @@ async function refresh() {
   button.disabled = true;
   show("refreshed", "Refreshing…");
   try {
-    const reply = await ask("POST", "refresh");
+    const reply = await request("POST", "refresh");
     const { error } = await reply.json().catch(() => ({}));
     const outcome = reply.ok
       ? `Refreshed at ${timeOfDay(now())}`
@@ -365,90 +365,90 @@ async function refresh() {
         ? "This sidecar cannot refresh by itself. Run vercel env pull."
         : `Not refreshed. ${error?.message ?? `It answered ${reply.status}.`}${error?.command ? ` Run ${error.command}` : ""}`;
     show("refreshed", outcome);
-    say(outcome);
-    await load();
+    announce(outcome);
+    await loadState();
   } catch (error) {
     if (!(error instanceof KeyRefused)) show("refreshed", "Not refreshed: the sidecar did not answer.");
-    failed(error);
+    handleFailure(error);
   }
   button.disabled = false;
 }
 
-const isHeld = () => paused || (matchMedia("(hover: hover)").matches && $("requests").matches(":hover")) || $("requests").contains(document.activeElement);
+const isListHeld = () => paused || (matchMedia("(hover: hover)").matches && $("requests").matches(":hover")) || $("requests").contains(document.activeElement);
 
 function showRequests() {
-  const held = isHeld() && waiting.length > 0;
+  const held = isListHeld() && pending.length > 0;
   $("held").hidden = !held;
-  if (held) return void show("held", `Held: ${count(waiting.length)}${waiting.length === LIVE_ROWS ? " or more" : ""} new`);
-  if (waiting.length === 0) return;
+  if (held) return void show("held", `Held: ${count(pending.length)}${pending.length === LIVE_ROWS ? " or more" : ""} new`);
+  if (pending.length === 0) return;
   const body = $("requests");
-  body.prepend(...waiting.reverse().map(requestRow));
-  waiting = [];
+  body.prepend(...pending.reverse().map(requestRow));
+  pending = [];
   while (body.children.length > LIVE_ROWS) body.lastChild.remove();
   $("no-requests").hidden = true;
 }
 
 function requestRow({ at, action, connector, method, path, subject, cache, status, code, message, ms, line, ...remedy }) {
-  const time = make("time", "soft", timeOfDay(at));
+  const time = element("time", "soft", timeOfDay(at));
   time.dateTime = at;
-  const what = make("div", "what", make("strong", "", connector ?? path ?? "refused"), make("span", "soft", [action ?? method, subject].filter(Boolean).join(" · ")));
+  const what = element("div", "what", element("strong", "", connector ?? path ?? "refused"), element("span", "soft", [action ?? method, subject].filter(Boolean).join(" · ")));
   const isFine = status < 400;
-  const pill = make("span", "pill", isFine ? (cache ?? "done") : String(status));
-  mood(pill, isFine ? (cache === "hit" || cache === "collapsed" ? "good" : "") : status < 500 ? "warn" : "bad");
-  const result = make("div", "", pill, make("span", "soft", isFine ? String(status) : (code ?? "")));
-  const row = make("li", "", time, what, result, make("span", "soft ms", ms === undefined ? "" : `${count(ms)} ms`));
-  if (message) row.append(make("div", "soft advice", message));
+  const pill = element("span", "pill", isFine ? (cache ?? "done") : String(status));
+  setMood(pill, isFine ? (cache === "hit" || cache === "collapsed" ? "good" : "") : status < 500 ? "warn" : "bad");
+  const result = element("div", "", pill, element("span", "soft", isFine ? String(status) : (code ?? "")));
+  const row = element("li", "", time, what, result, element("span", "soft ms", ms === undefined ? "" : `${count(ms)} ms`));
+  if (message) row.append(element("div", "soft advice", message));
   if (remedy.hint) row.append(advice(remedy));
   row.line = line;
   return row;
 }
 
-// --- What is done ---
+// --- Start and user actions ---
 
-function remember(text) {
+function storeKey(text) {
   key = text;
   try {
-    if (text) sessionStorage.setItem(KEY, text);
-    else sessionStorage.removeItem(KEY);
+    if (text) sessionStorage.setItem(KEY_ITEM, text);
+    else sessionStorage.removeItem(KEY_ITEM);
   } catch {
-    // A browser that keeps nothing for pages.
+    // Storage is disabled in this browser.
   }
 }
 
-function remembered() {
+function storedKey() {
   try {
-    return sessionStorage.getItem(KEY) ?? "";
+    return sessionStorage.getItem(KEY_ITEM) ?? "";
   } catch {
     return "";
   }
 }
 
-function open() {
+function openPage() {
   const { hash } = location;
-  // Out of the address bar, and out of the history.
+  // Removes the key from the address bar and the history.
   if (hash) history.replaceState(null, "", location.pathname);
   const found = /^#key=([\w-]+)$/.exec(hash);
-  if (found) remember(found[1]);
-  else key ||= remembered();
-  if (!key) return close();
+  if (found) storeKey(found[1]);
+  else key ||= storedKey();
+  if (!key) return showClosed();
   stream.abort();
-  follow();
+  followEvents();
 }
 
 $("refresh").addEventListener("click", refresh);
-$("evict-all").addEventListener("click", () => drop("", "all"));
+$("evict-all").addEventListener("click", () => evict("", "all"));
 $("pause").addEventListener("click", () => {
   paused = !paused;
   $("pause").setAttribute("aria-pressed", paused);
   showRequests();
 });
 $("requests").addEventListener("pointerleave", () => showRequests());
-addEventListener("hashchange", open);
-document.addEventListener("visibilitychange", () => state && !document.hidden && loadSoon(0));
+addEventListener("hashchange", openPage);
+document.addEventListener("visibilitychange", () => state && !document.hidden && scheduleLoad(0));
 setInterval(() => {
   showTimeLeft();
   showRequests();
-  if (state && Date.now() - heardAt > SILENCE_MS) stream.abort();
+  if (state && Date.now() - lastDataAt > SILENCE_MS) stream.abort();
 }, 1000);
-setInterval(() => state && loadSoon(0), STATUS_EVERY_MS);
-open();
+setInterval(() => state && scheduleLoad(0), STATUS_EVERY_MS);
+openPage();
