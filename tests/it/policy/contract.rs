@@ -6,8 +6,6 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -18,79 +16,14 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::process::Command;
-use tokio::sync::Semaphore;
-use tokio::task::LocalSet;
 
 use crate::support::http::{Reply, Request};
 use crate::support::process::{Ended, Serving, assert_no_slice_of, isolated, run as run_to_end, sidecar};
 use crate::support::scripted::{Received, Scripted, answer};
 use crate::support::{SLACK, env_file, soon, write_private};
 
-/// How many times as long as stated something may take beside all the other tests.
-const SLACK_FOR_A_BUSY_MACHINE: u32 = 5;
-/// No row takes longer.
-const LONGEST_ROW: Duration = Duration::from_secs(150);
-
-/// When a row runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    Quick,
-    /// It waits for real time.
-    Waits,
-}
-
-/// A row of section 6.
-#[must_use]
-pub struct Row {
-    pub id: &'static str,
-    pub kind: Kind,
-    /// It looks at the process from outside, in ways that only Linux has.
-    pub needs_linux: bool,
-    states: &'static str,
-    run: Pin<Box<dyn Future<Output = ()>>>,
-}
-
-/// The row `id`, which states this and holds if `run` does not panic.
-pub fn row(id: &'static str, states: &'static str, run: impl Future<Output = ()> + 'static) -> Row {
-    Row { id, kind: Kind::Quick, needs_linux: false, states, run: Box::pin(run) }
-}
-
-impl Row {
-    pub fn waits(self) -> Self {
-        Self { kind: Kind::Waits, ..self }
-    }
-
-    pub fn on_linux(self) -> Self {
-        Self { needs_linux: true, ..self }
-    }
-}
-
-/// Runs rows, so many at once, and tells of all that do not hold.
-pub async fn run(rows: impl Iterator<Item = Row>, at_once: usize) {
-    let turns = Arc::new(Semaphore::new(at_once));
-    let running = LocalSet::new();
-    let judged: Vec<_> = rows.map(|row| running.spawn_local(judge(row, turns.clone()))).collect();
-    running.await;
-    let mut problems = Vec::new();
-    for judged in judged {
-        problems.extend(judged.await.expect("no panic"));
-    }
-    assert!(problems.is_empty(), "{} rows do not hold:\n{}", problems.len(), problems.join("\n"));
-}
-
-/// Runs a row; what is wrong with it.
-async fn judge(row: Row, turns: Arc<Semaphore>) -> Option<String> {
-    let _turn = turns.acquire().await.expect("never closed");
-    let problem = match tokio::task::spawn_local(tokio::time::timeout(LONGEST_ROW, row.run)).await {
-        Ok(Ok(())) => return None,
-        Ok(Err(_)) => "it takes too long".to_owned(),
-        Err(error) => match error.into_panic().downcast::<String>() {
-            Ok(message) => *message,
-            Err(message) => message.downcast_ref::<&str>().copied().unwrap_or("it panicked").to_owned(),
-        },
-    };
-    Some(format!("{} ({}): {problem}", row.id, row.states))
-}
+/// How much longer than specified something may take while all other tests run.
+const BUSY_MACHINE_FACTOR: u32 = 5;
 
 /// Waits for a time that a row states.
 pub async fn stated(time: Duration) {
@@ -124,7 +57,7 @@ pub async fn at_a_rate_of(per_second: u32, count: usize, mut act: impl AsyncFnMu
 pub async fn within<T>(time: Duration, what: &str, future: impl Future<Output = T>) -> T {
     let begun = Instant::now();
     let output = soon(what, future).await;
-    assert!(begun.elapsed() < time * SLACK_FOR_A_BUSY_MACHINE, "{what} took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < time * BUSY_MACHINE_FACTOR, "{what} took {:?}", begun.elapsed());
     output
 }
 
