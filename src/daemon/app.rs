@@ -42,7 +42,7 @@ use crate::proxy::cache::Cache;
 use crate::proxy::relay::Relay;
 use crate::proxy::stats::Stats;
 use crate::proxy::upstream::Upstream;
-use crate::proxy::{MOST_WAITING, Proxy};
+use crate::proxy::{MAX_WAITING, Proxy};
 
 /// What is under way at the end may take this long (docs/configuration.md section 1).
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -301,13 +301,13 @@ impl App {
             accepted,
             reloader: reloader.clone(),
             clock: clock.clone(),
-            about_to_end: steps.longest(),
+            expiry_notice: steps.longest(),
             allowed_connectors: config.allowed_connectors,
             credential_source,
             stats,
             events,
-            wait: config.wait,
-            waiting: Semaphore::new(MOST_WAITING),
+            credential_wait: config.wait,
+            waiting: Semaphore::new(MAX_WAITING),
             stopping: CancellationToken::new(),
             tasks: tasks.clone(),
         };
@@ -391,7 +391,7 @@ impl App {
             spawn(Box::pin(refresher.run()));
         }
         let (upstream, events) = (proxy.upstream.clone(), proxy.events.clone());
-        let ask_clock = async move || upstream.ask_clock().await;
+        let ask_clock = async move || upstream.sync_clock().await;
         #[cfg(feature = "desktop")]
         if let Some(notices) = self.notices {
             spawn(Box::pin(notices.run()));

@@ -1,8 +1,7 @@
-//! The addresses of upstream's name. Where it may not be this machine, one that is ends the attempt before anything is
-//! connected to: a name that was bent to loopback would bring each request back to us (docs/security.md U1).
+//! Resolves upstream's name. Unless configuration allows it, an address of this machine is an error: a name redirected to
+//! loopback would send every request back to the sidecar (docs/security.md U1).
 
 use std::error::Error as StdError;
-use std::fmt;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -15,7 +14,7 @@ use tower_service::Service;
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// Where addresses come from.
+/// A source of addresses.
 #[derive(Debug, Clone)]
 pub struct Names(Source);
 
@@ -39,18 +38,18 @@ impl Names {
         }
     }
 
-    /// The test double: every name has these addresses. A port in them counts where the origin names none.
+    /// A test double with these addresses for every name. Their port is used if the origin has none.
     pub fn fixed(addresses: &[SocketAddr]) -> Self {
         Self(Source::Fixed(addresses.into()))
     }
 }
 
-/// Resolves upstream's name for the connector.
+/// A resolver for connectors.
 #[derive(Debug, Clone)]
 pub(super) struct Resolver {
-    /// Where addresses come from.
+    /// The source of addresses.
     pub(super) names: Names,
-    /// Whether an address of this machine will do.
+    /// Whether addresses of this machine are allowed.
     pub(super) may_be_this_machine: bool,
 }
 
@@ -67,23 +66,23 @@ impl Service<Name> for Resolver {
         let Self { names, may_be_this_machine } = self.clone();
         Box::pin(async move {
             let addresses = names.addresses(name).await?;
-            // One is enough: whoever bends a name hardly means half of it, and the connector may take any.
+            // One such address is enough, because the connector may use any of them.
             match addresses.iter().map(SocketAddr::ip).find(|address| is_this_machine(*address)) {
-                Some(address) if !may_be_this_machine => Err(ThisMachine(address).into()),
+                Some(address) if !may_be_this_machine => Err(PointsToThisMachine(address).into()),
                 _ => Ok(addresses.into_iter()),
             }
         })
     }
 }
 
-/// Whether an address leads to this machine, or no further than its link, where no public service is.
+/// Whether an address is one of this machine or link-local, where no public service can be.
 pub fn is_this_machine(address: IpAddr) -> bool {
     // `::ffff:127.0.0.1` is 127.0.0.1.
     let address = address.to_canonical();
     address.is_loopback() || address.is_unspecified() || is_link_local(address)
 }
 
-/// Whether an address leads no further than this machine's link.
+/// Whether an address is link-local.
 pub fn is_link_local(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(v4) => v4.is_link_local(),
@@ -91,24 +90,17 @@ pub fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
-/// The name has this address, which is one of this machine.
-#[derive(Debug)]
-pub(super) struct ThisMachine(pub(super) IpAddr);
-
-impl fmt::Display for ThisMachine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is an address of this machine", self.0)
-    }
-}
-
-impl StdError for ThisMachine {}
+/// A name resolves to this machine, which is not allowed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is an address of this machine")]
+pub(super) struct PointsToThisMachine(pub(super) IpAddr);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn knows_this_machine_in_every_spelling_of_its_addresses() {
+    fn recognises_addresses_of_this_machine_in_every_form() {
         for (address, expected) in [
             ("127.0.0.1", true),
             ("127.255.0.9", true),

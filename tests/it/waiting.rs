@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
-use connect_sidecar::proxy::MOST_WAITING;
+use connect_sidecar::proxy::MAX_WAITING;
 
 use crate::support::desk::Desk;
 use crate::support::http::Request;
@@ -77,7 +77,7 @@ async fn the_sidecars_end_is_the_end_of_waiting() {
 #[tokio::test]
 async fn only_so_many_wait_and_the_others_are_told_at_once() {
     let stage = Scene::new().toml("wait = \"30s\"").without_env_file().start().await;
-    let held: Vec<_> = (0..MOST_WAITING).map(|_| tokio::spawn(stage.token("{}").send())).collect();
+    let held: Vec<_> = (0..MAX_WAITING).map(|_| tokio::spawn(stage.token("{}").send())).collect();
     for task in &held {
         assert!(!is_over(task, &stage).await);
     }

@@ -65,13 +65,13 @@ impl Target {
         if host == "localhost" || host.ends_with(".localhost") {
             return refused("that is this machine");
         }
-        match (hosts.opens(host), self.port) {
+        match (hosts.intercepts(host), self.port) {
             (true, HTTPS_PORT) => return Ok(Way::Opened),
             (true, _) => return refused("Vercel is at port 443"),
             (false, _) => {}
         }
         // `api.vercel.com.example` is made to be taken for what it is not.
-        let begins_as_ours = host.match_indices('.').any(|(at, _)| hosts.opens(&host[..at]));
+        let begins_as_ours = host.match_indices('.').any(|(at, _)| hosts.intercepts(&host[..at]));
         if begins_as_ours { refused("that only looks like a host of Vercel's") } else { Ok(Way::Blind) }
     }
 

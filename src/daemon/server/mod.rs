@@ -50,12 +50,12 @@ use tracing::{debug, warn};
 
 use crate::credential::refresh::RefreshHandle;
 use crate::daemon::status::{Status, page};
-use crate::events::{Event, Refusal};
 use crate::instance::key::{NONCE_HEADER, PROOF_HEADER};
 use crate::proxy::Proxy;
 use crate::proxy::body;
-use crate::proxy::error::{Code, RequestError, excerpt};
-use crate::proxy::guard::{self, Admitted, Entrance, Policy};
+use crate::proxy::error::{Code, RequestError};
+use crate::proxy::guard::{self, ListenerKind, Policy};
+use crate::proxy::outcome::Outcome;
 use crate::proxy::relay;
 use crate::proxy::reply::{self, Reply};
 
@@ -179,19 +179,19 @@ impl Server {
                 self.converse(stream, place, Lines::Few, |request| self.answer(request, caller)).await;
             }
             Identified::Unix(stream) => {
-                let caller = Caller { entrance: Entrance::UnixSocket, peer: Peer::NotAsked, place };
+                let caller = Caller { entrance: ListenerKind::UnixSocket, peer: Peer::NotAsked, place };
                 self.converse(stream, place, Lines::Few, |request| self.answer(request, caller)).await;
             }
         }
     }
 
     /// By which address a connection came in and whose it is; `None` if it may not come by that address, or has gone.
-    fn let_in_tcp(&self, stream: &TcpStream, from: SocketAddr) -> Option<(Entrance, Peer)> {
+    fn let_in_tcp(&self, stream: &TcpStream, from: SocketAddr) -> Option<(ListenerKind, Peer)> {
         let local = stream.local_addr().ok()?;
         let is_loopback = |address: SocketAddr| address.ip().to_canonical().is_loopback();
         if !is_loopback(local) {
             // Only a listener that was asked for accepts there. The key tells who may ask, not the kernel.
-            return Some((Entrance::Network(local.port()), Peer::NotAsked));
+            return Some((ListenerKind::Network(local.port()), Peer::NotAsked));
         }
         if !is_loopback(from) {
             debug!("closed a connection from {from}, which is not this machine");
@@ -202,7 +202,7 @@ impl Server {
         if peer == Peer::Unknown {
             self.proxy.stats.unknown_peers.count();
         }
-        Some((Entrance::Loopback(local.port()), peer))
+        Some((ListenerKind::Loopback(local.port()), peer))
     }
 
     /// Answers a connection's requests, one after another, until it ends. A head has as many lines at most.
@@ -265,7 +265,7 @@ impl Server {
     pub async fn answer_alone(&self, request: Request<Incoming>, port: u16) -> Option<Reply> {
         let open = self.connections.open().await?;
         open.serve_here().await;
-        let caller = Caller { entrance: Entrance::Loopback(port), peer: Peer::NotAsked, place: &open.place };
+        let caller = Caller { entrance: ListenerKind::Loopback(port), peer: Peer::NotAsked, place: &open.place };
         open.place.begin_request();
         Some(self.answer(request, caller).await)
     }
@@ -278,7 +278,7 @@ impl Server {
                 let outcome = self.route(&head, body, &admitted, caller).await;
                 (admitted, outcome)
             }
-            Err(refusal) => (Admitted::default(), Err(refusal)),
+            Err(refusal) => (guard::Accepted::default(), Err(refusal)),
         };
         let mut reply = self.reply(outcome, &head);
         if let Some(origin) = admitted.origin {
@@ -289,7 +289,7 @@ impl Server {
     }
 
     /// Whether this caller may ask with this head at all.
-    fn admit(&self, head: &Parts, caller: Caller<'_>) -> Result<Admitted, RequestError> {
+    fn admit(&self, head: &Parts, caller: Caller<'_>) -> Result<guard::Accepted, RequestError> {
         check_peer(caller.peer)?;
         // What is passed on has no limits of ours.
         if !head.uri.path().starts_with(RELAY) {
@@ -301,7 +301,7 @@ impl Server {
     }
 
     /// Says once that an app's own credentials go nowhere.
-    fn notice_credentials(&self, admitted: &Admitted) {
+    fn notice_credentials(&self, admitted: &guard::Accepted) {
         if admitted.has_credentials && !self.said_credentials_dropped.swap(true, Ordering::Relaxed) {
             warn!("an app sends credentials of its own: they are dropped, the sidecar's are used instead");
         }
@@ -323,46 +323,21 @@ impl Server {
         reply
     }
 
-    /// The reply for an error of our own, counted, logged and told.
+    /// The reply for an error of the sidecar's own, which is counted, logged and published.
     pub fn refuse(&self, error: &RequestError, head: Option<&Parts>) -> Reply {
-        self.proxy.stats.refused.count();
-        if self.refusals.show_next() {
-            let shown = |of: fn(&Parts) -> &str| head.map(|head| excerpt(of(head).as_bytes()));
-            let (method, path) = (shown(|head| head.method.as_str()), shown(|head| head.uri.path()));
-            warn!(
-                code = error.code.as_str(),
-                status = error.status.as_u16(),
-                method,
-                path,
-                hint = &*error.remedy.hint,
-                command = error.remedy.command.as_deref(),
-                "{}",
-                error.line()
-            );
-            if !error.is_told {
-                self.proxy.events.tell(Event::Refusal(Refusal {
-                    at: self.proxy.clock.now(),
-                    method,
-                    path,
-                    status: error.status.as_u16(),
-                    code: error.code.as_str(),
-                    message: error.message.clone(),
-                    remedy: (*error.remedy).clone(),
-                }));
-            }
-        }
+        self.proxy.report(&Outcome::Refused { error, head, is_logged: self.refusals.show_next() });
         match head {
             // Who reads it is a person, and not a program.
             Some(head) if error.code == Code::HeadTooLarge && guard::is_browser_window(&head.headers) => {
-                reply::error_in_words(error)
+                reply::error_as_text(error)
             }
             _ => reply::error(error),
         }
     }
 
     /// The answer to the caller's nonce, if it sends one (docs/security.md S5).
-    fn proof(&self, head: &Parts, entrance: Entrance) -> Option<HeaderValue> {
-        let (Entrance::Loopback(port), Some(key)) = (entrance, &self.policy.key) else { return None };
+    fn proof(&self, head: &Parts, entrance: ListenerKind) -> Option<HeaderValue> {
+        let (ListenerKind::Loopback(port), Some(key)) = (entrance, &self.policy.key) else { return None };
         let nonce = head.headers.get(NONCE_HEADER)?.as_bytes();
         let is_fit = NONCE_BYTES.contains(&nonce.len());
         is_fit.then(|| key.proof(port, nonce))?.try_into().ok()
@@ -372,7 +347,7 @@ impl Server {
         &self,
         head: &Parts,
         body: Incoming,
-        admitted: &Admitted,
+        admitted: &guard::Accepted,
         caller: Caller<'_>,
     ) -> Result<Reply, RequestError> {
         if self.connections.is_overloaded_by(caller.place) && !guard::is_health(head.uri.path()) {
@@ -419,16 +394,16 @@ impl Server {
                 }
                 event_stream::reply(&self.status.events, of, places, caller.place.relay())
             }
-            guard::OURS => {
+            guard::SIDECAR_PREFIX => {
                 read_only(head)?;
                 Ok(page::reply())
             }
-            _ if guard::is_led_to_the_page(head) => {
+            _ if guard::is_page_redirect(head) => {
                 no_query(head)?;
                 Ok(page::elsewhere())
             }
-            path if guard::NEAR_THE_PAGE.contains(&path) => {
-                let message = format!("Nothing is answered here. The status page is at {}.", guard::OURS);
+            path if guard::PAGE_REDIRECTS.contains(&path) => {
+                let message = format!("Nothing is answered here. The status page is at {}.", guard::SIDECAR_PREFIX);
                 Err(RequestError::new(Code::RouteNotFound, message).hint("connect-sidecar status --open"))
             }
             // Boxed: it is rare, and every request would carry the room for it.
@@ -461,7 +436,7 @@ impl Server {
                 no_query(head)?;
                 body::check_content_type(head, &body)?;
                 let body = body::read(body).await?;
-                let given = runs::begin(&body, &self.proxy, &self.interception, self.policy.key_of_runs()).await?;
+                let given = runs::begin(&body, &self.proxy, &self.interception, self.policy.required_run_key()).await?;
                 Ok(reply::own(StatusCode::OK, JSON, given))
             }
             // The proxy's 404 is that of any unknown path.
@@ -481,7 +456,7 @@ impl Server {
             return Err(RequestError::new(Code::RouteNotFound, message));
         }
         let mut reply = self.proxy.relay(host, target, head, body, place.relay()).await?;
-        reply::make_safe(reply.headers_mut());
+        reply::add_security_headers(reply.headers_mut());
         Ok(reply)
     }
 }
@@ -499,7 +474,7 @@ enum Lines {
 
 /// A connection, and who has come by it.
 enum Identified {
-    Tcp(TcpStream, Entrance, Peer),
+    Tcp(TcpStream, ListenerKind, Peer),
     Unix(UnixStream),
 }
 
@@ -507,7 +482,7 @@ enum Identified {
 #[derive(Clone, Copy)]
 struct Caller<'a> {
     /// The way that it came in.
-    entrance: Entrance,
+    entrance: ListenerKind,
     peer: Peer,
     place: &'a Arc<Place>,
 }
