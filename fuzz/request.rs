@@ -90,7 +90,8 @@ fn check_reply(head: &Parts, reply: &response::Parts, body: &[u8]) {
     for name in ["cache-control", "content-security-policy", "x-content-type-options", "x-frame-options"] {
         assert!(reply.headers.contains_key(name), "{name} is missing: {reply:?}");
     }
-    let is_forbidden = |name: &str| matches!(name, "server" | "set-cookie" | "vary") || name.starts_with("access-control-");
+    let is_forbidden =
+        |name: &str| matches!(name, "server" | "set-cookie" | "vary") || name.starts_with("access-control-");
     assert!(!reply.headers.keys().any(|name| is_forbidden(name.as_str())), "{reply:?}");
 
     let path = head.uri.path();

@@ -1,4 +1,4 @@
-//! 6.2: no web page, and nothing that another proxy or tunnel passes on.
+//! Groups O and C: web pages and forwarded requests are refused.
 
 use crate::clients::{Client, curl};
 use crate::support::SLACK;

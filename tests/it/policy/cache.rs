@@ -1,4 +1,4 @@
-//! 6.6: one request upstream for any number of equal ones, and never the wrong answer.
+//! Group K: one upstream request for any number of equal ones, and never a wrong answer.
 
 use std::collections::BTreeSet;
 
@@ -34,7 +34,7 @@ async fn tK02_keys_on_connector_body_and_subject() {
     s.pass(s.ask(r#"{"subject":{"type":"user","id":"ada"},"scopes":["read"]}"#)).await;
     s.pass(s.ask(r#"{"subject":{"type":"user","id":"ada"},"scopes":["*"]}"#)).await;
     s.pass(s.ask(&user("bob"))).await;
-    // One spelled otherwise is the same.
+    // An equivalent body has the same key.
     let spelled = s.ask(r#" { "subject" : { "id" : "ad\u0061" , "type" : "user" } } "#).send().await;
     assert!(spelled.cache_status().contains("; hit"), "{}", spelled.cache_status());
 }

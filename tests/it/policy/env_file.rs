@@ -1,4 +1,4 @@
-//! 6.7: however `.env.local` is written, and whatever else may be there.
+//! Group E: all forms of `.env.local`, and other files in its place.
 
 use std::fs::{self, File, Permissions};
 use std::io::Write;
@@ -13,8 +13,8 @@ use crate::support::{env_file, fingerprint, write_private};
 
 use super::contract::{Sidecar, Start, at_a_rate_of, fresh_jwt, jwt, ms, seconds, start, stated, within};
 
-/// Asks 20 times a second while the file is changed: all are answered, each with the token before or the fresh one,
-/// and 2 s after the end of the change with the fresh one.
+/// Sends 20 requests a second while the file is changed: all are answered, with the old token or the fresh one, and 2 s
+/// after the change with the fresh one.
 async fn rotates(change: impl AsyncFnOnce(&Path, &str)) {
     let s = start().await;
     let fresh = fresh_jwt();
@@ -36,7 +36,7 @@ async fn rotates(change: impl AsyncFnOnce(&Path, &str)) {
     assert!(after < seconds(2), "after {after:?}");
 }
 
-/// With this content the file holds no token, and nothing is sent.
+/// Asserts that nothing is sent with this content of the file.
 async fn refuses(content: &str) {
     let s = Start::new().await.env_file(content).serve().await;
     refused(&s).await;
@@ -51,11 +51,11 @@ fn assign(token: &str) -> String {
     format!("VERCEL_OIDC_TOKEN=\"{token}\"\n")
 }
 
-/// What is at the file's place is not read, costs nothing and stops nothing else.
+/// Asserts that the sidecar reports this code for whatever `put` creates instead of the file, and keeps running.
 async fn survives(code: &str, put: impl FnOnce(&Path)) {
-    let to_be = Start::new().await.without_env_file();
-    put(&to_be.project.join(".env.local"));
-    let s = to_be.serve().await;
+    let prepared = Start::new().await.without_env_file();
+    put(&prepared.project.join(".env.local"));
+    let s = prepared.serve().await;
     s.deny(s.req(), 503, code).await;
     let before = cpu_time(s.pid());
     stated(seconds(5)).await;
@@ -145,10 +145,10 @@ async fn tE07_accepts_an_editors_way_of_saving() {
 
 #[tokio::test]
 async fn tE08_ignores_malformed_other_lines() {
-    let to_be = Start::new().await;
+    let prepared = Start::new().await;
     let lines = b"this is bad\nA=it's\nB=\"open\nC=C:\\Users\nD=\xe9\nMY-KEY=1\n";
-    let content = [&lines[..], assign(&to_be.j0).as_bytes(), b"E='\n"].concat();
-    let s = to_be.env_file(content).serve().await;
+    let content = [&lines[..], assign(&prepared.j0).as_bytes(), b"E='\n"].concat();
+    let s = prepared.env_file(content).serve().await;
     s.pass(s.req()).await;
 }
 
@@ -164,11 +164,11 @@ async fn tE10_uses_the_last_of_two_assignments_with_one_warning() {
 
 #[tokio::test]
 async fn tE11_expands_nothing() {
-    // It would be a good token.
+    // It would be a valid token.
     let secret = fresh_jwt();
     for value in ["$SECRET", "\"${SECRET}\"", "$(echo $SECRET)", "`echo $SECRET`"] {
-        let to_be = Start::new().await.env_file(format!("VERCEL_OIDC_TOKEN={value}\n"));
-        let s = to_be.env("SECRET", &secret).serve().await;
+        let prepared = Start::new().await.env_file(format!("VERCEL_OIDC_TOKEN={value}\n"));
+        let s = prepared.env("SECRET", &secret).serve().await;
         refused(&s).await;
         s.leaks_nothing(&[&secret]).await;
     }
@@ -230,10 +230,10 @@ pub async fn tE18_survives_any_other_kind_of_file() {
 #[tokio::test]
 #[cfg_attr(not(target_os = "linux"), ignore = "looks at the process through /proc")]
 async fn tE19_does_not_read_a_huge_file() {
-    let to_be = Start::new().await;
-    let file = File::create(to_be.project.join(".env.local")).expect("a file");
+    let prepared = Start::new().await;
+    let file = File::create(prepared.project.join(".env.local")).expect("a file");
     file.set_len(64 << 20).expect("grown");
-    let s = to_be.serve().await;
+    let s = prepared.serve().await;
     s.deny(s.req(), 503, "oidc_token_invalid").await;
     assert!(proc_status(s.pid(), "VmRSS") < 64 * 1024);
 }
@@ -263,13 +263,13 @@ async fn tE21_warns_of_a_readable_file_and_refuses_a_writable_one() {
 #[tokio::test]
 #[cfg_attr(not(target_os = "linux"), ignore = "looks at the process through /proc")]
 async fn tE23_polls_without_file_system_events() {
-    // In a namespace of its own a user may be left without inotify instances, and nobody else is.
+    // A namespace of its own can be limited to no inotify instances without affecting other processes.
     let own_namespace = ["--user", "--map-root-user"];
     let may = Command::new("unshare").args(own_namespace).arg("true").output().await;
     if may.is_ok_and(|output| output.status.success()) {
         let no_inotify = "echo 0 > /proc/sys/user/max_inotify_instances && exec \"$0\" \"$@\"";
         let args = [&own_namespace[..], &["sh", "-c", no_inotify]].concat();
-        let mut s = Start::new().await.by_way_of("unshare", &args).serve().await;
+        let mut s = Start::new().await.through("unshare", &args).serve().await;
         s.pass(s.req()).await;
         for _ in 0..2 {
             let fresh = fresh_jwt();
@@ -284,10 +284,10 @@ async fn tE23_polls_without_file_system_events() {
 
 #[tokio::test]
 async fn tE25_reports_utf_16() {
-    let to_be = Start::new().await;
-    let text = assign(&to_be.j0);
+    let prepared = Start::new().await;
+    let text = assign(&prepared.j0);
     let wide: Vec<u8> = std::iter::once(0xFEFF).chain(text.encode_utf16()).flat_map(u16::to_le_bytes).collect();
-    let s = to_be.env_file(wide).serve().await;
+    let s = prepared.env_file(wide).serve().await;
     let reply = s.deny(s.req(), 503, "oidc_token_invalid").await;
     assert!(reply.text().contains("UTF-16"), "{}", reply.text());
     s.healthy().await;

@@ -1,4 +1,4 @@
-//! 6.4: heads and bodies with one reading, in bounded time and size.
+//! Group R: unambiguous heads and bodies, within limits of time and size.
 
 use std::time::Instant;
 
@@ -11,14 +11,14 @@ use crate::support::soon;
 
 use super::contract::{Sidecar, Start, json_answer, ms, seconds, start, stated, within};
 
-/// A request that could be hidden in the body of another.
+/// A request that could be smuggled in the body of another.
 const SMUGGLED: &str = "GET /smug HTTP/1.1\r\nHost: 127.0.0.1:{P}\r\nConnection: close\r\n\r\n";
 
 fn nested(depth: usize) -> String {
     format!("{}{}", r#"{"a":"#.repeat(depth - 1) + "{}", "}".repeat(depth - 1))
 }
 
-/// A request that waits to be told to go on, without its body.
+/// A request with `Expect: 100-continue`, without its body.
 fn waiting(s: &Sidecar, lines: &str) -> String {
     let request = token_request("1.1", &format!("Expect: 100-continue\r\nConnection: close\r\n{lines}"));
     s.fill(&request).replace(APP, "")
@@ -143,7 +143,7 @@ async fn tR11_refuses_a_body_announced_as_too_large() {
     replies[0].assert_refused(413, "body_too_large", "announced");
     let body = |size: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(size - 8));
     s.pass(s.ask(&body(65_536))).await;
-    // However much is on its way: the caller gets to read why.
+    // The client can read the refusal even if it is still sending.
     for size in [65_537, 250_000] {
         s.deny(s.ask(&body(size)), 413, "body_too_large").await;
     }
@@ -230,7 +230,7 @@ async fn tR18_answers_pipelined_requests_in_order() {
     assert_eq!(statuses(&replies), [200, 200, 200]);
     let of: Vec<_> = replies.iter().map(|reply| reply.json()["of"].clone()).collect();
     assert_eq!((of, s.m.count()), (vec!["one".into(), "two".into(), "three".into()], 3));
-    // A refusal leaves the connection to the next request.
+    // The connection can be used after a refusal.
     let refused = token_request("1.1", "Origin: null\r\n");
     let mended = token_request("1.1", "Connection: close\r\n");
     assert_eq!(statuses(&exchange(s.addr, &[refused, mended].concat()).await), [403, 200]);

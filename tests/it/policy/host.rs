@@ -1,4 +1,4 @@
-//! 6.1: which `Host` is ours.
+//! Group H: which `Host` is accepted.
 
 use tokio::process::Command;
 
@@ -90,7 +90,7 @@ async fn tH09_refuses_names_that_only_resolve_to_this_machine() {
         ("127.0.0.1.nip.io:{P}", 403, "host_not_allowed"),
         ("localhost.evil.com:{P}", 403, "host_not_allowed"),
     ] {
-        // Where the machine itself is called localhost, it is ours.
+        // If the machine is called localhost, its name is accepted.
         if s.fill(host) != s.fill("localhost:{P}") {
             s.deny(s.req().header("host", &s.fill(host)), status, code).await;
         }

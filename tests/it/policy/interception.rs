@@ -1,4 +1,4 @@
-//! 6.13: interception. What needs a clock or names of its own is in `intercept` and `runs`.
+//! Group I: interception. Cases that need a clock or a resolver are in `intercept` and `runs`.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use crate::support::tunnel::{Run, ask};
 
 use super::contract::{Sidecar, start};
 
-/// The one file in it.
+/// The only file in the directory.
 const KEY: &str = "key-and-certificate.pem";
 
 async fn begin(s: &Sidecar) -> Run {
@@ -68,7 +68,7 @@ async fn tI04_refuses_a_ca_that_others_can_read() {
     let dir = ca_dir(&s);
     let key = dir.join(KEY);
     assert_eq!((mode(&dir), mode(&key)), (0o700, 0o600));
-    // Each tried by another start: what one has in memory it goes on using.
+    // A new start for each, because a running sidecar keeps its CA in memory.
     for what in ["an open key", "an open directory", "a link"] {
         let other = start().await;
         let dir = ca_dir(&other);

@@ -1,4 +1,4 @@
-//! 6.9: no secret leaves the process but to upstream and to the app that asked.
+//! Group L: secrets leave the process only towards upstream and the app that requested them.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -15,11 +15,11 @@ use super::token_life::UNAUTHORIZED;
 
 const THEIRS: &str = "CANARYBODY-of-a-third-party-0123456789";
 
-/// A shell that lets what it runs dump core, if that can be had.
+/// A shell command that enables core dumps, if possible.
 const WITH_CORES: [&str; 2] = ["-c", "ulimit -c unlimited 2>&-; exec \"$0\" \"$@\""];
 
-/// What goes wrong in other rows, in one process: broken lines, bad tokens, upstream's pages, cut answers, a rejected
-/// token, a miss and a hit.
+/// Causes the failures of other tests in one process: malformed lines, invalid tokens, upstream's pages, truncated answers,
+/// a rejected token, a miss and a hit.
 async fn troubles(mut s: Sidecar) -> String {
     let request = s.req();
     s.pass(request.clone()).await;
@@ -63,8 +63,8 @@ async fn tL01_leaks_no_secret_at_the_default_log_level() {
 
 #[tokio::test]
 async fn tL02_leaks_no_secret_at_any_log_level() {
-    let to_be = Start::new().await.args(&["-vv", "--log-level", "trace"]);
-    let shown = troubles(to_be.env("RUST_LOG", "trace").env("RUST_BACKTRACE", "full").serve().await).await;
+    let prepared = Start::new().await.args(&["-vv", "--log-level", "trace"]);
+    let shown = troubles(prepared.env("RUST_LOG", "trace").env("RUST_BACKTRACE", "full").serve().await).await;
     assert!(shown.contains("upstream_invalid_response"), "there was much to see");
 }
 
@@ -112,13 +112,13 @@ async fn tL05_writes_no_control_characters_and_one_line_for_a_refusal() {
 #[tokio::test]
 #[cfg_attr(not(target_os = "linux"), ignore = "looks at the process through /proc")]
 async fn tL06_has_no_token_in_arguments_or_environment_and_no_core_dumps() {
-    let s = Start::new().await.by_way_of("sh", &WITH_CORES).serve().await;
+    let s = Start::new().await.through("sh", &WITH_CORES).serve().await;
     let proc = |file: &str| fs::read(format!("/proc/{}/{file}", s.pid()));
     let limits = String::from_utf8(proc("limits").expect("limits")).expect("text");
     let line = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
     assert_eq!(line.split_whitespace().nth(4), Some("0"), "{line}");
     let mut shown = proc("cmdline").expect("arguments");
-    // Only the system's administrator may look there.
+    // Only root may read it.
     shown.extend(proc("environ").unwrap_or_default());
     let status = fs::metadata(format!("/proc/{}/environ", s.pid())).expect("it runs");
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&status), 0, "closed to other processes of the user");
@@ -127,7 +127,7 @@ async fn tL06_has_no_token_in_arguments_or_environment_and_no_core_dumps() {
 
 #[tokio::test]
 async fn tL08_dumps_no_core_however_it_dies() {
-    let mut s = Start::new().await.by_way_of("sh", &WITH_CORES).serve().await;
+    let mut s = Start::new().await.through("sh", &WITH_CORES).serve().await;
     s.pass(s.req()).await;
     s.serving.signal(Signal::SIGABRT);
     let status = soon("its end", s.serving.child.wait()).await.expect("a status");

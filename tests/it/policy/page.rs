@@ -1,4 +1,4 @@
-//! 6.12: the status page. What a real browser makes of it is in `page`.
+//! Group W: the status page. Tests with a real browser are in `page`.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
@@ -8,10 +8,10 @@ use crate::support::http::{APP, Reply};
 
 use super::contract::start;
 
-/// The whole page, in bytes.
+/// Maximum size of the page, in bytes.
 const MAX_PAGE: usize = 40_000;
 
-/// What stands between two marks, which are there once.
+/// The text between two marks, each of which occurs once.
 fn between<'a>(text: &'a str, begin: &str, end: &str) -> &'a str {
     assert_eq!(text.matches(begin).count(), 1, "{begin}");
     let inner = text.split_once(begin).expect(begin).1;

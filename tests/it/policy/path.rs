@@ -1,4 +1,4 @@
-//! 6.3: which methods, targets and connectors.
+//! Group P: methods, targets and connectors.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -9,7 +9,7 @@ use super::contract::{Sidecar, Start, seconds, start, within};
 
 const TOKEN: &str = "/v1/connect/token/";
 
-/// Each of these connectors, as segments, is refused.
+/// Asserts that each of these connector segments is refused.
 async fn refuses_connectors(segments: &[&str]) {
     let s = start().await;
     for segment in segments {
@@ -17,7 +17,7 @@ async fn refuses_connectors(segments: &[&str]) {
     }
 }
 
-/// Each of these requests, followed by another one that a tunnel would carry, is refused and ends its connection.
+/// Asserts that each of these requests, followed by one inside the tunnel, is refused and closes the connection.
 async fn refuses_targets(s: &Sidecar, lines: &[&str], status: u16, code: &str) {
     for line in lines {
         let bytes = format!(
@@ -165,7 +165,7 @@ async fn tP15_refuses_connect() {
         let _ = within(seconds(1), "the connection's end", stream.read_to_end(&mut rest)).await;
         assert_eq!(rest, b"", "{target}");
     }
-    // One is opened ahead of the first request.
+    // One connection is opened in advance.
     assert!(s.m.connections() <= 1 && s.m.count() == 0);
 }
 

@@ -1,4 +1,4 @@
-//! 6.10: where it listens, and who gets in.
+//! Group F: where the sidecar listens, and who may connect.
 
 use std::fs::{self, Permissions};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -17,7 +17,7 @@ use crate::support::process::sockets_of;
 
 use super::contract::{Start, seconds, start, within};
 
-/// An address of this machine that is not loopback, if it has one. Nothing is sent.
+/// A non-loopback address of this machine, if it has one. Nothing is sent.
 fn other_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("192.0.2.1:9").ok()?;
@@ -53,7 +53,7 @@ async fn tF04_listens_on_loopback_only() {
         let loopback = ["0100007F", "00000000000000000000000001000000"].map(|ip| format!("{ip}:{port:04X}"));
         assert!(loopback.contains(&socket.address), "{socket:?}");
     }
-    // Seen by the system's administrator only.
+    // Only root can see the process.
     let all = listeners::get_all().expect("sockets").into_iter();
     let own = all.filter(|l| l.process.pid == s.pid() && l.state == listeners::SocketState::Listen);
     for listener in own {
@@ -101,14 +101,14 @@ async fn tF07_nobody_can_share_its_port() {
 
 #[tokio::test]
 async fn tF08_the_unix_socket_is_private_to_its_user() {
-    let to_be = Start::new().await;
-    // The way there is open to all: it is the socket's own directory that is not.
-    for dir in [to_be.home.path(), &to_be.project] {
+    let prepared = Start::new().await;
+    // The parent directories are open to all; only the socket's own directory is not.
+    for dir in [prepared.home.path(), &prepared.project] {
         fs::set_permissions(dir, Permissions::from_mode(0o755)).expect("a mode");
     }
-    let (dir, path) = (to_be.home.path().join("run"), to_be.home.path().join("run/x.sock"));
+    let (dir, path) = (prepared.home.path().join("run"), prepared.home.path().join("run/x.sock"));
     let socket = path.to_str().expect("a path").to_owned();
-    let s = to_be.args(&["--unix-socket", &socket]).serve().await;
+    let s = prepared.args(&["--unix-socket", &socket]).serve().await;
     let mode = |path: &Path| fs::symlink_metadata(path).expect("it is there").mode() & 0o777;
     assert_eq!((mode(&dir), mode(&path)), (0o700, 0o600));
     let url = format!("http://localhost{SLACK}");

@@ -1,4 +1,4 @@
-//! 6.13, the refreshing of the token by the Vercel CLI.
+//! Group A: refreshing the token with the Vercel CLI.
 
 use std::fs;
 
@@ -8,18 +8,18 @@ use crate::support::http::Request;
 use super::contract::fresh_jwt;
 use super::token_life::with_life;
 
-/// Expired for this long, in seconds.
+/// The remaining lifetime of an expired token, in seconds.
 const EXPIRED: i64 = -300;
 
 #[tokio::test]
 async fn tA01_does_not_run_a_cli_from_the_project() {
-    let to_be = with_life(EXPIRED).await.accepted();
-    let bin = to_be.project.join("node_modules/.bin");
+    let prepared = with_life(EXPIRED).await.accepted();
+    let bin = prepared.project.join("node_modules/.bin");
     fs::create_dir_all(&bin).expect("a directory");
-    let ran = to_be.project.join("ran");
+    let ran = prepared.project.join("ran");
     plant(&bin.join("vercel"), &format!("touch {}", ran.display()));
     let path = format!("{}:node_modules/.bin:.:/usr/bin:/bin", bin.display());
-    let mut s = to_be.env("PATH", &path).args(&["--refresh", "cli"]).serve().await;
+    let mut s = prepared.env("PATH", &path).args(&["--refresh", "cli"]).serve().await;
     s.serving.wait_for_log("is not run: it is in node_modules/.bin").await;
     s.serving.wait_for_log("could not refresh the OIDC token").await;
     let asked = Request::new(s.addr, "POST", "/_sidecar/v1/refresh").header("sidecar-key", &s.key());
@@ -35,12 +35,12 @@ async fn tA03_runs_the_cli_with_fixed_arguments_and_few_variables() {
     let cli = FakeCli::new(&[&proc("cmdline"), &proc("environ"), "pwd >DIR/cwd; cat DIR/answer"].join("\n"));
     let (fresh, secret) = (fresh_jwt(), fresh_jwt());
     cli.prints_token(&fresh);
-    let mut to_be = with_life(EXPIRED).await.accepted().env("PATH", &format!("relative:{}", cli.path()));
+    let mut prepared = with_life(EXPIRED).await.accepted().env("PATH", &format!("relative:{}", cli.path()));
     for name in ["VERCEL_TOKEN", "VERCEL_OIDC_TOKEN", "NODE_OPTIONS", "HTTPS_PROXY", "SOME_SECRET"] {
-        to_be = to_be.env(name, &secret);
+        prepared = prepared.env(name, &secret);
     }
-    let home = to_be.home.path().canonicalize().expect("a home");
-    let mut s = to_be.env("LANG", "C.UTF-8").args(&["--refresh", "cli"]).serve().await;
+    let home = prepared.home.path().canonicalize().expect("a home");
+    let mut s = prepared.env("LANG", "C.UTF-8").args(&["--refresh", "cli"]).serve().await;
     s.serving.wait_for_log("token refreshed").await;
     s.assert_uses(&fresh).await;
     let left = |name: &str| fs::read_to_string(cli.dir().join(name)).expect("written");
@@ -67,8 +67,8 @@ async fn tA03_runs_the_cli_with_fixed_arguments_and_few_variables() {
 #[tokio::test]
 async fn tA05_requests_do_not_trigger_the_cli() {
     let cli = FakeCli::new("exit 1");
-    let to_be = with_life(EXPIRED).await.accepted().env("PATH", &cli.path()).args(&["--refresh", "cli"]);
-    let mut s = to_be.serve().await;
+    let prepared = with_life(EXPIRED).await.accepted().env("PATH", &cli.path()).args(&["--refresh", "cli"]);
+    let mut s = prepared.serve().await;
     s.serving.wait_for_log("could not refresh the OIDC token").await;
     for _ in 0..1000 {
         s.req().send().await.assert_refused(503, "oidc_token_expired", "an expired token");

@@ -1,4 +1,4 @@
-//! 6.12: how it ends, and what it needs.
+//! Group S: shutdown, limits and resources.
 
 use std::fs;
 use std::time::Instant;
@@ -16,14 +16,14 @@ use super::contract::{
     Sidecar, Start, at_a_rate_of, fresh_jwt, ms, reserve_port, seconds, start, stated, token_answer, until, within,
 };
 
-/// The sockets that it listens at.
+/// The inodes of the listening sockets.
 fn listening(s: &Sidecar) -> Vec<String> {
     let listening = sockets_of(s.addr.port()).into_iter().filter(|socket| socket.is_listening);
     listening.map(|socket| socket.inode).collect()
 }
 
-/// Sends this many different requests at once. Each is granted, or refused with one of these and told when to come
-/// again; how many were granted.
+/// Sends this many different requests at once. Each gets a token, or one of these refusals with a `Retry-After`. Returns
+/// the number of tokens.
 async fn all_at_once(s: &Sidecar, count: usize, refusals: &[(u16, &str)]) -> usize {
     let asking: Vec<_> = (0..count).map(|_| tokio::spawn(s.req().send())).collect();
     let mut granted = 0;
@@ -109,7 +109,7 @@ pub async fn tS08_drops_clients_that_vanish() {
         client.write_all(&half.as_bytes()[..half.len() / 2]).await.expect("written");
         clients.push(client);
     }
-    // By then all are accepted.
+    // By now all connections are accepted.
     s.healthy().await;
     assert!(sockets_of(port).len() >= 500 + before);
     let begun = Instant::now();
@@ -123,10 +123,10 @@ pub async fn tS08_drops_clients_that_vanish() {
 async fn tS09_works_without_a_reader_of_its_output() {
     let (reserved, port) = reserve_port();
     let silent = ["-c", "exec \"$0\" \"$@\" 2>&-"];
-    let mut to_be = Start::new().await.args(&[&format!("--port={port}")]).by_way_of("sh", &silent);
+    let mut prepared = Start::new().await.args(&[&format!("--port={port}")]).through("sh", &silent);
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
-    let mut child = to_be.command.stdout(writer).spawn().expect("a process");
+    let mut child = prepared.command.stdout(writer).spawn().expect("a process");
     let addr = ([127, 0, 0, 1], port).into();
     within(seconds(3), "it to listen", until(async || TcpStream::connect(addr).await.is_ok())).await;
     drop(reserved);
@@ -134,7 +134,7 @@ async fn tS09_works_without_a_reader_of_its_output() {
         let request = Request::new(addr, "POST", SLACK).json(&format!("{{\"scopes\":[\"{}\"]}}", n % 10));
         assert_eq!(request.send().await.status, 200);
     }
-    assert_eq!(to_be.m.count(), 10);
+    assert_eq!(prepared.m.count(), 10);
     child.start_kill().expect("a signal");
 }
 
@@ -186,7 +186,7 @@ pub async fn tS13_a_minute_of_load_and_rotations_leaks_nothing() {
     };
     tokio::join!(asking, rotating);
     assert!(proc_status(s.pid(), "VmRSS") < 64 * 1024);
-    // Reading a file borrows a thread for a while.
+    // Reading a file uses a blocking thread for some time.
     let (first, most) = (threads[0], threads.iter().max().expect("some"));
     assert!(*most <= first + 1, "{threads:?}");
     let rotations = s.get("/metrics").send().await.text();
@@ -214,10 +214,10 @@ async fn tS14_restarts_after_a_kill_on_the_same_port() {
 
 #[tokio::test]
 async fn tS14_replaces_the_stale_unix_socket_after_a_kill() {
-    let to_be = Start::new().await;
-    let path = to_be.home.path().join("run/x.sock");
+    let prepared = Start::new().await;
+    let path = prepared.home.path().join("run/x.sock");
     let flag = format!("--unix-socket={}", path.display());
-    let mut s = to_be.args(&[&flag]).serve().await;
+    let mut s = prepared.args(&[&flag]).serve().await;
     let second = Start::new().await.args(&[&flag]).end().await;
     assert_eq!(second.code, Some(3), "while it runs it keeps it: {}", second.stderr);
     s.serving.child.start_kill().expect("a signal");

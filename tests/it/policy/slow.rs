@@ -7,15 +7,15 @@ use std::sync::{LazyLock, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// No test takes longer.
+/// Timeout of a test.
 const TIMEOUT: Duration = Duration::from_secs(150);
 
 type Running = HashMap<&'static str, JoinHandle<()>>;
 
-/// All of them, each in a thread of its own.
+/// All of them, each in its own thread.
 static RUNNING: LazyLock<Mutex<Running>> = LazyLock::new(|| Mutex::new(start_all()));
 
-/// Declares tests by the functions that hold them. One that is behind `linux` looks at the process through `/proc`.
+/// Declares tests for these functions. Those for Linux look at the process through `/proc`.
 macro_rules! slow_tests {
     ($($(#[cfg($cfg:meta)])? $group:ident::$name:ident,)+) => {
         $(
@@ -64,7 +64,7 @@ fn run(test: impl Future<Output = ()>) {
 
 /// Waits for a test that was started with the others, or runs it alone if tests are filtered.
 fn finish(name: &'static str, run_alone: impl FnOnce()) {
-    // The value of an option counts as a filter, too; that only makes the tests run one after another.
+    // The value of an option counts as a filter, too. The tests then run one after another, which is only slower.
     let is_filtered = std::env::args().skip(1).any(|arg| !arg.starts_with('-'));
     if is_filtered {
         return run_alone();

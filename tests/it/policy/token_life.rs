@@ -1,4 +1,4 @@
-//! 6.8: warnings in time, and what becomes of requests when the token ends.
+//! Group T: warnings before the OIDC token expires, and requests afterwards.
 
 use crate::support::scripted::Says;
 
@@ -6,15 +6,15 @@ use super::contract::{
     Start, at_a_rate_of, fresh_jwt, json_answer, jwt, ms, now_ms, seconds, start, stated, token_answer,
 };
 
-/// M says that this token is none.
+/// M's response to a rejected token.
 pub const UNAUTHORIZED: &str = r#"{"error":{"code":"unauthorized","message":"m"}}"#;
 
-/// A START whose token lives this many seconds from now.
+/// A sidecar whose token expires in this many seconds.
 pub async fn with_life(seconds: i64) -> Start {
     let token = jwt(|claims| claims["exp"] = (now_ms() / 1000).saturating_add_signed(seconds).into());
-    let mut to_be = Start::new().await.env_file(format!("VERCEL_OIDC_TOKEN=\"{token}\"\n"));
-    to_be.j0 = token;
-    to_be
+    let mut prepared = Start::new().await.env_file(format!("VERCEL_OIDC_TOKEN=\"{token}\"\n"));
+    prepared.j0 = token;
+    prepared
 }
 
 pub async fn tT01_warns_once_in_the_last_hour() {
@@ -43,7 +43,7 @@ pub async fn tT03_does_not_send_an_expired_token() {
         assert!(reply.text().contains("vercel env pull"), "{}", reply.text());
     })
     .await;
-    // One question for the time, without a credential.
+    // One clock check, without a credential.
     let seen = s.m.received();
     assert!(seen.len() <= 1 && seen.iter().all(|seen| seen.values("authorization").is_empty()), "{seen:?}");
 }

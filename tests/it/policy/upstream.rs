@@ -1,4 +1,4 @@
-//! 6.5: what upstream may do to us, and what of it reaches an app.
+//! Group U: faults of upstream, and what reaches the app.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,16 +22,16 @@ use super::contract::{
 
 const PAGE: &str = "<html><script>x</script></html>";
 
-/// A certificate authority and one server certificate of it.
+/// A TLS server with its own certificate authority.
 struct Tls {
     ca_pem: String,
     url: String,
-    /// Bytes of HTTP that came through.
+    /// Number of HTTP bytes received.
     decrypted: Arc<AtomicUsize>,
 }
 
 impl Tls {
-    /// A TLS server at 127.0.0.1 whose certificate is for this name and until this year.
+    /// Listens on 127.0.0.1 with a certificate for this name that is valid until this year.
     async fn serve(name: &str, until: i32) -> Self {
         let ca_key = KeyPair::generate().expect("a key");
         let mut ca = CertificateParams::default();
@@ -69,7 +69,7 @@ impl Tls {
     }
 }
 
-/// Token requests at M; the question for its clock is none.
+/// Number of token requests at M, without clock checks.
 fn asked_for(s: &Sidecar, segment: &str) -> usize {
     s.m.received().iter().filter(|seen| seen.line().contains(segment)).count()
 }
@@ -208,19 +208,19 @@ async fn tU13_sends_nothing_without_trusted_tls() {
         ("another authority", &stranger, Some(&good)),
         ("not known to the system", &stranger, None),
     ] {
-        let mut to_be = Start::new().await.args(&["--upstream", &tls.url]);
+        let mut prepared = Start::new().await.args(&["--upstream", &tls.url]);
         if let Some(ca) = ca {
-            std::fs::write(to_be.project.join("ca.pem"), &ca.ca_pem).expect("written");
-            to_be = to_be.args(&["--upstream-ca=ca.pem"]);
+            std::fs::write(prepared.project.join("ca.pem"), &ca.ca_pem).expect("written");
+            prepared = prepared.args(&["--upstream-ca=ca.pem"]);
         }
-        let s = to_be.serve().await;
+        let s = prepared.serve().await;
         let reply = s.deny(s.req(), 502, "upstream_tls").await;
         assert_eq!(tls.decrypted.load(Ordering::Relaxed), 0, "{what}: {}", reply.text());
     }
-    // The same with nothing wrong: it is the certificate that decides.
-    let to_be = Start::new().await.args(&["--upstream", &good.url, "--upstream-ca=ca.pem"]);
-    std::fs::write(to_be.project.join("ca.pem"), &good.ca_pem).expect("written");
-    let s = to_be.serve().await;
+    // The same with a valid certificate succeeds.
+    let prepared = Start::new().await.args(&["--upstream", &good.url, "--upstream-ca=ca.pem"]);
+    std::fs::write(prepared.project.join("ca.pem"), &good.ca_pem).expect("written");
+    let s = prepared.serve().await;
     assert_eq!(s.req().send().await.code(), "upstream_invalid_response");
     assert_ne!(good.decrypted.load(Ordering::Relaxed), 0);
 }
@@ -273,11 +273,11 @@ pub async fn tU17_reconnects_when_upstream_has_closed_an_idle_connection() {
 #[tokio::test]
 async fn tU19_connects_to_upstream_over_ipv6() {
     if has_ipv6().await {
-        let mut to_be = Start::new().await;
-        to_be.m = Scripted::start_on("[::1]:0").await;
-        to_be.m.otherwise(|_, n| token_answer(n).into());
-        to_be.command.env("CONNECT_SIDECAR_UPSTREAM", to_be.m.url());
-        let s = to_be.serve().await;
+        let mut prepared = Start::new().await;
+        prepared.m = Scripted::start_on("[::1]:0").await;
+        prepared.m.otherwise(|_, n| token_answer(n).into());
+        prepared.command.env("CONNECT_SIDECAR_UPSTREAM", prepared.m.url());
+        let s = prepared.serve().await;
         s.pass(s.req()).await;
     }
 }
