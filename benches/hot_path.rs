@@ -1,7 +1,7 @@
 //! Measures the pure functions of a cache hit: guard, route, cache key, cache lookup.
 //!
-//! `cargo bench --bench hot_path` measures each of them; `-- --test` runs each once. A hit does not parse the body: only
-//! the first request with the same bytes computes `key`. Complete requests are measured by the bench `loopback`.
+//! `cargo bench --bench hot_path` measures each of them; `-- --test` runs each once. A hit does not parse the body:
+//! only the first request with the same bytes computes `key`. Complete requests are measured by the bench `loopback`.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 

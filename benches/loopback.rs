@@ -2,8 +2,8 @@
 //!
 //! `cargo bench --bench loopback` prints these sections; names as arguments select some of them:
 //!
-//! - `hits`: requests per second and server CPU per request of cache hits at 16 and at 128 connections, relative to a bare
-//!   hyper server with responses of the same size; resident memory.
+//! - `hits`: requests per second and server CPU per request of cache hits at 16 and at 128 connections, relative to a
+//!   bare hyper server with responses of the same size; resident memory.
 //! - `entries`: a cache hit with a thousand entries, relative to one entry.
 //! - `misses`: the median latency that forwarding adds.
 //! - `herd`: five hundred equal requests at once.
@@ -350,8 +350,8 @@ fn answer_size(addr: SocketAddr, target: &str) -> usize {
 const BURST: usize = 40;
 const REFILL: Duration = Duration::from_millis(2050);
 
-/// Keeps upstream requests within the rate limit; called before each one with the number of those before it. Bursts with
-/// pauses are used because an even pace would leave the CPU caches cold for every request.
+/// Keeps upstream requests within the rate limit; called before each one with the number of those before it. Bursts
+/// with pauses are used because an even pace would leave the CPU caches cold for every request.
 fn wait_for_rate_limit(sent: usize) {
     if sent > 0 && sent.is_multiple_of(BURST) {
         std::thread::sleep(REFILL);
@@ -383,8 +383,8 @@ fn entries(quick: bool) {
     println!("a hit among {n} entries against one among 1: latency {:.3}", median(&mut ratios));
 }
 
-/// The latency that forwarding adds to a direct keep-alive request, with and without TLS, and the latency that the copying
-/// relay adds, which is the machine's share. All alternate.
+/// The latency that forwarding adds to a direct keep-alive request, with and without TLS, and the latency that the
+/// copying relay adds, which is the machine's share. All alternate.
 fn misses(quick: bool) {
     for tls in [false, true] {
         let sandbox = Sandbox::new(tls);

@@ -1,9 +1,10 @@
 //! Fuzz targets, one for each parser of untrusted bytes.
 //!
 //! `cargo test --example fuzz` runs every target on its seeds and on mutations of them, deterministically and on stable
-//! Rust. `fuzz/run` builds this file with libFuzzer, also on stable Rust: `--cfg fuzzing` does what cargo-fuzz needs nightly
-//! for. `cargo run --example fuzz TARGET FILE...` runs a target on files. A target asserts what its parser guarantees, with
-//! an implementation of its own, and not only that nothing panics. Inputs that have failed become seeds.
+//! Rust. `fuzz/run` builds this file with libFuzzer, also on stable Rust: `--cfg fuzzing` does what cargo-fuzz needs
+//! nightly for. `cargo run --example fuzz TARGET FILE...` runs a target on files. A target asserts what its parser
+//! guarantees, with an implementation of its own, and not only that nothing panics. Inputs that have failed become
+//! seeds.
 //!
 //! (bolero cannot be used: it pins an older version of indexmap than `toml` needs.)
 

@@ -1,5 +1,5 @@
-//! The bytes of upstream's response, which may come from a proxy in between, a captive portal or a compromised host: what is
-//! passed on, and what is stored for how long.
+//! The bytes of upstream's response, which may come from a proxy in between, a captive portal or a compromised host:
+//! what is passed on, and what is stored for how long.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;

@@ -1,10 +1,10 @@
 //! Limits the upstream requests by number and by rate. Requests beyond them wait for a permit for some time, or are
 //! refused without being sent (docs/security.md L1).
 //!
-//! A single-flight fetch needs one permit, whatever the number of requests that wait for it. The rate counts requests when
-//! they are sent, not when they start to wait, so upstream never sees more than the rate. Time is monotonic, because a
-//! wall clock set back would block requests for as long as it was set back. The monotonic clock may stop while the machine
-//! sleeps; nothing is sent then, so the bucket only refills later.
+//! A single-flight fetch needs one permit, whatever the number of requests that wait for it. The rate counts requests
+//! when they are sent, not when they start to wait, so upstream never sees more than the rate. Time is monotonic,
+//! because a wall clock set back would block requests for as long as it was set back. The monotonic clock may stop
+//! while the machine sleeps; nothing is sent then, so the bucket only refills later.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -19,7 +19,8 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 /// Time within which a request body must be complete.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Requires a JSON content type on every POST and on a DELETE with a body: web pages cannot send it without a preflight.
+/// Requires a JSON content type on every POST and on a DELETE with a body: web pages cannot send it without a
+/// preflight.
 pub fn check_content_type(head: &Parts, body: &impl Body) -> Result<(), RequestError> {
     let headers = &head.headers;
     if headers.get_all(header::CONTENT_ENCODING).iter().any(|value| value != "identity") {

@@ -33,8 +33,8 @@ use crate::os::tls;
 /// Shared by all addresses of one family; the other family starts 0.3 s later. An address that does not answer leaves
 /// enough time for the next one and for TLS.
 const TCP_TIMEOUT: Duration = Duration::from_secs(4);
-/// TCP keepalive: an idle connection is probed after this time, then at this interval, this many times. Connections that
-/// a change of network has killed are detected within half a minute.
+/// TCP keepalive: an idle connection is probed after this time, then at this interval, this many times. Connections
+/// that a change of network has killed are detected within half a minute.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(15);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 3;

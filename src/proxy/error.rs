@@ -1,8 +1,8 @@
 //! The sidecar's own error responses: one table of codes, one format.
 //!
-//! docs/http.md section 2 defines codes and statuses. A message says what was tried and what to do. It contains nothing of
-//! a body, a header or a token, and at most a few escaped bytes of anything else that the client sent. Each code has a
-//! default remedy; where the cause is known, a more specific one replaces it.
+//! docs/http.md section 2 defines codes and statuses. A message says what was tried and what to do. It contains nothing
+//! of a body, a header or a token, and at most a few escaped bytes of anything else that the client sent. Each code has
+//! a default remedy; where the cause is known, a more specific one replaces it.
 
 use std::borrow::Cow;
 use std::fmt;

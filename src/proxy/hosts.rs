@@ -1,8 +1,8 @@
 //! Vercel's hosts: Connect's API, and the bearer hosts, for which the placeholder is replaced with the real OIDC token.
 //! Pure.
 //!
-//! A bearer host is one to which Vercel's packages send `VERCEL_OIDC_TOKEN` as a bearer token. The list is fixed and only
-//! trusted configuration can replace it, because anyone who could extend it could have the token sent to them.
+//! A bearer host is one to which Vercel's packages send `VERCEL_OIDC_TOKEN` as a bearer token. The list is fixed and
+//! only trusted configuration can replace it, because anyone who could extend it could have the token sent to them.
 
 use std::fmt;
 
@@ -44,8 +44,8 @@ impl fmt::Display for BearerHost {
 }
 
 impl BearerHost {
-    /// Parses `HOST[/PATH]`: a name of at least two labels, possibly after `*.`, and a plain path. Hosts of Vercel's API need
-    /// a path, because the token gives access to the other paths, too.
+    /// Parses `HOST[/PATH]`: a name of at least two labels, possibly after `*.`, and a plain path. Hosts of Vercel's
+    /// API need a path, because the token gives access to the other paths, too.
     pub fn parse(text: &str) -> Option<Self> {
         let (pattern, path) = text.split_at(text.find('/').unwrap_or(text.len()));
         let path = path.strip_suffix('/').unwrap_or(path);
@@ -91,8 +91,8 @@ impl BearerHost {
     }
 }
 
-/// Whether a raw path stays the same when it is decoded or normalised: no empty segments except the last, none that start
-/// with a dot, no separators, and only harmless ASCII characters encoded.
+/// Whether a raw path stays the same when it is decoded or normalised: no empty segments except the last, none that
+/// start with a dot, no separators, and only harmless ASCII characters encoded.
 fn is_unambiguous(path: &str) -> bool {
     let Some(path) = path.strip_prefix('/') else { return false };
     let mut segments = path.split('/').peekable();

@@ -1,9 +1,9 @@
 //! The cache key of a token request, derived from its body. Pure.
 //!
 //! A wrong key would give one subject's token to another. Two bodies share a key only if they are the same JSON value,
-//! except for what docs/http.md section 1 lists: the order of object keys, order and repetition in `scopes`, `audience` and
-//! `resources`, and `validityBufferMs`. Ambiguous bodies (with duplicate keys) are refused. Numbers are compared by their
-//! text, so nothing is lost to rounding. Bodies are secrets: no part of one is kept or shown.
+//! except for what docs/http.md section 1 lists: the order of object keys, order and repetition in `scopes`, `audience`
+//! and `resources`, and `validityBufferMs`. Ambiguous bodies (with duplicate keys) are refused. Numbers are compared by
+//! their text, so nothing is lost to rounding. Bodies are secrets: no part of one is kept or shown.
 
 use std::fmt;
 use std::time::Duration;
@@ -230,8 +230,8 @@ impl CanonicalWriter {
         let _ = serde_json::to_writer(&mut self.0, string);
     }
 
-    /// Writes an object at `depth`. `filter` is called for each member; if it returns `false`, the member is left out, or it
-    /// has been written by `filter`.
+    /// Writes an object at `depth`. `filter` is called for each member; if it returns `false`, the member is left out,
+    /// or it has been written by `filter`.
     fn members<'a>(
         &mut self,
         object: Object<'a>,

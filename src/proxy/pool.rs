@@ -1,12 +1,12 @@
 //! A pool of keep-alive connections to one origin, and the errors for failed requests.
 //!
-//! An idle connection is just a value: the request that takes it polls it in its own task, so connections need no tasks of
-//! their own. A request that the server may have received is never resent. One that was provably not sent, because an idle
-//! connection had closed before its first byte, is sent on another connection.
+//! An idle connection is just a value: the request that takes it polls it in its own task, so connections need no tasks
+//! of their own. A request that the server may have received is never resent. One that was provably not sent, because
+//! an idle connection had closed before its first byte, is sent on another connection.
 //!
 //! Connections can die without notice, for example when a VPN is switched, and then usually all idle ones do. While a
-//! request on a reused connection gets no response, no connection that became idle before it is reused. If there is still
-//! no response when the request is given up, those connections are dropped.
+//! request on a reused connection gets no response, no connection that became idle before it is reused. If there is
+//! still no response when the request is given up, those connections are dropped.
 
 use std::error::Error as StdError;
 use std::future::{Future, poll_fn};
@@ -87,8 +87,8 @@ pub(super) struct Pool {
 struct Idle {
     /// The most recently used one is the last.
     connections: Vec<PooledConnection>,
-    /// The requests that wait for a response on a reused connection: when they were sent, and whether the connection had
-    /// been idle for [`SUSPECT_AFTER_IDLE`].
+    /// The requests that wait for a response on a reused connection: when they were sent, and whether the connection
+    /// had been idle for [`SUSPECT_AFTER_IDLE`].
     pending: Vec<(Instant, bool)>,
 }
 
@@ -103,7 +103,8 @@ impl Idle {
     }
 }
 
-/// `None` once it has ended. Boxed because it is several kilobytes with TLS, which moving the request's future would copy.
+/// `None` once it has ended. Boxed because it is several kilobytes with TLS, which moving the request's future would
+/// copy.
 type Connection = Option<Box<http1::Connection<Stream, RequestBody>>>;
 
 /// A connection with its request sender.
@@ -337,7 +338,8 @@ impl Pool {
 }
 
 impl PooledResponse<'_> {
-    /// Reads the whole body. Fails if it is longer than `limit` bytes ([`http_body_util::LengthLimitError`]) or truncated.
+    /// Reads the whole body. Fails if it is longer than `limit` bytes ([`http_body_util::LengthLimitError`]) or
+    /// truncated.
     pub(super) async fn body(mut self, limit: usize) -> Result<Bytes, BoxError> {
         let body = Limited::new(self.response.into_body(), limit).collect();
         let body = drive(&mut self.connection.connection, body).await?.to_bytes();
@@ -360,8 +362,8 @@ impl PooledResponse<'_> {
     }
 }
 
-/// A streamed response body. Reading it polls the connection, which also sends the rest of the request. Dropping it before
-/// its end closes the connection.
+/// A streamed response body. Reading it polls the connection, which also sends the rest of the request. Dropping it
+/// before its end closes the connection.
 pub(super) struct StreamingBody {
     pool: Arc<Pool>,
     connection: Option<PooledConnection>,

@@ -1,10 +1,10 @@
 //! Relays a request to one of Vercel's hosts and streams the response back: any method, length and duration.
 //!
-//! Only hop-by-hop headers and the placeholder are changed. For a bearer host, the placeholder becomes the real OIDC token;
-//! such a request loses its cookies and all headers that a server could take for another path, method or origin. Other
-//! hosts get the placeholder unchanged, and no host gets another credential of the sidecar, such as an access token. If an
-//! upstream is configured, it replaces all of Connect's API. The relay has its own connections, which lead to this machine
-//! only if that is configured. WebSocket upgrades are refused.
+//! Only hop-by-hop headers and the placeholder are changed. For a bearer host, the placeholder becomes the real OIDC
+//! token; such a request loses its cookies and all headers that a server could take for another path, method or origin.
+//! Other hosts get the placeholder unchanged, and no host gets another credential of the sidecar, such as an access
+//! token. If an upstream is configured, it replaces all of Connect's API. The relay has its own connections, which lead
+//! to this machine only if that is configured. WebSocket upgrades are refused.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -48,8 +48,8 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 ];
 
 /// Headers that servers may prefer to the request line for the path, the method or the origin. They are removed from
-/// requests with the real token, so that the server sees the same request as the sidecar. An entry that ends with a hyphen
-/// is a prefix.
+/// requests with the real token, so that the server sees the same request as the sidecar. An entry that ends with a
+/// hyphen is a prefix.
 const OVERRIDES: [&str; 21] = [
     "cf-connecting-ip",
     "client-ip",
@@ -99,8 +99,8 @@ impl Relay {
 }
 
 impl Proxy {
-    /// The target without its query, if [`Proxy::handle`] can answer a request to `host`: it is for one of Connect's routes
-    /// and names no team other than the credential's.
+    /// The target without its query, if [`Proxy::handle`] can answer a request to `host`: it is for one of Connect's
+    /// routes and names no team other than the credential's.
     pub fn handled_target(&self, host: &str, head: &Parts) -> Option<Uri> {
         let (path, query) = (head.uri.path(), head.uri.query());
         let is_route = hosts::is_connect(host) && route::parse(&head.method, path, None).is_ok();
@@ -119,8 +119,8 @@ impl Proxy {
         })
     }
 
-    /// Relays a request to `host`, which is one of Vercel's, with this `target` instead of that of `head`. `guard` is dropped
-    /// with the response body.
+    /// Relays a request to `host`, which is one of Vercel's, with this `target` instead of that of `head`. `guard` is
+    /// dropped with the response body.
     pub async fn relay<G: Send + 'static>(
         &self,
         host: &str,

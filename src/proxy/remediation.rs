@@ -1,7 +1,7 @@
 //! The remedies for upstream's errors, for log lines and events. Pure.
 //!
-//! Upstream's response itself is passed on unchanged. The codes are those of docs/vercel.md section 2.2. Commands can be
-//! pasted into a shell, so connectors are quoted.
+//! Upstream's response itself is passed on unchanged. The codes are those of docs/vercel.md section 2.2. Commands can
+//! be pasted into a shell, so connectors are quoted.
 
 use http::StatusCode;
 use serde::Deserialize;

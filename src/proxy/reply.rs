@@ -1,8 +1,9 @@
-//! Responses to the app: upstream's answer unchanged, or an error of the sidecar's own, with the headers of all replies.
+//! Responses to the app: upstream's answer unchanged, or an error of the sidecar's own, with the headers of all
+//! replies.
 //!
 //! An [`Answer`] contains only what may be passed on: upstream's status and body byte for byte, and headers from a list
-//! (docs/http.md section 1). Each reply has the security headers of docs/security.md. None has a cookie, `Server` or, except
-//! for an allowed origin, `Access-Control-*`.
+//! (docs/http.md section 1). Each reply has the security headers of docs/security.md. None has a cookie, `Server` or,
+//! except for an allowed origin, `Access-Control-*`.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -65,8 +66,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Keeps what may be passed on of upstream's answer. Everything is copied, because the originals are slices that would
-    /// keep a connection's whole read buffer in memory.
+    /// Keeps what may be passed on of upstream's answer. Everything is copied, because the originals are slices that
+    /// would keep a connection's whole read buffer in memory.
     pub fn new(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
         let mut kept = SECURITY_HEADERS.clone();
         if status != StatusCode::NO_CONTENT {

@@ -1,5 +1,5 @@
-//! Resolves upstream's name. Unless configuration allows it, an address of this machine is an error: a name redirected to
-//! loopback would send every request back to the sidecar (docs/security.md U1).
+//! Resolves upstream's name. Unless configuration allows it, an address of this machine is an error: a name redirected
+//! to loopback would send every request back to the sidecar (docs/security.md U1).
 
 use std::error::Error as StdError;
 use std::future::Future;

@@ -1,8 +1,8 @@
 //! Finds the route of a raw path, which is one of five, and its connector. Pure.
 //!
 //! The bearer token gives access to more than these routes, so a path that any server could take for another one is
-//! refused. The bytes are compared with what is allowed and never normalised (docs/security.md P). The connector is decoded
-//! once, for checks and messages; upstream gets the raw bytes.
+//! refused. The bytes are compared with what is allowed and never normalised (docs/security.md P). The connector is
+//! decoded once, for checks and messages; upstream gets the raw bytes.
 
 use http::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};

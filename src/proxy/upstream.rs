@@ -1,8 +1,9 @@
 //! The client for Connect's API: one fixed origin, verified TLS, limits of time and size.
 //!
-//! A request consists of the raw target, the raw body, the bearer token and up to three tracing headers. A response that is
-//! not valid (a redirect, a captive portal's HTML, a truncated body) becomes an error. A POST that upstream may have
-//! received is never resent, because token requests are billed. Sources: docs/http.md section 1, docs/security.md U and L.
+//! A request consists of the raw target, the raw body, the bearer token and up to three tracing headers. A response
+//! that is not valid (a redirect, a captive portal's HTML, a truncated body) becomes an error. A POST that upstream may
+//! have received is never resent, because token requests are billed. Sources: docs/http.md section 1, docs/security.md
+//! U and L.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -163,8 +164,8 @@ impl Upstream {
         Ok(Outgoing { action, method: app.method.clone(), target, headers, body })
     }
 
-    /// Waits for a permit for a request, within the limits of number and rate ([`super::admission`]). Revocations are not
-    /// limited by the rate.
+    /// Waits for a permit for a request, within the limits of number and rate ([`super::admission`]). Revocations are
+    /// not limited by the rate.
     pub async fn admit(&self, action: Action) -> Result<Permit<'_>, RequestError> {
         match action {
             Action::Revoke => self.admission.admit_above_rate().await,
@@ -184,8 +185,8 @@ impl Upstream {
         self.exchange(outgoing.action, request).await
     }
 
-    /// Sends a request without a credential, to test the connection and to learn upstream's time. Any valid answer will do,
-    /// although it is an authentication error.
+    /// Sends a request without a credential, to test the connection and to learn upstream's time. Any valid answer will
+    /// do, although it is an authentication error.
     pub async fn probe(&self) -> Result<Answer, RequestError> {
         let mut request = Request::new(RequestBody::Left(Full::default()));
         *request.uri_mut() = Uri::from_static("/v1/connect/connectors/connect-sidecar-doctor");
@@ -225,8 +226,8 @@ impl Upstream {
         }
     }
 
-    /// Asks upstream for its time, without a credential, and once more if a difference needs confirmation. At most once a
-    /// minute unless the machine's clock jumps. Concurrent callers share one check.
+    /// Asks upstream for its time, without a credential, and once more if a difference needs confirmation. At most once
+    /// a minute unless the machine's clock jumps. Concurrent callers share one check.
     pub async fn sync_clock(&self) {
         let Ok(_one_at_a_time) = self.clock_sync.acquire().await else { return };
         let _permit = {

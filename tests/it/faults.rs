@@ -1,5 +1,5 @@
-//! Upstream faults: invalid responses never reach an app, a request that may have been received is never resent, and the
-//! next request succeeds.
+//! Upstream faults: invalid responses never reach an app, a request that may have been received is never resent, and
+//! the next request succeeds.
 
 use std::time::Duration;
 
@@ -360,8 +360,8 @@ async fn an_upstream_that_does_not_answer_costs_each_caller_20_s_and_nobody_else
     assert_eq!(stage.token("{}").send().await.cache_status(), MISS);
 }
 
-/// A sidecar with this many connections to an upstream behind a forwarder, which drops them silently after they have been
-/// idle for this long.
+/// A sidecar with this many connections to an upstream behind a forwarder, which drops them silently after they have
+/// been idle for this long.
 async fn with_dead_connections(connections: usize, idle: Duration) -> (Scripted, Forwarder, Stage) {
     let upstream = Scripted::start().await;
     let forwarder = Forwarder::to(upstream.addr()).await;

@@ -1,5 +1,5 @@
-//! Proxies from the environment, for upstream and for the tunnels of runs: every scheme works, no password is sent in the
-//! clear over an `https` proxy, and unsupported settings are refused before anything is sent.
+//! Proxies from the environment, for upstream and for the tunnels of runs: every scheme works, no password is sent in
+//! the clear over an `https` proxy, and unsupported settings are refused before anything is sent.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

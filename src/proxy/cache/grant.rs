@@ -37,8 +37,8 @@ fn is_id(name: &str) -> bool {
     name.starts_with("scl_")
 }
 
-/// Whether `connector` may be another name of the connector with these `aliases`. An id and a uid may belong to the same
-/// connector unless `aliases` has both kinds.
+/// Whether `connector` may be another name of the connector with these `aliases`. An id and a uid may belong to the
+/// same connector unless `aliases` has both kinds.
 pub(super) fn may_be_named(connector: &str, aliases: &HashSet<String>) -> bool {
     aliases.contains(connector) || !aliases.iter().any(|alias| is_id(alias) == is_id(connector))
 }
@@ -51,7 +51,8 @@ pub(super) struct Grant {
 }
 
 impl Grant {
-    /// Reads an answer that may be stored: a 200 with a non-empty string `token` and a finite, positive number `expiresAt`.
+    /// Reads an answer that may be stored: a 200 with a non-empty string `token` and a finite, positive number
+    /// `expiresAt`.
     pub(super) fn read(answer: &Answer) -> Option<Self> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]

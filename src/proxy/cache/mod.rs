@@ -1,11 +1,12 @@
 //! Provider tokens in memory: served until shortly before they expire, fetched once for any number of equal requests.
 //!
-//! All state is in one map ([`store`]) behind one std mutex, held for a few look-ups and never across an `.await`. Expiry
-//! is checked against the wall clock on every use; where upstream's clock differs, against the later of the two. A fetch
-//! ([`flight`]) runs in a task of its own, so a client disconnect does not cancel it. Its answer is stored only if the
-//! flight is still the one registered for its key when it ends; a revocation, a change of principal or a forced refresh
-//! discards answers in flight that way. Errors are shared with the requests already waiting and never stored, except a
-//! 429, which is repeated until its `Retry-After` has passed. Nothing is written to disk. Rules: docs/http.md section 1.
+//! All state is in one map ([`store`]) behind one std mutex, held for a few look-ups and never across an `.await`.
+//! Expiry is checked against the wall clock on every use; where upstream's clock differs, against the later of the two.
+//! A fetch ([`flight`]) runs in a task of its own, so a client disconnect does not cancel it. Its answer is stored only
+//! if the flight is still the one registered for its key when it ends; a revocation, a change of principal or a forced
+//! refresh discards answers in flight that way. Errors are shared with the requests already waiting and never stored,
+//! except a 429, which is repeated until its `Retry-After` has passed. Nothing is written to disk. Rules: docs/http.md
+//! section 1.
 
 mod flight;
 mod grant;
@@ -143,8 +144,8 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// An empty cache for the principal of `identity`; fetches run in `tasks`. When the principal changes, everything of
-    /// the previous one is dropped before the next lookup.
+    /// An empty cache for the principal of `identity`; fetches run in `tasks`. When the principal changes, everything
+    /// of the previous one is dropped before the next lookup.
     pub fn new(limits: Limits, identity: watch::Receiver<Arc<Identity>>, clock: Clock, tasks: TaskTracker) -> Self {
         let store = Arc::new(Mutex::new(Store::new(limits, identity)));
         Self { store, limits, clock, tasks, hasher: DefaultHasher::default() }
@@ -186,8 +187,8 @@ impl Cache {
         }
     }
 
-    /// Answers a request from the cache, if the rules allow it, and remembers for `principal` what its bytes were parsed
-    /// to. A body with a third party's token is not remembered.
+    /// Answers a request from the cache, if the rules allow it, and remembers for `principal` what its bytes were
+    /// parsed to. A body with a third party's token is not remembered.
     pub fn find(&self, principal: &Principal, path: &str, body: &[u8], request: &CacheRequest) -> Option<Found> {
         let CacheRequest { token_request, forced, client, .. } = request;
         let hash = self.hasher.hash_one((path, body));
@@ -201,8 +202,8 @@ impl Cache {
         store.lookup(token_request, *forced, *client, now).ok()
     }
 
-    /// Answers from the cache; else waits for the fetch of the request's key, which is started with `upstream` if there is
-    /// none. `principal` is the one whose credential `upstream` sends.
+    /// Answers from the cache; else waits for the fetch of the request's key, which is started with `upstream` if there
+    /// is none. `principal` is the one whose credential `upstream` sends.
     pub async fn fetch<F>(&self, request: CacheRequest, principal: &Principal, upstream: impl FnOnce() -> F) -> Fetched
     where
         F: Future<Output = Result<Answer, RequestError>> + Send + 'static,
@@ -221,8 +222,8 @@ impl Cache {
         )
     }
 
-    /// Drops all tokens of a connector, given by any of its names, and discards answers in flight. Returns the number of
-    /// tokens dropped.
+    /// Drops all tokens of a connector, given by any of its names, and discards answers in flight. Returns the number
+    /// of tokens dropped.
     pub fn evict(&self, connector: &str) -> usize {
         self.lock().evict(connector)
     }

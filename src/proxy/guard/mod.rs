@@ -1,5 +1,5 @@
-//! Whether a client may send requests at all: framing, `Host`, target form, browser and forwarding checks, instance key,
-//! in that order and for every path. Pure.
+//! Whether a client may send requests at all: framing, `Host`, target form, browser and forwarding checks, instance
+//! key, in that order and for every path. Pure.
 //!
 //! The rules are in docs/security.md H, F, O, P and C. The checks compare bytes with lists of what is allowed and never
 //! normalise. They need only the head: a refused request's body is not read.
@@ -374,8 +374,8 @@ fn check_key(parts: &Parts, listener: ListenerKind, policy: &Policy) -> Result<(
     if is_exempt || has_run_key(&parts.headers, policy) { Ok(()) } else { require_key(&parts.headers, policy) }
 }
 
-/// Whether a browser opens one of [`PAGE_REDIRECTS`] in a window. If the `Host` is not a loopback name, browsers send no
-/// `Sec-Fetch-*` headers, and `Accept` decides.
+/// Whether a browser opens one of [`PAGE_REDIRECTS`] in a window. If the `Host` is not a loopback name, browsers send
+/// no `Sec-Fetch-*` headers, and `Accept` decides.
 pub fn is_page_redirect(parts: &Parts) -> bool {
     let has = |name: &str, expected: &str| parts.headers.get(name).is_some_and(|value| value == expected);
     let accepts_html = || {

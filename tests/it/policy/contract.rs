@@ -1,8 +1,8 @@
-//! The terms of the policy tests: a sidecar to start and a mock upstream, M, with assertions that a request is forwarded
-//! (`pass`) or refused (`deny`).
+//! The terms of the policy tests: a sidecar to start and a mock upstream, M, with assertions that a request is
+//! forwarded (`pass`) or refused (`deny`).
 //!
-//! Specified durations are waited for with [`stated`] only. Specified limits assume an idle machine, so [`within`] allows a
-//! multiple of them.
+//! Specified durations are waited for with [`stated`] only. Specified limits assume an idle machine, so [`within`]
+//! allows a multiple of them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -132,7 +132,8 @@ pub async fn has_ipv6() -> bool {
     tokio::net::TcpListener::bind("[::1]:0").await.is_ok()
 }
 
-/// A port that is reserved while the socket lives. The socket is bound but does not listen, so the sidecar can use the port.
+/// A port that is reserved while the socket lives. The socket is bound but does not listen, so the sidecar can use the
+/// port.
 pub fn reserve_port() -> (TcpSocket, u16) {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_reuseaddr(true).expect("a socket");
@@ -361,8 +362,8 @@ impl Sidecar {
         self.get("/_sidecar/v1/status").send().await.json()
     }
 
-    /// Stops the sidecar and asserts that none of its secrets is in its output or its pages: M's tokens, J0, the key and
-    /// `others`. Returns what was shown.
+    /// Stops the sidecar and asserts that none of its secrets is in its output or its pages: M's tokens, J0, the key
+    /// and `others`. Returns what was shown.
     pub async fn leaks_nothing(self, others: &[&str]) -> String {
         let mut secrets: Vec<_> = others.iter().map(|secret| (*secret).to_owned()).collect();
         let tokens = self.m.received().into_iter().filter_map(|received| {

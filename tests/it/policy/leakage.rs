@@ -18,8 +18,8 @@ const THEIRS: &str = "CANARYBODY-of-a-third-party-0123456789";
 /// A shell command that enables core dumps, if possible.
 const WITH_CORES: [&str; 2] = ["-c", "ulimit -c unlimited 2>&-; exec \"$0\" \"$@\""];
 
-/// Causes the failures of other tests in one process: malformed lines, invalid tokens, upstream's pages, truncated answers,
-/// a rejected token, a miss and a hit.
+/// Causes the failures of other tests in one process: malformed lines, invalid tokens, upstream's pages, truncated
+/// answers, a rejected token, a miss and a hit.
 async fn troubles(mut s: Sidecar) -> String {
     let request = s.req();
     s.pass(request.clone()).await;

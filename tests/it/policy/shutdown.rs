@@ -22,8 +22,8 @@ fn listening(s: &Sidecar) -> Vec<String> {
     listening.map(|socket| socket.inode).collect()
 }
 
-/// Sends this many different requests at once. Each gets a token, or one of these refusals with a `Retry-After`. Returns
-/// the number of tokens.
+/// Sends this many different requests at once. Each gets a token, or one of these refusals with a `Retry-After`.
+/// Returns the number of tokens.
 async fn all_at_once(s: &Sidecar, count: usize, refusals: &[(u16, &str)]) -> usize {
     let asking: Vec<_> = (0..count).map(|_| tokio::spawn(s.req().send())).collect();
     let mut granted = 0;

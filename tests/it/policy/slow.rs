@@ -1,5 +1,5 @@
-//! The tests that wait for real time. In a run of the whole suite they start together, so that all of them take as long as
-//! the longest; with a filter, only the selected ones run.
+//! The tests that wait for real time. In a run of the whole suite they start together, so that all of them take as long
+//! as the longest; with a filter, only the selected ones run.
 
 use std::any::Any;
 use std::collections::HashMap;

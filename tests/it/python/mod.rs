@@ -1,5 +1,5 @@
-//! Connect's real SDK for Python in an unmodified program through interception: `run` only sets a proxy and a certificate
-//! file.
+//! Connect's real SDK for Python in an unmodified program through interception: `run` only sets a proxy and a
+//! certificate file.
 
 use std::collections::BTreeSet;
 

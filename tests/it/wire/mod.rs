@@ -1,9 +1,9 @@
-//! Replays captured requests of the real SDKs and the CLI: upstream gets their target and body byte for byte and nothing
-//! else, and they get upstream's response byte for byte.
+//! Replays captured requests of the real SDKs and the CLI: upstream gets their target and body byte for byte and
+//! nothing else, and they get upstream's response byte for byte.
 //!
-//! `wire/captures.json` contains the headers of each client (`@vercel/connect` 2.3.2, `vercel-connect` 0.2.2, Vercel CLI
-//! 64.0.2; `authorization` replaced), the requests with the expected status or error code, and the errors that the SDKs
-//! were tested with. The harness sets `host`, `content-length` and `connection`.
+//! `wire/captures.json` contains the headers of each client (`@vercel/connect` 2.3.2, `vercel-connect` 0.2.2, Vercel
+//! CLI 64.0.2; `authorization` replaced), the requests with the expected status or error code, and the errors that the
+//! SDKs were tested with. The harness sets `host`, `content-length` and `connection`.
 
 use connect_sidecar::emulator::fault::{Fault, Trouble};
 use connect_sidecar::emulator::world::{Connector, Installation};

@@ -1,11 +1,11 @@
-//! Everything that can happen to the cache concurrently, in thousands of random orders, checked against rules that hold in
-//! any order.
+//! Everything that can happen to the cache concurrently, in thousands of random orders, checked against rules that hold
+//! in any order.
 //!
-//! A schedule is a seed: requests as `Proxy` makes them, client disconnects, answers of all kinds, revocations, rotations,
-//! changes of principal, passing time. Every call of the cache takes its one lock once and does all its work under it, and
-//! so does the end of a fetch. The orders of those calls are therefore all that there are. loom and shuttle would only add
-//! orders inside std's `Mutex` and tokio's `watch`. The rules are checked against a plain list of all upstream requests,
-//! not against another cache.
+//! A schedule is a seed: requests as `Proxy` makes them, client disconnects, answers of all kinds, revocations,
+//! rotations, changes of principal, passing time. Every call of the cache takes its one lock once and does all its work
+//! under it, and so does the end of a fetch. The orders of those calls are therefore all that there are. loom and
+//! shuttle would only add orders inside std's `Mutex` and tokio's `watch`. The rules are checked against a plain list
+//! of all upstream requests, not against another cache.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
