@@ -159,7 +159,7 @@ impl<'a> GuardHeaders<'a> {
                 }
                 "sec-fetch-dest" => headers.is_document = value == "document",
                 "access-control-request-method" | "access-control-request-headers" => {
-                    headers.has_preflight_headers = true
+                    headers.has_preflight_headers = true;
                 }
                 "authorization" => headers.credentials |= !placeholder::is_bearer(value),
                 "cookie" | "proxy-authorization" => headers.credentials = true,

@@ -90,7 +90,7 @@ impl Bench {
         CacheRequest { forced: true, ..self.plain() }
     }
 
-    fn from_client(&self, client: &str) -> CacheRequest {
+    fn client_request(&self, client: &str) -> CacheRequest {
         CacheRequest { client: Some(self.cache.client(client.as_bytes())), ..self.plain() }
     }
 
@@ -284,22 +284,22 @@ async fn a_forced_request_neither_joins_an_earlier_flight_nor_is_replaced_by_it(
 #[tokio::test]
 async fn a_client_that_asks_again_for_a_valid_token_gets_a_fresh_one() {
     let bench = Bench::new(limits());
-    bench.get(bench.from_client("one"), token("a", 3600)).await;
-    assert_eq!(summary(bench.get(bench.from_client("two"), token("b", 3600)).await).1, "a", "another client");
+    bench.get(bench.client_request("one"), token("a", 3600)).await;
+    assert_eq!(summary(bench.get(bench.client_request("two"), token("b", 3600)).await).1, "a", "another client");
     assert_eq!(summary(bench.get(bench.plain(), token("b", 3600)).await).1, "a", "a client without a name");
     assert_eq!(
-        summary(bench.get(bench.from_client("one"), token("b", 3600)).await),
+        summary(bench.get(bench.client_request("one"), token("b", 3600)).await),
         expected("Forced, stored for 3570 s", "b")
     );
     assert_eq!(
-        summary(bench.get(bench.from_client("two"), token("c", 3600)).await).1,
+        summary(bench.get(bench.client_request("two"), token("c", 3600)).await).1,
         "b",
         "it has not received this one"
     );
-    assert_eq!(summary(bench.get(bench.from_client("two"), token("c", 3600)).await).1, "c");
+    assert_eq!(summary(bench.get(bench.client_request("two"), token("c", 3600)).await).1, "c");
     bench.advance(3600);
     assert_eq!(
-        summary(bench.get(bench.from_client("two"), token("d", 9999)).await).0,
+        summary(bench.get(bench.client_request("two"), token("d", 9999)).await).0,
         "Miss, stored for 6369 s",
         "the old token has expired"
     );
@@ -308,12 +308,12 @@ async fn a_client_that_asks_again_for_a_valid_token_gets_a_fresh_one() {
 #[tokio::test]
 async fn clients_that_joined_a_flight_count_as_served() {
     let bench = Bench::new(limits());
-    let (sender, leader) = bench.start(bench.from_client("one")).await;
-    let (_, joined) = bench.start(bench.from_client("two")).await;
+    let (sender, leader) = bench.start(bench.client_request("one")).await;
+    let (_, joined) = bench.start(bench.client_request("two")).await;
     sender.send(token("a", 3600)).expect("a waiting flight");
     assert_eq!(summary(leader.await.expect("no panic")).1, "a");
     assert_eq!(summary(joined.await.expect("no panic")), expected("Collapsed, stored for 3570 s", "a"));
-    assert_eq!(summary(bench.get(bench.from_client("two"), token("b", 3600)).await).1, "b");
+    assert_eq!(summary(bench.get(bench.client_request("two"), token("b", 3600)).await).1, "b");
 }
 
 #[tokio::test]
