@@ -1,7 +1,7 @@
-//! The pure parts that a cached hit runs through: gates, route, canonical key, cache look-up.
+//! Measures the pure functions of a cache hit: guard, route, cache key, cache lookup.
 //!
-//! `cargo bench --bench hot_path` measures each of them; `-- --test` runs each once. A hit parses no body: `key` is what
-//! the first request of each spelling pays. The whole hop is measured by the bench `loopback`.
+//! `cargo bench --bench hot_path` measures each of them; `-- --test` runs each once. A hit does not parse the body:
+//! only the first request with the same bytes computes `key`. Complete requests are measured by the bench `loopback`.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use connect_sidecar::credential::{Credential, Identity, TokenState};
 use connect_sidecar::os::clock::Clock;
 use connect_sidecar::proxy::cache::{ByteLookup, Cache, CacheRequest, Found, Limits};
-use connect_sidecar::proxy::guard::{self, Entrance, Policy};
+use connect_sidecar::proxy::guard::{self, ListenerKind, Policy};
 use connect_sidecar::proxy::reply::Answer;
 use connect_sidecar::proxy::{key, route};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
@@ -24,7 +24,7 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use tokio_util::task::TaskTracker;
 
 const PATH: &str = "/v1/connect/token/slack%2Facme-slack";
-/// As the TypeScript SDK sends it.
+/// A body as the TypeScript SDK sends it.
 const BODY: &[u8] = br#"{"subject":{"type":"user","id":"user_123"},"scopes":["chat:write","users:read"]}"#;
 
 /// A request's head as Node's `fetch` sends it.
@@ -47,7 +47,7 @@ fn identity() -> Identity {
     Identity::first(TokenState::Loaded(Arc::new(credential)))
 }
 
-/// A cache with this many tokens, the one for [`PATH`] and [`BODY`] among them.
+/// A cache with this many tokens, including the one for [`PATH`] and [`BODY`].
 fn filled(identity: &Identity, entries: usize) -> Cache {
     let limits = Limits {
         max_entries: NonZeroUsize::new(1024).unwrap(),
@@ -63,13 +63,13 @@ fn filled(identity: &Identity, entries: usize) -> Cache {
             0 => (PATH.to_owned(), "slack/acme-slack".to_owned()),
             n => (format!("/v1/connect/token/oauth%2Fc{n}"), format!("oauth/c{n}")),
         };
-        let request = key::parse(principal, &connector, BODY).unwrap();
+        let token_request = key::parse(principal, &connector, BODY).unwrap();
         let body = format!(
             r#"{{"token":"xoxb-{n:036}","expiresAt":{},"connector":{{"id":"scl_{n}","uid":"{connector}","type":"slack"}}}}"#,
             clock.now().plus(Duration::from_secs(3600)).as_millis()
         );
         let answer = Answer::new(StatusCode::OK, &HeaderMap::new(), body.as_bytes());
-        let request = CacheRequest { request, connector, forced: false, client: None };
+        let request = CacheRequest { token_request, connector, forced: false, client: None };
         runtime.block_on(cache.fetch(request.clone(), principal, || async { Ok(answer) }));
         cache.find(principal, &path, BODY, &request);
     }
@@ -78,9 +78,9 @@ fn filled(identity: &Identity, entries: usize) -> Cache {
 
 fn hot_path(c: &mut Criterion) {
     let (head, policy, identity) = (head(), Policy::default(), identity());
-    let entrance = Entrance::Loopback(2774);
+    let listener = ListenerKind::Loopback(2774);
     let principal = identity.principal().unwrap();
-    c.bench_function("guard", |b| b.iter(|| guard::check(black_box(&head), entrance, &policy).unwrap()));
+    c.bench_function("guard", |b| b.iter(|| guard::check(black_box(&head), listener, &policy).unwrap()));
     c.bench_function("route", |b| b.iter(|| route::parse(&Method::POST, black_box(PATH), None).unwrap()));
     c.bench_function("key", |b| b.iter(|| key::parse(principal, "slack/acme-slack", black_box(BODY)).unwrap()));
     let mut group = c.benchmark_group("cache hit among");

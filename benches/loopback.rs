@@ -1,11 +1,17 @@
-//! The whole hop over loopback, measured as ratios side by side in one run.
+//! Measures complete requests over loopback, relative to other servers in the same run.
 //!
-//! `cargo bench --bench loopback` prints, against a bare hyper server that reads the same body and answers a constant of
-//! the same size: requests a second and server CPU per request of a cached hit at 16 and at 128 connections. Further:
-//! what forwarding a miss adds at the median, what five hundred equal requests cost, the time from exec to the first
-//! answer, what `run` adds to a command's start, resident memory, and a hit among a thousand entries. Rounds alternate and the median of the ratios counts:
-//! single figures mean little on a shared machine. `--quick` is for CI: it shows that everything runs. Names of sections
-//! (`hits`, `entries`, `misses`, `herd`, `start`, `runs`) choose those.
+//! `cargo bench --bench loopback` prints these sections; names as arguments select some of them:
+//!
+//! - `hits`: requests per second and server CPU per request of cache hits at 16 and at 128 connections, relative to a
+//!   bare hyper server with responses of the same size; resident memory.
+//! - `entries`: a cache hit with a thousand entries, relative to one entry.
+//! - `misses`: the median latency that forwarding adds.
+//! - `herd`: five hundred equal requests at once.
+//! - `start`: time from exec to the first answer.
+//! - `runs`: time that `run` adds to a command's start.
+//!
+//! Rounds alternate between the servers, and the median of the ratios is printed, because absolute figures vary on a
+//! shared machine. `--quick` only checks that everything runs.
 
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used, clippy::disallowed_methods)]
 
@@ -28,7 +34,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// The sidecar ends a connection after as many requests; all clients here begin another one by then, at either server.
+/// The sidecar closes a connection after this many requests. The clients reconnect after as many to every server.
 const REQUESTS_A_CONNECTION: u64 = 1000;
 
 const BODY: &str = r#"{"subject":{"type":"app"},"scopes":["chat:write"]}"#;
@@ -57,7 +63,7 @@ fn main() {
     }
 }
 
-/// The yardstick: hyper with nothing around it.
+/// The reference for hits: a bare hyper server.
 fn bare_server(size: usize) {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async move {
@@ -87,7 +93,7 @@ fn bare_server(size: usize) {
     });
 }
 
-/// The yardstick of forwarding: copies bytes, understands none.
+/// The reference for misses: a relay that only copies bytes.
 fn relay(to: SocketAddr) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async move {
@@ -103,14 +109,14 @@ fn relay(to: SocketAddr) {
     });
 }
 
-/// This program in another role.
-fn myself(role: &str, argument: &str) -> Server {
+/// Starts this program in another role.
+fn start_role(role: &str, argument: &str) -> Server {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([role, argument]);
     Server::start(command)
 }
 
-/// A server in a process of its own.
+/// A server process.
 struct Server {
     child: Child,
     addr: SocketAddr,
@@ -158,7 +164,7 @@ fn request(addr: SocketAddr, target: &str, body: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Reads one response with a content length; its total length.
+/// Reads one response with a content length and returns its total length.
 async fn read_response(stream: &mut tokio::net::TcpStream, buffer: &mut Vec<u8>) -> usize {
     buffer.clear();
     loop {
@@ -179,11 +185,11 @@ fn response_length(bytes: &[u8]) -> Option<usize> {
     Some(end + length.trim().parse::<usize>().ok()?)
 }
 
-/// Requests a second over `connections` keep-alive connections.
+/// Sends requests over `connections` keep-alive connections. Returns requests per second and their number.
 fn load(addr: SocketAddr, target: &str, connections: usize, time: Duration) -> (f64, u64) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let begun = Instant::now();
+        let start = Instant::now();
         let bytes = request(addr, target, BODY);
         let tasks: Vec<_> = (0..connections)
             .map(|_| {
@@ -199,8 +205,8 @@ fn load(addr: SocketAddr, target: &str, connections: usize, time: Duration) -> (
                     stream.write_all(&bytes).await.unwrap();
                     let length = read_response(&mut stream, &mut buffer).await;
                     let mut count = 1_u64;
-                    // The head's length may change by the digits of an age: compare loosely, count by whole responses.
-                    while begun.elapsed() < time {
+                    // The number of digits of `Age` may change, so the length is only compared roughly.
+                    while start.elapsed() < time {
                         if count.is_multiple_of(REQUESTS_A_CONNECTION) {
                             stream = connect().await;
                         }
@@ -222,7 +228,7 @@ fn load(addr: SocketAddr, target: &str, connections: usize, time: Duration) -> (
         for task in tasks {
             total += task.await.unwrap();
         }
-        (total as f64 / begun.elapsed().as_secs_f64(), total)
+        (total as f64 / start.elapsed().as_secs_f64(), total)
     })
 }
 
@@ -231,7 +237,7 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// Latencies of single requests, one after another, in microseconds.
+/// Latencies of sequential requests, in microseconds.
 fn latencies(addr: SocketAddr, requests: impl Iterator<Item = Vec<u8>>) -> Vec<f64> {
     let mut connection = Forwarded::new(addr);
     requests.map(|bytes| connection.exchange(&bytes)).collect()
@@ -239,7 +245,7 @@ fn latencies(addr: SocketAddr, requests: impl Iterator<Item = Vec<u8>>) -> Vec<f
 
 struct Sandbox {
     dir: tempfile::TempDir,
-    /// Not in the project: there, no CA is kept.
+    /// Outside the project, where no CA would be stored.
     state: tempfile::TempDir,
     _runtime: tokio::runtime::Runtime,
     emulator: Emulator,
@@ -280,7 +286,7 @@ impl Sandbox {
     }
 }
 
-/// A cached hit against the yardstick.
+/// Cache hits, relative to a bare server.
 fn hits(quick: bool) {
     let rounds = if quick { 2 } else { 41 };
     let time = if quick { Duration::from_millis(200) } else { Duration::from_millis(500) };
@@ -290,7 +296,7 @@ fn hits(quick: bool) {
     let slack = "/v1/connect/token/slack%2Facme-slack";
     let _ = latencies(sidecar.addr, std::iter::once(request(sidecar.addr, slack, BODY)));
     let size = answer_size(sidecar.addr, slack);
-    let bare = myself("--bare", &size.to_string());
+    let bare = start_role("--bare", &size.to_string());
 
     println!("a cached hit against a bare hyper server with a body of the same {size} bytes");
     for connections in [16, 128] {
@@ -301,7 +307,7 @@ fn hits(quick: bool) {
                 let (rate, count) = load(server.addr, slack, connections, time);
                 (rate, (server.ticks() - before) as f64 / count as f64)
             };
-            // The order changes, so that neither always comes first.
+            // The order alternates.
             let (ours, theirs) = if round % 2 == 0 {
                 let theirs = once(&bare);
                 (once(&sidecar), theirs)
@@ -340,26 +346,26 @@ fn answer_size(addr: SocketAddr, target: &str) -> usize {
     }
 }
 
-/// So many requests may go upstream at once, and again after this time: within what the sidecar allows itself.
+/// This many requests may be sent upstream at once, and again after this time, within the sidecar's own rate limit.
 const BURST: usize = 40;
 const REFILL: Duration = Duration::from_millis(2050);
 
-/// To be called before each request that goes upstream, with how many went before it. Bursts with pauses between them,
-/// not an even pace: after each pause all caches are cold.
-fn within_the_rate(sent: usize) {
+/// Keeps upstream requests within the rate limit; called before each one with the number of those before it. Bursts
+/// with pauses are used because an even pace would leave the CPU caches cold for every request.
+fn wait_for_rate_limit(sent: usize) {
     if sent > 0 && sent.is_multiple_of(BURST) {
         std::thread::sleep(REFILL);
     }
 }
 
-/// A hit with a thousand entries against a hit with one.
+/// A cache hit with a thousand entries, relative to one entry.
 fn entries(quick: bool) {
     let sandbox = Sandbox::new(false);
     let (one, many) = (sandbox.sidecar(), sandbox.sidecar());
     let slack = "/v1/connect/token/slack%2Facme-slack";
     let n = if quick { BURST } else { 1000 };
     let fill = (0..n).map(|n| {
-        within_the_rate(n);
+        wait_for_rate_limit(n);
         request(many.addr, &format!("/v1/connect/token/oauth%2Fc{n}"), BODY)
     });
     let _ = latencies(many.addr, fill);
@@ -377,20 +383,20 @@ fn entries(quick: bool) {
     println!("a hit among {n} entries against one among 1: latency {:.3}", median(&mut ratios));
 }
 
-/// What forwarding adds to a direct keep-alive request, over TLS and plain, and what a relay adds that only copies
-/// bytes: that much is the machine's. All take turns.
+/// The latency that forwarding adds to a direct keep-alive request, with and without TLS, and the latency that the
+/// copying relay adds, which is the machine's share. All alternate.
 fn misses(quick: bool) {
     for tls in [false, true] {
         let sandbox = Sandbox::new(tls);
         let sidecar = sandbox.sidecar();
-        let relay = myself("--relay", &sandbox.emulator.addr().to_string());
+        let relay = start_role("--relay", &sandbox.emulator.addr().to_string());
         let token = sandbox.emulator.oidc_token(DEVELOPMENT_LIFE);
         let mut direct = Direct::new(&sandbox, sandbox.emulator.addr());
         let mut relayed = Direct::new(&sandbox, relay.addr);
         let mut forwarded = Forwarded::new(sidecar.addr);
         let mut times = [const { Vec::new() }; 3];
         for n in 0..(if quick { BURST } else { 520 }) {
-            within_the_rate(n);
+            wait_for_rate_limit(n);
             let body = format!(r#"{{"subject":{{"type":"app"}},"scopes":["s{n}"]}}"#);
             times[0].push(direct.latency(&token, &body));
             times[1].push(relayed.latency(&token, &body));
@@ -406,7 +412,7 @@ fn misses(quick: bool) {
     }
 }
 
-/// A keep-alive connection to the sidecar, and the next where one has had its requests.
+/// A keep-alive connection to the sidecar, replaced after its last request.
 struct Forwarded {
     stream: TcpStream,
     addr: SocketAddr,
@@ -438,10 +444,10 @@ impl Forwarded {
     }
 }
 
-/// The time from the first byte sent to the last received, in microseconds.
+/// Sends a request and returns the time until the last byte of the response, in microseconds.
 fn exchange(stream: &mut (impl Read + Write + ?Sized), request: &[u8]) -> f64 {
     let mut buffer = [0; 8192];
-    let begun = Instant::now();
+    let start = Instant::now();
     stream.write_all(request).unwrap();
     stream.flush().unwrap();
     let mut got = 0;
@@ -450,12 +456,12 @@ fn exchange(stream: &mut (impl Read + Write + ?Sized), request: &[u8]) -> f64 {
         assert!(n > 0, "closed");
         got += n;
         if response_length(&buffer[..got]).is_some_and(|total| got >= total) {
-            return begun.elapsed().as_secs_f64() * 1e6;
+            return start.elapsed().as_secs_f64() * 1e6;
         }
     }
 }
 
-/// A keep-alive connection straight to the emulator.
+/// A direct keep-alive connection to the emulator.
 struct Direct {
     stream: Box<dyn ReadWrite>,
     addr: SocketAddr,
@@ -491,10 +497,10 @@ impl Direct {
     }
 }
 
-/// Many equal requests at once, upstream taking 50 ms; and the same many when the answer is there already.
+/// Many equal requests at once, with an upstream that takes 50 ms, and again when the answer is cached.
 fn herd(quick: bool) {
     let count = if quick { 100 } else { 500 };
-    // One connection for each caller, on both sides.
+    // Each request needs two file descriptors.
     let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, 8192, 8192);
     let (mut cold, mut warm) = (Vec::new(), Vec::new());
     let mut upstream = 0;
@@ -514,14 +520,14 @@ fn herd(quick: bool) {
     );
 }
 
-/// Sends one request on each of `count` open connections; milliseconds until the last is answered.
+/// Sends one request on each of `count` open connections. Returns the milliseconds until the last response.
 fn all_at_once(addr: SocketAddr, count: usize) -> f64 {
     let bytes = request(addr, "/v1/connect/token/slack%2Facme-slack", BODY);
     let mut streams: Vec<_> = (0..count).map(|_| TcpStream::connect(addr).unwrap()).collect();
-    // All are accepted once the last has been answered something else.
+    // Once the last connection has had a response, all are accepted.
     let health = format!("GET /healthz HTTP/1.1\r\nhost: {addr}\r\n\r\n");
     exchange(streams.last_mut().unwrap(), health.as_bytes());
-    let begun = Instant::now();
+    let start = Instant::now();
     for stream in &mut streams {
         stream.write_all(&bytes).unwrap();
     }
@@ -534,30 +540,30 @@ fn all_at_once(addr: SocketAddr, count: usize) -> f64 {
             got += n;
         }
     }
-    begun.elapsed().as_secs_f64() * 1e3
+    start.elapsed().as_secs_f64() * 1e3
 }
 
-/// From exec to the first answer.
+/// The time from exec to the first answer.
 fn start(quick: bool) {
     let sandbox = Sandbox::new(false);
     let mut times = Vec::new();
     for _ in 0..(if quick { 2 } else { 15 }) {
-        let begun = Instant::now();
+        let start = Instant::now();
         let server = sandbox.sidecar();
         let mut stream = TcpStream::connect(server.addr).unwrap();
         write!(stream, "GET /healthz HTTP/1.1\r\nhost: {}\r\n\r\n", server.addr).unwrap();
         let mut buffer = [0; 512];
         assert!(stream.read(&mut buffer).unwrap() > 0);
-        times.push(begun.elapsed().as_secs_f64() * 1e3);
+        times.push(start.elapsed().as_secs_f64() * 1e3);
     }
     println!("exec to first answer: {:.1} ms", median(&mut times));
 }
 
-/// What `run` adds to a command's start, in pairs with the command alone.
+/// The time that `run` adds to a command's start, relative to the command alone.
 fn runs(quick: bool) {
     let sandbox = Sandbox::new(false);
-    for (whose, serves) in [("of its own", false), ("that it joins", true)] {
-        let _sidecar = serves.then(|| sandbox.sidecar());
+    for (sidecar, is_running) in [("of its own", false), ("that it joins", true)] {
+        let _sidecar = is_running.then(|| sandbox.sidecar());
         for (how, flags) in [("with", &["run", "--"][..]), ("without", &["run", "--no-intercept", "--"])] {
             let mut added = Vec::new();
             for round in 0..(if quick { 2 } else { 42 }) {
@@ -574,27 +580,27 @@ fn runs(quick: bool) {
                     let through = through();
                     (alone(), through)
                 };
-                // The first makes the CA, once for all.
+                // The first round creates the CA.
                 if round > 0 {
                     added.push(through - alone);
                 }
             }
             println!(
-                "run with a sidecar {whose}, {how} interception: +{:.1} ms to a command's start",
+                "run with a sidecar {sidecar}, {how} interception: +{:.1} ms to a command's start",
                 median(&mut added)
             );
         }
     }
 }
 
-/// From exec to a shell's first output, in milliseconds.
+/// The time from exec to a shell's first output, in milliseconds.
 fn first_output(mut command: Command) -> f64 {
     command.args(["-c", "echo"]).stdin(Stdio::null()).stdout(Stdio::piped());
-    let begun = Instant::now();
+    let start = Instant::now();
     let mut child = command.spawn().unwrap();
     let read = child.stdout.take().unwrap().read(&mut [0]).unwrap();
-    let took = begun.elapsed().as_secs_f64() * 1e3;
-    assert_eq!(read, 1, "it ran");
+    let took = start.elapsed().as_secs_f64() * 1e3;
+    assert_eq!(read, 1, "no output");
     assert!(child.wait().unwrap().success());
     took
 }

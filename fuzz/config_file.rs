@@ -1,4 +1,4 @@
-//! `sidecar.toml`: a project's own came with a repository.
+//! `sidecar.toml`. A project's own file comes from its repository and is not trusted.
 
 use std::fs;
 
@@ -6,12 +6,12 @@ use connect_sidecar::config::args::GlobalArgs;
 use connect_sidecar::config::{Auth, Config, ConfigError};
 use tempfile::TempDir;
 
-/// Stands in the values of forbidden settings.
+/// Part of the values of forbidden settings.
 const CANARY: &str = "canary";
 
 thread_local! {
     static DIR: TempDir = {
-        // In memory where there is such a place: three files are written for each input.
+        // In memory if possible, because three files are written for each input.
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
         ["web", "bare"].iter().for_each(|name| fs::create_dir(dir.path().join(name)).expect("a directory"));
         dir
@@ -19,20 +19,20 @@ thread_local! {
 }
 
 pub(crate) fn check(toml: &[u8]) {
-    let as_found = load(toml, false);
-    let as_given = load(toml, true);
-    if let Ok(config) = &as_found {
+    let as_project_file = load(toml, false);
+    let as_named = load(toml, true);
+    if let Ok(config) = &as_project_file {
         assert_eq!(config.upstream.origin, "https://api.vercel.com");
         assert!(config.upstream.extra_roots.is_empty() && config.upstream.team_id.is_none());
         assert!(!config.upstream.use_env_proxy && !config.policy.allow_forwarded);
         assert!(config.policy.allowed_hosts.is_empty() && config.policy.allowed_origins.is_empty());
-        let Auth::Oidc { env_file, .. } = &config.auth else { panic!("the credential's source was changed") };
+        let Auth::Oidc { env_file, .. } = &config.auth else { panic!("the source of the credential was changed") };
         assert!(env_file.starts_with(&config.project) && !env_file.components().any(|part| part.as_os_str() == ".."));
         assert!(config.cache.max_entries.get() <= 1_000_000 && config.warn_before.iter().all(|step| !step.is_zero()));
-        assert!(as_given.is_ok(), "what a project may set, everybody may: {as_given:?}");
+        assert!(as_named.is_ok(), "a named file may set whatever a project file may: {as_named:?}");
     }
     let lines = toml.split(|b| *b == b'\n').count();
-    for error in [&as_found, &as_given].into_iter().filter_map(|loaded| loaded.as_ref().err()) {
+    for error in [&as_project_file, &as_named].into_iter().filter_map(|loaded| loaded.as_ref().err()) {
         assert!(!error.0.is_empty());
         for mistake in &error.0 {
             let numbers = mistake.place.split(':').filter_map(|part| part.parse::<usize>().ok());
@@ -41,22 +41,22 @@ pub(crate) fn check(toml: &[u8]) {
         }
     }
 
-    // Whatever else is in it, a project's own file does not redirect a credential or widen access.
+    // A project's own file never redirects the credential or widens access, whatever else it contains.
     let settings = ["upstream", "upstream_ca", "auth", "team_id", "allowed_hosts", "allow_forwarded", "require_key"];
     let forbidden = settings[toml.len() % settings.len()];
     let hostile = [format!("{forbidden} = \"https://{CANARY}.example\"\n").as_bytes(), toml].concat();
     let error = load(&hostile, false).expect_err(forbidden).to_string();
-    assert!(!error.contains(CANARY), "a value is told: {error}");
+    assert!(!error.contains(CANARY), "the error shows a value: {error}");
 }
 
-/// As a project's own file, or as one given by `--config`.
-fn load(toml: &[u8], is_given: bool) -> Result<Config, ConfigError> {
+/// Loads it as a project's own file, or as one named by `--config`.
+fn load(toml: &[u8], is_named: bool) -> Result<Config, ConfigError> {
     DIR.with(|dir| {
-        let project = dir.path().join(if is_given { "bare" } else { "web" });
-        let path = if is_given { dir.path().join("given.toml") } else { project.join("sidecar.toml") };
+        let project = dir.path().join(if is_named { "bare" } else { "web" });
+        let path = if is_named { dir.path().join("given.toml") } else { project.join("sidecar.toml") };
         fs::write(&path, toml).expect("written");
         let args =
-            GlobalArgs { config: is_given.then_some(path), project: Some(project.clone()), ..GlobalArgs::default() };
+            GlobalArgs { config: is_named.then_some(path), project: Some(project.clone()), ..GlobalArgs::default() };
         Config::load(&args, &|_| None, &project)
     })
 }

@@ -1,12 +1,12 @@
-//! What must hold for bytes that somebody else wrote, whatever they are: a target for each reader of such bytes.
+//! Fuzz targets, one for each parser of untrusted bytes.
 //!
-//! `cargo test --example fuzz` runs each target on its seeds and on what is near them, on stable Rust and always the same
-//! way. `fuzz/run` builds this very file against libFuzzer and lets it look for itself, again on stable Rust:
-//! `--cfg fuzzing` does what cargo-fuzz needs nightly for. `cargo run --example fuzz TARGET FILE...` shows what a file
-//! breaks. A target asserts what its reader promises, by means of its own, and not only that nothing panics. What was
-//! found becomes a seed.
+//! `cargo test --example fuzz` runs every target on its seeds and on mutations of them, deterministically and on stable
+//! Rust. `fuzz/run` builds this file with libFuzzer, also on stable Rust: `--cfg fuzzing` does what cargo-fuzz needs
+//! nightly for. `cargo run --example fuzz TARGET FILE...` runs a target on files. A target asserts what its parser
+//! guarantees, with an implementation of its own, and not only that nothing panics. Inputs that have failed become
+//! seeds.
 //!
-//! (Not bolero: it pins a version of indexmap that our `toml` has left behind.)
+//! (bolero cannot be used: it pins an older version of indexmap than `toml` needs.)
 
 #![cfg_attr(fuzzing, no_main)]
 
@@ -17,7 +17,7 @@ mod oidc_token;
 mod request;
 mod upstream_response;
 
-/// Panics if a promise is broken for these bytes.
+/// Panics if a guarantee does not hold for these bytes.
 type Target = fn(&[u8]);
 
 const TARGETS: &[(&str, Target)] = &[
@@ -30,15 +30,15 @@ const TARGETS: &[(&str, Target)] = &[
 ];
 
 fn target(name: &str) -> Target {
-    TARGETS.iter().find(|(known, _)| *known == name).unwrap_or_else(|| panic!("no target is called {name:?}")).1
+    TARGETS.iter().find(|(known, _)| *known == name).unwrap_or_else(|| panic!("there is no target {name:?}")).1
 }
 
-/// libFuzzer has `main`; which target it runs is in `FUZZ_TARGET`.
+/// libFuzzer provides `main`. The environment variable `FUZZ_TARGET` selects the target.
 #[cfg(fuzzing)]
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    static CHOSEN: std::sync::LazyLock<Target> =
+    static SELECTED: std::sync::LazyLock<Target> =
         std::sync::LazyLock::new(|| target(&std::env::var("FUZZ_TARGET").unwrap_or_default()));
-    CHOSEN(bytes);
+    SELECTED(bytes);
 });
 
 /// Runs a target on files.
@@ -49,13 +49,13 @@ fn main() {
     args.for_each(|file| check(&std::fs::read(&file).unwrap_or_else(|e| panic!("{file}: {e}"))));
 }
 
-/// Whether `part` stands in `whole`.
+/// Whether `whole` contains `part`.
 fn contains(whole: &[u8], part: &[u8]) -> bool {
     part.is_empty() || whole.windows(part.len()).any(|window| window == part)
 }
 
 #[cfg(test)]
-mod near_their_seeds {
+mod seeds_and_mutations {
     use std::fmt;
     use std::fs;
     use std::path::Path;
@@ -64,10 +64,10 @@ mod near_their_seeds {
     use proptest::sample::{Index, select};
     use proptest::test_runner::{Config, TestRunner};
 
-    /// To be read by people, and copied into a seed.
-    struct Shown(Vec<u8>);
+    /// An input that is printed as a byte string, to be copied into a seed.
+    struct Input(Vec<u8>);
 
-    impl fmt::Debug for Shown {
+    impl fmt::Debug for Input {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             write!(f, "b\"{}\"", self.0.escape_ascii())
         }
@@ -81,9 +81,9 @@ mod near_their_seeds {
         paths.iter().map(|path| fs::read(path).expect("a seed")).collect()
     }
 
-    /// A byte overwritten, or everything from there on cut off and another seed's end put in its place.
-    fn changed(mut bytes: Vec<u8>, changes: &[(Index, Option<u8>, Vec<u8>, Index)]) -> Vec<u8> {
-        for (at, byte, other, from) in changes {
+    /// Overwrites single bytes, or replaces the rest with the end of another seed.
+    fn mutated(mut bytes: Vec<u8>, mutations: &[(Index, Option<u8>, Vec<u8>, Index)]) -> Vec<u8> {
+        for (at, byte, other, from) in mutations {
             let at = at.index(bytes.len() + 1);
             match byte {
                 Some(byte) if at < bytes.len() => bytes[at] = *byte,
@@ -97,52 +97,52 @@ mod near_their_seeds {
         bytes
     }
 
-    fn holds(name: &str) {
+    fn run_target(name: &str) {
         let (seeds, check) = (seeds(name), super::target(name));
         assert!(!seeds.is_empty());
         seeds.iter().for_each(|seed| check(seed));
         let seed = || select(seeds.clone());
         let byte = prop_oneof![3 => any::<u8>().prop_map(Some), 1 => Just(None)];
-        let changes = proptest::collection::vec((any::<Index>(), byte, seed(), any::<Index>()), 1..6);
-        let near = (seed(), changes).prop_map(|(seed, changes)| Shown(changed(seed, &changes)));
+        let mutations = proptest::collection::vec((any::<Index>(), byte, seed(), any::<Index>()), 1..6);
+        let inputs = (seed(), mutations).prop_map(|(seed, mutations)| Input(mutated(seed, &mutations)));
         let config = Config { cases: 2000, failure_persistence: None, ..Config::default() };
         let rng = proptest::test_runner::TestRng::deterministic_rng(config.rng_algorithm);
         TestRunner::new_with_rng(config, rng)
-            .run(&near, |bytes| {
-                check(&bytes.0);
+            .run(&inputs, |input| {
+                check(&input.0);
                 Ok(())
             })
             .unwrap_or_else(|e| panic!("{e}"));
     }
 
     #[test]
-    fn a_body_has_one_key_and_one_reading() {
-        holds("body_key");
+    fn body_key() {
+        run_target("body_key");
     }
 
     #[test]
-    fn a_projects_file_redirects_nothing_and_no_mistake_tells_a_value() {
-        holds("config_file");
+    fn config_file() {
+        run_target("config_file");
     }
 
     #[test]
-    fn a_token_that_is_found_stands_in_the_file() {
-        holds("env_file");
+    fn env_file() {
+        run_target("env_file");
     }
 
     #[test]
-    fn a_token_that_is_taken_is_one_by_any_reading() {
-        holds("oidc_token");
+    fn oidc_token() {
+        run_target("oidc_token");
     }
 
     #[test]
-    fn a_request_that_is_accepted_is_one_by_any_reading() {
-        holds("request");
+    fn request() {
+        run_target("request");
     }
 
     #[test]
-    fn an_answer_that_is_relayed_or_stored_is_a_proper_one() {
-        holds("upstream_response");
+    fn upstream_response() {
+        run_target("upstream_response");
     }
 
     #[test]

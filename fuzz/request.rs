@@ -1,8 +1,7 @@
-//! The bytes of a connection, as they come from anybody on this machine, through hyper and the real server.
+//! The bytes of a connection from any program on this machine, handled by hyper and the real server.
 //!
-//! There is no credential, so a request that passes every gate ends with `oidc_token_missing` and never goes upstream:
-//! that is how it is known here as accepted. It is then judged again from what hyper read, by other means than those of
-//! the gates.
+//! There is no credential, so an accepted request fails with `oidc_token_missing` and is never sent upstream. Accepted
+//! requests are checked again, as hyper has parsed them and with an implementation that does not use the guard.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -28,17 +27,17 @@ use tokio::runtime::Runtime;
 
 const PORT: u16 = 2774;
 
-/// A sidecar that nobody can connect to.
-struct Scene {
+/// A sidecar without connections.
+struct Fixture {
     runtime: Runtime,
     server: Arc<Server>,
 }
 
 thread_local! {
-    static SCENE: Scene = Scene::new();
+    static FIXTURE: Fixture = Fixture::new();
 }
 
-impl Scene {
+impl Fixture {
     fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let dir = tempfile::tempdir().expect("a directory");
@@ -52,20 +51,20 @@ impl Scene {
 }
 
 pub(crate) fn check(bytes: &[u8]) {
-    SCENE.with(|scene| {
-        let server = &*scene.server;
+    FIXTURE.with(|fixture| {
+        let server = &*fixture.server;
         let is_last = Cell::new(false);
         let service = service_fn(|request: Request<Incoming>| {
             let is_last = &is_last;
             async move {
                 let (head, body) = request.into_parts();
-                let answered = server.answer_alone(Request::from_parts(head.clone(), body), PORT).await;
-                let (said, body) = answered.expect("there is room for one").into_parts();
+                let response = server.answer_alone(Request::from_parts(head.clone(), body), PORT).await;
+                let (reply, body) = response.expect("not overloaded").into_parts();
                 let body = body.collect().await.expect("a body").to_bytes();
-                assert!(!is_last.get(), "a request is served after the connection was said to close: {head:?}");
-                is_last.set(said.headers.contains_key(header::CONNECTION));
-                judge(&head, &said, &body);
-                Ok::<_, Infallible>(Response::from_parts(said, Full::new(body)))
+                assert!(!is_last.get(), "a request is served after `Connection: close`: {head:?}");
+                is_last.set(reply.headers.contains_key(header::CONNECTION));
+                check_reply(&head, &reply, &body);
+                Ok::<_, Infallible>(Response::from_parts(reply, Full::new(body)))
             }
         });
         let (ours, mut theirs) = tokio::io::duplex(1024 * 1024);
@@ -74,11 +73,11 @@ pub(crate) fn check(bytes: &[u8]) {
             .max_header_size(16 * 1024)
             .writev(false)
             .serve_connection(TokioIo::new(ours), service);
-        let replies = scene.runtime.block_on(async {
-            theirs.write_all(bytes).await.expect("room for it");
+        let replies = fixture.runtime.block_on(async {
+            theirs.write_all(bytes).await.expect("a large enough buffer");
             theirs.shutdown().await.expect("an open pipe");
             let mut replies = Vec::new();
-            // It ends in an error where the request was one.
+            // The connection fails if the request is invalid.
             let (_, read) = tokio::join!(connection, theirs.read_to_end(&mut replies));
             read.expect("an open pipe");
             replies
@@ -87,40 +86,41 @@ pub(crate) fn check(bytes: &[u8]) {
     });
 }
 
-fn judge(head: &Parts, said: &response::Parts, body: &[u8]) {
+fn check_reply(head: &Parts, reply: &response::Parts, body: &[u8]) {
     for name in ["cache-control", "content-security-policy", "x-content-type-options", "x-frame-options"] {
-        assert!(said.headers.contains_key(name), "{name} is missing: {said:?}");
+        assert!(reply.headers.contains_key(name), "{name} is missing: {reply:?}");
     }
-    let tells = |name: &str| matches!(name, "server" | "set-cookie" | "vary") || name.starts_with("access-control-");
-    assert!(!said.headers.keys().any(|name| tells(name.as_str())), "{said:?}");
+    let is_forbidden =
+        |name: &str| matches!(name, "server" | "set-cookie" | "vary") || name.starts_with("access-control-");
+    assert!(!reply.headers.keys().any(|name| is_forbidden(name.as_str())), "{reply:?}");
 
     let path = head.uri.path();
-    if said.status.is_success() {
+    if reply.status.is_success() {
         let is_own = ["/healthz", "/metrics", "/_sidecar/", "/_sidecar/v1/status"].contains(&path);
         assert!(is_own && matches!(head.method, Method::GET | Method::HEAD), "{head:?}");
         assert_eq!(head.uri.query(), None, "{head:?}");
-        return judge_gates(head);
+        return check_guard(head);
     }
-    let json: serde_json::Value = serde_json::from_slice(body).expect("an error of ours is JSON");
-    let code = said.headers[SIDECAR_ERROR].to_str().expect("text");
+    let json: serde_json::Value = serde_json::from_slice(body).expect("JSON");
+    let code = reply.headers[SIDECAR_ERROR].to_str().expect("text");
     assert_eq!(
         (json["error"]["code"].as_str(), json["error"]["source"].as_str()),
         (Some(code), Some("connect-sidecar"))
     );
-    let ours = ["oidc_token_missing", "loop_detected", "upgrade_not_supported"];
-    assert!(said.status.as_u16() < 500 || ours.contains(&code), "{json}");
+    let expected = ["oidc_token_missing", "loop_detected", "upgrade_not_supported"];
+    assert!(reply.status.as_u16() < 500 || expected.contains(&code), "{json}");
     if code == "oidc_token_missing" && path != "/readyz" {
-        judge_gates(head);
+        check_guard(head);
         match path.strip_prefix("/_sidecar/v1/relay/") {
-            Some(target) => judge_relayed(head, target),
-            None => judge_route(head),
+            Some(target) => check_relayed(head, target),
+            None => check_route(head),
         }
     }
 }
 
-/// What no request may have that is answered with more than a refusal.
-fn judge_gates(head: &Parts) {
-    assert!(matches!(all(&head.headers, "host")[..], [host] if is_ours(host)), "{head:?}");
+/// Checks a request that the guard must have accepted.
+fn check_guard(head: &Parts) {
+    assert!(matches!(all(&head.headers, "host")[..], [host] if is_loopback_host(host)), "{head:?}");
     for name in ["origin", "sec-fetch-site", "forwarded", "x-forwarded-for", "x-forwarded-host", "via", "x-real-ip"] {
         assert!(!head.headers.contains_key(name), "{head:?}");
     }
@@ -130,24 +130,24 @@ fn judge_gates(head: &Parts) {
     assert!(encodings.len() <= 1 && encodings.iter().all(|one| one.eq_ignore_ascii_case(b"chunked")), "{head:?}");
 }
 
-fn is_ours(host: &[u8]) -> bool {
-    ["127.0.0.1:2774", "localhost:2774", "[::1]:2774"].iter().any(|ours| host.eq_ignore_ascii_case(ours.as_bytes()))
+fn is_loopback_host(host: &[u8]) -> bool {
+    ["127.0.0.1:2774", "localhost:2774", "[::1]:2774"].iter().any(|known| host.eq_ignore_ascii_case(known.as_bytes()))
 }
 
 fn all<'a>(headers: &'a HeaderMap, name: &str) -> Vec<&'a [u8]> {
     headers.get_all(name).iter().map(http::HeaderValue::as_bytes).collect()
 }
 
-/// The token goes to a host that takes it, and only in the place of a placeholder.
-fn judge_relayed(head: &Parts, target: &str) {
+/// Checks a relayed request: it is for a bearer host and has the placeholder.
+fn check_relayed(head: &Parts, target: &str) {
     let (host, path) = target.split_at(target.find('/').unwrap_or(target.len()));
     assert!(Hosts::default().bearer(host, path).is_some(), "{head:?}");
     assert!(matches!(all(&head.headers, "authorization")[..], [_]), "{head:?}");
     assert!(placeholder::is_bearer(&head.headers[header::AUTHORIZATION]), "{head:?}");
 }
 
-/// However often somebody decodes the path, it is one of the five routes, the same one and for the same connector.
-fn judge_route(head: &Parts) {
+/// Checks that a path is the same one of the five routes, for the same connector, however often it is decoded.
+fn check_route(head: &Parts) {
     let path = head.uri.path();
     assert_eq!(head.uri.query(), None, "{head:?}");
     let kind = path.strip_prefix("/v1/connect/").and_then(|rest| rest.split('/').next()).expect("one of Connect's");
@@ -161,14 +161,14 @@ fn judge_route(head: &Parts) {
     let prefix = format!("/v1/connect/{kind}/");
     let connector = |path: &str| {
         let inner = path.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(suffix));
-        inner.unwrap_or_else(|| panic!("another route to who decodes it: {path:?}")).to_owned()
+        inner.unwrap_or_else(|| panic!("decodes to another route: {path:?}")).to_owned()
     };
     let once = decoded(path);
     let name = connector(&once);
     assert_eq!(decoded(&once), once, "it can be decoded twice: {path:?}");
     assert!(!connector(path).contains('/'), "more than one segment: {path:?}");
-    let below = ["", ".", "..", "import", "tokens", "projects", "contacts", "trigger-destinations"];
-    assert!(!name.split('/').any(|part| below.contains(&part)), "{path:?}");
+    let refused = ["", ".", "..", "import", "tokens", "projects", "contacts", "trigger-destinations"];
+    assert!(!name.split('/').any(|part| refused.contains(&part)), "{path:?}");
     assert!(!name.contains(['\\', '?', '#']) && !name.contains(char::is_control), "{path:?}");
     if head.method == Method::POST {
         let types = all(&head.headers, "content-type");
@@ -176,7 +176,7 @@ fn judge_route(head: &Parts) {
     }
 }
 
-/// Percent-decoded once, as leniently as anybody might.
+/// Percent-decoded once, as leniently as possible.
 fn decoded(path: &str) -> String {
     let (mut decoded, mut rest) = (Vec::new(), path.as_bytes());
     while let [byte, after @ ..] = rest {

@@ -1,5 +1,5 @@
-//! Upstream's response, byte for byte, as it may come from a proxy in between, a captive portal or a compromised host:
-//! what of it is relayed, what is stored and for how long.
+//! The bytes of upstream's response, which may come from a proxy in between, a captive portal or a compromised host:
+//! what is passed on, and what is stored for how long.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -40,17 +40,17 @@ pub(crate) fn check(bytes: &[u8]) {
     RUNTIME.with(|runtime| {
         runtime.block_on(async {
             let Some(response) = read(bytes).await else { return };
-            judge_error(&response);
+            check_error(&response);
             for action in [Action::Token, Action::Authorize, Action::Install, Action::Metadata, Action::Revoke] {
-                if judge_answer(action, &response) && action == Action::Token {
-                    judge_cache(&response).await;
+                if check_answer(action, &response) && action == Action::Token {
+                    check_cache(&response).await;
                 }
             }
         });
     });
 }
 
-/// As `pool` and `upstream` do it.
+/// Reads a response like `pool` and `upstream`.
 async fn read(bytes: &[u8]) -> Option<Response> {
     let (ours, mut theirs) = tokio::io::duplex(64 * 1024);
     let (mut sender, connection) = http1::Builder::new()
@@ -59,7 +59,7 @@ async fn read(bytes: &[u8]) -> Option<Response> {
         .await
         .expect("a connection");
     let request = Request::post("/v1/connect/token/x").header("host", "upstream").body(Full::default()).expect("one");
-    let talking = async {
+    let answering = async {
         let _ = theirs.read(&mut [0; 1024]).await;
         let _ = theirs.write_all(bytes).await;
         drop(theirs);
@@ -70,12 +70,12 @@ async fn read(bytes: &[u8]) -> Option<Response> {
         drop(sender);
         Some((head.status, head.headers, body))
     };
-    let (_, _, response) = tokio::join!(connection, talking, reading);
+    let (_, _, response) = tokio::join!(connection, answering, reading);
     response
 }
 
-/// Whether it is relayed; then it is what it must be.
-fn judge_answer(action: Action, (status, headers, body): &Response) -> bool {
+/// Whether the response is passed on. Checks it if so.
+fn check_answer(action: Action, (status, headers, body): &Response) -> bool {
     if upstream::flaw(action, *status, body).is_some() {
         return false;
     }
@@ -99,28 +99,30 @@ fn judge_answer(action: Action, (status, headers, body): &Response) -> bool {
             | "referrer-policy"
             | "x-content-type-options"
             | "x-frame-options" => {}
-            _ => panic!("{name} is not to be relayed"),
+            _ => panic!("{name} must not be passed on"),
         }
     }
     true
 }
 
-/// An answer that is stored is a token by any reading, and is served for no longer than it says.
-async fn judge_cache(response: &Response) {
+/// Checks that a stored answer is a token and is served no longer than `Cache-Status` says.
+async fn check_cache(response: &Response) {
     let clock = Clock::test(Timestamp::from_millis(NOW_MS));
     let credential = Arc::new(Credential::access_token("p".to_owned().into(), None));
     let principal = credential.principal().clone();
-    let request = key::parse(&principal, "slack/acme", b"{}").expect("an object");
+    let token_request = key::parse(&principal, "slack/acme", b"{}").expect("an object");
     let identity = watch::channel(Arc::new(Identity::first(TokenState::Loaded(credential)))).1;
     let cache = Cache::new(LIMITS, identity, clock.clone(), TaskTracker::new());
     let fetch = || {
-        let request = CacheRequest { request, connector: "slack/acme".into(), forced: false, client: None };
+        let request = CacheRequest { token_request, connector: "slack/acme".into(), forced: false, client: None };
         let (status, headers, body) = response.clone();
         cache.fetch(request, &principal, move || async move { Ok(Answer::new(status, &headers, &body)) })
     };
-    let Fetched::Flight(_, FetchResult { outcome, stored }) = fetch().await else { panic!("found in an empty cache") };
-    let first = outcome.expect("it was an answer");
-    match (stored, fetch().await) {
+    let Fetched::Upstream(_, FetchResult { result, stored_for }) = fetch().await else {
+        panic!("a hit in an empty cache")
+    };
+    let first = result.expect("an answer");
+    match (stored_for, fetch().await) {
         (Some(ttl), Fetched::Found(Found::Hit { answer, .. })) => {
             let json: Value = serde_json::from_slice(&first.body).expect("a token");
             assert_eq!(first.status, 200);
@@ -129,19 +131,19 @@ async fn judge_cache(response: &Response) {
             assert!(ttl <= LIMITS.max_age && ttl.as_millis() as f64 <= left_ms - 30_000.0, "{ttl:?} of {left_ms} ms");
             assert_eq!(answer.body, first.body);
             clock.advance(ttl);
-            assert!(matches!(fetch().await, Fetched::Flight(..)), "served for longer than it says");
+            assert!(matches!(fetch().await, Fetched::Upstream(..)), "served for longer than announced");
         }
-        (None, Fetched::Found(Found::Held { left, .. })) => {
+        (None, Fetched::Found(Found::RateLimited { left, .. })) => {
             assert_eq!(first.status, 429);
             assert!(left <= Duration::from_secs(60), "{left:?}");
         }
-        (None, Fetched::Flight(_, again)) => assert_eq!(again.stored, None),
+        (None, Fetched::Upstream(_, again)) => assert_eq!(again.stored_for, None),
         other => panic!("{other:?}"),
     }
 }
 
-/// What is said of an error in the log is ours, whatever upstream says.
-fn judge_error((status, _, body): &Response) {
+/// Checks that the log shows only well-formed codes and the sidecar's own remedies.
+fn check_error((status, _, body): &Response) {
     let error = UpstreamError::read(body);
     if let Some(code) = error.shown_code() {
         assert!(code.len() <= 64 && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{code}");

@@ -19,7 +19,7 @@ use crate::instance::client::{self, Client, ClientError};
 use crate::instance::state_file::Instance;
 use crate::os::clock::Clock;
 use crate::os::terminal::{self, Palette, escaped};
-use crate::proxy::guard::OURS;
+use crate::proxy::guard::SIDECAR_PREFIX;
 
 /// Time between two looks of `--watch`.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -64,7 +64,7 @@ fn read(state: &RawValue, client: &Client) -> Result<Report, ClientError> {
 }
 
 async fn open(Instance { url, key, project, .. }: &Instance) -> Result<ExitCode, CommandError> {
-    let page = format!("{url}{OURS}");
+    let page = format!("{url}{SIDECAR_PREFIX}");
     if let Err(reason) = browser::open(&format!("{page}#key={key}"), project).await {
         let port = url.rsplit(':').next().unwrap_or_default();
         super::output::print(format!("{page}\n")).await?;

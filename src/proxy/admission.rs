@@ -1,10 +1,10 @@
-//! How much may go to upstream: so many requests at once, so many a second. What is beyond waits a moment for a place, or
-//! is refused without having been sent (docs/security.md L1).
+//! Limits the upstream requests by number and by rate. Requests beyond them wait for a permit for some time, or are
+//! refused without being sent (docs/security.md L1).
 //!
-//! A flight takes a place, not each caller that waits for it. The rate is counted when a request has its place and goes
-//! out, not when it begins to wait: upstream never sees more than the rate, however the waiting went. Time is monotonic:
-//! a wall clock that jumps back would refuse for as long as it jumped. It stands still while the machine sleeps, in which
-//! nothing is sent, so the bucket is merely as full as before, and full again two seconds later.
+//! A single-flight fetch needs one permit, whatever the number of requests that wait for it. The rate counts requests
+//! when they are sent, not when they start to wait, so upstream never sees more than the rate. Time is monotonic,
+//! because a wall clock set back would block requests for as long as it was set back. The monotonic clock may stop
+//! while the machine sleeps; nothing is sent then, so the bucket only refills later.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,38 +15,38 @@ use tokio::time::Instant;
 use super::error::{Code, RequestError};
 use super::reply::retry_after;
 
-/// Requests to upstream at once.
-const PLACES: usize = 16;
-/// A request waits this long for a place.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// What a caller that found no place is told to wait.
+/// Maximum number of concurrent upstream requests.
+const MAX_CONCURRENT: usize = 16;
+/// How long a request waits for a permit.
+const MAX_WAIT: Duration = Duration::from_secs(5);
+/// `Retry-After` of a request that got no permit.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// Requests that may go out at once after a while of few.
+/// Size of the token bucket: the number of requests that can be sent at once.
 const BURST: u32 = 40;
-/// After so long one more may go out: 20 a second.
+/// Time after which the bucket gains one token: 20 requests per second.
 const REFILL: Duration = Duration::from_millis(50);
 
-/// Admits requests to upstream.
+/// Hands out the permits.
 pub(super) struct Admission {
-    places: Semaphore,
+    permits: Semaphore,
     bucket: Mutex<Bucket>,
 }
 
-/// The right to send one request. Given back when it is dropped, which is to be when the answer is whole.
+/// Permits one upstream request. Drop it once the response is complete.
 #[must_use]
-pub struct Place<'a>(#[expect(dead_code, reason = "held for its drop")] SemaphorePermit<'a>);
+pub struct Permit<'a>(#[expect(dead_code, reason = "released on drop")] SemaphorePermit<'a>);
 
 impl Admission {
-    /// All places free, the bucket full.
+    /// All permits available, the bucket full.
     pub(super) fn new() -> Self {
-        Self { places: Semaphore::new(PLACES), bucket: Mutex::new(Bucket { full_at: Instant::now() }) }
+        Self { permits: Semaphore::new(MAX_CONCURRENT), bucket: Mutex::new(Bucket { full_at: Instant::now() }) }
     }
 
-    /// A place; 503 if none becomes free in time, 429 if too many requests went out of late.
-    pub(super) async fn admit(&self) -> Result<Place<'_>, RequestError> {
-        let place = self.place().await?;
+    /// Waits for a permit. The error is a 503 if none becomes available in time, and a 429 above the rate.
+    pub(super) async fn admit(&self) -> Result<Permit<'_>, RequestError> {
+        let permit = self.acquire().await?;
         match self.bucket().take(Instant::now()) {
-            Ok(()) => Ok(place),
+            Ok(()) => Ok(permit),
             Err(wait) => {
                 let per_second = 1000 / REFILL.as_millis();
                 let message = format!(
@@ -57,28 +57,28 @@ impl Admission {
         }
     }
 
-    /// A place that is there now.
-    pub(super) fn admit_at_once(&self) -> Option<Place<'_>> {
-        let permit = self.places.try_acquire().ok()?;
-        self.bucket().take(Instant::now()).ok().map(|()| Place(permit))
+    /// A permit, if there is one now.
+    pub(super) fn try_admit(&self) -> Option<Permit<'_>> {
+        let permit = self.permits.try_acquire().ok()?;
+        self.bucket().take(Instant::now()).ok().map(|()| Permit(permit))
     }
 
-    /// A place for what must get through: counted, but never refused for the rate.
-    pub(super) async fn admit_at_any_rate(&self) -> Result<Place<'_>, RequestError> {
-        let place = self.place().await?;
+    /// Waits for a permit for a request that must be sent: it counts towards the rate, but is not limited by it.
+    pub(super) async fn admit_above_rate(&self) -> Result<Permit<'_>, RequestError> {
+        let permit = self.acquire().await?;
         let _ = self.bucket().take(Instant::now());
-        Ok(place)
+        Ok(permit)
     }
 
-    /// First come, first served.
-    async fn place(&self) -> Result<Place<'_>, RequestError> {
-        match tokio::time::timeout(LONGEST_WAIT, self.places.acquire()).await {
-            Ok(Ok(permit)) => Ok(Place(permit)),
+    /// Waits for a permit, in order of arrival.
+    async fn acquire(&self) -> Result<Permit<'_>, RequestError> {
+        match tokio::time::timeout(MAX_WAIT, self.permits.acquire()).await {
+            Ok(Ok(permit)) => Ok(Permit(permit)),
             // The semaphore is never closed.
             Ok(Err(_)) | Err(_) => {
-                let waited = LONGEST_WAIT.as_secs();
+                let waited = MAX_WAIT.as_secs();
                 let message = format!(
-                    "{PLACES} requests to Connect are under way, and none has ended for {waited} s. Try again."
+                    "{MAX_CONCURRENT} requests to Connect are under way, and none has ended for {waited} s. Try again."
                 );
                 Err(refusal(Code::Overloaded, message, RETRY_AFTER))
             }
@@ -96,13 +96,13 @@ fn refusal(code: Code, message: String, wait: Duration) -> RequestError {
     error
 }
 
-/// A token bucket, kept as the time at which it will be full: `BURST` tokens, one more after each `REFILL`.
+/// A token bucket of `BURST` tokens that gains one every `REFILL`, represented by the time at which it will be full.
 struct Bucket {
     full_at: Instant,
 }
 
 impl Bucket {
-    /// Takes one, or says how long until there is one.
+    /// Takes a token; the error is the time until there is one.
     fn take(&mut self, now: Instant) -> Result<(), Duration> {
         let full_at = self.full_at.max(now) + REFILL;
         match full_at.duration_since(now).saturating_sub(REFILL * BURST) {
@@ -110,7 +110,7 @@ impl Bucket {
                 self.full_at = full_at;
                 Ok(())
             }
-            lacking => Err(lacking),
+            wait => Err(wait),
         }
     }
 }
@@ -119,13 +119,13 @@ impl Bucket {
 mod tests {
     use super::*;
 
-    /// How many of `tries` it gives at `now`.
+    /// How many of `tries` succeed at `now`.
     fn taken(bucket: &mut Bucket, now: Instant, tries: u32) -> u32 {
         (0..tries).map(|_| u32::from(bucket.take(now).is_ok())).sum()
     }
 
     #[test]
-    fn forty_at_once_and_twenty_a_second() {
+    fn allows_a_burst_of_40_and_20_a_second() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut bucket = Bucket { full_at: start };
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn no_second_sees_more_than_sixty_however_it_is_asked() {
+    fn allows_at_most_60_in_any_second() {
         let start = Instant::now();
         let mut bucket = Bucket { full_at: start };
         let times: Vec<u64> = (0..5000).filter(|ms| bucket.take(start + Duration::from_millis(*ms)).is_ok()).collect();
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_how_long_and_takes_nothing() {
+    fn a_refusal_returns_the_wait_and_takes_no_token() {
         let start = Instant::now();
         let mut bucket = Bucket { full_at: start };
         assert_eq!(taken(&mut bucket, start, 40), 40);
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_stands_still_or_goes_back_neither_refuses_for_long_nor_gives_more() {
+    fn tolerates_a_clock_that_stops_or_goes_back() {
         let start = Instant::now() + Duration::from_secs(60);
         let mut bucket = Bucket { full_at: start };
         assert_eq!(taken(&mut bucket, start, 50), 40);
@@ -177,27 +177,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_seventeenth_waits_its_turn_and_five_seconds_at_the_most() {
+    async fn the_17th_request_waits_up_to_5_s() {
         let admission = Admission::new();
-        let mut places = Vec::new();
-        for _ in 0..PLACES {
-            places.push(admission.admit().await.expect("a place"));
+        let mut permits = Vec::new();
+        for _ in 0..MAX_CONCURRENT {
+            permits.push(admission.admit().await.expect("a permit"));
         }
         let begun = Instant::now();
-        let refused = admission.admit().await.err().expect("none is free");
-        assert_eq!((refused.code, begun.elapsed()), (Code::Overloaded, LONGEST_WAIT));
+        let refused = admission.admit().await.err().expect("no permit");
+        assert_eq!((refused.code, begun.elapsed()), (Code::Overloaded, MAX_WAIT));
         assert_eq!(refused.retry_after, Some(retry_after(RETRY_AFTER)));
 
-        let give_back = async {
-            tokio::time::sleep(LONGEST_WAIT - REFILL).await;
-            places.pop();
+        let release = async {
+            tokio::time::sleep(MAX_WAIT - REFILL).await;
+            permits.pop();
         };
-        let (admitted, ()) = tokio::join!(admission.admit(), give_back);
+        let (admitted, ()) = tokio::join!(admission.admit(), release);
         assert!(admitted.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn beyond_the_rate_it_refuses_all_but_what_must_get_through() {
+    async fn above_the_rate_only_unlimited_requests_are_sent() {
         let admission = Admission::new();
         for _ in 0..BURST {
             drop(admission.admit().await.expect("within the burst"));
@@ -205,22 +205,22 @@ mod tests {
         for _ in 0..100 {
             let refused = admission.admit().await.err().expect("beyond the burst");
             assert_eq!((refused.code, refused.retry_after), (Code::LocalRateLimit, Some(retry_after(REFILL))));
-            drop(admission.admit_at_any_rate().await.expect("it must get through"));
+            drop(admission.admit_above_rate().await.expect("not limited"));
         }
         tokio::time::advance(REFILL).await;
-        drop(admission.admit_at_any_rate().await.expect("it must get through"));
-        assert!(admission.admit().await.is_err(), "it was counted");
+        drop(admission.admit_above_rate().await.expect("not limited"));
+        assert!(admission.admit().await.is_err(), "it counts towards the rate");
         tokio::time::advance(REFILL).await;
-        assert!(admission.admit().await.is_ok(), "and leaves no debt");
+        assert!(admission.admit().await.is_ok(), "without further delay");
     }
 
     #[tokio::test]
-    async fn what_finds_no_place_costs_no_rate() {
+    async fn a_request_without_a_permit_does_not_count_towards_the_rate() {
         let admission = Admission::new();
-        let places: Vec<_> = (0..PLACES).map(|_| admission.admit_at_once().expect("a place")).collect();
-        assert!((0..100).all(|_| admission.admit_at_once().is_none()));
-        drop(places);
-        let rest = (0..100).filter(|_| admission.admit_at_once().is_some()).count();
-        assert!(rest >= BURST as usize - PLACES, "{rest}");
+        let permits: Vec<_> = (0..MAX_CONCURRENT).map(|_| admission.try_admit().expect("a permit")).collect();
+        assert!((0..100).all(|_| admission.try_admit().is_none()));
+        drop(permits);
+        let rest = (0..100).filter(|_| admission.try_admit().is_some()).count();
+        assert!(rest >= BURST as usize - MAX_CONCURRENT, "{rest}");
     }
 }

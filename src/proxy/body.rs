@@ -1,4 +1,4 @@
-//! An app's request body: its type, its size and the time it takes. Says nothing of what is in it.
+//! Reads an app's request body, within limits of type, size and time. Its content is checked in [`super::key`].
 
 use std::error::Error as StdError;
 use std::future::{Future, poll_fn};
@@ -14,31 +14,32 @@ use hyper::body::Body;
 use super::error::{Code, RequestError};
 use super::reply;
 
-/// A larger request body is refused, in bytes.
+/// Maximum size of a request body, in bytes.
 const MAX_BODY_BYTES: usize = 64 * 1024;
-/// A request body must be there within this time.
+/// Time within which a request body must be complete.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// JSON is due on every POST and on a DELETE with a body: a web page cannot claim it without asking first.
+/// Requires a JSON content type on every POST and on a DELETE with a body: web pages cannot send it without a
+/// preflight.
 pub fn check_content_type(head: &Parts, body: &impl Body) -> Result<(), RequestError> {
     let headers = &head.headers;
     if headers.get_all(header::CONTENT_ENCODING).iter().any(|value| value != "identity") {
         return Err(RequestError::new(Code::EncodingNotSupported, "Send the body without Content-Encoding."));
     }
-    let is_due = head.method == Method::POST || (head.method == Method::DELETE && !body.is_end_stream());
+    let is_required = head.method == Method::POST || (head.method == Method::DELETE && !body.is_end_stream());
     let mut types = headers.get_all(header::CONTENT_TYPE).iter();
     let is_json = match (types.next(), types.next()) {
         (Some(one), None) => one == "application/json" || reply::essence(one).as_deref() == Some("application/json"),
         _ => false,
     };
-    if is_due && !is_json {
+    if is_required && !is_json {
         let message = "Send the body as JSON: add -H 'content-type: application/json' (curl 7.82 and later: --json).";
         return Err(RequestError::new(Code::JsonRequired, message).hint("-H 'content-type: application/json'"));
     }
     Ok(())
 }
 
-/// The whole body, within its limits of size and time.
+/// Reads the whole body. The errors close the connection.
 pub async fn read<B>(mut body: B) -> Result<Bytes, RequestError>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -50,26 +51,26 @@ where
         return Err(too_large());
     }
     let reading = async {
-        let mut whole = Bytes::new();
-        let mut pieces = Vec::new();
+        let mut first = Bytes::new();
+        let mut joined = Vec::new();
         while !body.is_end_stream()
             && let Some(frame) = body.frame().await
         {
             let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
-            if whole.len() + pieces.len() + data.len() > MAX_BODY_BYTES {
+            if first.len() + joined.len() + data.len() > MAX_BODY_BYTES {
                 return Err(too_large());
             }
-            // Small bodies come in one piece, which is taken as it is.
-            if whole.is_empty() && pieces.is_empty() {
-                whole = data;
+            // A small body is one frame, which needs no copy.
+            if first.is_empty() && joined.is_empty() {
+                first = data;
             } else {
-                pieces.extend_from_slice(&std::mem::take(&mut whole));
-                pieces.extend_from_slice(&data);
+                joined.extend_from_slice(&std::mem::take(&mut first));
+                joined.extend_from_slice(&data);
             }
         }
-        Ok(if pieces.is_empty() { whole } else { pieces.into() })
+        Ok(if joined.is_empty() { first } else { joined.into() })
     };
-    // A small body is there with the head: most requests need no timer.
+    // A small body arrives with the head, so most requests need no timer.
     let mut reading = std::pin::pin!(reading);
     if let Poll::Ready(body) = poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx))).await {
         return body;
@@ -90,7 +91,7 @@ mod tests {
 
     use super::*;
 
-    /// A byte at each tick, without end.
+    /// An endless body of one byte per tick.
     struct Trickle(Interval);
 
     impl Body for Trickle {
@@ -106,18 +107,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_trickles_in_has_no_more_time_than_one_that_stalls() {
+    async fn a_trickling_body_times_out_like_a_stalled_one() {
         for tick in [Duration::from_secs(1), Duration::from_secs(3600)] {
-            let begun = Instant::now();
-            let error = read(Trickle(interval(tick))).await.expect_err("it never ends");
+            let start = Instant::now();
+            let error = read(Trickle(interval(tick))).await.expect_err("an endless body");
             assert_eq!((error.code, error.close), (Code::BodyTimeout, true));
-            assert_eq!(begun.elapsed(), BODY_TIMEOUT);
+            assert_eq!(start.elapsed(), BODY_TIMEOUT);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_trickles_in_has_no_more_room_than_one_that_is_announced() {
-        let error = read(Trickle(interval(Duration::from_nanos(1)))).await.expect_err("it never ends");
+    async fn a_body_without_a_length_has_the_same_size_limit() {
+        let error = read(Trickle(interval(Duration::from_nanos(1)))).await.expect_err("an endless body");
         assert_eq!((error.code, error.close), (Code::BodyTooLarge, true));
     }
 }

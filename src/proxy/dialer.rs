@@ -1,7 +1,7 @@
-//! How a server is reached: its name resolved, TCP, through a proxy of the environment where asked for, and TLS. Shared by
-//! all that connect to Vercel, and by the tunnels of runs.
+//! Opens connections: name resolution, TCP, the environment's proxy if it is enabled, TLS. Shared by all connections to
+//! Vercel and by the tunnels of runs.
 //!
-//! TLS is always verified, and a name that was bent to this machine leads nowhere unless it may be here.
+//! TLS is always verified. A name that resolves to this machine is refused unless configuration allows it.
 
 use std::error::Error as StdError;
 use std::future::{Future, Ready, ready};
@@ -23,66 +23,76 @@ use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
+use tokio::task::JoinError;
 use tower_service::Service;
 
 use super::resolver::{Names, Resolver, is_this_machine};
 use crate::os::env_proxy::{EnvProxy, Protocol, ProxyServer};
 use crate::os::tls;
 
-/// All addresses of one family share this, and the other family begins 0.3 s later: one that swallows what is sent to it
-/// leaves time for the next, and for TLS.
+/// Shared by all addresses of one family; the other family starts 0.3 s later. An address that does not answer leaves
+/// enough time for the next one and for TLS.
 const TCP_TIMEOUT: Duration = Duration::from_secs(4);
-/// An idle connection is probed after this time, and then this often until it counts as dead: within half a minute, so
-/// that most of those that a change of network has killed are known by when they would be used.
+/// TCP keepalive: an idle connection is probed after this time, then at this interval, this many times. Connections
+/// that a change of network has killed are detected within half a minute.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(15);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// Why there is no connection.
+/// The reason why there is no connection.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
-/// TCP to a server, or through a proxy, which may be spoken to by TLS.
+/// A TCP stream to a server or through a proxy, with TLS to the proxy if its scheme is `https`.
 pub type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
 
 /// Opens connections for one scheme.
 pub(super) type Connector = HttpsConnector<TcpConnector<Resolver>>;
 
-/// There is no connection by way of this proxy, whatever lies behind it.
+/// Connecting through a proxy failed.
 #[derive(Debug, thiserror::Error)]
 #[error("the proxy {server} did not lead there")]
 pub struct ProxyFailed {
-    /// The proxy, without its password.
+    /// The proxy without its password.
     pub server: String,
-    /// Which variable names it.
+    /// The environment variable that sets it.
     pub variable: &'static str,
     source: BoxError,
 }
 
-/// What all connections have in common.
+/// The trusted root certificates could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// The task that loads them panicked.
+    #[error("loading them broke off")]
+    Interrupted(#[source] JoinError),
+    /// There are none, or TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] rustls::Error),
+}
+
+/// The settings of all connections.
 pub struct Dialer {
     names: Names,
     extra_roots: Vec<CertificateDer<'static>>,
     env_proxy: Option<EnvProxy>,
-    /// Trust roots take some 40 ms to load: done once, off the way to the first reply.
+    /// Loaded once, since loading the trusted roots takes about 40 ms.
     tls: OnceCell<Arc<ClientConfig>>,
 }
 
 impl Dialer {
-    /// Trusts `extra_roots` besides the platform's, and goes by `env_proxy`.
+    /// Trusts `extra_roots` besides the platform's roots and uses `env_proxy`, if there is one.
     pub(super) fn new(names: Names, extra_roots: Vec<CertificateDer<'static>>, env_proxy: Option<EnvProxy>) -> Self {
         Self { names, extra_roots, env_proxy, tls: OnceCell::new() }
     }
 
-    /// Whether the proxy of our environment is honoured.
+    /// Whether the environment's proxy is used.
     pub(super) fn uses_env_proxy(&self) -> bool {
         self.env_proxy.is_some()
     }
 
-    /// Opens connections to a server of this scheme. An error says why the trust roots could not be loaded.
-    pub(super) async fn connector(&self, scheme: &Scheme, may_be_this_machine: bool) -> Result<Connector, String> {
+    /// A connector for servers of this scheme.
+    pub(super) async fn connector(&self, scheme: &Scheme, may_be_this_machine: bool) -> Result<Connector, TrustError> {
         let tls = match &self.env_proxy {
-            None if *scheme != Scheme::HTTPS => {
-                Arc::new(tls::client_config_without_roots().map_err(|e| e.to_string())?)
-            }
+            None if *scheme != Scheme::HTTPS => Arc::new(tls::client_config_without_roots()?),
             _ => self.tls().await?,
         };
         let is_refused = if may_be_this_machine { |_| false } else { is_this_machine };
@@ -91,15 +101,15 @@ impl Dialer {
         Ok(HttpsConnector::from((tcp, tls)))
     }
 
-    /// TLS with the trust of all connections. An error says why the roots could not be loaded.
-    pub async fn tls(&self) -> Result<Arc<ClientConfig>, String> {
+    /// The TLS configuration of all connections.
+    pub async fn tls(&self) -> Result<Arc<ClientConfig>, TrustError> {
         Ok(self.tls.get_or_try_init(|| load(self.extra_roots.clone())).await?.clone())
     }
 }
 
-async fn load(extra_roots: Vec<CertificateDer<'static>>) -> Result<Arc<ClientConfig>, String> {
+async fn load(extra_roots: Vec<CertificateDer<'static>>) -> Result<Arc<ClientConfig>, TrustError> {
     let loading = tokio::task::spawn_blocking(move || tls::client_config(extra_roots)).await;
-    loading.map_err(|_| "loading them broke off".to_owned())?.map(Arc::new).map_err(|e| e.to_string())
+    Ok(Arc::new(loading.map_err(TrustError::Interrupted)??))
 }
 
 fn with_options<R>(mut http: HttpConnector<R>) -> HttpConnector<R> {
@@ -112,18 +122,18 @@ fn with_options<R>(mut http: HttpConnector<R>) -> HttpConnector<R> {
     http
 }
 
-/// Opens TCP connections, through a proxy of the environment where asked for.
+/// Opens TCP connections, through the environment's proxy if it is enabled.
 #[derive(Clone)]
 pub struct TcpConnector<R> {
     direct: HttpConnector<R>,
     resolver: R,
-    /// A proxy may well be on this machine.
+    /// The proxy may be on this machine.
     to_proxy: HttpsConnector<HttpConnector>,
     env_proxy: Option<EnvProxy>,
 }
 
 impl<R: Clone> TcpConnector<R> {
-    /// Names have the addresses that `resolver` says, unless it is a proxy that looks them up. `tls` is for a proxy.
+    /// `resolver` resolves names, except those that a proxy resolves itself. `tls` is for connections to a proxy.
     pub fn new(resolver: R, env_proxy: Option<EnvProxy>, tls: Arc<ClientConfig>) -> Self {
         let direct = with_options(HttpConnector::new_with_resolver(resolver.clone()));
         let to_proxy = HttpsConnector::from((with_options(HttpConnector::new()), tls));
@@ -135,7 +145,7 @@ impl<R> TcpConnector<R>
 where
     R: Service<Name, Response = vec::IntoIter<SocketAddr>, Error = BoxError, Future: Send> + Clone + Send,
 {
-    async fn through(&mut self, server: &ProxyServer, to: Uri) -> Result<Stream, BoxError> {
+    async fn connect_through(&mut self, server: &ProxyServer, to: Uri) -> Result<Stream, BoxError> {
         if server.protocol != Protocol::Socks5 {
             return self.tunnel(server, to).await;
         }
@@ -150,7 +160,7 @@ where
         Err(last_error)
     }
 
-    /// The addresses of an origin, each with its port.
+    /// The addresses of an origin with its port.
     async fn addresses(&mut self, to: &Uri) -> Result<Vec<SocketAddr>, BoxError> {
         let host = to.host().unwrap_or_default();
         let port = to.port_u16().unwrap_or(if to.scheme() == Some(&Scheme::HTTP) { 80 } else { 443 });
@@ -165,7 +175,7 @@ where
         Ok(addresses.map(at_port).collect())
     }
 
-    /// Has a proxy connect to `to`.
+    /// Lets a proxy connect to `to`.
     async fn tunnel(&mut self, server: &ProxyServer, to: Uri) -> Result<Stream, BoxError> {
         let failed = |source: BoxError| ProxyFailed { server: server.name(), variable: server.variable, source };
         let endpoint = server.endpoint();
@@ -216,13 +226,13 @@ where
             };
             match server {
                 None => Ok(Stream::Http(this.direct.call(to).await?)),
-                Some(server) => this.through(&server, to).await,
+                Some(server) => this.connect_through(&server, to).await,
             }
         })
     }
 }
 
-/// A connection to a proxy that is there already, for what speaks its protocol.
+/// A connection to a proxy that is already open, as a connector for the proxy protocols.
 struct Connected(Option<Stream>);
 
 impl Service<Uri> for Connected {
@@ -239,12 +249,12 @@ impl Service<Uri> for Connected {
     }
 }
 
-/// An error and what it is due to, the innermost last.
+/// An error and its causes, the innermost last.
 pub fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |&error| cause(error))
 }
 
-/// What an error is due to. One that is wrapped by an I/O error is not its source, but what it stands for.
+/// The cause of an error. An error wrapped in an I/O error is not its source, but what it stands for.
 fn cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
     match error.downcast_ref().and_then(io::Error::get_ref) {
         Some(wrapped) => Some(wrapped),

@@ -1,15 +1,15 @@
-//! Which hosts are Vercel's: Connect's API, and the bearer hosts, to which the real OIDC token goes in place of the
-//! placeholder. Pure.
+//! Vercel's hosts: Connect's API, and the bearer hosts, for which the placeholder is replaced with the real OIDC token.
+//! Pure.
 //!
-//! A bearer host is one that a package of Vercel's sends `VERCEL_OIDC_TOKEN` to as its bearer. The list is fixed here and
-//! is only ever replaced by trusted configuration: whoever could add to it could have the token sent to himself.
+//! A bearer host is one to which Vercel's packages send `VERCEL_OIDC_TOKEN` as a bearer token. The list is fixed and
+//! only trusted configuration can replace it, because anyone who could extend it could have the token sent to them.
 
 use std::fmt;
 
 use http::Uri;
 
-/// By what `@ai-sdk/gateway` 3.0.232, `@vercel/queue` 0.6.0, `@vercel/blob` 2.8.0 and `@vercel/sandbox` 3.5.0 do. The
-/// last two use `vercel.com/api`, which is all of Vercel's API: only what is theirs there is listed.
+/// The hosts of `@ai-sdk/gateway` 3.0.232, `@vercel/queue` 0.6.0, `@vercel/blob` 2.8.0 and `@vercel/sandbox` 3.5.0. The
+/// last two use `vercel.com/api`, which is all of Vercel's API, so only their own paths are listed.
 const DEFAULT: [&str; 7] = [
     "ai-gateway.vercel.sh",
     "*.vercel-queue.com",
@@ -20,23 +20,23 @@ const DEFAULT: [&str; 7] = [
     "vercel.com/api/v3/sandboxes",
 ];
 
-/// Connect's API is below it.
+/// The parent domain of Connect's API.
 const VERCEL: &str = "vercel.com";
-/// Vercel's hosts are opened at this port alone.
+/// The only port at which Vercel's hosts are intercepted.
 pub const HTTPS_PORT: u16 = 443;
 
-/// A host, or a part of one, that takes the OIDC token as a bearer.
+/// A host, or some of its paths, that takes the OIDC token as a bearer token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BearerHost {
-    /// In lower case. `*.` at the beginning stands for any one label.
+    /// The host name in lower case. A leading `*.` matches one label.
     pattern: String,
-    /// The path, without a slash at its end, that it is or is below.
+    /// The path, without a trailing slash, that includes all paths below it. Empty for all paths.
     path: String,
-    /// Where it is, if not where its name says: `https`, or `http` on loopback.
+    /// Replaces the origin that follows from the name: `https`, or `http` on loopback.
     pub origin: Option<Uri>,
 }
 
-/// As it is written in the settings, without the origin.
+/// The form in the settings, without the origin.
 impl fmt::Display for BearerHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{}", self.pattern, self.path)
@@ -44,8 +44,8 @@ impl fmt::Display for BearerHost {
 }
 
 impl BearerHost {
-    /// Reads `HOST[/PATH]`: a name of at least two labels, or `*.` before one, and a plain path. Of Vercel's API, whose
-    /// other paths the token opens, too, there must be a path.
+    /// Parses `HOST[/PATH]`: a name of at least two labels, possibly after `*.`, and a plain path. Hosts of Vercel's
+    /// API need a path, because the token gives access to the other paths, too.
     pub fn parse(text: &str) -> Option<Self> {
         let (pattern, path) = text.split_at(text.find('/').unwrap_or(text.len()));
         let path = path.strip_suffix('/').unwrap_or(path);
@@ -53,28 +53,29 @@ impl BearerHost {
         let mut labels = name.split('.');
         let has_labels = name.contains('.') && labels.all(is_label);
         let is_address = name.ends_with(|last: char| last.is_ascii_digit());
-        let is_part =
-            |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~".contains(&b)) && !part.is_empty();
-        let has_parts = path.split('/').skip(1).all(|part| is_part(part) && !part.starts_with('.'));
-        let is_too_much = path.is_empty() && (name.eq_ignore_ascii_case(VERCEL) || is_connect(name));
-        (has_labels && !is_address && has_parts && !is_too_much).then(|| Self {
+        let is_segment = |segment: &str| {
+            segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~".contains(&b)) && !segment.is_empty()
+        };
+        let is_valid_path = path.split('/').skip(1).all(|segment| is_segment(segment) && !segment.starts_with('.'));
+        let lacks_path = path.is_empty() && (name.eq_ignore_ascii_case(VERCEL) || is_connect(name));
+        (has_labels && !is_address && is_valid_path && !lacks_path).then(|| Self {
             pattern: pattern.to_ascii_lowercase(),
             path: path.to_owned(),
             origin: None,
         })
     }
 
-    /// The same, found at `origin`.
+    /// The same host at another origin.
     pub fn at(self, origin: Uri) -> Self {
         Self { origin: Some(origin), ..self }
     }
 
-    /// The name that it has or is below.
+    /// Its name, or its parent domain if it has a wildcard.
     fn name(&self) -> &str {
         self.pattern.strip_prefix("*.").unwrap_or(&self.pattern)
     }
 
-    fn is(&self, host: &str) -> bool {
+    fn matches(&self, host: &str) -> bool {
         match self.pattern.strip_prefix("*.") {
             None => host.eq_ignore_ascii_case(&self.pattern),
             Some(parent) => {
@@ -83,16 +84,16 @@ impl BearerHost {
         }
     }
 
-    /// Whether a raw path is its path or below it, however it is read.
+    /// Whether a raw path is its path or below it, for any server that decodes or normalises it.
     fn covers(&self, path: &str) -> bool {
         let is_below = |rest: &str| rest.is_empty() || rest.starts_with('/');
-        self.path.is_empty() || (path.strip_prefix(&self.path).is_some_and(is_below) && is_plain(path))
+        self.path.is_empty() || (path.strip_prefix(&self.path).is_some_and(is_below) && is_unambiguous(path))
     }
 }
 
-/// Whether nobody who decodes or normalises reads a raw path as another one: no empty segment but the last, none that
-/// begins with a dot, and nothing that separates or is encoded but what is harmless in ASCII.
-fn is_plain(path: &str) -> bool {
+/// Whether a raw path stays the same when it is decoded or normalised: no empty segments except the last, none that
+/// start with a dot, no separators, and only harmless ASCII characters encoded.
+fn is_unambiguous(path: &str) -> bool {
     let Some(path) = path.strip_prefix('/') else { return false };
     let mut segments = path.split('/').peekable();
     while let Some(segment) = segments.next() {
@@ -119,7 +120,7 @@ fn is_plain(path: &str) -> bool {
     true
 }
 
-/// The hosts that are Vercel's.
+/// Vercel's hosts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hosts {
     bearers: Vec<BearerHost>,
@@ -132,7 +133,7 @@ impl Default for Hosts {
 }
 
 impl Hosts {
-    /// Connect's API, and these bearer hosts.
+    /// Connect's API and these bearer hosts.
     pub fn new(bearers: Vec<BearerHost>) -> Self {
         Self { bearers }
     }
@@ -142,20 +143,20 @@ impl Hosts {
         &self.bearers
     }
 
-    /// Whether interception opens what goes to this host: Connect's API or a bearer host.
-    pub fn opens(&self, host: &str) -> bool {
-        is_connect(host) || self.bearers.iter().any(|bearer| bearer.is(host))
+    /// Whether connections to this host are intercepted: Connect's API and bearer hosts.
+    pub fn intercepts(&self, host: &str) -> bool {
+        is_connect(host) || self.bearers.iter().any(|bearer| bearer.matches(host))
     }
 
-    /// Whether a host that is opened is `name`, is below it, or ends in it for somebody who does not look for a dot. In
-    /// lower case.
+    /// Whether an intercepted host is `name` or ends with it, even without a dot before it, as some programs match
+    /// `NO_PROXY`. `name` is in lower case.
     pub fn any_ends_in(&self, name: &str) -> bool {
-        // Of a pattern, what follows the label that may be any.
-        let ends = self.bearers.iter().map(|bearer| bearer.pattern.trim_start_matches('*'));
-        self.opens(name) || ends.chain(["api.vercel.com"]).any(|end| end.ends_with(name))
+        // Without the wildcard.
+        let suffixes = self.bearers.iter().map(|bearer| bearer.pattern.trim_start_matches('*'));
+        self.intercepts(name) || suffixes.chain(["api.vercel.com"]).any(|suffix| suffix.ends_with(name))
     }
 
-    /// The names that all of them have or are below.
+    /// The names and parent domains that cover all of them.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let is_vercel =
             |name: &str| name.strip_suffix(VERCEL).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
@@ -163,19 +164,19 @@ impl Hosts {
         std::iter::once(VERCEL).chain(others)
     }
 
-    /// Whether some paths of a host take the token and others do not, and this one could be read as another.
+    /// Whether only some paths of a host take the token and this path is ambiguous.
     pub fn is_ambiguous(&self, host: &str, path: &str) -> bool {
-        let mut bearers = self.bearers.iter().filter(|bearer| bearer.is(host)).peekable();
-        bearers.peek().is_some() && bearers.all(|bearer| !bearer.path.is_empty()) && !is_plain(path)
+        let mut bearers = self.bearers.iter().filter(|bearer| bearer.matches(host)).peekable();
+        bearers.peek().is_some() && bearers.all(|bearer| !bearer.path.is_empty()) && !is_unambiguous(path)
     }
 
-    /// The bearer host that a raw path on a host belongs to.
+    /// The bearer host for a raw path on a host.
     pub fn bearer(&self, host: &str, path: &str) -> Option<&BearerHost> {
-        self.bearers.iter().find(|bearer| bearer.is(host) && bearer.covers(path))
+        self.bearers.iter().find(|bearer| bearer.matches(host) && bearer.covers(path))
     }
 }
 
-/// Whether a host is Connect's API: the global one, or that of a region.
+/// Whether a host is Connect's API, the global one or a regional one.
 pub fn is_connect(host: &str) -> bool {
     let host = host.to_ascii_lowercase();
     let label = host.strip_suffix(VERCEL).and_then(|rest| rest.strip_suffix('.'));
@@ -200,9 +201,9 @@ mod tests {
     }
 
     #[test]
-    fn connects_api_is_the_global_one_and_that_of_any_region() {
+    fn recognises_the_global_and_regional_hosts_of_connect() {
         for host in ["api.vercel.com", "API.Vercel.COM", "api-iad1.vercel.com", "api-dev-1.vercel.com"] {
-            assert!(is_connect(host) && Hosts::default().opens(host), "{host}");
+            assert!(is_connect(host) && Hosts::default().intercepts(host), "{host}");
             assert!(!is_bearer(&Hosts::default(), host, "/v1/connect/token/x"), "{host}");
         }
         for host in [
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_bearer_hosts_are_what_vercels_packages_use() {
+    fn the_default_bearer_hosts_are_those_of_vercels_packages() {
         let hosts = Hosts::default();
         let written: Vec<_> = hosts.bearers().iter().map(BearerHost::to_string).collect();
         assert_eq!(written, DEFAULT);
@@ -240,7 +241,7 @@ mod tests {
             ("vercel.com", "/api/v2/sandboxes/sessions/x/cmd"),
             ("vercel.com", "/api/v3/sandboxes"),
         ] {
-            assert!(hosts.opens(host) && is_bearer(&hosts, host, path), "{host}{path}");
+            assert!(hosts.intercepts(host) && is_bearer(&hosts, host, path), "{host}{path}");
         }
         for (host, path) in [
             ("x.ai-gateway.vercel.sh", "/"),
@@ -261,12 +262,12 @@ mod tests {
             assert!(!is_bearer(&hosts, host, path), "{host}{path}");
         }
         for host in ["www.vercel.com", "github.com", "vercel.sh", "127.0.0.1", "localhost", ""] {
-            assert!(!hosts.opens(host), "{host}");
+            assert!(!hosts.intercepts(host), "{host}");
         }
     }
 
     #[test]
-    fn no_reading_of_a_path_leads_out_of_the_one_that_is_listed() {
+    fn no_decoding_of_a_path_escapes_the_listed_one() {
         let hosts = Hosts::default();
         for path in [
             "/api/blob/..",
@@ -323,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_could_be_read_otherwise_matters_where_only_some_are_listed() {
+    fn ambiguous_paths_matter_only_where_some_paths_are_listed() {
         let hosts = hosts(&["vercel.com/api/blob", "ai.example", "both.example/v1", "both.example"]);
         for (host, path, is_ambiguous) in [
             ("vercel.com", "/api/blob/%2e%2e/v9", true),
@@ -338,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bearer_host_is_a_name_and_at_most_a_plain_path() {
+    fn parses_a_name_with_an_optional_plain_path() {
         for (text, written) in [
             ("ai.example", "ai.example"),
             ("AI.Example/V1/", "ai.example/V1"),
@@ -387,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn the_names_are_vercels_own_and_those_of_the_others() {
+    fn lists_the_names_of_all_hosts() {
         let names = |hosts: &Hosts| hosts.names().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(
             names(&Hosts::default()),
@@ -405,14 +406,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_host_that_is_opened_has_a_name_that_is_named(host in "([a-z0-9-]{0,4}\\.){0,3}(vercel\\.(com|sh)|vercel-queue\\.com|a)") {
+        fn every_intercepted_host_is_covered_by_a_name(host in "([a-z0-9-]{0,4}\\.){0,3}(vercel\\.(com|sh)|vercel-queue\\.com|a)") {
             let hosts = Hosts::default();
             let is_below = |name: &str| host.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-            prop_assert!(!hosts.opens(&host) || hosts.names().any(is_below));
+            prop_assert!(!hosts.intercepts(&host) || hosts.names().any(is_below));
         }
 
         #[test]
-        fn any_text_is_read_or_refused(text in "\\PC{0,40}") {
+        fn parsing_never_panics_and_round_trips(text in "\\PC{0,40}") {
             if let Some(bearer) = BearerHost::parse(&text) {
                 prop_assert_eq!(BearerHost::parse(&bearer.to_string()), Some(bearer));
             }

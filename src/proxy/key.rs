@@ -1,9 +1,9 @@
-//! Body → canonical cache key. Pure.
+//! The cache key of a token request, derived from its body. Pure.
 //!
-//! A wrong key would hand one subject's token to another, so two bodies share a key only if they are the same JSON
-//! value but for what docs/http.md section 1 lists: order of object keys, order and repetition in `scopes`, `audience`
-//! and `resources`, and `validityBufferMs`. Whatever has two readings (a duplicate key) is refused. Numbers are compared
-//! as they are spelled, so nothing is lost to rounding. Bodies are secrets: no part of one is kept or shown.
+//! A wrong key would give one subject's token to another. Two bodies share a key only if they are the same JSON value,
+//! except for what docs/http.md section 1 lists: the order of object keys, order and repetition in `scopes`, `audience`
+//! and `resources`, and `validityBufferMs`. Ambiguous bodies (with duplicate keys) are refused. Numbers are compared by
+//! their text, so nothing is lost to rounding. Bodies are secrets: no part of one is kept or shown.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use serde_json::value::RawValue;
 
 use crate::credential::Principal;
 
-/// Deeper nesting is refused.
+/// Maximum nesting depth.
 const MAX_DEPTH: usize = 32;
 
-/// The members that are sets, whatever order they are written in.
+/// The top-level members that are sets: order and repetition do not matter.
 const SETS: [&str; 3] = ["scopes", "audience", "resources"];
 
 /// The cache key of a token request: principal, connector and canonical body.
@@ -31,12 +31,12 @@ impl fmt::Debug for Key {
     }
 }
 
-/// A token request, as its body states it.
+/// A parsed token request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenRequest {
     /// The canonical key.
     pub key: Key,
-    /// The request's own `validityBufferMs`; zero if it has none.
+    /// The request's `validityBufferMs`; zero without one.
     pub validity_buffer: Duration,
     /// The kind of subject.
     pub subject: Subject,
@@ -45,7 +45,7 @@ pub struct TokenRequest {
 /// The kinds of subject that Connect knows (docs/vercel.md section 1.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject {
-    /// None named.
+    /// No subject.
     Unnamed,
     /// `app`
     App,
@@ -53,14 +53,14 @@ pub enum Subject {
     User,
     /// `jwt-bearer`
     JwtBearer,
-    /// `token`: the body carries a third party's token. Never stored.
+    /// `token`: the body contains a third party's token. Never stored.
     Token,
-    /// Any other.
+    /// Any other kind.
     Other,
 }
 
 impl Subject {
-    /// For status and logs; never an id.
+    /// The kind for status and logs, never an id.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Unnamed => "default",
@@ -73,19 +73,19 @@ impl Subject {
     }
 }
 
-/// Why a body has no single reading.
+/// Why a body is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadJson {
     /// Not JSON, or not UTF-8.
     #[error("The body is not valid JSON.")]
     Syntax,
-    /// JSON, but no object.
+    /// JSON, but not an object.
     #[error("The body must be empty or one JSON object.")]
     NotAnObject,
-    /// A key twice in one object.
+    /// An object has a key twice.
     #[error("The body has the same key twice in one object.")]
     DuplicateKey,
-    /// Over [`MAX_DEPTH`].
+    /// Nested deeper than [`MAX_DEPTH`].
     #[error("The body is nested more than 32 deep.")]
     TooDeep,
 }
@@ -95,7 +95,7 @@ pub fn parse(principal: &Principal, connector: &str, body: &[u8]) -> Result<Toke
     let object = object(body)?;
     let mut validity_buffer = Duration::ZERO;
     let mut subject = Subject::Unnamed;
-    let mut canonical = Canonical::with_capacity(32 + 8 + connector.len() + body.len() + 64);
+    let mut canonical = CanonicalWriter::with_capacity(32 + 8 + connector.len() + body.len() + 64);
     canonical.0.extend_from_slice(principal.as_bytes());
     canonical.0.extend_from_slice(&(connector.len() as u64).to_be_bytes());
     canonical.0.extend_from_slice(connector.as_bytes());
@@ -119,10 +119,10 @@ pub fn parse(principal: &Principal, connector: &str, body: &[u8]) -> Result<Toke
     Ok(TokenRequest { key: canonical.key(), validity_buffer, subject })
 }
 
-/// Checks a body that is not keyed: empty, or one JSON object with one reading.
+/// Checks the body of another request: empty, or one unambiguous JSON object.
 pub fn check(body: &[u8]) -> Result<(), BadJson> {
     let object = object(body)?;
-    Canonical::default().members(object, 1, |_, _, _| Ok(true))
+    CanonicalWriter::default().members(object, 1, |_, _, _| Ok(true))
 }
 
 /// The members of the body's object; none for an empty body.
@@ -144,10 +144,10 @@ fn is_array(value: &RawValue) -> bool {
 
 fn subject_of(value: &RawValue) -> Subject {
     #[derive(Deserialize)]
-    struct Typed {
+    struct SubjectType {
         r#type: String,
     }
-    match serde_json::from_str::<Typed>(value.get()).as_ref().map(|t| t.r#type.as_str()) {
+    match serde_json::from_str::<SubjectType>(value.get()).as_ref().map(|subject| subject.r#type.as_str()) {
         Ok("app") => Subject::App,
         Ok("user") => Subject::User,
         Ok("jwt-bearer") => Subject::JwtBearer,
@@ -156,13 +156,13 @@ fn subject_of(value: &RawValue) -> Subject {
     }
 }
 
-/// An object's members as they are written, duplicates included.
+/// An object's members in their original order, including duplicates.
 struct Object<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for Object<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members;
-        impl<'de> Visitor<'de> for Members {
+        struct ObjectVisitor;
+        impl<'de> Visitor<'de> for ObjectVisitor {
             type Value = Object<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -177,15 +177,15 @@ impl<'de> Deserialize<'de> for Object<'de> {
                 Ok(Object(members))
             }
         }
-        deserializer.deserialize_map(Members)
+        deserializer.deserialize_map(ObjectVisitor)
     }
 }
 
-/// JSON in one spelling: keys sorted, strings escaped one way, no blanks, numbers as they came.
+/// Writes canonical JSON: sorted keys, uniform escapes, no whitespace, numbers unchanged.
 #[derive(Default)]
-struct Canonical(Vec<u8>);
+struct CanonicalWriter(Vec<u8>);
 
-impl Canonical {
+impl CanonicalWriter {
     fn with_capacity(bytes: usize) -> Self {
         Self(Vec::with_capacity(bytes))
     }
@@ -230,12 +230,13 @@ impl Canonical {
         let _ = serde_json::to_writer(&mut self.0, string);
     }
 
-    /// Writes an object at `depth`. `write` may write a member itself and return `false`, or leave it out.
+    /// Writes an object at `depth`. `filter` is called for each member; if it returns `false`, the member is left out,
+    /// or it has been written by `filter`.
     fn members<'a>(
         &mut self,
         object: Object<'a>,
         depth: usize,
-        mut write: impl FnMut(&mut Self, &str, &'a RawValue) -> Result<bool, BadJson>,
+        mut filter: impl FnMut(&mut Self, &str, &'a RawValue) -> Result<bool, BadJson>,
     ) -> Result<(), BadJson> {
         if depth > MAX_DEPTH {
             return Err(BadJson::TooDeep);
@@ -247,7 +248,7 @@ impl Canonical {
         }
         self.0.push(b'{');
         for (name, value) in members {
-            if write(self, &name, value)? {
+            if filter(self, &name, value)? {
                 self.string(&name);
                 self.0.push(b':');
                 self.value(value, depth)?;
@@ -258,7 +259,7 @@ impl Canonical {
         Ok(())
     }
 
-    /// Writes a member of the outermost object whose elements are a set.
+    /// Writes a top-level member that is a set.
     fn set(&mut self, name: &str, value: &RawValue) -> Result<(), BadJson> {
         let mut set = elements(value, 2)?
             .into_iter()
@@ -308,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn spellings_of_one_request_share_a_key() {
+    fn equivalent_bodies_share_a_key() {
         for (a, b) in [
             ("", "{}"),
             ("{}", " {\n} "),
@@ -379,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_single_reading_is_refused() {
+    fn refuses_invalid_and_ambiguous_bodies() {
         for (body, expected) in [
             ("[]", BadJson::NotAnObject),
             ("\"x\"", BadJson::NotAnObject),
@@ -407,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_is_taken_to_32() {
+    fn accepts_nesting_up_to_32() {
         let nested = |n: usize| format!("{}{}", r#"{"a":"#.repeat(n - 1) + "{}", "}".repeat(n - 1));
         let in_arrays = |n: usize| format!(r#"{{"a":{}{}}}"#, "[".repeat(n - 1), "]".repeat(n - 1));
         let in_a_set = |n: usize| format!(r#"{{"scopes":{}{}}}"#, "[".repeat(n - 1), "]".repeat(n - 1));
@@ -442,8 +443,8 @@ mod tests {
             .prop_map(|m| Value::Object(m.into_iter().collect()))
     }
 
-    /// Another spelling of the same value: members reversed, blanks, every string escaped.
-    fn respelled(value: &Value) -> String {
+    /// The same value written differently: reversed members, whitespace, every string escaped.
+    fn rewritten(value: &Value) -> String {
         let escaped = |s: &str| {
             let units: String = s.encode_utf16().map(|u| format!("\\u{u:04x}")).collect();
             format!("\"{units}\"")
@@ -451,11 +452,11 @@ mod tests {
         match value {
             Value::Object(members) => {
                 let members: Vec<_> =
-                    members.iter().rev().map(|(k, v)| format!("{}\t: {}", escaped(k), respelled(v))).collect();
+                    members.iter().rev().map(|(k, v)| format!("{}\t: {}", escaped(k), rewritten(v))).collect();
                 format!("{{ {} }}", members.join(" ,\n"))
             }
             Value::Array(elements) => {
-                let elements: Vec<_> = elements.iter().map(respelled).collect();
+                let elements: Vec<_> = elements.iter().map(rewritten).collect();
                 format!("[ {} ]", elements.join(" , "))
             }
             Value::String(s) => escaped(s),
@@ -463,8 +464,8 @@ mod tests {
         }
     }
 
-    /// The value with its sets in one order, to compare by.
-    fn with_sets_in_order(mut body: Value) -> Value {
+    /// The value with its sets sorted.
+    fn with_sorted_sets(mut body: Value) -> Value {
         for name in SETS {
             if let Some(Value::Array(set)) = body.get_mut(name) {
                 set.sort_by_key(Value::to_string);
@@ -476,13 +477,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn equal_bodies_have_equal_keys_in_any_spelling(body in any_body()) {
-            prop_assert_eq!(key(&body.to_string()), key(&respelled(&body)));
+        fn equal_bodies_have_equal_keys_however_they_are_written(body in any_body()) {
+            prop_assert_eq!(key(&body.to_string()), key(&rewritten(&body)));
         }
 
         #[test]
         fn different_bodies_have_different_keys(a in any_body(), b in any_body()) {
-            let same = with_sets_in_order(a.clone()) == with_sets_in_order(b.clone());
+            let same = with_sorted_sets(a.clone()) == with_sorted_sets(b.clone());
             prop_assert_eq!(key(&a.to_string()) == key(&b.to_string()), same);
         }
 
@@ -500,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_nothing_of_a_body() {
+    fn debug_output_contains_nothing_of_a_body() {
         assert!(
             !format!("{:?}", request(&json!({"subject": {"type": "user", "id": "CANARY"}}).to_string()))
                 .contains("CANARY")

@@ -1,8 +1,8 @@
-//! The life of one request to Connect, from the app's bytes to upstream's and back.
+//! The life of one request to Connect: from the app's request to upstream and back.
 //!
-//! The order of steps is that of docs/http.md section 1: route and method, connector and query, allowed connectors,
-//! content type, body, credential. The gates before it are in [`guard`]; the server applies them to every path.
-//! Decrypted or plain, every request takes this one way.
+//! The order of the steps is that of docs/http.md section 1: route and method, connector and query, allowed connectors,
+//! content type, body, credential. The checks before them, which apply to every path, are in [`guard`]. Plain and
+//! intercepted requests are handled alike.
 
 mod admission;
 pub mod body;
@@ -12,6 +12,7 @@ pub mod error;
 pub mod guard;
 pub mod hosts;
 pub mod key;
+pub mod outcome;
 mod pool;
 pub mod relay;
 pub mod remediation;
@@ -27,7 +28,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName};
 use http::request::Parts;
 use hyper::body::Body;
@@ -35,271 +35,269 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
 
 use crate::credential::{Credential, CredentialProblem, Identity, ReloadHandle};
-use crate::events::{self, Event, Events, Hit};
-use crate::os::clock::{Clock, Timestamp};
-use cache::{ByteLookup, Cache, CacheRequest, FetchResult, Fetched, Found, Role};
-use error::{Code, RequestError};
+use crate::events::Events;
+use crate::os::clock::Clock;
+use cache::{ByteLookup, Cache, CacheRequest, FetchResult, Fetched, Found};
+use error::{Code, FailedRequest, RequestError};
 use key::{BadJson, Subject};
+use outcome::{Answered, ConnectRequest, Outcome};
 use relay::Relay;
 use remediation::UpstreamError;
 use reply::{Answer, OIDC_EXPIRES_IN, Reply};
-use route::{Action, Route};
-use stats::Stats;
+use route::Action;
+use stats::{CacheUse, Stats};
 use upstream::{Outgoing, Upstream};
 
-/// As many requests wait for a credential at once: more would leave no place for those that need none.
-pub const MOST_WAITING: usize = 128;
+/// Maximum number of requests that wait for a credential. Connections are limited, and others need them.
+pub const MAX_WAITING: usize = 128;
 
-/// Names the process that asks (docs/http.md section 1).
+/// The header that names the client process (docs/http.md section 1).
 pub const SIDECAR_CLIENT: HeaderName = HeaderName::from_static("sidecar-client");
 
-/// Everything that a request meets on its way.
+/// What requests to Connect need.
 pub struct Proxy {
-    /// What is stored.
+    /// Stored tokens.
     pub cache: Cache,
-    /// The way to Connect.
+    /// The client for Connect's API.
     pub upstream: Arc<Upstream>,
-    /// The ways to Vercel's other hosts.
+    /// The client for Vercel's other hosts.
     pub relay: Relay,
-    /// Who we are.
+    /// The current credential and its principal.
     pub identity: watch::Receiver<Arc<Identity>>,
-    /// Told which credential upstream has accepted.
+    /// Receives each new credential that upstream has accepted.
     pub accepted: watch::Sender<Option<Arc<Credential>>>,
-    /// Makes the owner of the identity look at its source again.
+    /// Makes the owner of the identity reread its source.
     pub reloader: ReloadHandle,
-    /// The time.
+    /// The clock.
     pub clock: Clock,
-    /// An OIDC token with no more life than this is about to end, which each reply says.
-    pub about_to_end: Duration,
+    /// Replies announce the expiry of an OIDC token whose remaining lifetime is at most this.
+    pub expiry_notice: Duration,
     /// If set, all other connectors are refused.
     pub allowed_connectors: Option<BTreeSet<String>>,
-    /// What people call the source of the credential.
+    /// The name of the credential's source, for messages.
     pub credential_source: String,
     /// Counters.
     pub stats: Arc<Stats>,
-    /// Told of each request.
+    /// Receives an event for each request.
     pub events: Events,
-    /// How long a request that meets no good credential waits for one.
-    pub wait: Duration,
-    /// Places for those that do, [`MOST_WAITING`]: others are told at once.
+    /// How long a request waits for a credential when there is none or an expired one.
+    pub credential_wait: Duration,
+    /// [`MAX_WAITING`] permits for such requests. Without a permit, a request fails at once.
     pub waiting: Semaphore,
-    /// Ends that waiting.
+    /// Ends that wait.
     pub stopping: CancellationToken,
-    /// Where requests to upstream run: a caller that goes away cancels none.
+    /// Upstream requests run in these tasks, so that a client disconnect does not cancel them.
     pub tasks: TaskTracker,
 }
 
 impl Proxy {
-    /// Answers one request whose head has passed the guard.
+    /// Answers one request whose head has passed the guard. The caller reports an error with [`Proxy::report`].
     pub async fn handle<B>(self: &Arc<Self>, head: &Parts, body: B) -> Result<Reply, RequestError>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: StdError,
     {
-        let begun = Instant::now();
+        let received = Instant::now();
         let route = route::parse(&head.method, head.uri.path(), head.uri.query())?;
-        let mut outcome = self.answer(&route, head, body, begun).await;
-        if let Err(error) = &mut outcome {
-            error.oidc_expires_in = self.identity.borrow().seconds_left(self.about_to_end, self.clock.now());
-            let code = Some(error.code.as_str().to_owned());
-            let (message, remedy) = (Some(error.message.clone()), Some((*error.remedy).clone()));
-            let request = self.told(&route, error.status, begun);
-            self.events.tell(Event::Request(events::Request { code, message, remedy, ..request }));
-            error.is_told = true;
+        let request = ConnectRequest { route, received };
+        let mut result = self.answer(&request, head, body).await;
+        if let Err(error) = &mut result {
+            error.oidc_expires_in = self.identity.borrow().seconds_left(self.expiry_notice, self.clock.now());
+            let ms = request.ms();
+            let ConnectRequest { route, .. } = request;
+            let failed = FailedRequest { action: route.action.as_str(), connector: route.connector, ms };
+            error.request = Some(Box::new(failed));
         }
-        outcome
+        result
     }
 
-    async fn answer<B>(
-        self: &Arc<Self>,
-        route: &Route,
-        head: &Parts,
-        body: B,
-        begun: Instant,
-    ) -> Result<Reply, RequestError>
+    async fn answer<B>(self: &Arc<Self>, request: &ConnectRequest, head: &Parts, body: B) -> Result<Reply, RequestError>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: StdError,
     {
-        self.check_allowed(&route.connector)?;
+        self.check_allowed(&request.route.connector)?;
         body::check_content_type(head, &body)?;
         let body = body::read(body).await?;
-        match route.action {
-            Action::Token => self.token(route, head, body, begun).await,
+        match request.route.action {
+            Action::Token => self.answer_token(request, head, body).await,
             action => {
                 key::check(&body).map_err(bad_json)?;
                 let credential = self.credential().await?;
                 let outgoing = self.upstream.outgoing(action, head, body)?;
-                self.pass(route, outgoing, credential, begun).await
+                self.pass_through(request, outgoing, credential).await
             }
         }
     }
 
-    /// A token: from the cache, from another caller's request under way, or from upstream.
-    async fn token(
+    /// Answers a token request from the cache, from the fetch of an equal request, or from upstream.
+    async fn answer_token(
         self: &Arc<Self>,
-        route: &Route,
+        request: &ConnectRequest,
         head: &Parts,
         body: Bytes,
-        begun: Instant,
     ) -> Result<Reply, RequestError> {
         let identity = self.identity.borrow().clone();
+        let connector = &request.route.connector;
         let forced = is_no_cache(&head.headers);
         let client = head.headers.get(SIDECAR_CLIENT).map(|name| self.cache.client(name.as_bytes()));
 
-        let cache_request = |request| CacheRequest { request, connector: route.connector.clone(), forced, client };
+        let cache_request =
+            |token_request| CacheRequest { token_request, connector: connector.clone(), forced, client };
 
-        let mut known = None;
+        let mut parsed = None;
         if let Some(principal) = identity.principal() {
             let path = head.uri.path();
-            let request = match self.cache.find_by_bytes(principal, path, &body, forced, client) {
-                ByteLookup::Found(found) => return self.reply_found(route, &identity, found, begun),
-                ByteLookup::Known(request) => request,
+            let token_request = match self.cache.find_by_bytes(principal, path, &body, forced, client) {
+                ByteLookup::Found(found) => return self.reply_from_cache(request, &identity, found),
+                ByteLookup::Parsed(token_request) => token_request,
                 ByteLookup::Unknown => {
-                    let request = key::parse(principal, &route.connector, &body).map_err(bad_json)?;
-                    if let Some(found) = self.cache.find(principal, path, &body, &cache_request(request)) {
-                        return self.reply_found(route, &identity, found, begun);
+                    let token_request = key::parse(principal, connector, &body).map_err(bad_json)?;
+                    if let Some(found) = self.cache.find(principal, path, &body, &cache_request(token_request)) {
+                        return self.reply_from_cache(request, &identity, found);
                     }
-                    request
+                    token_request
                 }
             };
-            known = Some((principal, request));
+            parsed = Some((principal, token_request));
         } else {
             key::check(&body).map_err(bad_json)?;
         }
 
-        // From here on upstream is needed, and with it a credential that is valid now.
+        // Upstream is needed, and therefore a credential that is valid now.
         let credential = self.credential().await?;
         let principal = credential.principal().clone();
-        let request = match known {
-            Some((known, request)) if *known == principal => request,
-            // The principal has changed while this request was read.
-            _ => key::parse(&principal, &route.connector, &body).map_err(bad_json)?,
+        let token_request = match parsed {
+            Some((of, token_request)) if *of == principal => token_request,
+            // The principal has changed since.
+            _ => key::parse(&principal, connector, &body).map_err(bad_json)?,
         };
         let proxy = self.clone();
-        let fetched = self.cache.fetch(cache_request(request), &principal, || {
+        let fetched = self.cache.fetch(cache_request(token_request), &principal, || {
             let outgoing = proxy.upstream.outgoing(Action::Token, head, body);
-            async move { proxy.exchange(&outgoing?, credential).await }
+            async move { proxy.send_with_retry(&outgoing?, credential).await }
         });
         match fetched.await {
-            Fetched::Found(found) => self.reply_found(route, &self.identity.borrow().clone(), found, begun),
-            Fetched::Flight(role, result) => self.reply_fetched(route, request.subject, role, result, begun),
+            Fetched::Found(found) => self.reply_from_cache(request, &self.identity.borrow().clone(), found),
+            Fetched::Upstream(cache_use, fetched) => {
+                self.reply_from_upstream(request, token_request.subject, cache_use, fetched)
+            }
         }
     }
 
-    /// Any other route: no cache, but a revocation evicts.
-    async fn pass(
+    /// Handles the other routes, without the cache; a revocation evicts from it.
+    async fn pass_through(
         self: &Arc<Self>,
-        route: &Route,
+        request: &ConnectRequest,
         outgoing: Outgoing,
         credential: Arc<Credential>,
-        begun: Instant,
     ) -> Result<Reply, RequestError> {
         let proxy = self.clone();
-        let connector = route.connector.clone();
+        let connector = request.route.connector.clone();
         let sending = self.tasks.spawn(async move {
             let revokes = outgoing.action() == Action::Revoke;
-            // Before, so that nothing stale is served while it is under way; after, for what came meanwhile.
+            // Before, so that nothing stale is served meanwhile; after, for what was stored meanwhile.
             if revokes {
                 proxy.cache.evict(&connector);
             }
-            let outcome = proxy.exchange(&outgoing, credential).await;
+            let result = proxy.send_with_retry(&outgoing, credential).await;
             if revokes {
                 proxy.cache.evict(&connector);
             }
-            outcome
+            result
         });
-        let answer = sending.await.unwrap_or_else(|_| Err(cache::broken_off()))?;
-        self.log(route, None, None, "", &answer, begun);
-        Ok(self.warning_of_the_end(answer.reply()))
+        let answer = sending.await.unwrap_or_else(|_| Err(cache::interrupted()))?;
+        let at = self.clock.now();
+        let (cache_use, cache_status, subject) = (None, "", None);
+        self.report(&Outcome::Answered(Answered { request, at, answer: &answer, cache_use, cache_status, subject }));
+        Ok(self.with_expiry_notice(answer.reply()))
     }
 
-    /// Sends, and once more if upstream rejects the credential and another one has come meanwhile.
-    async fn exchange(&self, outgoing: &Outgoing, credential: Arc<Credential>) -> Result<Answer, RequestError> {
-        let outcome = self.send(outgoing, &credential).await;
-        if !rejects_credential(&outcome) {
-            return outcome;
+    /// Sends a request, and once more if upstream rejects the credential and there is a new one by then.
+    async fn send_with_retry(&self, outgoing: &Outgoing, credential: Arc<Credential>) -> Result<Answer, RequestError> {
+        let result = self.send(outgoing, &credential).await;
+        if !rejects_credential(&result) {
+            return result;
         }
         self.reloader.reload().await;
         let identity = self.identity.borrow().clone();
-        let now = identity.credential(self.clock.now()).ok().cloned();
-        match now {
+        let current = identity.credential(self.clock.now()).ok().cloned();
+        match current {
             Some(other) if other.fingerprint() != credential.fingerprint() => self.send(outgoing, &other).await,
-            _ => outcome,
+            _ => result,
         }
     }
 
     async fn send(&self, outgoing: &Outgoing, credential: &Arc<Credential>) -> Result<Answer, RequestError> {
-        let bearer = credential.bearer().ok_or_else(unsendable)?;
-        let place = self.upstream.admit(outgoing.action()).await?;
+        let bearer = credential.bearer().ok_or_else(invalid_bearer)?;
+        let permit = self.upstream.admit(outgoing.action()).await?;
         self.stats.upstream_requests.count();
-        let outcome = self.upstream.send(outgoing, bearer, place).await;
-        let status = outcome.as_ref().map_or_else(|error| error.status, |answer| answer.status);
+        let result = self.upstream.send(outgoing, bearer, permit).await;
+        let status = result.as_ref().map_or_else(|error| error.status, |answer| answer.status);
         if status.is_server_error() {
             self.stats.upstream_errors.count();
             self.stats.upstream_failed_at_ms.raise_to(self.clock.now().as_millis());
         }
         if status.is_success() {
-            self.tell_accepted(credential);
+            self.publish_accepted(credential);
             if outgoing.action() == Action::Token {
                 self.stats.granted.count();
             }
         }
-        outcome
+        result
     }
 
-    /// Tells that upstream has taken this credential for good: it alone verifies them.
-    fn tell_accepted(&self, credential: &Arc<Credential>) {
+    /// Publishes a credential that upstream has accepted. Only upstream verifies its signature.
+    fn publish_accepted(&self, credential: &Arc<Credential>) {
         self.accepted.send_if_modified(|last| {
-            let is_news = last.as_ref().is_none_or(|last| last.fingerprint() != credential.fingerprint());
-            if is_news {
+            let is_new = last.as_ref().is_none_or(|last| last.fingerprint() != credential.fingerprint());
+            if is_new {
                 *last = Some(credential.clone());
             }
-            is_news
+            is_new
         });
     }
 
-    /// A credential that may be sent now. Where the clock may be to blame, upstream is asked for the time first; where it
-    /// is only that a fresh one has not come yet, that is waited for, if so wanted.
+    /// A credential that is valid now. If the clock may be wrong, upstream is asked for the time first. If there is no
+    /// valid credential yet, this waits for one for [`Proxy::credential_wait`].
     async fn credential(&self) -> Result<Arc<Credential>, RequestError> {
         if self.identity.borrow().is_outside_validity(self.clock.now()) {
-            self.upstream.ask_clock().await;
+            self.upstream.sync_clock().await;
         }
         let identity = self.identity.borrow().clone();
         match identity.credential(self.clock.now()) {
-            Err(CredentialProblem::Missing | CredentialProblem::Expired(_)) if !self.wait.is_zero() => {
-                self.credential_to_come().await
+            Err(CredentialProblem::Missing | CredentialProblem::Expired(_)) if !self.credential_wait.is_zero() => {
+                self.wait_for_credential().await
             }
             credential => credential.cloned(),
         }
         .map_err(|problem| self.no_credential(&problem))
     }
 
-    /// The credential that comes while there is time to wait for one, and else why there is none.
-    async fn credential_to_come(&self) -> Result<Arc<Credential>, CredentialProblem> {
-        let place = self.waiting.try_acquire();
-        let wait = if place.is_ok() { self.wait } else { Duration::ZERO };
+    /// Waits for a credential, within the limits of time and number.
+    async fn wait_for_credential(&self) -> Result<Arc<Credential>, CredentialProblem> {
+        let permit = self.waiting.try_acquire();
+        let wait = if permit.is_ok() { self.credential_wait } else { Duration::ZERO };
         let mut identity = self.identity.clone();
         let is_decided = |identity: &Arc<Identity>| {
             let credential = identity.credential(self.clock.now());
             !matches!(credential, Err(CredentialProblem::Missing | CredentialProblem::Expired(_)))
         };
-        let coming = tokio::time::timeout(wait, identity.wait_for(is_decided));
-        let _ = self.stopping.run_until_cancelled(coming).await;
+        let decided = tokio::time::timeout(wait, identity.wait_for(is_decided));
+        let _ = self.stopping.run_until_cancelled(decided).await;
         let identity = self.identity.borrow().clone();
         identity.credential(self.clock.now()).cloned()
     }
 
-    /// Counts a request that was answered with an error.
+    /// Counts a request that was answered with an error, upstream's or the sidecar's own.
     pub fn count_failure(&self) {
         self.stats.failed.count();
         self.stats.failed_at_ms.raise_to(self.clock.now().as_millis());
     }
 
-    /// The reply for a request that needs a credential when there is none.
+    /// The error for a request that needs a credential when there is none.
     pub fn no_credential(&self, problem: &CredentialProblem) -> RequestError {
         let code = match problem {
             CredentialProblem::Missing => Code::OidcTokenMissing,
@@ -320,151 +318,84 @@ impl Proxy {
         }
     }
 
-    /// A reply that says how long the OIDC token has left, if that is not long.
-    fn warning_of_the_end(&self, mut reply: Reply) -> Reply {
-        if let Some(left) = self.identity.borrow().seconds_left(self.about_to_end, self.clock.now()) {
+    /// Adds the remaining lifetime of the OIDC token to a reply, if it is short.
+    fn with_expiry_notice(&self, mut reply: Reply) -> Reply {
+        if let Some(left) = self.identity.borrow().seconds_left(self.expiry_notice, self.clock.now()) {
             reply.headers_mut().insert(OIDC_EXPIRES_IN, left.into());
         }
         reply
     }
 
-    fn reply_found(
+    fn reply_from_cache(
         &self,
-        route: &Route,
+        request: &ConnectRequest,
         identity: &Identity,
         found: Found,
-        begun: Instant,
     ) -> Result<Reply, RequestError> {
-        self.stats.hits.count();
-        let (answer, mut headers, now) = match found {
-            // Not another look at the clock: it would cost more than all that is done for the header.
+        let cache_use = Some(CacheUse::Hit);
+        let (answer, mut headers, at) = match found {
+            // The time of the lookup is reused: reading the clock costs more than adding the header.
             Found::Hit { answer, headers, at } => (answer, HeaderMap::clone(&headers), at),
-            Found::Held { outcome, age, left } => {
-                let answer = outcome.map_err(|mut error| {
-                    error.retry_after = Some(reply::retry_after(left));
-                    error
+            Found::RateLimited { result, age, left } => {
+                let retry_after = reply::retry_after(left);
+                let answer = result.map_err(|error| RequestError {
+                    retry_after: Some(retry_after.clone()),
+                    cache_use,
+                    ..error
                 })?;
-                let mut headers = answer.headers_saying("hit; detail=429", Some(age));
-                headers.insert(header::RETRY_AFTER, reply::retry_after(left));
+                let mut headers = answer.headers_with_cache_status("hit; detail=429", Some(age));
+                headers.insert(header::RETRY_AFTER, retry_after);
                 (answer, headers, self.clock.now())
             }
         };
-        if let Some(left) = identity.seconds_left(self.about_to_end, now) {
+        if let Some(left) = identity.seconds_left(self.expiry_notice, at) {
             headers.insert(OIDC_EXPIRES_IN, left.into());
         }
-        self.tell_hit(route, None, "hit", &answer, now, begun);
+        let (cache_status, subject) = ("", None);
+        self.report(&Outcome::Answered(Answered { request, at, answer: &answer, cache_use, cache_status, subject }));
         Ok(answer.reply_with(headers))
     }
 
-    fn reply_fetched(
+    fn reply_from_upstream(
         &self,
-        route: &Route,
+        request: &ConnectRequest,
         subject: Subject,
-        role: Role,
-        result: FetchResult,
-        begun: Instant,
+        cache_use: CacheUse,
+        fetched: FetchResult,
     ) -> Result<Reply, RequestError> {
-        match role {
-            Role::Collapsed => self.stats.collapsed.count(),
-            Role::Led | Role::Forced => self.stats.misses.count(),
-        }
-        let forwarded = match role {
-            Role::Forced => "fwd=request",
+        let forwarded = match cache_use {
+            CacheUse::Forced => "fwd=request",
             _ if !self.cache.is_on() => "fwd=bypass",
             _ => "fwd=uri-miss",
         };
-        let answer = result.outcome?;
-        let what = match (role, result.stored) {
-            (Role::Collapsed, _) => format!("{forwarded}; collapsed"),
+        let answer = fetched.result.map_err(|error| RequestError { cache_use: Some(cache_use), ..error })?;
+        let cache_status = match (cache_use, fetched.stored_for) {
+            (CacheUse::Collapsed, _) => format!("{forwarded}; collapsed"),
             (_, Some(ttl)) => format!("{forwarded}; stored; ttl={}", ttl.as_secs()),
             (_, None) => forwarded.to_owned(),
         };
-        match role {
-            Role::Collapsed => self.tell_hit(route, Some(subject), "collapsed", &answer, self.clock.now(), begun),
-            Role::Led => self.log(route, Some(subject), Some("miss"), &what, &answer, begun),
-            Role::Forced => self.log(route, Some(subject), Some("forced"), &what, &answer, begun),
-        }
-        Ok(self.warning_of_the_end(answer.reply_with(answer.headers_saying(&what, None))))
-    }
-
-    /// What is told of a request that Connect was not asked for. There may be very many.
-    fn tell_hit(
-        &self,
-        route: &Route,
-        subject: Option<Subject>,
-        cache: &'static str,
-        answer: &Answer,
-        at: Timestamp,
-        begun: Instant,
-    ) {
-        let (action, connector, status) = (route.action.as_str(), route.connector.as_str(), answer.status.as_u16());
-        let (subject, ms) = (subject.map(Subject::as_str), begun.elapsed().as_millis() as u64);
-        debug!(action, connector, subject, status, cache, ms, "{action} {connector}");
-        self.events.tell_hit(Hit { at, action, connector, subject, cache, status, ms });
-    }
-
-    /// What is told of any request that was answered.
-    fn told(&self, route: &Route, status: StatusCode, begun: Instant) -> events::Request {
-        events::Request {
+        self.report(&Outcome::Answered(Answered {
+            request,
             at: self.clock.now(),
-            action: route.action.as_str(),
-            connector: route.connector.clone(),
-            subject: None,
-            cache: None,
-            status: status.as_u16(),
-            code: None,
-            message: None,
-            remedy: None,
-            ms: begun.elapsed().as_millis() as u64,
-        }
-    }
-
-    /// One line and one event for each request that went upstream, with the command that mends an error.
-    fn log(
-        &self,
-        route: &Route,
-        subject: Option<Subject>,
-        outcome: Option<&'static str>,
-        cache: &str,
-        answer: &Answer,
-        begun: Instant,
-    ) {
-        let subject = subject.map(Subject::as_str);
-        let mut told = events::Request { subject, cache: outcome, ..self.told(route, answer.status, begun) };
-        let events::Request { action, status, ms, .. } = told;
-        let connector = route.connector.as_str();
-        if answer.status.is_success() {
-            info!(action, connector, subject, status, cache, ms, "{action} {connector}");
-            return self.events.tell(Event::Request(told));
-        }
-        let error = UpstreamError::read(&answer.body);
-        let identity = self.identity.borrow().clone();
-        let environment = identity.oidc().and_then(|token| token.claims.environment.as_deref());
-        told.remedy = remediation::remedy(answer.status, &error, connector, environment.unwrap_or("development"));
-        told.code = error.shown_code().map(str::to_owned);
-        let code = told.code.as_deref();
-        match &told.remedy {
-            Some(remedy) => {
-                let (hint, command) = (&*remedy.hint, remedy.command.as_deref());
-                let line = format!("{action} {connector}: {remedy}");
-                warn!(action, connector, subject, status, code, cache, ms, hint, command, "{line}");
-            }
-            None => warn!(action, connector, subject, status, code, cache, ms, "{action} {connector}"),
-        }
-        self.events.tell(Event::Request(told));
+            answer: &answer,
+            cache_use: Some(cache_use),
+            cache_status: &cache_status,
+            subject: Some(subject),
+        }));
+        Ok(self.with_expiry_notice(answer.reply_with(answer.headers_with_cache_status(&cache_status, None))))
     }
 }
 
-/// Whether upstream said that the credential is no good, be it in words that are not passed on.
-fn rejects_credential(outcome: &Result<Answer, RequestError>) -> bool {
-    match outcome {
+/// Whether upstream rejected the credential, even if its response is not passed on.
+fn rejects_credential(result: &Result<Answer, RequestError>) -> bool {
+    match result {
         Ok(answer) if answer.status.is_success() => false,
         Ok(answer) => UpstreamError::read(&answer.body).rejects_credential(answer.status),
         Err(error) => error.upstream_status.is_some_and(|status| UpstreamError::default().rejects_credential(status)),
     }
 }
 
-fn unsendable() -> RequestError {
+fn invalid_bearer() -> RequestError {
     RequestError::new(Code::OidcTokenInvalid, "The credential cannot stand in a header. Run `vercel env pull`.")
         .command("vercel env pull")
 }

@@ -1,12 +1,12 @@
-//! Connections to one origin: opened, kept alive, used again, thrown away; and why there was no answer.
+//! A pool of keep-alive connections to one origin, and the errors for failed requests.
 //!
-//! A connection that is not in use is just a value: the request that takes it drives it, in the task that it runs in
-//! anyway, so no connection has a task of its own and nothing is woken twice. A request that the server may have received
-//! is never sent again; one that provably was not, because a kept connection had closed before its first byte, goes out
-//! on another.
+//! An idle connection is just a value: the request that takes it polls it in its own task, so connections need no tasks
+//! of their own. A request that the server may have received is never resent. One that was provably not sent, because
+//! an idle connection had closed before its first byte, is sent on another connection.
 //!
-//! A connection may have died in silence, as when a VPN is switched, and all that were kept with it. So while one of them
-//! is silent, none that was kept before is used; if it stays so until the request is given up, those are dropped.
+//! Connections can die without notice, for example when a VPN is switched, and then usually all idle ones do. While a
+//! request on a reused connection gets no response, no connection that became idle before it is reused. If there is
+//! still no response when the request is given up, those connections are dropped.
 
 use std::error::Error as StdError;
 use std::future::{Future, poll_fn};
@@ -29,132 +29,136 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 use tower_service::Service;
 
-use super::dialer::{self, BoxError, Connector, Dialer, ProxyFailed, causes};
+use super::dialer::{self, BoxError, Connector, Dialer, ProxyFailed, TrustError, causes};
 use super::error::{Code, RequestError};
 use super::resolver::RefusedAddress;
 use crate::os::clock::{Clock, Timestamp};
 use crate::os::env_proxy::Unusable;
 
-/// Name resolution, connection and TLS together.
+/// Timeout for name resolution, TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A larger reply head is refused, in bytes.
+/// Maximum size of a response head, in bytes.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
-/// Kept connections are used again within this time.
-const KEEP_ALIVE: Duration = Duration::from_secs(50);
-/// Most connections that are kept.
-const MAX_KEPT: usize = 16;
-/// When wall clock and monotonic clock disagree by this much, the machine slept and its connections are dead.
-const SLEPT: Duration = Duration::from_secs(10);
+/// Idle connections are reused within this time.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+/// Maximum number of idle connections.
+const MAX_IDLE: usize = 16;
+/// If the wall clock and the monotonic clock differ by this much, the machine was asleep and its connections are dead.
+const SLEEP_THRESHOLD: Duration = Duration::from_secs(10);
 
-/// Of kept connections that were idle for this long, one is tried at a time.
-const DOUBTFUL_AFTER: Duration = Duration::from_secs(5);
-/// A kept connection on which nothing came for this long casts doubt on all that were kept before.
-const SILENT_AFTER: Duration = Duration::from_secs(2);
+/// Of the connections that were idle for this long, only one is tried at a time.
+const SUSPECT_AFTER_IDLE: Duration = Duration::from_secs(5);
+/// A reused connection without a response for this long makes all that became idle before it suspect.
+const SUSPECT_AFTER_SILENCE: Duration = Duration::from_secs(2);
 
-/// Where the emulator listens unless it is told otherwise: the sidecar's neighbour.
+/// The emulator's default port, next to the sidecar's.
 pub const EMULATOR_PORT: u16 = 2775;
 
-/// With TLS to the origin, where that is spoken.
+/// A stream to the origin, with TLS for `https`.
 type Stream = MaybeHttpsStream<dialer::Stream>;
-/// The body of a request: known as a whole, or as it comes from an app.
+/// A request body: in memory, or streamed from an app.
 pub(super) type RequestBody = Either<Full<Bytes>, Incoming>;
 
-/// Why there was no answer.
+/// Why there is no response.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The trust roots could not be loaded.
-    Roots(String),
-    /// No connection; the request was not sent. The chain of causes tells whether it was TLS.
+    /// The trusted roots could not be loaded.
+    Trust(TrustError),
+    /// There is no connection, and the request was not sent. A TLS error is in the chain of causes.
     Connect(BoxError),
-    /// The connection broke off. The request may have been received.
-    BrokenOff,
+    /// The connection was closed. The server may have received the request.
+    Closed,
 }
 
-/// Connections to one origin.
+/// A pool of connections to one origin.
 pub(super) struct Pool {
-    /// The origin, for people.
+    /// The origin, for messages.
     name: String,
     origin: Uri,
     may_be_this_machine: bool,
     dialer: Arc<Dialer>,
     clock: Clock,
     connector: OnceCell<Connector>,
-    kept: Mutex<Kept>,
+    idle: Mutex<Idle>,
 }
 
-/// Connections that are not in use.
+/// The connections that are not in use.
 #[derive(Default)]
-struct Kept {
-    /// The one used last is at the end.
-    lines: Vec<Line>,
-    /// When the requests began that wait for an answer on a kept connection, and whether that had been idle for long.
-    trials: Vec<(Instant, bool)>,
+struct Idle {
+    /// The most recently used one is the last.
+    connections: Vec<PooledConnection>,
+    /// The requests that wait for a response on a reused connection: when they were sent, and whether the connection
+    /// had been idle for [`SUSPECT_AFTER_IDLE`].
+    pending: Vec<(Instant, bool)>,
 }
 
-impl Kept {
-    /// Whether a request that waits casts doubt on a connection that was kept at that time.
-    fn is_doubtful(&self, kept_at: Instant, now: Instant) -> bool {
-        let was_idle = now.duration_since(kept_at) >= DOUBTFUL_AFTER;
-        self.trials.iter().any(|(begun, on_an_idle_one)| {
-            kept_at <= *begun && (was_idle && *on_an_idle_one || now.duration_since(*begun) >= SILENT_AFTER)
+impl Idle {
+    /// Whether a connection that became idle at that time may be dead, judging by the pending requests.
+    fn is_suspect(&self, idle_since: Instant, now: Instant) -> bool {
+        let was_idle = now.duration_since(idle_since) >= SUSPECT_AFTER_IDLE;
+        self.pending.iter().any(|(sent, on_idle_connection)| {
+            let is_silent = now.duration_since(*sent) >= SUSPECT_AFTER_SILENCE;
+            idle_since <= *sent && (was_idle && *on_idle_connection || is_silent)
         })
     }
 }
 
-/// `None` once it has ended. Boxed: with its TLS it is kilobytes, which every move of the request's task would copy.
+/// `None` once it has ended. Boxed because it is several kilobytes with TLS, which moving the request's future would
+/// copy.
 type Connection = Option<Box<http1::Connection<Stream, RequestBody>>>;
 
-/// A connection, and the hand that sends on it.
-struct Line {
+/// A connection with its request sender.
+struct PooledConnection {
     sender: SendRequest<RequestBody>,
     connection: Connection,
-    kept_at: (Instant, Timestamp),
+    /// By the monotonic clock and by the wall clock.
+    idle_since: (Instant, Timestamp),
 }
 
-/// A request on a kept connection, until its answer begins or it is given up.
-struct Trial<'a> {
+/// A request on a reused connection, until its response starts or it is given up.
+struct PendingRequest<'a> {
     pool: &'a Pool,
-    begun: (Instant, bool),
-    /// Nothing was heard on the connection.
+    /// Its entry in [`Idle::pending`].
+    entry: (Instant, bool),
+    /// There was no sign of life, nor of the connection's end.
     is_silent: bool,
 }
 
-impl Drop for Trial<'_> {
+impl PendingRequest<'_> {
+    /// The connection is known to be alive, or to have ended.
+    fn resolve(mut self) {
+        self.is_silent = false;
+    }
+}
+
+impl Drop for PendingRequest<'_> {
     fn drop(&mut self) {
-        let mut kept = self.pool.kept();
-        if let Some(at) = kept.trials.iter().position(|trial| *trial == self.begun) {
-            kept.trials.swap_remove(at);
+        let mut idle = self.pool.idle();
+        if let Some(at) = idle.pending.iter().position(|entry| *entry == self.entry) {
+            idle.pending.swap_remove(at);
         }
-        let (begun, _) = self.begun;
-        if self.is_silent && begun.elapsed() >= SILENT_AFTER {
-            kept.lines.retain(|line| line.kept_at.0 > begun);
+        let (sent, _) = self.entry;
+        if self.is_silent && sent.elapsed() >= SUSPECT_AFTER_SILENCE {
+            idle.connections.retain(|connection| connection.idle_since.0 > sent);
         }
     }
 }
 
-/// An answer whose body is still to come.
-pub(super) struct Answering<'a> {
+/// A response whose body has not been read yet.
+pub(super) struct PooledResponse<'a> {
     pool: &'a Pool,
-    line: Line,
-    /// Head and body.
+    connection: PooledConnection,
     pub(super) response: Response<Incoming>,
 }
 
-/// An origin, for people.
+/// An origin as it is shown in messages.
 pub(super) fn name_of(origin: &Uri) -> String {
     let authority = origin.authority().map(Authority::as_str).unwrap_or_default();
     format!("{}://{authority}", origin.scheme_str().unwrap_or_default())
 }
 
-impl Trial<'_> {
-    /// The connection was alive, or is known not to be.
-    fn heard(mut self) {
-        self.is_silent = false;
-    }
-}
-
 impl Pool {
-    /// Connections to `origin`, none open yet.
+    /// A pool without connections. `may_be_this_machine`: whether the origin's name may resolve to this machine.
     pub(super) fn new(origin: Uri, may_be_this_machine: bool, dialer: Arc<Dialer>, clock: Clock) -> Self {
         Self {
             name: name_of(&origin),
@@ -163,36 +167,36 @@ impl Pool {
             dialer,
             clock,
             connector: OnceCell::new(),
-            kept: Mutex::default(),
+            idle: Mutex::default(),
         }
     }
 
-    /// The origin, for people.
+    /// The origin, for messages.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The origin, if the settings name it.
-    pub(super) fn named_origin(&self) -> Option<&Uri> {
+    /// The origin, if it was set by configuration.
+    pub(super) fn configured_origin(&self) -> Option<&Uri> {
         self.may_be_this_machine.then_some(&self.origin)
     }
 
-    /// Loads the trust roots and opens a connection, so that the first request need not wait for either.
+    /// Loads the trust roots and opens a connection in advance.
     pub(super) async fn prepare(&self) {
-        // A failure is told by the request that meets it.
-        if let Ok(line) = self.connect().await {
-            self.keep(line);
+        // The first request reports a failure.
+        if let Ok(connection) = self.connect().await {
+            self.release(connection);
         }
     }
 
-    /// Sends a request, on a kept connection if one is alive.
-    pub(super) async fn send(&self, mut request: Request<RequestBody>) -> Result<Answering<'_>, Failure> {
+    /// Sends a request, on an idle connection if there is one.
+    pub(super) async fn send(&self, mut request: Request<RequestBody>) -> Result<PooledResponse<'_>, Failure> {
         loop {
-            let (mut line, trial) = match self.take() {
-                Some((line, trial)) => (line, Some(trial)),
+            let (mut pooled, pending) = match self.take() {
+                Some((pooled, pending)) => (pooled, Some(pending)),
                 None => (self.connect().await?, None),
             };
-            let Line { sender, connection, .. } = &mut line;
+            let PooledConnection { sender, connection, .. } = &mut pooled;
             let sent = drive(connection, async {
                 match sender.ready().await {
                     Ok(()) => sender.try_send_request(request).await.map_err(|mut e| e.take_message()),
@@ -200,23 +204,23 @@ impl Pool {
                 }
             })
             .await;
-            match (sent, trial) {
-                (Ok(response), trial) => {
-                    trial.into_iter().for_each(Trial::heard);
-                    return Ok(Answering { pool: self, line, response });
+            match (sent, pending) {
+                (Ok(response), pending) => {
+                    pending.into_iter().for_each(PendingRequest::resolve);
+                    return Ok(PooledResponse { pool: self, connection: pooled, response });
                 }
-                (Err(Some(unsent)), Some(trial)) => {
-                    trial.heard();
+                (Err(Some(unsent)), Some(pending)) => {
+                    pending.resolve();
                     request = unsent;
                 }
-                (Err(_), _) => return Err(Failure::BrokenOff),
+                (Err(_), _) => return Err(Failure::Closed),
             }
         }
     }
 
-    async fn connect(&self) -> Result<Line, Failure> {
+    async fn connect(&self) -> Result<PooledConnection, Failure> {
         let mut connector = self.connector().await?.clone();
-        // Boxed for the same reason: few requests open a connection, all would carry the room for it.
+        // Boxed because few requests open a connection, but every request's future would have the size for it.
         let opening = Box::pin(async {
             poll_fn(|cx| connector.poll_ready(cx)).await?;
             let stream = connector.call(self.origin.clone()).await?;
@@ -225,51 +229,52 @@ impl Pool {
         let opened =
             tokio::time::timeout(CONNECT_TIMEOUT, opening).await.unwrap_or_else(|_| Err(ConnectTimeout.into()));
         let (sender, connection) = opened.map_err(Failure::Connect)?;
-        Ok(Line { sender, connection: Some(Box::new(connection)), kept_at: self.now() })
+        Ok(PooledConnection { sender, connection: Some(Box::new(connection)), idle_since: self.now() })
     }
 
     async fn connector(&self) -> Result<&Connector, Failure> {
         let scheme = self.origin.scheme().unwrap_or(&Scheme::HTTPS);
         let making = self.connector.get_or_try_init(|| self.dialer.connector(scheme, self.may_be_this_machine));
-        making.await.map_err(Failure::Roots)
+        making.await.map_err(Failure::Trust)
     }
 
-    /// A kept connection that is neither known to be dead nor doubtful.
-    fn take(&self) -> Option<(Line, Trial<'_>)> {
-        let (at, wall) = self.now();
-        let mut kept = self.kept();
-        kept.lines.retain(|line| {
-            let (kept_at, kept_wall) = line.kept_at;
-            let (awake, passed) = (at.duration_since(kept_at), wall.since(kept_wall));
-            awake < KEEP_ALIVE && awake.abs_diff(passed) < SLEPT && !line.sender.is_closed()
+    /// An idle connection that is neither known to be dead nor suspect.
+    fn take(&self) -> Option<(PooledConnection, PendingRequest<'_>)> {
+        let (now, wall_now) = self.now();
+        let mut idle = self.idle();
+        idle.connections.retain(|connection| {
+            let (since, wall_since) = connection.idle_since;
+            let (awake, passed) = (now.duration_since(since), wall_now.since(wall_since));
+            awake < IDLE_TIMEOUT && awake.abs_diff(passed) < SLEEP_THRESHOLD && !connection.sender.is_closed()
         });
-        // Of all that are kept, the last is the least doubtful.
-        let (kept_at, _) = kept.lines.last()?.kept_at;
-        if kept.is_doubtful(kept_at, at) {
+        // The most recently used one is the least suspect.
+        let (idle_since, _) = idle.connections.last()?.idle_since;
+        if idle.is_suspect(idle_since, now) {
             return None;
         }
-        let begun = (at, at.duration_since(kept_at) >= DOUBTFUL_AFTER);
-        kept.trials.push(begun);
-        Some((kept.lines.pop()?, Trial { pool: self, begun, is_silent: true }))
+        let entry = (now, now.duration_since(idle_since) >= SUSPECT_AFTER_IDLE);
+        idle.pending.push(entry);
+        Some((idle.connections.pop()?, PendingRequest { pool: self, entry, is_silent: true }))
     }
 
-    fn keep(&self, mut line: Line) {
-        line.kept_at = self.now();
-        let mut kept = self.kept();
-        if kept.lines.len() < MAX_KEPT && !line.sender.is_closed() {
-            kept.lines.push(line);
+    /// Returns a connection to the pool.
+    fn release(&self, mut connection: PooledConnection) {
+        connection.idle_since = self.now();
+        let mut idle = self.idle();
+        if idle.connections.len() < MAX_IDLE && !connection.sender.is_closed() {
+            idle.connections.push(connection);
         }
     }
 
-    /// The error for a request that met this failure; `is_connect` tells whether Connect's API was asked.
+    /// The error response for a failed request. `is_connect`: whether it was sent to Connect's API.
     pub(super) fn explain(&self, failure: Failure, is_connect: bool) -> RequestError {
         let name = &self.name;
         let error = match failure {
-            Failure::BrokenOff => {
+            Failure::Closed => {
                 let message = format!("{name} broke off the connection without an answer.");
                 return RequestError::new(Code::UpstreamInvalidResponse, message);
             }
-            Failure::Roots(e) => {
+            Failure::Trust(e) => {
                 return RequestError::new(
                     Code::UpstreamTls,
                     format!("Could not load the trusted root certificates: {e}."),
@@ -295,7 +300,7 @@ impl Pool {
             let other_end = proxy.map_or_else(|| name.clone(), |proxy| format!("the proxy {}", proxy.server));
             let error = RequestError::new(Code::UpstreamTls, format!("No TLS with {other_end}: {tls}."));
             return match tls {
-                // The second is an unknown issuer with the name of a known one.
+                // A bad signature means an unknown issuer with the name of a known one.
                 rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
                     error.hint(
                         "if your company inspects TLS, pass its root certificate: connect-sidecar --upstream-ca FILE",
@@ -304,7 +309,7 @@ impl Pool {
                 _ => error,
             };
         }
-        // The innermost cause is what the operating system, or the proxy, said.
+        // The innermost cause is the error of the operating system or of the proxy.
         let reason = causes.last().map_or_else(|| "no connection".to_owned(), ToString::to_string);
         if let Some(ProxyFailed { server, variable, .. }) = proxy {
             let message = format!("Could not connect to {name} through the proxy {server}: {reason}.");
@@ -327,24 +332,25 @@ impl Pool {
         (Instant::now(), self.clock.local())
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Answering<'_> {
-    /// The whole body; an error if it is longer than `limit` bytes ([`http_body_util::LengthLimitError`]) or breaks off.
+impl PooledResponse<'_> {
+    /// Reads the whole body. Fails if it is longer than `limit` bytes ([`http_body_util::LengthLimitError`]) or
+    /// truncated.
     pub(super) async fn body(mut self, limit: usize) -> Result<Bytes, BoxError> {
         let body = Limited::new(self.response.into_body(), limit).collect();
-        let body = drive(&mut self.line.connection, body).await?.to_bytes();
-        self.pool.keep(self.line);
+        let body = drive(&mut self.connection.connection, body).await?.to_bytes();
+        self.pool.release(self.connection);
         Ok(body)
     }
 
-    /// The answer with its body as it comes. `pool` is the one that was asked.
-    pub(super) async fn stream(self, pool: &Arc<Pool>) -> Response<Streaming> {
+    /// The response with a streamed body. `pool` is the pool that the request was sent with.
+    pub(super) async fn stream(self, pool: &Arc<Pool>) -> Response<StreamingBody> {
         let (head, body) = self.response.into_parts();
-        let mut streaming = Streaming { pool: pool.clone(), line: Some(self.line), body };
+        let mut streaming = StreamingBody { pool: pool.clone(), connection: Some(self.connection), body };
         if streaming.body.is_end_stream() {
             poll_fn(|cx| {
                 streaming.end(cx);
@@ -356,38 +362,38 @@ impl Answering<'_> {
     }
 }
 
-/// The body of an answer, as it comes. Whoever reads it moves what goes over the connection, the rest of the request
-/// included; to drop it before its end is to hang up.
-pub(super) struct Streaming {
+/// A streamed response body. Reading it polls the connection, which also sends the rest of the request. Dropping it
+/// before its end closes the connection.
+pub(super) struct StreamingBody {
     pool: Arc<Pool>,
-    line: Option<Line>,
+    connection: Option<PooledConnection>,
     body: Incoming,
 }
 
-impl Streaming {
-    /// Keeps the connection, if the request was read to its end, too.
+impl StreamingBody {
+    /// Returns the connection to the pool, if the request was sent completely.
     fn end(&mut self, cx: &mut Context<'_>) {
-        let Some(mut line) = self.line.take() else { return };
-        move_on(&mut line.connection, cx);
-        if line.sender.is_ready() {
-            self.pool.keep(line);
+        let Some(mut pooled) = self.connection.take() else { return };
+        poll_connection(&mut pooled.connection, cx);
+        if pooled.sender.is_ready() {
+            self.pool.release(pooled);
         }
     }
 }
 
-impl Body for Streaming {
+impl Body for StreamingBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = &mut *self;
         let mut frame = Pin::new(&mut this.body).poll_frame(cx);
-        if let (Poll::Pending, Some(line)) = (&frame, &mut this.line) {
-            move_on(&mut line.connection, cx);
+        if let (Poll::Pending, Some(pooled)) = (&frame, &mut this.connection) {
+            poll_connection(&mut pooled.connection, cx);
             frame = Pin::new(&mut this.body).poll_frame(cx);
         }
         match &frame {
-            Poll::Ready(Some(Err(_))) => this.line = None,
+            Poll::Ready(Some(Err(_))) => this.connection = None,
             Poll::Ready(_) if this.body.is_end_stream() => this.end(cx),
             Poll::Ready(None) => this.end(cx),
             _ => {}
@@ -404,34 +410,34 @@ impl Body for Streaming {
     }
 }
 
-/// Does `work` while moving what goes over the connection.
+/// Runs `work` while polling the connection.
 async fn drive<T>(connection: &mut Connection, work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     poll_fn(|cx| {
         if let Poll::Ready(done) = work.as_mut().poll(cx) {
             return Poll::Ready(done);
         }
-        move_on(connection, cx);
+        poll_connection(connection, cx);
         work.as_mut().poll(cx)
     })
     .await
 }
 
-/// Moves what goes over the connection. One that ends is dropped at once: only that tells whoever waits for it, and hands
-/// back a request that was still waiting to be written.
-fn move_on(connection: &mut Connection, cx: &mut Context<'_>) {
+/// Polls the connection. When it ends it is dropped at once, which wakes its request and returns a request that has not
+/// been written yet.
+fn poll_connection(connection: &mut Connection, cx: &mut Context<'_>) {
     if connection.as_mut().is_some_and(|open| Pin::new(open).poll(cx).is_ready()) {
         *connection = None;
     }
 }
 
-/// Whether an origin is on loopback by what it is called.
+/// Whether the origin's host is `localhost` or a loopback address.
 pub(super) fn is_on_loopback(origin: &Uri) -> bool {
     let host = origin.host().unwrap_or_default().trim_matches(['[', ']']);
     host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
-/// What starts the emulator where this origin is looked for.
+/// The command that starts the emulator at this origin.
 fn emulate_command(origin: &Uri) -> String {
     let is_tls = origin.scheme() == Some(&Scheme::HTTPS);
     let port = origin.port_u16().unwrap_or(if is_tls { 443 } else { 80 });

@@ -1,12 +1,10 @@
-//! Passes a request on to one of Vercel's hosts as it came, and the answer back, both as they come: any method, any
-//! length, any duration.
+//! Relays a request to one of Vercel's hosts and streams the response back: any method, length and duration.
 //!
-//! Of the request only what belongs to the connection it came on is changed, and a placeholder: for a bearer host it
-//! becomes the real OIDC token; with it go neither cookies nor what a server could take for another path, method or
-//! origin. To any other host it goes as it is; and no other credential of ours, such as an access
-//! token, goes anywhere. Where the settings name an upstream, that stands for all of Connect's API. Connections are of its
-//! own, and lead to this machine only where the settings say so. A connection cannot be upgraded: a request for WebSockets
-//! is refused.
+//! Only hop-by-hop headers and the placeholder are changed. For a bearer host, the placeholder becomes the real OIDC
+//! token; such a request loses its cookies and all headers that a server could take for another path, method or origin.
+//! Other hosts get the placeholder unchanged, and no host gets another credential of the sidecar, such as an access
+//! token. If an upstream is configured, it replaces all of Connect's API. The relay has its own connections, which lead
+//! to this machine only if that is configured. WebSocket upgrades are refused.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,12 +31,12 @@ use crate::credential::{Credential, placeholder};
 use crate::instance::key::KEY_HEADER;
 use crate::os::clock::Clock;
 
-/// Connections are kept to this many origins, those that were asked last.
+/// Maximum number of origins with pooled connections; the least recently used ones are dropped.
 const MAX_ORIGINS: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
 
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
 
-/// What belongs to a connection and not to the message (RFC 9110, 7.6.1), besides what `Connection` names.
+/// The hop-by-hop headers (RFC 9110, 7.6.1), besides those that `Connection` names.
 const HOP_BY_HOP: [HeaderName; 7] = [
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -49,8 +47,9 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     header::UPGRADE,
 ];
 
-/// What servers take for the path, the method or the origin of a request, whatever its first line says: with the real
-/// token, a request is what it says to us. Of each that ends with a hyphen, whatever begins so.
+/// Headers that servers may prefer to the request line for the path, the method or the origin. They are removed from
+/// requests with the real token, so that the server sees the same request as the sidecar. An entry that ends with a
+/// hyphen is a prefix.
 const OVERRIDES: [&str; 21] = [
     "cf-connecting-ip",
     "client-ip",
@@ -75,18 +74,18 @@ const OVERRIDES: [&str; 21] = [
     "x-url",
 ];
 
-/// The ways to Vercel's hosts.
+/// The client for Vercel's hosts.
 pub struct Relay {
-    /// The hosts that are Vercel's.
+    /// Vercel's hosts.
     pub hosts: Hosts,
     dialer: Arc<Dialer>,
     clock: Clock,
-    /// By origin, and whether that may be on this machine.
+    /// By origin and whether it may be on this machine.
     pools: Mutex<LruCache<(Uri, bool), Arc<Pool>>>,
 }
 
 impl Relay {
-    /// Ways to `hosts`, whose certificates are judged as those of `upstream`.
+    /// A client for `hosts` that connects and verifies certificates like `upstream`.
     pub fn new(hosts: Hosts, upstream: &Upstream, clock: Clock) -> Self {
         Self { hosts, dialer: upstream.dialer().clone(), clock, pools: Mutex::new(LruCache::new(MAX_ORIGINS)) }
     }
@@ -100,15 +99,15 @@ impl Relay {
 }
 
 impl Proxy {
-    /// The target without its query, if a request to `host` is one that [`Proxy::handle`] answers: it is for one of
-    /// Connect's routes, and names no team or that of the credential.
-    pub fn own_target(&self, host: &str, head: &Parts) -> Option<Uri> {
+    /// The target without its query, if [`Proxy::handle`] can answer a request to `host`: it is for one of Connect's
+    /// routes and names no team other than the credential's.
+    pub fn handled_target(&self, host: &str, head: &Parts) -> Option<Uri> {
         let (path, query) = (head.uri.path(), head.uri.query());
         let is_route = hosts::is_connect(host) && route::parse(&head.method, path, None).is_ok();
         (is_route && query.is_none_or(|query| self.is_own_team(query))).then(|| path.parse().ok())?
     }
 
-    /// Whether a query only names the team that the credential stands for anyway.
+    /// Whether a query only names the team of the credential.
     fn is_own_team(&self, query: &str) -> bool {
         let identity = self.identity.borrow().clone();
         let claims = identity.oidc().map(|token| &token.claims);
@@ -120,18 +119,18 @@ impl Proxy {
         })
     }
 
-    /// Passes a request on to `host`, which is one of Vercel's, and asks there for `target`; that of `head` does not
-    /// count. `under_way` is dropped with the answer's body.
+    /// Relays a request to `host`, which is one of Vercel's, with this `target` instead of that of `head`. `guard` is
+    /// dropped with the response body.
     pub async fn relay<G: Send + 'static>(
         &self,
         host: &str,
         target: &str,
         head: &Parts,
         body: Incoming,
-        under_way: G,
+        guard: G,
     ) -> Result<Reply, RequestError> {
-        let begun = Instant::now();
-        if head.headers.get_all(header::UPGRADE).iter().any(|protocol| names(protocol, "websocket")) {
+        let received = Instant::now();
+        if head.headers.get_all(header::UPGRADE).iter().any(|protocol| has_member(protocol, "websocket")) {
             let message = "WebSockets cannot pass through the sidecar.";
             return Err(RequestError::new(Code::UpgradeNotSupported, message).closing());
         }
@@ -143,22 +142,22 @@ impl Proxy {
             return Err(RequestError::new(Code::BadTarget, message).closing());
         }
         let bearer_host = self.relay.hosts.bearer(host, target.path());
-        let elsewhere = match bearer_host.and_then(|bearer_host| bearer_host.origin.as_ref()) {
-            None if hosts::is_connect(host) => self.stand_in(),
+        let configured = match bearer_host.and_then(|bearer_host| bearer_host.origin.as_ref()) {
+            None if hosts::is_connect(host) => self.connect_replacement(),
             origin => origin,
         };
-        let may_be_this_machine = elsewhere.is_some();
-        let origin = elsewhere
+        let may_be_this_machine = configured.is_some();
+        let origin = configured
             .map_or_else(|| Uri::try_from(format!("https://{host}")), |origin| Ok(origin.clone()))
             .map_err(bad_target)?;
 
         let mut headers = head.headers.clone();
-        let takes_trailers = headers.get_all(header::TE).iter().any(|coding| names(coding, "trailers"));
+        let accepts_trailers = headers.get_all(header::TE).iter().any(|coding| has_member(coding, "trailers"));
         remove_hop_by_hop(&mut headers);
-        if takes_trailers {
+        if accepts_trailers {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
         }
-        // These are for us: who waits to be asked for the body is asked by the server.
+        // These are for the sidecar. Its server sends `100 Continue` itself.
         for name in [header::EXPECT, KEY_HEADER, SIDECAR_CLIENT] {
             headers.remove(name);
         }
@@ -179,16 +178,16 @@ impl Proxy {
         *request.headers_mut() = headers;
         let pool = self.relay.pool(&origin, may_be_this_machine);
         let explain = |failure| pool.explain(failure, hosts::is_connect(host));
-        let answering = pool.send(request).await.map_err(explain)?;
-        let mut reply = answering.stream(&pool).await;
+        let pooled = pool.send(request).await.map_err(explain)?;
+        let mut reply = pooled.stream(&pool).await;
         remove_hop_by_hop(reply.headers_mut());
 
         let (method, status, host) = (head.method.clone(), reply.status().as_u16(), host.to_owned());
-        debug!(host, %method, status, ms = begun.elapsed().as_millis() as u64, "relayed {method} to {host}");
+        debug!(host, %method, status, ms = received.elapsed().as_millis() as u64, "relayed {method} to {host}");
         Ok(reply.map(|body| {
             let body = body.map_err(move |error| {
-                let _held = &under_way;
-                let ms = begun.elapsed().as_millis() as u64;
+                let _dropped_with_the_body = &guard;
+                let ms = received.elapsed().as_millis() as u64;
                 warn!(host, %method, status, ms, "{host} broke off its answer");
                 error
             });
@@ -196,37 +195,37 @@ impl Proxy {
         }))
     }
 
-    /// What stands for Connect's API. A region of it does not stand for the others.
-    fn stand_in(&self) -> Option<&Uri> {
-        self.upstream.named_origin().filter(|origin| !origin.host().is_some_and(hosts::is_connect))
+    /// The configured origin that replaces Connect's API. A regional host of Connect does not replace the others.
+    fn connect_replacement(&self) -> Option<&Uri> {
+        self.upstream.configured_origin().filter(|origin| !origin.host().is_some_and(hosts::is_connect))
     }
 
-    /// The OIDC token as a bearer.
+    /// `Authorization` with the OIDC token.
     async fn oidc_bearer(&self) -> Result<HeaderValue, RequestError> {
         match &*self.credential().await? {
             Credential::AccessToken { .. } => {
                 let message = "There is no OIDC token to pass on: the sidecar was started with an access token.";
                 Err(RequestError::new(Code::OidcTokenMissing, message).command("connect-sidecar --auth oidc"))
             }
-            credential => credential.bearer().ok_or_else(super::unsendable),
+            credential => credential.bearer().ok_or_else(super::invalid_bearer),
         }
     }
 }
 
-/// Whether a request carries a placeholder as its one bearer.
+/// Whether a request has exactly one `Authorization`, with the placeholder.
 pub fn has_placeholder(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     matches!((values.next(), values.next()), (Some(value), None) if placeholder::is_bearer(value))
 }
 
-/// Whether a header's list has this member.
-fn names(value: &HeaderValue, member: &str) -> bool {
+/// Whether a list header has this member.
+fn has_member(value: &HeaderValue, member: &str) -> bool {
     value.as_bytes().split(|b| *b == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(member.as_bytes()))
 }
 
 fn remove_overrides(headers: &mut HeaderMap) {
     let is_override = |name: &&HeaderName| {
-        // Some servers read both as one.
+        // Some servers do not distinguish `_` from `-`.
         let name = name.as_str().replace('_', "-");
         OVERRIDES.iter().any(|known| name == *known || (known.ends_with('-') && name.starts_with(known)))
     };
@@ -237,7 +236,7 @@ fn remove_overrides(headers: &mut HeaderMap) {
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    // Of the two it is the encoding that counts, and it is made anew.
+    // With a transfer encoding, the length is invalid. The body is encoded again.
     if headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
@@ -247,7 +246,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         let named = named.iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
         let named: Vec<HeaderName> = named.filter_map(|name| name.trim().parse().ok()).collect();
         for name in named {
-            // The length says where the message ends, whoever names it.
+            // These are needed even if `Connection` names them.
             if name != header::CONTENT_LENGTH && name != header::HOST {
                 headers.remove(name);
             }

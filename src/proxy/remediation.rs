@@ -1,7 +1,7 @@
-//! Upstream's error → what mends it, for the log line and the event of that request. Pure.
+//! The remedies for upstream's errors, for log lines and events. Pure.
 //!
-//! Upstream's reply itself is passed on untouched; this only explains it. The codes are those of docs/vercel.md
-//! section 2.2. Commands are meant to be pasted into a shell, so a connector is quoted.
+//! Upstream's response itself is passed on unchanged. The codes are those of docs/vercel.md section 2.2. Commands can
+//! be pasted into a shell, so connectors are quoted.
 
 use http::StatusCode;
 use serde::Deserialize;
@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::os::shell_quoting;
 use crate::remedy::Remedy;
 
-/// What upstream says went wrong, as far as anyone here looks at it.
+/// The fields of upstream's error that the sidecar uses.
 #[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct UpstreamError {
@@ -19,16 +19,16 @@ pub struct UpstreamError {
     /// `error.message`
     #[serde(default)]
     pub message: String,
-    /// The bearer is no good.
+    /// The bearer token was rejected.
     #[serde(default)]
     pub invalid_token: bool,
-    /// There was no bearer.
+    /// There was no bearer token.
     #[serde(default)]
     pub missing_token: bool,
 }
 
 impl UpstreamError {
-    /// Reads Vercel's envelope; anything else is an error without a code.
+    /// Parses an error body of Vercel's. Anything else gives an error without a code.
     pub fn read(body: &[u8]) -> Self {
         #[derive(Deserialize)]
         struct Envelope {
@@ -37,8 +37,7 @@ impl UpstreamError {
         serde_json::from_slice::<Envelope>(body).map(|e| e.error).unwrap_or_default()
     }
 
-    /// The code for the log, if it looks like one: an answer could hold anything there, also what was sent with the
-    /// request.
+    /// The code for the log, if it looks like one. A response could contain anything there, even parts of the request.
     pub fn shown_code(&self) -> Option<&str> {
         let is_code = self.code.len() <= 64 && self.code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
         (is_code && !self.code.is_empty()).then_some(&self.code)
@@ -51,7 +50,7 @@ impl UpstreamError {
     }
 }
 
-/// What mends an error of upstream's, if we know.
+/// The remedy for an upstream error, if it is known. `environment` is that of the OIDC token.
 pub fn remedy(status: StatusCode, error: &UpstreamError, connector: &str, environment: &str) -> Option<Remedy> {
     if error.rejects_credential(status) {
         return Some(Remedy::run("vercel env pull"));
@@ -110,7 +109,7 @@ fn says_not_linked(message: &str) -> bool {
     message.to_ascii_lowercase().contains("connector is not linked to this project")
 }
 
-/// Whether it looks like an environment's name: a token could hold anything there.
+/// Whether it looks like the name of an environment: a token could contain anything there.
 fn is_environment(name: &str) -> bool {
     let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     !name.is_empty() && !name.starts_with('-') && name.bytes().all(is_plain)
@@ -120,18 +119,18 @@ fn is_environment(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn coached(status: u16, body: &str) -> Option<Remedy> {
+    fn remedy_for(status: u16, body: &str) -> Option<Remedy> {
         let status = StatusCode::from_u16(status).expect("a status");
         remedy(status, &UpstreamError::read(body.as_bytes()), "slack/acme-slack", "development")
     }
 
     #[test]
-    fn every_typed_error_has_its_command() {
+    fn every_error_code_has_its_remedy() {
         const TOKEN: Option<&str> = Some("vercel connect token slack/acme-slack");
         const OPEN: Option<&str> = Some("vercel connect open slack/acme-slack");
         let forbidden = |message: &str| format!(r#"{{"code":"forbidden","message":"{message}"}}"#);
         let typed = |code: &str| format!(r#"{{"code":"{code}"}}"#);
-        for (status, error, said, command) in [
+        for (status, error, hint, command) in [
             (
                 403,
                 forbidden("The Connector is not linked to this project."),
@@ -162,16 +161,16 @@ mod tests {
             (429, typed("rate_limited"), "a minute", None),
             (410, "{}".into(), "begin anew", TOKEN),
         ] {
-            let remedy = coached(status, &format!(r#"{{"error":{error}}}"#)).expect("a remedy");
-            assert!(remedy.hint.contains(said), "{status} {error}: {remedy}");
+            let remedy = remedy_for(status, &format!(r#"{{"error":{error}}}"#)).expect("a remedy");
+            assert!(remedy.hint.contains(hint), "{status} {error}: {remedy}");
             assert_eq!(remedy.command.as_deref(), command, "{status} {error}");
         }
-        assert_eq!(coached(500, r#"{"error":{"code":"internal"}}"#), None);
-        assert_eq!(coached(403, r#"{"error":{"code":"other"}}"#), None);
+        assert_eq!(remedy_for(500, r#"{"error":{"code":"internal"}}"#), None);
+        assert_eq!(remedy_for(403, r#"{"error":{"code":"other"}}"#), None);
     }
 
     #[test]
-    fn only_what_looks_like_a_code_is_shown() {
+    fn shows_only_what_looks_like_a_code() {
         for (code, shown) in [
             ("forbidden", true),
             ("client_installation_required", true),
@@ -188,14 +187,14 @@ mod tests {
     }
 
     #[test]
-    fn a_connector_cannot_smuggle_a_command() {
+    fn a_connector_cannot_inject_a_command() {
         let error = UpstreamError { code: "no_token".into(), ..UpstreamError::default() };
         let remedy = remedy(StatusCode::FORBIDDEN, &error, "a;rm -rf ~;'$(id)'", "development").expect("a remedy");
         assert_eq!(remedy.command.as_deref(), Some(r"vercel connect token 'a;rm -rf ~;'\''$(id)'\'''"));
     }
 
     #[test]
-    fn an_environment_is_in_a_command_only_where_it_looks_like_one() {
+    fn uses_only_what_looks_like_an_environment() {
         let error = UpstreamError { code: "forbidden".into(), ..UpstreamError::default() };
         for (environment, is_shown) in [
             ("development", true),
@@ -218,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn an_envelope_of_another_shape_is_an_error_without_a_code() {
+    fn a_body_in_another_format_gives_an_error_without_a_code() {
         for body in ["", "[]", "{}", r#"{"error":"x"}"#, "<html>", r#"{"error":{"code":7}}"#] {
             assert_eq!(UpstreamError::read(body.as_bytes()), UpstreamError::default(), "{body}");
         }

@@ -1,8 +1,9 @@
-//! What goes back to the app: upstream's answer as it came, or an error of our own; with the headers that every reply has.
+//! Responses to the app: upstream's answer unchanged, or an error of the sidecar's own, with the headers of all
+//! replies.
 //!
-//! An [`Answer`] holds only what may be relayed: upstream's status and body byte for byte, and headers from a list
-//! (docs/http.md section 1). Each reply carries the response headers of docs/security.md W and the end. Never emits a
-//! cookie, a `Server` or, but for an allowed origin, an `Access-Control-*` header.
+//! An [`Answer`] contains only what may be passed on: upstream's status and body byte for byte, and headers from a list
+//! (docs/http.md section 1). Each reply has the security headers of docs/security.md. None has a cookie, `Server` or,
+//! except for an allowed origin, `Access-Control-*`.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -15,27 +16,27 @@ use http_body_util::{Either, Full};
 
 use super::error::RequestError;
 
-/// The body of any reply: known as a whole, or as it comes from another host.
+/// The body of a reply: in memory, or streamed from another host.
 pub type ReplyBody = Either<Full<Bytes>, UnsyncBoxBody<Bytes, hyper::Error>>;
-/// Any reply.
+/// A response to the app.
 pub type Reply = Response<ReplyBody>;
 
-/// RFC 9211.
+/// How the cache answered (RFC 9211).
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
-/// Says that an error is ours, and which.
+/// The code of an error of the sidecar's own.
 pub const SIDECAR_ERROR: HeaderName = HeaderName::from_static("sidecar-error");
 
-/// Says how many seconds the OIDC token has left, once that is worth a warning.
+/// The remaining lifetime of the OIDC token in seconds, if it is short.
 pub const OIDC_EXPIRES_IN: HeaderName = HeaderName::from_static("sidecar-oidc-expires-in");
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// What is passed on of upstream's headers, besides the content type.
-const RELAYED: [HeaderName; 3] =
+/// Upstream's headers that are passed on besides the content type.
+const PASSED_ON: [HeaderName; 3] =
     [header::RETRY_AFTER, HeaderName::from_static("x-vercel-id"), HeaderName::from_static("x-request-id")];
 
-/// The headers of every reply, made once: building them for each costs more than a cache look-up.
-static SAFE_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
+/// The headers of every reply. Built once, because building them costs more than a cache lookup.
+static SECURITY_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
     let mut headers = HeaderMap::new();
     for (name, value) in [
         (header::CACHE_CONTROL, "no-store"),
@@ -53,29 +54,29 @@ static SAFE_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
     headers
 });
 
-/// Upstream's answer, reduced to what may be passed on.
+/// What may be passed on of upstream's answer.
 #[derive(Debug)]
 pub struct Answer {
     /// Upstream's status.
     pub status: StatusCode,
     /// Upstream's body.
     pub body: Bytes,
-    /// All headers of the reply but `cache-status` and `age`.
+    /// All headers of the reply except `Cache-Status` and `Age`.
     headers: HeaderMap,
 }
 
 impl Answer {
-    /// Keeps what may be passed on. `headers` are upstream's. All is copied: the originals are slices of a connection's
-    /// read buffer, which would live as long as the answer does.
+    /// Keeps what may be passed on of upstream's answer. Everything is copied, because the originals are slices that
+    /// would keep a connection's whole read buffer in memory.
     pub fn new(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
-        let mut kept = SAFE_HEADERS.clone();
+        let mut kept = SECURITY_HEADERS.clone();
         if status != StatusCode::NO_CONTENT {
-            // Nothing but JSON is ever relayed, whatever upstream calls it.
+            // The body is JSON, whatever upstream's content type says.
             let is_json = |value: &&HeaderValue| essence(value).is_some_and(|e| e == "application/json");
             let content_type = headers.get(header::CONTENT_TYPE).filter(is_json);
             kept.insert(header::CONTENT_TYPE, content_type.map_or(JSON, copied));
         }
-        for name in RELAYED {
+        for name in PASSED_ON {
             if let Some(value) = headers.get(&name) {
                 kept.insert(name, copied(value));
             }
@@ -88,13 +89,13 @@ impl Answer {
         self.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok())
     }
 
-    /// The reply for an app.
+    /// The reply.
     pub fn reply(&self) -> Reply {
         self.reply_with(self.headers.clone())
     }
 
-    /// The headers of a reply to a token request: what happened, after RFC 9211, and how old the answer is.
-    pub fn headers_saying(&self, cache_status: &str, age: Option<Duration>) -> HeaderMap {
+    /// The headers of a reply to a token request, with `Cache-Status` (RFC 9211) and `Age`.
+    pub fn headers_with_cache_status(&self, cache_status: &str, age: Option<Duration>) -> HeaderMap {
         let mut headers = self.headers.clone();
         if let Ok(status) = HeaderValue::try_from(format!("connect-sidecar; {cache_status}")) {
             headers.insert(CACHE_STATUS, status);
@@ -105,9 +106,9 @@ impl Answer {
         headers
     }
 
-    /// The reply for an app, with these headers.
+    /// The reply with these headers.
     pub fn reply_with(&self, headers: HeaderMap) -> Reply {
-        let mut response = whole(self.body.clone());
+        let mut response = with_body(self.body.clone());
         *response.status_mut() = self.status;
         *response.headers_mut() = headers;
         response
@@ -115,61 +116,63 @@ impl Answer {
 }
 
 fn copied(value: &HeaderValue) -> HeaderValue {
-    // It was a valid value before.
+    // Copying a valid value cannot fail.
     HeaderValue::from_bytes(value.as_bytes()).unwrap_or(JSON)
 }
 
-/// The headers of hits on one answer. They change by the second at most, and making them costs more than the look-up.
+/// The headers for cache hits on one answer. They change once per second at most, and building them costs more than the
+/// lookup.
 #[derive(Debug, Default)]
 pub struct HitHeaders {
-    made: Arc<HeaderMap>,
-    for_seconds: Option<(u64, u64)>,
+    headers: Arc<HeaderMap>,
+    ttl_and_age: Option<(u64, u64)>,
 }
 
 impl HitHeaders {
-    /// The headers for a hit on `answer` that may be served for `ttl` and came `age` ago.
+    /// The headers for a hit on `answer` with this remaining lifetime and age.
     pub fn at(&mut self, answer: &Answer, ttl: Duration, age: Duration) -> Arc<HeaderMap> {
         let seconds = Some((ttl.as_secs(), age.as_secs()));
-        if self.for_seconds != seconds {
-            self.made = Arc::new(answer.headers_saying(&format!("hit; ttl={}", ttl.as_secs()), Some(age)));
-            self.for_seconds = seconds;
+        if self.ttl_and_age != seconds {
+            self.headers =
+                Arc::new(answer.headers_with_cache_status(&format!("hit; ttl={}", ttl.as_secs()), Some(age)));
+            self.ttl_and_age = seconds;
         }
-        self.made.clone()
+        self.headers.clone()
     }
 }
 
-/// The lower-case media type of a content type, without parameters; `None` if it is no single one.
+/// The media type of a content type in lower case, without parameters; `None` if there are several.
 pub fn essence(value: &HeaderValue) -> Option<String> {
     let text = value.to_str().ok()?;
     let essence = text.split(';').next().unwrap_or_default().trim();
     (!text.contains(',')).then(|| essence.to_ascii_lowercase())
 }
 
-fn whole(body: Bytes) -> Reply {
+fn with_body(body: Bytes) -> Reply {
     Response::new(ReplyBody::Left(Full::new(body)))
 }
 
-/// Gives a reply that is passed on the headers of every reply, and takes from it what would open it to web pages.
-pub fn make_safe(headers: &mut HeaderMap) {
-    let opens: Vec<_> = headers.keys().filter(|name| name.as_str().starts_with("access-control-")).cloned().collect();
-    for name in opens.into_iter().chain([header::SERVER, header::SET_COOKIE]) {
+/// Adds the security headers to a relayed response and removes headers that would give web pages access to it.
+pub fn add_security_headers(headers: &mut HeaderMap) {
+    let cors: Vec<_> = headers.keys().filter(|name| name.as_str().starts_with("access-control-")).cloned().collect();
+    for name in cors.into_iter().chain([header::SERVER, header::SET_COOKIE]) {
         headers.remove(name);
     }
-    for (name, value) in &*SAFE_HEADERS {
+    for (name, value) in &*SECURITY_HEADERS {
         headers.insert(name, value.clone());
     }
 }
 
-/// A reply of our own with a body of this type.
+/// A reply of the sidecar's own.
 pub fn own(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
-    let mut response = whole(body.into());
+    let mut response = with_body(body.into());
     *response.status_mut() = status;
-    *response.headers_mut() = SAFE_HEADERS.clone();
+    *response.headers_mut() = SECURITY_HEADERS.clone();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
-/// The reply for an error of our own.
+/// The reply for an error.
 pub fn error(error: &RequestError) -> Reply {
     let mut response = own(error.status, "application/json", error.body());
     let headers = response.headers_mut();
@@ -189,14 +192,14 @@ pub fn error(error: &RequestError) -> Reply {
     response
 }
 
-/// The same for a person: its message as a line of text.
-pub fn error_in_words(error: &RequestError) -> Reply {
+/// The reply for an error as plain text, for a browser window.
+pub fn error_as_text(error: &RequestError) -> Reply {
     let (mut head, _) = self::error(error).into_parts();
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     Response::from_parts(head, ReplyBody::Left(Full::new(format!("{}\n", error.message).into())))
 }
 
-/// A `Retry-After`, rounded up to whole seconds: nobody is told to come back too early.
+/// A `Retry-After` in seconds, rounded up.
 pub fn retry_after(d: Duration) -> HeaderValue {
     HeaderValue::from(d.as_secs() + u64::from(d.subsec_nanos() > 0))
 }
@@ -211,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn relays_the_body_and_only_listed_headers() {
+    fn passes_on_the_body_and_only_listed_headers() {
         let headers = upstream(&[
             ("content-type", "application/json; charset=utf-8"),
             ("retry-after", "7"),
@@ -250,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn never_relays_another_content_type() {
+    fn always_sends_the_json_content_type() {
         for content_type in ["text/html", "application/json, text/html", "application/jsonp"] {
             let headers = upstream(&[("content-type", content_type)]);
             let reply = Answer::new(StatusCode::OK, &headers, b"{}").reply();
@@ -261,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn the_headers_of_hits_follow_the_seconds() {
+    fn the_headers_of_hits_change_with_the_seconds() {
         let answer = Answer::new(StatusCode::OK, &HeaderMap::new(), b"{}");
         let mut headers = HitHeaders::default();
         for (ttl_ms, age_ms, status, age) in [
@@ -277,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_names_itself() {
+    fn an_error_has_its_headers() {
         let mut refused = RequestError::method_not_allowed("POST").closing();
         refused.retry_after = Some(retry_after(Duration::from_millis(1001)));
         let reply = error(&refused);

@@ -1,34 +1,34 @@
-//! Raw path → one of the five routes and its connector. Pure.
+//! Finds the route of a raw path, which is one of five, and its connector. Pure.
 //!
-//! The bearer opens more than these routes, so nothing passes that could be read as another path by anyone: the bytes
-//! are compared with what is allowed, never normalised (docs/security.md P). The connector is decoded once, to
-//! judge and to name it; upstream gets the raw bytes.
+//! The bearer token gives access to more than these routes, so a path that any server could take for another one is
+//! refused. The bytes are compared with what is allowed and never normalised (docs/security.md P). The connector is
+//! decoded once, for checks and messages; upstream gets the raw bytes.
 
 use http::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::error::{Code, RequestError};
 
-/// A longer segment is refused, in bytes.
+/// Maximum length of the connector segment, in bytes.
 const MAX_SEGMENT_BYTES: usize = 512;
-/// `mcp.linear.app/a/b` has three.
+/// Maximum number of parts of a connector. `mcp.linear.app/a/b` has three.
 const MAX_PARTS: usize = 3;
 
-/// What Connect has below a connector (docs/vercel.md sections 1.1 and 1.4).
-const BELOW_A_CONNECTOR: [&str; 5] = ["import", "tokens", "projects", "contacts", "trigger-destinations"];
+/// Connect's subresources of a connector (docs/vercel.md sections 1.1 and 1.4).
+const SUBRESOURCES: [&str; 5] = ["import", "tokens", "projects", "contacts", "trigger-destinations"];
 
-/// What a request wants from Connect (docs/vercel.md section 1.1).
+/// The purpose of a request to Connect (docs/vercel.md section 1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// A provider token.
+    /// Get a provider token.
     Token,
-    /// To start a user's consent.
+    /// Start a user's consent.
     Authorize,
-    /// To start an installation.
+    /// Start an installation.
     Install,
-    /// A connector's metadata.
+    /// Get a connector's metadata.
     Metadata,
-    /// To revoke a subject's grants.
+    /// Revoke a subject's grants.
     Revoke,
 }
 
@@ -56,13 +56,13 @@ impl Action {
 /// A request's route.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Route {
-    /// What is wanted.
+    /// The purpose.
     pub action: Action,
     /// The connector, decoded: `slack/acme-slack` or `scl_…`.
     pub connector: String,
 }
 
-/// Finds the route of a request, checks method, connector and query, in this order.
+/// Finds the route of a request and checks its method, connector and query, in this order.
 pub fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<Route, RequestError> {
     let (action, segment) = find(path)?;
     if *method != action.method() {
@@ -115,10 +115,10 @@ fn find(path: &str) -> Result<(Action, &str), RequestError> {
         return Err(not_found(None));
     }
     if segment.contains('/') {
-        // `slack/acme-slack`: the likely slip. Not `x/import` or a trailing slash, which are other paths.
-        let is_other = |part| matches!(part, "" | "managed") || BELOW_A_CONNECTOR.contains(&part);
-        let slip = !segment.split('/').any(is_other);
-        return Err(not_found(slip.then(|| {
+        // Probably an unencoded `slack/acme-slack`, unless it is `x/import` or a trailing slash.
+        let is_other_path = |part| matches!(part, "" | "managed") || SUBRESOURCES.contains(&part);
+        let is_unencoded = !segment.split('/').any(is_other_path);
+        return Err(not_found(is_unencoded.then(|| {
             let encoded: String = segment.replace('/', "%2F").chars().filter(char::is_ascii_graphic).take(64).collect();
             format!("/v1/connect/{kind}/{encoded}{suffix}")
         })));
@@ -126,7 +126,7 @@ fn find(path: &str) -> Result<(Action, &str), RequestError> {
     Ok((action, segment))
 }
 
-/// A connector as one raw segment, as SDKs write it (JavaScript's `encodeURIComponent`); `None` if it is no connector.
+/// Encodes a connector as one segment, like the SDKs (`encodeURIComponent`); `None` if it is not a valid connector.
 pub fn encode(connector: &str) -> Option<String> {
     const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
         .remove(b'-')
@@ -142,26 +142,26 @@ pub fn encode(connector: &str) -> Option<String> {
     decode(&segment).map(|_| segment)
 }
 
-/// The connector that a raw segment stands for, if it stands for one.
+/// Decodes a raw segment; `None` if it is not a valid connector.
 pub fn decode(segment: &str) -> Option<String> {
     if segment.len() > MAX_SEGMENT_BYTES {
         return None;
     }
     let mut decoded = Vec::with_capacity(segment.len());
-    let (mut part_begins, mut parts) = (0, 1);
+    let (mut part_start, mut parts) = (0, 1);
     let mut rest = segment.as_bytes();
     while let [byte, after @ ..] = rest {
         rest = after;
         let byte = match (*byte, after) {
-            (byte, _) if PLAIN[usize::from(byte)] => byte,
+            (byte, _) if UNENCODED[usize::from(byte)] => byte,
             (b'%', [high, low, after @ ..]) => {
                 rest = after;
                 let byte = hex_digit(*high)? << 4 | hex_digit(*low)?;
                 match byte {
                     ..0x20 | 0x7F | b'\\' | b'%' | b'?' | b'#' => return None,
-                    b'/' if !is_part(&decoded[part_begins..]) => return None,
+                    b'/' if !is_part(&decoded[part_start..]) => return None,
                     b'/' => {
-                        part_begins = decoded.len() + 1;
+                        part_start = decoded.len() + 1;
                         parts += 1;
                     }
                     _ => {}
@@ -172,14 +172,14 @@ pub fn decode(segment: &str) -> Option<String> {
         };
         decoded.push(byte);
     }
-    let last = &decoded[part_begins..];
-    // `…/token/{connector}/import` plants tokens: a connector may not look like that to anyone who decodes.
-    let is_below = |part: &[u8]| BELOW_A_CONNECTOR.iter().any(|below| part == below.as_bytes());
-    if !is_part(last) || decoded.split(|b| *b == b'/').any(is_below) || parts > MAX_PARTS {
+    let last = &decoded[part_start..];
+    // `…/token/{connector}/import` stores a token, so a decoded connector must not look like a subresource.
+    let is_subresource = |part: &[u8]| SUBRESOURCES.iter().any(|name| part == name.as_bytes());
+    if !is_part(last) || decoded.split(|b| *b == b'/').any(is_subresource) || parts > MAX_PARTS {
         return None;
     }
     let connector = String::from_utf8(decoded).ok()?;
-    // Control characters beyond ASCII.
+    // Non-ASCII text may contain further control characters.
     (connector.is_ascii() || !connector.chars().any(char::is_control)).then_some(connector)
 }
 
@@ -187,8 +187,8 @@ fn is_part(part: &[u8]) -> bool {
     !matches!(part, b"" | b"." | b"..")
 }
 
-/// What may stand unencoded in a segment (RFC 3986, `pchar`).
-const PLAIN: [bool; 256] = {
+/// The characters that need no encoding in a segment (RFC 3986, `pchar`).
+const UNENCODED: [bool; 256] = {
     let mut table = [false; 256];
     let plain = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@";
     let mut i = 0;
@@ -213,7 +213,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn verdict(method: &Method, target: &str) -> &'static str {
+    fn check_code(method: &Method, target: &str) -> &'static str {
         let (path, query) = match target.split_once('?') {
             Some((path, query)) => (path, Some(query)),
             None => (target, None),
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_is_a_route() {
+    fn refuses_other_paths() {
         for path in [
             "/",
             "/v1",
@@ -261,12 +261,12 @@ mod tests {
             "/v2/connect/token/x",
             "/v1/connect/token/../x",
         ] {
-            assert_eq!(verdict(&Method::POST, path), "route_not_found", "{path}");
+            assert_eq!(check_code(&Method::POST, path), "route_not_found", "{path}");
         }
     }
 
     #[test]
-    fn a_slash_left_unencoded_is_explained() {
+    fn explains_an_unencoded_slash() {
         for (path, fixed) in [
             ("/v1/connect/token/slack/acme", "/v1/connect/token/slack%2Facme"),
             ("/v1/connect/connectors/slack/acme/tokens", "/v1/connect/connectors/slack%2Facme/tokens"),
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn connectors_that_could_be_read_otherwise_are_refused() {
+    fn refuses_ambiguous_connectors() {
         for segment in [
             "..",
             "%2e%2e",
@@ -359,18 +359,22 @@ mod tests {
             "a|b",
             "a\\b",
         ] {
-            assert_eq!(verdict(&Method::POST, &format!("/v1/connect/token/{segment}")), "bad_connector", "{segment}");
+            assert_eq!(
+                check_code(&Method::POST, &format!("/v1/connect/token/{segment}")),
+                "bad_connector",
+                "{segment}"
+            );
         }
         let long = |n: usize| format!("/v1/connect/token/{}", "a".repeat(n));
-        assert_eq!(verdict(&Method::POST, &long(512)), "ok");
-        assert_eq!(verdict(&Method::POST, &long(513)), "bad_connector");
-        assert_eq!(verdict(&Method::POST, "/v1/connect/token/mcp.linear.app%2Fx%2Fy"), "ok");
-        assert_eq!(verdict(&Method::POST, "/v1/connect/token/scl_01:a@b!$&'()*+,;=~"), "ok");
-        assert_eq!(verdict(&Method::POST, "/v1/connect/token/caf%C3%A9"), "ok");
+        assert_eq!(check_code(&Method::POST, &long(512)), "ok");
+        assert_eq!(check_code(&Method::POST, &long(513)), "bad_connector");
+        assert_eq!(check_code(&Method::POST, "/v1/connect/token/mcp.linear.app%2Fx%2Fy"), "ok");
+        assert_eq!(check_code(&Method::POST, "/v1/connect/token/scl_01:a@b!$&'()*+,;=~"), "ok");
+        assert_eq!(check_code(&Method::POST, "/v1/connect/token/caf%C3%A9"), "ok");
     }
 
     #[test]
-    fn a_connector_is_encoded_once_and_comes_back() {
+    fn encoding_and_decoding_round_trips() {
         assert_eq!(encode("slack/acme-slack").as_deref(), Some("slack%2Facme-slack"));
         for connector in ["scl_slack", "mcp.linear.app/x", "a b/(c)!~*'", "é/ü", "a&b=c;d@e"] {
             assert_eq!(encode(connector).and_then(|segment| decode(&segment)).as_deref(), Some(connector));
@@ -381,32 +385,44 @@ mod tests {
     }
 
     #[test]
-    fn a_query_is_refused_even_an_empty_one() {
+    fn refuses_any_query() {
         for query in ["?", "?a=1", "?teamId=t"] {
-            assert_eq!(verdict(&Method::POST, &format!("/v1/connect/token/x{query}")), "query_not_allowed", "{query}");
+            assert_eq!(
+                check_code(&Method::POST, &format!("/v1/connect/token/x{query}")),
+                "query_not_allowed",
+                "{query}"
+            );
         }
-        assert_eq!(verdict(&Method::POST, "/v1/connect/token/%25?x"), "bad_connector", "the connector comes first");
-        assert_eq!(verdict(&Method::GET, "/v1/connect/token/%25?x"), "method_not_allowed", "the method before it");
+        assert_eq!(
+            check_code(&Method::POST, "/v1/connect/token/%25?x"),
+            "bad_connector",
+            "the connector is checked first"
+        );
+        assert_eq!(
+            check_code(&Method::GET, "/v1/connect/token/%25?x"),
+            "method_not_allowed",
+            "the method is checked before it"
+        );
     }
 
     proptest! {
         #[test]
-        fn accepts_nothing_that_decodes_to_another_route(segment in "[a-z0-9./%~;:@!?#\\\\2eEfF5cC-]{1,24}") {
+        fn no_accepted_path_decodes_to_another_route(segment in "[a-z0-9./%~;:@!?#\\\\2eEfF5cC-]{1,24}") {
             for prefix in ["/v1/connect/token/", "/v1/connect/connectors/"] {
                 let path = format!("{prefix}{segment}");
                 let method = if prefix.contains("token/") { Method::POST } else { Method::GET };
                 let Ok(route) = parse(&method, &path, None) else { continue };
-                // However often someone decodes it, it stays below the prefix and keeps its last part.
-                let mut seen = path.clone();
+                // Decoded any number of times, it stays below the prefix and keeps its last part.
+                let mut current = path.clone();
                 for _ in 0..3 {
-                    let decoded = decode_leniently(&seen);
+                    let decoded = decode_leniently(&current);
                     prop_assert!(decoded.starts_with(prefix));
                     prop_assert!(!decoded.split('/').any(|part| part == ".." || part == "."));
-                    let below = |part| BELOW_A_CONNECTOR.contains(&part);
-                    prop_assert!(!decoded[prefix.len()..].split('/').any(below));
+                    let is_subresource = |part| SUBRESOURCES.contains(&part);
+                    prop_assert!(!decoded[prefix.len()..].split('/').any(is_subresource));
                     prop_assert!(!decoded.contains("//"));
                     prop_assert_eq!(&decoded, &format!("{prefix}{}", route.connector));
-                    seen = decoded;
+                    current = decoded;
                 }
             }
         }

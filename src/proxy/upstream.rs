@@ -1,8 +1,9 @@
-//! The way to Connect: one pinned origin, TLS always verified, everything bounded in time and size.
+//! The client for Connect's API: one fixed origin, verified TLS, limits of time and size.
 //!
-//! A request is built from nothing but the raw target, the raw body, the bearer and three tracing headers. A reply that
-//! is no proper answer (a redirect, HTML of a captive portal, a cut body) never leaves here. A POST that upstream may
-//! have received is never sent twice: token requests are billed. Sources: docs/http.md section 1, docs/security.md U and L.
+//! A request consists of the raw target, the raw body, the bearer token and up to three tracing headers. A response
+//! that is not valid (a redirect, a captive portal's HTML, a truncated body) becomes an error. A POST that upstream may
+//! have received is never resent, because token requests are billed. Sources: docs/http.md section 1, docs/security.md
+//! U and L.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::admission::{Admission, Place};
+use super::admission::{Admission, Permit};
 use super::dialer::Dialer;
 use super::error::{Code, RequestError};
 use super::guard::VIA_NAME;
@@ -31,57 +32,57 @@ use super::route::Action;
 use crate::os::clock::{Clock, Correction, Mark, Timestamp, format_duration};
 use crate::os::env_proxy::EnvProxy;
 
-/// Until the head of the reply is there, connecting included.
+/// Time until the response head is received, including connecting.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
-/// Until the whole reply is there.
+/// Time until the whole response is received.
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(30);
-/// A larger reply body is refused, in bytes.
+/// Maximum size of a response body, in bytes.
 const MAX_BODY_BYTES: usize = 1024 * 1024;
-/// Upstream is asked for its clock no more often than this, unless the machine's clock has jumped since.
-const CLOCK_QUESTION_EVERY: Duration = Duration::from_secs(60);
-/// And has this long to answer, and to confirm what it has said.
-const CLOCK_QUESTION_TIMEOUT: Duration = Duration::from_secs(3);
+/// Minimum time between two clock checks, unless the machine's clock has jumped since.
+const CLOCK_SYNC_INTERVAL: Duration = Duration::from_secs(60);
+/// Time for a clock check, including its confirmation.
+const CLOCK_SYNC_TIMEOUT: Duration = Duration::from_secs(3);
 const USER_AGENT: &str = concat!("connect-sidecar/", env!("CARGO_PKG_VERSION"));
 
-/// What is passed on of the app's headers.
+/// The app's headers that are forwarded.
 const TRACING_HEADERS: [HeaderName; 3] = [
     HeaderName::from_static("traceparent"),
     HeaderName::from_static("tracestate"),
     HeaderName::from_static("x-request-id"),
 ];
 
-/// Where upstream is and how it is reached.
+/// The settings of the client.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// `https`, or `http` on loopback.
     pub origin: Uri,
-    /// Whether it may be on this machine. Connect itself is not: there, its name would lead back to us.
+    /// Whether the origin's name may resolve to this machine. For Connect itself, that would lead back to the sidecar.
     pub may_be_this_machine: bool,
-    /// Where the addresses of its name come from.
+    /// The source of addresses.
     pub names: Names,
-    /// Trusted besides the platform's roots.
+    /// Roots trusted besides the platform's.
     pub extra_roots: Vec<CertificateDer<'static>>,
     /// Added as `?teamId=`.
     pub team_id: Option<String>,
-    /// Honour the proxy of our environment.
+    /// Use the environment's proxy.
     pub use_env_proxy: bool,
-    /// What our environment says of proxies.
+    /// The environment's proxy settings.
     pub env_proxy: EnvProxy,
 }
 
 impl Options {
-    /// The origin, for people.
+    /// The origin, for messages.
     pub fn name(&self) -> String {
         pool::name_of(&self.origin)
     }
 
-    /// Whether it is on loopback by what it is called.
+    /// Whether the origin's host is `localhost` or a loopback address.
     pub fn is_on_loopback(&self) -> bool {
         pool::is_on_loopback(&self.origin)
     }
 }
 
-/// One request for upstream, without its bearer.
+/// A request for upstream without its bearer token.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
     action: Action,
@@ -91,26 +92,27 @@ pub struct Outgoing {
     body: Bytes,
 }
 
-/// The client for upstream.
+/// The client.
 pub struct Upstream {
     team_id: Option<String>,
-    /// The headers of every request, besides those that depend on it.
-    own_headers: HeaderMap,
+    /// The headers that all requests have in common.
+    base_headers: HeaderMap,
     admission: Admission,
     dialer: Arc<Dialer>,
     pool: Pool,
     clock: Clock,
-    clock_questions: Semaphore,
-    last_clock_question: Mutex<Option<(Instant, Mark)>>,
+    /// One permit: one clock check at a time.
+    clock_sync: Semaphore,
+    last_clock_sync: Mutex<Option<(Instant, Mark)>>,
 }
 
 impl Upstream {
-    /// A client; connects to nothing yet.
+    /// A client without connections.
     pub fn new(options: Options, clock: Clock) -> Self {
         let Options { origin, may_be_this_machine, names, extra_roots, team_id, use_env_proxy, env_proxy } = options;
         let dialer = Arc::new(Dialer::new(names, extra_roots, use_env_proxy.then_some(env_proxy)));
         let authority = origin.authority().map(Authority::as_str).unwrap_or_default();
-        let mut own_headers = HeaderMap::with_capacity(16);
+        let mut base_headers = HeaderMap::with_capacity(16);
         for (name, value) in [
             (header::HOST, authority),
             (header::ACCEPT, "application/json"),
@@ -119,33 +121,33 @@ impl Upstream {
             (header::VIA, "1.1 connect-sidecar"),
             (HeaderName::from_static("cdn-loop"), VIA_NAME),
         ] {
-            own_headers.extend(HeaderValue::from_str(value).map(|value| (name, value)));
+            base_headers.extend(HeaderValue::from_str(value).map(|value| (name, value)));
         }
         Self {
             team_id,
-            own_headers,
+            base_headers,
             admission: Admission::new(),
             pool: Pool::new(origin, may_be_this_machine, dialer.clone(), clock.clone()),
             dialer,
             clock,
-            clock_questions: Semaphore::new(1),
-            last_clock_question: Mutex::new(None),
+            clock_sync: Semaphore::new(1),
+            last_clock_sync: Mutex::new(None),
         }
     }
 
-    /// Opens a connection ahead of the first request.
+    /// Opens a connection in advance.
     pub async fn prepare(&self) {
         self.pool.prepare().await;
     }
 
-    /// Builds a request: the raw path and `body` byte for byte, and of the app's headers only those for tracing.
+    /// Builds a request with the app's raw path, its body and its tracing headers.
     pub fn outgoing(&self, action: Action, app: &Parts, body: Bytes) -> Result<Outgoing, RequestError> {
         let bad_target = |_| RequestError::new(Code::BadTarget, "The request target cannot be forwarded.");
         let target = match &self.team_id {
             Some(team) => format!("{}?teamId={team}", app.uri.path()).parse().map_err(bad_target)?,
             None => app.uri.clone(),
         };
-        let mut headers = self.own_headers.clone();
+        let mut headers = self.base_headers.clone();
         if app.method == Method::POST || !body.is_empty() {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
@@ -162,54 +164,54 @@ impl Upstream {
         Ok(Outgoing { action, method: app.method.clone(), target, headers, body })
     }
 
-    /// Waits until one more request may go out; an error if that takes too long or they are too many. A revocation is
-    /// never one too many.
-    pub async fn admit(&self, action: Action) -> Result<Place<'_>, RequestError> {
+    /// Waits for a permit for a request, within the limits of number and rate ([`super::admission`]). Revocations are
+    /// not limited by the rate.
+    pub async fn admit(&self, action: Action) -> Result<Permit<'_>, RequestError> {
         match action {
-            Action::Revoke => self.admission.admit_at_any_rate().await,
+            Action::Revoke => self.admission.admit_above_rate().await,
             _ => self.admission.admit().await,
         }
     }
 
-    /// Sends a request with this `Authorization` and takes a proper answer back. It has its place for as long.
+    /// Sends a request with this `Authorization` and returns a valid answer. It holds its permit meanwhile.
     pub async fn send(
         &self,
         outgoing: &Outgoing,
         bearer: HeaderValue,
-        _place: Place<'_>,
+        _permit: Permit<'_>,
     ) -> Result<Answer, RequestError> {
         let mut request = outgoing.request();
         request.headers_mut().insert(header::AUTHORIZATION, bearer);
         self.exchange(outgoing.action, request).await
     }
 
-    /// Asks, without a credential, for what needs one: that there is a proper answer tells all that can be told of the way
-    /// there, and `Clock` learns the time. What the answer says does not matter.
+    /// Sends a request without a credential, to test the connection and to learn upstream's time. Any valid answer will
+    /// do, although it is an authentication error.
     pub async fn probe(&self) -> Result<Answer, RequestError> {
         let mut request = Request::new(RequestBody::Left(Full::default()));
         *request.uri_mut() = Uri::from_static("/v1/connect/connectors/connect-sidecar-doctor");
-        *request.headers_mut() = self.own_headers.clone();
+        *request.headers_mut() = self.base_headers.clone();
         let answer = self.exchange(Action::Metadata, request).await;
         if self.clock.has_unconfirmed_offset() {
-            self.ask_clock().await;
+            self.sync_clock().await;
         }
         answer
     }
 
     async fn exchange(&self, action: Action, request: Request<RequestBody>) -> Result<Answer, RequestError> {
-        let begun = Instant::now();
+        let start = Instant::now();
         let too_slow = |_| RequestError::new(Code::UpstreamTimeout, format!("{} did not answer in time.", self.name()));
-        let sending = tokio::time::timeout_at(begun + HEAD_TIMEOUT, self.pool.send(request));
-        let answering = sending.await.map_err(too_slow)?.map_err(|failure| self.pool.explain(failure, true))?;
-        let (status, headers) = (answering.response.status(), answering.response.headers().clone());
-        self.learn_the_time(&headers);
+        let sending = tokio::time::timeout_at(start + HEAD_TIMEOUT, self.pool.send(request));
+        let pooled = sending.await.map_err(too_slow)?.map_err(|failure| self.pool.explain(failure, true))?;
+        let (status, headers) = (pooled.response.status(), pooled.response.headers().clone());
+        self.observe_date(&headers);
         if status.is_redirection() {
             return Err(RequestError::new(
                 Code::UpstreamRedirect,
                 format!("{} answered with a redirect ({}), which is never followed.", self.name(), status.as_u16()),
             ));
         }
-        let body = tokio::time::timeout_at(begun + TOTAL_TIMEOUT, answering.body(MAX_BODY_BYTES));
+        let body = tokio::time::timeout_at(start + TOTAL_TIMEOUT, pooled.body(MAX_BODY_BYTES));
         let body = body.await.map_err(too_slow)?.map_err(|e| {
             let too_long = e.is::<LengthLimitError>();
             self.invalid(
@@ -224,65 +226,66 @@ impl Upstream {
         }
     }
 
-    /// Asks upstream for its clock, without a credential, and again if that has to be confirmed; at most once a minute for
-    /// as long as the machine's clock does not jump. Callers at the same time share one question.
-    pub async fn ask_clock(&self) {
-        let Ok(_one_at_a_time) = self.clock_questions.acquire().await else { return };
-        let _place = {
-            let mut last = self.last_clock_question.lock().unwrap_or_else(PoisonError::into_inner);
-            let was_lately =
-                |(at, mark): (Instant, Mark)| at.elapsed() < CLOCK_QUESTION_EVERY && !self.clock.has_jumped_since(mark);
-            if last.is_some_and(was_lately) {
+    /// Asks upstream for its time, without a credential, and once more if a difference needs confirmation. At most once
+    /// a minute unless the machine's clock jumps. Concurrent callers share one check.
+    pub async fn sync_clock(&self) {
+        let Ok(_one_at_a_time) = self.clock_sync.acquire().await else { return };
+        let _permit = {
+            let mut last = self.last_clock_sync.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_recent =
+                |(at, mark): (Instant, Mark)| at.elapsed() < CLOCK_SYNC_INTERVAL && !self.clock.has_jumped_since(mark);
+            if last.is_some_and(is_recent) {
                 return;
             }
-            // Requests wait for this: where it would have to wait itself, it is not asked, and may be the next time.
-            let Some(place) = self.admission.admit_at_once() else { return };
+            // Requests wait for this check, so it does not wait for a permit itself.
+            let Some(permit) = self.admission.try_admit() else { return };
             *last = Some((Instant::now(), self.clock.mark()));
-            place
+            permit
         };
-        let questions = async {
-            self.ask_clock_once().await?;
+        let sync = async {
+            self.request_date().await?;
             if self.clock.has_unconfirmed_offset() {
-                self.ask_clock_once().await?;
+                self.request_date().await?;
             }
             Some(())
         };
-        // No answer leaves the clock as it is.
-        let _ = tokio::time::timeout(CLOCK_QUESTION_TIMEOUT, questions).await;
+        // Without an answer, the clock is not corrected.
+        let _ = tokio::time::timeout(CLOCK_SYNC_TIMEOUT, sync).await;
     }
 
-    async fn ask_clock_once(&self) -> Option<()> {
+    async fn request_date(&self) -> Option<()> {
         let mut request = Request::new(RequestBody::Left(Full::default()));
         *request.method_mut() = Method::HEAD;
-        *request.headers_mut() = self.own_headers.clone();
+        *request.headers_mut() = self.base_headers.clone();
         request.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        let answering = self.pool.send(request).await.ok()?;
-        self.learn_the_time(answering.response.headers());
-        answering.body(0).await.ok().map(drop)
+        let pooled = self.pool.send(request).await.ok()?;
+        self.observe_date(pooled.response.headers());
+        pooled.body(0).await.ok().map(drop)
     }
 
-    /// How it is reached, for whoever goes to other hosts of Vercel's.
+    /// The dialer, for connections to other hosts of Vercel's.
     pub fn dialer(&self) -> &Arc<Dialer> {
         &self.dialer
     }
 
-    /// The team that every request names.
+    /// The team that is added to every request.
     pub(super) fn team_id(&self) -> Option<&str> {
         self.team_id.as_deref()
     }
 
-    /// The origin, if the settings name it.
-    pub(super) fn named_origin(&self) -> Option<&Uri> {
-        self.pool.named_origin()
+    /// The origin, if it was set by configuration.
+    pub(super) fn configured_origin(&self) -> Option<&Uri> {
+        self.pool.configured_origin()
     }
 
-    /// The origin, for people.
+    /// The origin, for messages.
     pub fn name(&self) -> &str {
         self.pool.name()
     }
 
-    fn learn_the_time(&self, headers: &HeaderMap) {
-        // A copy has the `Date` of its original.
+    /// Compares the clock with the `Date` of a response.
+    fn observe_date(&self, headers: &HeaderMap) {
+        // A cached response has the `Date` of the original one.
         if headers.get_all(header::AGE).iter().any(|age| age != "0") {
             return;
         }
@@ -306,9 +309,9 @@ impl Upstream {
         }
     }
 
-    /// An error for a reply that cannot be passed on. 429 and 503 keep their status and `Retry-After`.
-    fn invalid(&self, status: StatusCode, headers: &HeaderMap, what: &str) -> RequestError {
-        let message = format!("{} sent {what} (status {}).", self.name(), status.as_u16());
+    /// The error for a response that cannot be passed on. 429 and 503 keep their status and `Retry-After`.
+    fn invalid(&self, status: StatusCode, headers: &HeaderMap, flaw: &str) -> RequestError {
+        let message = format!("{} sent {flaw} (status {}).", self.name(), status.as_u16());
         let mut error = RequestError::new(Code::UpstreamInvalidResponse, message);
         error.upstream_status = Some(status);
         if UpstreamError::default().rejects_credential(status) {
@@ -322,12 +325,12 @@ impl Upstream {
     }
 }
 
-/// Why a complete reply is no proper answer, if it is none.
+/// Why a complete response cannot be passed on, if it cannot.
 pub fn flaw(action: Action, status: StatusCode, body: &[u8]) -> Option<&'static str> {
     if status == StatusCode::NO_CONTENT {
         return (action != Action::Revoke).then_some("no content where JSON is due");
     }
-    // What is skipped over is not checked to be UTF-8.
+    // `IgnoredAny` does not check that strings are UTF-8.
     let is_json = str::from_utf8(body).is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok());
     let is_object = body.trim_ascii_start().starts_with(b"{");
     match (is_json, action == Action::Token && status.is_success() && !is_object) {
@@ -338,7 +341,7 @@ pub fn flaw(action: Action, status: StatusCode, body: &[u8]) -> Option<&'static 
 }
 
 impl Outgoing {
-    /// What it is for.
+    /// The action of its route.
     pub fn action(&self) -> Action {
         self.action
     }

@@ -1,4 +1,4 @@
-//! The cache as a client sees it: which answers cost a request to Connect, which do not, and what the reply says of it.
+//! The cache as seen by clients: which requests go to Connect, which do not, and what `Cache-Status` says.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -19,13 +19,13 @@ fn seconds(seconds: u64) -> Duration {
 }
 
 impl Stage {
-    /// Token requests that reached upstream.
-    fn paid(&self) -> usize {
+    /// Number of token requests that reached upstream.
+    fn token_requests(&self) -> usize {
         self.emulator.count("/v1/connect/token/")
     }
 
-    /// Holds the next token request's answer until the gate is opened.
-    fn hold_next(&self) -> Gate {
+    /// Delays the answer to the next token request until the gate is opened.
+    fn gate_next(&self) -> Gate {
         let gate = Gate::default();
         self.emulator.inject(Fault::once(Trouble::Held(gate.clone())).on("/v1/connect/token/"));
         gate
@@ -41,7 +41,7 @@ fn forced(request: Request) -> Request {
 }
 
 #[tokio::test]
-async fn a_reply_says_how_it_was_come_by_and_how_old_it_is() {
+async fn replies_have_cache_status_and_age() {
     let stage = Scene::new().start().await;
     let expect = async |what: &str, request: Request, status: &str, age: Option<&str>| {
         let reply = request.send().await;
@@ -61,7 +61,7 @@ async fn a_reply_says_how_it_was_come_by_and_how_old_it_is() {
     stage.pass(Duration::from_millis(10_900));
     let hit = expect("a hit later", stage.token(USER), "connect-sidecar; hit; ttl=3559", Some("10")).await;
     assert_eq!(hit.header("content-type"), first.header("content-type"));
-    assert_eq!(hit.header("x-vercel-id"), first.header("x-vercel-id"), "it is the stored answer");
+    assert_eq!(hit.header("x-vercel-id"), first.header("x-vercel-id"), "the stored answer");
     expect("forced", forced(stage.token(USER)), "connect-sidecar; fwd=request; stored; ttl=3570", None).await;
 
     let unstorable = || stage.emulator.inject(Fault::answer(200, "application/json", r#"{"token":"t"}"#));
@@ -80,7 +80,7 @@ async fn a_reply_says_how_it_was_come_by_and_how_old_it_is() {
 }
 
 #[tokio::test]
-async fn a_token_is_served_until_its_buffer_by_the_wall_clock() {
+async fn serves_a_token_until_its_buffer_by_the_wall_clock() {
     for (settings, served_for) in [
         ("", 3570),
         ("[cache]\nbuffer = \"10m\"", 3000),
@@ -101,23 +101,23 @@ async fn a_token_is_served_until_its_buffer_by_the_wall_clock() {
 }
 
 #[tokio::test]
-async fn a_requests_own_buffer_counts_for_it_alone() {
+async fn a_requests_own_buffer_applies_to_it_alone() {
     let stage = Scene::new().start().await;
     let with_buffer = r#"{"subject":{"type":"app"},"validityBufferMs":600000}"#;
     let first = stage.token(with_buffer).send().await;
-    assert_eq!(first.cache_status(), MISS, "the buffer is no part of what is stored");
+    assert_eq!(first.cache_status(), MISS, "the buffer does not change what is stored");
     assert_eq!(stage.emulator.received()[0].body, with_buffer);
     stage.pass(seconds(3000) - Duration::from_millis(1));
     assert_eq!(stage.token(with_buffer).send().await.token(), first.token());
     stage.pass(Duration::from_millis(1));
-    assert_eq!(stage.token(APP).send().await.token(), first.token(), "good enough for who asks for less");
+    assert_eq!(stage.token(APP).send().await.token(), first.token(), "valid for a smaller buffer");
     let fresh = stage.token(with_buffer).send().await;
     assert_eq!(fresh.cache_status(), MISS);
-    assert_eq!(stage.token(APP).send().await.token(), fresh.token(), "it replaces the old one for all");
+    assert_eq!(stage.token(APP).send().await.token(), fresh.token(), "the fresh token replaces the old one");
 }
 
 #[tokio::test]
-async fn different_spellings_of_one_request_share_one_token() {
+async fn equivalent_requests_share_a_token() {
     let stage = Scene::new().start().await;
     let details = r#""authorizationDetails":[{"type":"x","repositories":["b","a"]}]"#;
     for (what, spellings) in [
@@ -154,15 +154,15 @@ async fn different_spellings_of_one_request_share_one_token() {
             ],
         ),
     ] {
-        let before = stage.paid();
+        let before = stage.token_requests();
         let first = stage.token(&spellings[0]).send().await;
         assert_eq!(first.cache_status(), MISS, "{what}");
-        assert_eq!(stage.emulator.received()[before].body, spellings[0], "upstream gets it as it was written");
+        assert_eq!(stage.emulator.received()[before].body, spellings[0], "upstream gets the body unchanged");
         for spelling in &spellings[1..] {
             let reply = stage.token(spelling).send().await;
             assert_eq!((reply.cache_status(), reply.token()), (HIT, first.token()), "{what}: {spelling}");
         }
-        assert_eq!(stage.paid(), before + 1, "{what}");
+        assert_eq!(stage.token_requests(), before + 1, "{what}");
     }
     for segment in ["slack%2facme-slack", "slack%2Facme%2Dslack", "%73lack%2Facme-slack"] {
         let reply = stage.request("POST", &format!("/v1/connect/token/{segment}")).json("{}").send().await;
@@ -171,7 +171,7 @@ async fn different_spellings_of_one_request_share_one_token() {
 }
 
 #[tokio::test]
-async fn what_differs_in_meaning_shares_nothing() {
+async fn different_requests_share_nothing() {
     let stage = Scene::new().start().await;
     let bodies = [
         "{}",
@@ -207,18 +207,18 @@ async fn what_differs_in_meaning_shares_nothing() {
             assert_eq!((reply.status, reply.cache_status()), (200, round), "{path} {body}: {}", reply.text());
         }
     }
-    assert_eq!(stage.paid(), bodies.len() + others.len());
+    assert_eq!(stage.token_requests(), bodies.len() + others.len());
 }
 
 #[tokio::test]
-async fn no_cache_fetches_anew_and_replaces() {
+async fn no_cache_fetches_and_replaces() {
     let stage = Scene::new().start().await;
     let old = stage.slack_token().await;
     for (i, directives) in ["no-cache", "No-Cache", "max-age=0, no-cache"].into_iter().enumerate() {
         let fresh = stage.token(APP).header("cache-control", directives).send().await;
         assert_eq!(fresh.cache_status(), "connect-sidecar; fwd=request; stored; ttl=3570", "{directives}");
         assert_ne!(fresh.token(), old);
-        assert_eq!(stage.paid(), i + 2);
+        assert_eq!(stage.token_requests(), i + 2);
         let hit = stage.token(APP).send().await;
         assert_eq!((hit.cache_status(), hit.token()), (HIT, fresh.token()), "{directives}");
     }
@@ -229,7 +229,7 @@ async fn no_cache_fetches_anew_and_replaces() {
 }
 
 #[tokio::test]
-async fn the_old_token_is_gone_when_a_forced_request_goes_out_whatever_comes_of_it() {
+async fn a_forced_request_drops_the_old_token_even_if_it_fails() {
     let stage = Scene::new().start().await;
     let old = stage.slack_token().await;
     stage.emulator.inject(Fault::status(500, "internal"));
@@ -240,9 +240,9 @@ async fn the_old_token_is_gone_when_a_forced_request_goes_out_whatever_comes_of_
 }
 
 #[tokio::test]
-async fn a_forced_request_never_joins_an_earlier_one_nor_is_replaced_by_it() {
+async fn a_forced_request_neither_joins_an_earlier_flight_nor_is_replaced_by_it() {
     let stage = Scene::new().start().await;
-    let (earlier_gate, forced_gate) = (stage.hold_next(), stage.hold_next());
+    let (earlier_gate, forced_gate) = (stage.gate_next(), stage.gate_next());
     let earlier = stage.under_way(stage.token(APP)).await;
     let forced = stage.under_way(forced(stage.token(APP))).await;
     let joined = stage.token(APP).begin().await;
@@ -253,7 +253,7 @@ async fn a_forced_request_never_joins_an_earlier_one_nor_is_replaced_by_it() {
     assert_eq!(forced.cache_status(), "connect-sidecar; fwd=request; stored; ttl=3570");
     let joined = joined.reply().await;
     assert_eq!(joined.cache_status(), "connect-sidecar; fwd=uri-miss; collapsed");
-    assert_eq!(joined.token(), forced.token(), "who comes later joins the later one");
+    assert_eq!(joined.token(), forced.token(), "later requests join the later flight");
     earlier_gate.open();
     let earlier = earlier.reply().await;
     assert_eq!(earlier.cache_status(), "connect-sidecar; fwd=uri-miss", "it lands, but is not stored");
@@ -261,13 +261,13 @@ async fn a_forced_request_never_joins_an_earlier_one_nor_is_replaced_by_it() {
 
     let hit = stage.token(APP).send().await;
     assert_eq!((hit.cache_status(), hit.token()), (HIT, forced.token()));
-    assert_eq!(stage.paid(), 2);
+    assert_eq!(stage.token_requests(), 2);
 }
 
 #[tokio::test]
-async fn an_earlier_answer_does_not_take_the_place_of_a_forced_one_still_to_come() {
+async fn an_earlier_answer_is_not_stored_while_a_forced_request_is_in_flight() {
     let stage = Scene::new().start().await;
-    let (earlier_gate, forced_gate) = (stage.hold_next(), stage.hold_next());
+    let (earlier_gate, forced_gate) = (stage.gate_next(), stage.gate_next());
     let earlier = stage.under_way(stage.token(APP)).await;
     let forced = stage.under_way(forced(stage.token(APP))).await;
     earlier_gate.open();
@@ -278,15 +278,15 @@ async fn an_earlier_answer_does_not_take_the_place_of_a_forced_one_still_to_come
     let (forced, joined) = (forced.reply().await, joined.reply().await);
     assert_eq!(joined.cache_status(), "connect-sidecar; fwd=uri-miss; collapsed");
     assert_eq!(joined.token(), forced.token());
-    assert_eq!(stage.paid(), 2);
+    assert_eq!(stage.token_requests(), 2);
 }
 
 #[tokio::test]
-async fn under_an_expired_credential_a_good_token_is_served_to_those_who_do_not_force() {
+async fn serves_valid_tokens_with_an_expired_credential_unless_forced() {
     let long = seconds(48 * 3600);
     let stage = Scene::new()
         .toml("[cache]\nmax_age = \"48h\"")
-        .world(|world| world.connector(SLACK_UID).expect("it is there").token_life = long)
+        .world(|world| world.connector(SLACK_UID).expect("a connector").token_life = long)
         .start()
         .await;
     let token = stage.slack_token().await;
@@ -299,11 +299,11 @@ async fn under_an_expired_credential_a_good_token_is_served_to_those_who_do_not_
     assert_eq!((hit.cache_status(), hit.token()), ("connect-sidecar; hit; ttl=129570", token.clone()));
     let respelled = stage.token(&format!(" {APP}")).send().await;
     assert_eq!((respelled.status, respelled.token()), (200, token));
-    assert_eq!(stage.paid(), 1);
+    assert_eq!(stage.token_requests(), 1);
 }
 
 #[tokio::test]
-async fn a_process_that_asks_again_for_the_token_it_has_is_given_a_fresh_one() {
+async fn a_client_that_asks_again_for_its_token_gets_a_fresh_one() {
     const FRESH: &str = "connect-sidecar; fwd=request; stored; ttl=3570";
     let stage = Scene::new().start().await;
     let mut last = String::new();
@@ -331,28 +331,28 @@ async fn a_process_that_asks_again_for_the_token_it_has_is_given_a_fresh_one() {
     let other = stage.token(USER).header("sidecar-client", "a").send().await;
     assert_eq!(other.cache_status(), MISS, "another token");
 
-    let gate = stage.hold_next();
+    let gate = stage.gate_next();
     let leader = stage.under_way(stage.token("{}").header("sidecar-client", "a")).await;
     let joined = stage.token("{}").header("sidecar-client", "b").begin().await;
     stage.caught_up().await;
     gate.open();
     assert_eq!(leader.reply().await.token(), joined.reply().await.token());
     let again = stage.token("{}").header("sidecar-client", "b").send().await;
-    assert_eq!(again.cache_status(), FRESH, "it was given the first one by joining");
+    assert_eq!(again.cache_status(), FRESH, "it received the first token by joining");
     assert!(stage.emulator.received().iter().all(|request| !request.headers.contains_key("sidecar-client")));
 }
 
 #[tokio::test]
-async fn any_number_of_equal_requests_at_once_cost_one() {
+async fn concurrent_equal_requests_send_one_upstream_request() {
     let stage = Scene::new().start().await;
     for round in 1..=2 {
-        let gate = stage.hold_next();
+        let gate = stage.gate_next();
         let mut under_way = Vec::new();
         for spelling in [APP, r#"{"subject": {"type": "app"}}"#].iter().cycle().take(200) {
             under_way.push(stage.token(spelling).begin().await);
         }
         stage.caught_up().await;
-        assert_eq!(stage.paid(), round);
+        assert_eq!(stage.token_requests(), round);
         gate.open();
         let (mut stored, mut collapsed, mut tokens) = (0, 0, Vec::new());
         for sent in under_way {
@@ -368,16 +368,16 @@ async fn any_number_of_equal_requests_at_once_cost_one() {
         assert_eq!((stored, collapsed), (1, 199));
         tokens.dedup();
         assert_eq!(tokens.len(), 1);
-        assert_eq!(stage.paid(), round);
-        // The next round meets an entry that has just ended.
+        assert_eq!(stage.token_requests(), round);
+        // In the next round, the entry has just expired.
         stage.pass(seconds(3570));
     }
 }
 
 #[tokio::test]
-async fn callers_that_hang_up_cancel_nothing() {
+async fn client_disconnects_do_not_cancel_the_fetch() {
     let stage = Scene::new().start().await;
-    let gate = stage.hold_next();
+    let gate = stage.gate_next();
     let leader = stage.under_way(stage.token(APP)).await;
     let joined = stage.token(APP).begin().await;
     stage.caught_up().await;
@@ -390,29 +390,29 @@ async fn callers_that_hang_up_cancel_nothing() {
     assert_eq!(reply.cache_status(), "connect-sidecar; fwd=uri-miss; collapsed");
     let hit = stage.token(APP).send().await;
     assert_eq!((hit.cache_status(), hit.token()), (HIT, reply.token()));
-    assert_eq!(stage.paid(), 1);
+    assert_eq!(stage.token_requests(), 1);
 }
 
 #[tokio::test]
-async fn an_answer_that_nobody_waits_for_is_stored() {
+async fn an_answer_is_stored_even_if_all_clients_have_disconnected() {
     let stage = Scene::new().start().await;
-    let gate = stage.hold_next();
+    let gate = stage.gate_next();
     let only = stage.under_way(stage.token(APP)).await;
     drop(only);
     stage.caught_up().await;
     gate.open();
-    // It may still be on its way: then this joins it.
+    // This joins the flight if it has not ended yet.
     let token = stage.slack_token().await;
     let hit = stage.token(APP).send().await;
     assert_eq!((hit.cache_status(), hit.token()), (HIT, token));
-    assert_eq!(stage.paid(), 1);
+    assert_eq!(stage.token_requests(), 1);
 }
 
 #[tokio::test]
-async fn an_error_is_shared_by_those_who_wait_and_by_nobody_after() {
+async fn an_error_is_shared_by_waiting_requests_only() {
     let stage = Scene::new().start().await;
     let target = "/v1/connect/token/salesforce%2Fcrm";
-    let gate = stage.hold_next();
+    let gate = stage.gate_next();
     let mut under_way = Vec::new();
     for _ in 0..5 {
         under_way.push(stage.request("POST", target).json("{}").begin().await);
@@ -428,11 +428,11 @@ async fn an_error_is_shared_by_those_who_wait_and_by_nobody_after() {
     statuses.sort_unstable();
     assert_eq!(statuses[0], "connect-sidecar; fwd=uri-miss");
     assert!(statuses[1..].iter().all(|status| status == "connect-sidecar; fwd=uri-miss; collapsed"), "{statuses:?}");
-    assert_eq!(stage.paid(), 1);
+    assert_eq!(stage.token_requests(), 1);
 
     stage.emulator.change(|world| {
-        let links = world.connector(SLACK_UID).expect("it is there").links.clone();
-        world.connector("salesforce/crm").expect("it is there").links = links;
+        let links = world.connector(SLACK_UID).expect("a connector").links.clone();
+        world.connector("salesforce/crm").expect("a connector").links = links;
     });
     assert_eq!(stage.request("POST", target).json("{}").send().await.cache_status(), MISS);
 }
@@ -452,20 +452,20 @@ async fn a_429_is_held_for_its_key_as_long_as_it_asks() {
     ] {
         let body = crate::support::body(&format!("{retry_after:?}"));
         let ask = async || stage.token(&body).send().await;
-        let before = stage.paid();
+        let before = stage.token_requests();
         stage.emulator.inject(Fault::rate_limited(retry_after));
         let first = ask().await;
-        assert_eq!((first.status, first.header("retry-after")), (429, retry_after), "as upstream says it");
+        assert_eq!((first.status, first.header("retry-after")), (429, retry_after), "unchanged");
         assert_eq!(first.cache_status(), "connect-sidecar; fwd=uri-miss");
 
         stage.pass(seconds(held_for) - Duration::from_millis(500));
-        let held = ask().await;
-        assert_eq!((held.status, &held.body), (429, &first.body), "{retry_after:?}");
-        assert_eq!(held.cache_status(), "connect-sidecar; hit; detail=429");
-        assert_eq!(held.header("age"), Some((held_for - 1).to_string().as_str()));
-        assert_eq!(held.header("retry-after"), Some("1"), "what is left of it");
-        assert_eq!(stage.paid(), before + 1);
-        assert_eq!(stage.token(USER).send().await.status, 200, "another key is another matter");
+        let repeated = ask().await;
+        assert_eq!((repeated.status, &repeated.body), (429, &first.body), "{retry_after:?}");
+        assert_eq!(repeated.cache_status(), "connect-sidecar; hit; detail=429");
+        assert_eq!(repeated.header("age"), Some((held_for - 1).to_string().as_str()));
+        assert_eq!(repeated.header("retry-after"), Some("1"), "the remaining time");
+        assert_eq!(stage.token_requests(), before + 1);
+        assert_eq!(stage.token(USER).send().await.status, 200, "another key is not affected");
 
         stage.pass(Duration::from_millis(500));
         assert_eq!(ask().await.cache_status(), MISS, "{retry_after:?}");
@@ -473,7 +473,7 @@ async fn a_429_is_held_for_its_key_as_long_as_it_asks() {
 }
 
 #[tokio::test]
-async fn the_least_recently_used_token_makes_room() {
+async fn drops_the_least_recently_used_token() {
     let stage = Scene::new().toml("[cache]\nmax_entries = 2").start().await;
     let ask = async |scope: &str| stage.token(&format!(r#"{{"scopes":["{scope}"]}}"#)).send().await;
     for (scope, status) in
@@ -485,19 +485,19 @@ async fn the_least_recently_used_token_makes_room() {
 }
 
 #[tokio::test]
-async fn a_body_with_somebodys_token_is_never_stored() {
+async fn does_not_store_token_exchanges() {
     let stage = Scene::new().start().await;
     let body = r#"{"subject":{"type":"token","token":"ya29.CANARY"}}"#;
     for paid in 1..=2 {
         let reply = stage.request("POST", LINEAR).json(body).send().await;
         assert_eq!((reply.status, reply.cache_status()), (200, "connect-sidecar; fwd=uri-miss"));
-        assert_eq!(stage.paid(), paid);
+        assert_eq!(stage.token_requests(), paid);
     }
     assert_eq!(stage.status().await["cache"]["entries"], 0);
 }
 
 #[tokio::test]
-async fn a_revocation_evicts_the_connector_under_both_its_names_and_no_other() {
+async fn a_revocation_evicts_a_connector_by_either_name_and_no_other() {
     for revoked in ["slack%2Facme-slack", "slack%2facme-slack", "scl_slack"] {
         let stage = Scene::new().start().await;
         let ask = async |path| stage.request("POST", path).json(APP).send().await;
@@ -510,13 +510,13 @@ async fn a_revocation_evicts_the_connector_under_both_its_names_and_no_other() {
         for path in paths {
             assert_eq!(ask(path).await.cache_status(), MISS, "{path} after {revoked}");
         }
-        assert_eq!(stage.token(USER).send().await.status, 422, "that grant is gone");
+        assert_eq!(stage.token(USER).send().await.status, 422, "the grant was revoked");
         assert_eq!(ask(GITHUB).await.cache_status(), HIT, "another connector");
     }
 }
 
 #[tokio::test]
-async fn a_revocation_evicts_whatever_comes_back_once_it_is_sent() {
+async fn a_revocation_that_was_sent_evicts_whatever_its_answer() {
     let stage = Scene::new().start().await;
     for (fault, status) in [
         (Fault::answer(204, "application/json", ""), 204),
@@ -536,11 +536,11 @@ async fn a_revocation_evicts_whatever_comes_back_once_it_is_sent() {
     let old = stage.slack_token().await;
     let refused = stage.request("DELETE", "/v1/connect/connectors/slack%2Facme-slack/tokens?all").send().await;
     assert_eq!(refused.code(), "query_not_allowed");
-    assert_eq!(stage.slack_token().await, old, "it was not sent");
+    assert_eq!(stage.slack_token().await, old, "a revocation that was not sent evicts nothing");
 }
 
 #[tokio::test]
-async fn an_answer_in_flight_during_a_revocation_reaches_its_callers_and_not_the_cache() {
+async fn an_answer_in_flight_during_a_revocation_is_not_stored() {
     let stage = Scene::new().start().await;
     for (asked, revoked) in [
         (SLACK, "slack%2Facme-slack"),
@@ -549,11 +549,11 @@ async fn an_answer_in_flight_during_a_revocation_reaches_its_callers_and_not_the
         ("/v1/connect/token/scl_slack", "scl_slack"),
     ] {
         stage.revoke(revoked).await;
-        let gate = stage.hold_next();
+        let gate = stage.gate_next();
         let before = stage.under_way(stage.request("POST", asked).json(APP)).await;
         assert_eq!(stage.revoke(revoked).await.status, 200);
         let after = stage.request("POST", asked).json(APP).send().await;
-        assert_eq!(after.cache_status(), MISS, "it does not join what began before the revocation");
+        assert_eq!(after.cache_status(), MISS, "it does not join a flight from before the revocation");
         gate.open();
         let before = before.reply().await;
         assert_eq!(before.cache_status(), "connect-sidecar; fwd=uri-miss", "{asked}, {revoked}");
@@ -564,41 +564,41 @@ async fn an_answer_in_flight_during_a_revocation_reaches_its_callers_and_not_the
 }
 
 #[tokio::test]
-async fn an_answer_that_comes_while_a_revocation_is_under_way_does_not_outlive_it() {
+async fn an_answer_stored_during_a_revocation_is_evicted() {
     let stage = Scene::new().start().await;
     let gate = Gate::default();
     stage.emulator.inject(Fault::once(Trouble::Held(gate.clone())).on("/tokens"));
     let before = stage.slack_token().await;
     let revocation = stage.under_way(stage.request("DELETE", "/v1/connect/connectors/scl_slack/tokens")).await;
     let meanwhile = stage.slack_token().await;
-    assert_ne!(meanwhile, before, "that one is gone as soon as the revocation is sent");
+    assert_ne!(meanwhile, before, "the old token is dropped when the revocation is sent");
     gate.open();
     assert_eq!(revocation.reply().await.status, 200);
     assert_ne!(stage.slack_token().await, meanwhile);
 }
 
 #[tokio::test]
-async fn another_principal_finds_an_empty_cache() {
+async fn a_change_of_principal_empties_the_cache() {
     let mut stage = Scene::new().start().await;
     let first = stage.slack_token().await;
     stage.token(USER).send().await;
     let [ada, bob] = ["user_ada", "user_bob"].map(|user| stage.token_of(|subject| subject.user_id = Some(user.into())));
     stage.write_env(&bob);
     stage.uses(&bob).await;
-    assert_eq!(stage.status().await["cache"]["entries"], 0, "also before anybody asks");
+    assert_eq!(stage.status().await["cache"]["entries"], 0, "even before the next request");
     let second = stage.token(APP).send().await;
     assert_eq!(second.cache_status(), MISS);
     assert_ne!(second.token(), first);
 
     stage.write_env(&ada);
     stage.uses(&ada).await;
-    assert_eq!(stage.token(APP).send().await.cache_status(), MISS, "nothing is kept for a return");
+    assert_eq!(stage.token(APP).send().await.cache_status(), MISS, "nothing is kept for a change back");
 }
 
 #[tokio::test]
-async fn an_answer_in_flight_for_one_principal_is_neither_stored_nor_shared_with_another() {
+async fn an_answer_in_flight_for_another_principal_is_neither_stored_nor_shared() {
     let mut stage = Scene::new().start().await;
-    let gate = stage.hold_next();
+    let gate = stage.gate_next();
     let before = stage.under_way(stage.token(APP)).await;
     let bob = stage.token_of(|subject| subject.user_id = Some("user_bob".into()));
     stage.write_env(&bob);
@@ -617,10 +617,10 @@ async fn an_answer_in_flight_for_one_principal_is_neither_stored_nor_shared_with
 }
 
 #[tokio::test]
-async fn a_fresh_oidc_token_of_the_same_principal_keeps_the_cache_and_the_flights() {
+async fn a_rotated_token_of_the_same_principal_keeps_the_cache_and_the_flights() {
     let mut stage = Scene::new().start().await;
     let token = stage.slack_token().await;
-    let gate = stage.hold_next();
+    let gate = stage.gate_next();
     let in_flight = stage.under_way(stage.token(USER)).await;
     stage.pass(seconds(60));
     let fresh = stage.fresh_token(seconds(12 * 3600));
@@ -633,11 +633,11 @@ async fn a_fresh_oidc_token_of_the_same_principal_keeps_the_cache_and_the_flight
     stage.caught_up().await;
     gate.open();
     assert_eq!(joined.reply().await.token(), in_flight.reply().await.token());
-    assert_eq!(stage.paid(), 2);
+    assert_eq!(stage.token_requests(), 2);
 }
 
 #[tokio::test]
-async fn with_the_cache_off_nothing_is_stored_and_equal_requests_at_once_still_cost_one() {
+async fn single_flight_works_with_the_cache_off() {
     let stage = Scene::new().toml("[cache]\nmax_age = \"0s\"").start().await;
     for (paid, request, status) in [
         (1, stage.token(APP), "connect-sidecar; fwd=bypass"),
@@ -646,9 +646,9 @@ async fn with_the_cache_off_nothing_is_stored_and_equal_requests_at_once_still_c
     ] {
         let reply = request.send().await;
         assert_eq!((reply.status, reply.cache_status(), reply.header("age")), (200, status, None));
-        assert_eq!(stage.paid(), paid);
+        assert_eq!(stage.token_requests(), paid);
     }
-    let gate = stage.hold_next();
+    let gate = stage.gate_next();
     let mut under_way = Vec::new();
     for _ in 0..20 {
         under_way.push(stage.token(APP).begin().await);
@@ -660,12 +660,12 @@ async fn with_the_cache_off_nothing_is_stored_and_equal_requests_at_once_still_c
         tokens.push(sent.reply().await.token());
     }
     tokens.dedup();
-    assert_eq!((tokens.len(), stage.paid()), (1, 4));
+    assert_eq!((tokens.len(), stage.token_requests()), (1, 4));
     assert_eq!(stage.status().await["cache"]["entries"], 0);
 }
 
 #[tokio::test]
-async fn the_cache_is_emptied_on_demand_with_the_key() {
+async fn the_cache_endpoint_evicts_with_the_key() {
     let stage = Scene::new().start().await;
     let cache = "/_sidecar/v1/cache";
     let ask = async |path| stage.request("POST", path).json(APP).send().await.cache_status().to_owned();
@@ -687,7 +687,7 @@ async fn the_cache_is_emptied_on_demand_with_the_key() {
         let reply = request.send().await;
         assert_eq!((reply.status, reply.code().as_str()), (status, code));
     }
-    assert_eq!(ask(SLACK).await, HIT, "nothing of that emptied it");
+    assert_eq!(ask(SLACK).await, HIT, "none of these emptied the cache");
 
     let empty = async |query: &str| {
         let reply =
@@ -702,11 +702,15 @@ async fn the_cache_is_emptied_on_demand_with_the_key() {
     assert_eq!(ask(SLACK).await, HIT);
     assert_eq!(ask(GITHUB).await, MISS);
 
-    let gate = stage.hold_next();
+    let gate = stage.gate_next();
     let in_flight = stage.under_way(stage.token(USER)).await;
     empty("").await;
     gate.open();
-    assert_eq!(in_flight.reply().await.cache_status(), "connect-sidecar; fwd=uri-miss", "nor what was in flight");
+    assert_eq!(
+        in_flight.reply().await.cache_status(),
+        "connect-sidecar; fwd=uri-miss",
+        "the answer in flight is not stored, either"
+    );
     assert_eq!(stage.status().await["cache"]["entries"], 0);
     for path in [SLACK, "/v1/connect/token/scl_slack", GITHUB] {
         assert_eq!(ask(path).await, MISS);

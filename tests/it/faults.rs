@@ -1,5 +1,5 @@
-//! Upstream misbehaves: what is no proper answer reaches no app, nothing that may have been received is sent twice, and
-//! the next request finds everything in order.
+//! Upstream faults: invalid responses never reach an app, a request that may have been received is never resent, and
+//! the next request succeeds.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ fn answer_with(status: u16, body: &str, headers: &[(&'static str, &str)]) -> Fau
 }
 
 #[tokio::test]
-async fn what_is_no_proper_answer_reaches_no_app_and_does_not_stick() {
+async fn invalid_responses_become_errors_that_are_not_cached() {
     const PAGE: &str = "<html><script>CANARY</script></html>";
     const LARGE: usize = 2 * 1024 * 1024;
     let stage = Scene::new().start().await;
@@ -89,15 +89,15 @@ async fn a_429_without_json_is_held_like_any_other() {
     stage.emulator.inject(answer_with(429, "<html>", &[("retry-after", "7")]));
     assert_eq!(stage.token("{}").send().await.status, 429);
     stage.pass(Duration::from_secs(3));
-    let held = stage.token("{}").send().await;
-    assert_eq!((held.status, held.code().as_str()), (429, "upstream_invalid_response"));
-    assert_eq!(held.header("retry-after"), Some("4"));
+    let repeated = stage.token("{}").send().await;
+    assert_eq!((repeated.status, repeated.code().as_str()), (429, "upstream_invalid_response"));
+    assert_eq!(repeated.header("retry-after"), Some("4"));
     assert_eq!(stage.emulator.received().len(), 1);
-    assert_eq!(stage.status().await["upstream"]["errors"], 0, "nor is it counted as a failure");
+    assert_eq!(stage.status().await["upstream"]["errors"], 0, "not counted as a failure");
 }
 
 #[tokio::test]
-async fn errors_of_upstreams_own_pass_untouched() {
+async fn upstreams_errors_pass_through_unchanged() {
     let stage = Scene::new().start().await;
     let spelled = "{ \"error\" : {\"code\":\"c\",\"message\":\"m \\u00e9\", \"more\":[1.0]} }\n";
     for status in [400, 401, 402, 403, 404, 409, 418, 422, 429, 500, 502, 503, 504, 508] {
@@ -106,9 +106,9 @@ async fn errors_of_upstreams_own_pass_untouched() {
         stage.emulator.inject(answer_with(status, spelled, &headers));
         let reply = stage.token(&what).send().await;
         assert_eq!((reply.status, reply.text().as_str()), (status, spelled));
-        assert_eq!(reply.header("content-type"), Some("application/json"), "never what else upstream calls it");
+        assert_eq!(reply.header("content-type"), Some("application/json"), "whatever upstream calls it");
         assert_eq!((reply.header("retry-after"), reply.header("x-vercel-id")), (Some("7"), Some("v")));
-        assert_eq!(reply.header("sidecar-error"), None, "it is not ours");
+        assert_eq!(reply.header("sidecar-error"), None, "not the sidecar's own");
         assert!(!format!("{reply:?}").contains("CANARY"), "{reply:?}");
         stage.pass(Duration::from_secs(7));
         assert_eq!(stage.token(&what).send().await.cache_status(), MISS, "after {status}");
@@ -116,7 +116,7 @@ async fn errors_of_upstreams_own_pass_untouched() {
 }
 
 #[tokio::test]
-async fn odd_tokens_pass_byte_for_byte_and_are_not_stored() {
+async fn token_answers_without_a_valid_expiry_pass_through_and_are_not_stored() {
     let stage = Scene::new().start().await;
     let deep = format!(r#"{{"token":"t","expiresAt":1900003600000,"x":{}{}}}"#, "[".repeat(50_000), "]".repeat(50_000));
     for odd in [
@@ -157,7 +157,7 @@ async fn odd_tokens_pass_byte_for_byte_and_are_not_stored() {
 }
 
 #[tokio::test]
-async fn the_other_routes_want_json_too_and_a_revocation_may_have_no_content() {
+async fn other_routes_require_json_and_a_revocation_may_have_no_content() {
     let stage = Scene::new().start().await;
     for (method, target) in [
         ("POST", "/v1/connect/authorize/scl_slack"),
@@ -206,7 +206,7 @@ async fn a_redirect_is_never_followed() {
 
 #[tokio::test]
 async fn an_upstream_that_does_not_listen_is_unreachable_until_it_does() {
-    // Bound and not listening: nobody else can have the port, and connections are refused.
+    // Bound but not listening: the port is reserved and connections are refused.
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");
     let url = format!("http://{}", socket.local_addr().expect("an address"));
@@ -217,7 +217,7 @@ async fn an_upstream_that_does_not_listen_is_unreachable_until_it_does() {
         let error = &reply.json()["error"];
         let message = error["message"].as_str().expect("a message");
         assert!(message.contains(&url) && message.contains("refused"), "{message}");
-        // Upstream on this machine is the emulator, most likely: neither network nor proxy has to do with it.
+        // On this machine, upstream is probably the emulator; network and proxy do not matter.
         let port = socket.local_addr().expect("an address").port();
         assert_eq!(error["hint"], format!("connect-sidecar emulate --port {port}"));
     }
@@ -235,7 +235,7 @@ async fn an_upstream_that_does_not_listen_is_unreachable_until_it_does() {
 }
 
 #[tokio::test]
-async fn without_trusted_tls_nothing_is_sent() {
+async fn sends_nothing_without_trusted_tls() {
     let untrusted = Emulator::start(Options { tls: true, ..Options::default() }).await.expect("an emulator");
     for (what, scene) in [("not known to the system", Scene::new()), ("not of the given root", Scene::new().tls())] {
         let stage = scene.upstream(&untrusted.url()).start().await;
@@ -253,11 +253,11 @@ async fn without_trusted_tls_nothing_is_sent() {
     let stage = Scene::new().tls().upstream(&plain.url().replace("http:", "https:")).start().await;
     let reply = stage.token("{}").send().await;
     assert_eq!((reply.status, reply.code().as_str()), (502, "upstream_tls"), "{}", reply.text());
-    assert!(plain.received().is_empty(), "never falls back to http");
+    assert!(plain.received().is_empty(), "no fallback to http");
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_the_protocol_is_an_error_and_the_request_is_not_sent_again() {
+async fn a_protocol_violation_is_an_error_and_the_request_is_not_resent() {
     let upstream = Scripted::start().await;
     let stage = Scene::new().upstream(&upstream.url()).start().await;
     let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -297,7 +297,7 @@ async fn an_answer_that_breaks_the_protocol_is_an_error_and_the_request_is_not_s
 }
 
 #[tokio::test]
-async fn interim_answers_are_passed_over() {
+async fn ignores_interim_responses() {
     let upstream = Scripted::start().await;
     let stage = Scene::new().upstream(&upstream.url()).start().await;
     let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n".repeat(100);
@@ -308,7 +308,7 @@ async fn interim_answers_are_passed_over() {
 }
 
 #[tokio::test]
-async fn a_connection_that_upstream_closes_between_requests_is_not_noticed() {
+async fn reconnects_when_upstream_has_closed_an_idle_connection() {
     for (with_the_answer, how) in [(true, Then::Close), (true, Then::Reset), (false, Then::Close), (false, Then::Reset)]
     {
         let upstream = Scripted::start().await;
@@ -322,13 +322,13 @@ async fn a_connection_that_upstream_closes_between_requests_is_not_noticed() {
             upstream.all_ended().await;
         }
         let expected: Vec<_> = (0..20).map(|i| body(&i.to_string())).collect();
-        assert_eq!(upstream.bodies(), expected, "each is seen once");
+        assert_eq!(upstream.bodies(), expected, "each is received once");
         assert_eq!(stage.status().await["upstream"]["errors"], 0);
     }
 }
 
 #[tokio::test]
-async fn what_comes_unasked_on_a_kept_connection_answers_nobody() {
+async fn discards_unsolicited_data_on_an_idle_connection() {
     let upstream = Scripted::start().await;
     let stage = Scene::new().upstream(&upstream.url()).start().await;
     for unasked in [good("UNASKED"), "HTTP/1.1 100 Continue\r\n\r\n".into(), "noise".into()] {
@@ -360,45 +360,45 @@ async fn an_upstream_that_does_not_answer_costs_each_caller_20_s_and_nobody_else
     assert_eq!(stage.token("{}").send().await.cache_status(), MISS);
 }
 
-/// A sidecar that keeps so many connections to an upstream behind a forwarder, which have been idle for this long when
-/// the forwarder forgets them.
-async fn forgotten(connections: usize, idle: Duration) -> (Scripted, Forwarder, Stage) {
+/// A sidecar with this many connections to an upstream behind a forwarder, which drops them silently after they have
+/// been idle for this long.
+async fn with_dead_connections(connections: usize, idle: Duration) -> (Scripted, Forwarder, Stage) {
     let upstream = Scripted::start().await;
     let forwarder = Forwarder::to(upstream.addr()).await;
     let stage = Scene::new().upstream(&forwarder.url()).start().await;
-    let held: Vec<_> = (0..connections).map(|_| upstream.say_when_told(good("good"), Then::Keep)).collect();
+    let gates: Vec<_> = (0..connections).map(|_| upstream.say_when_told(good("good"), Then::Keep)).collect();
     let ask = |n: usize| tokio::spawn(stage.token(&body(&format!("before {n}"))).send());
     let sent: Vec<_> = (0..connections).map(ask).collect();
     upstream.asked(connections).await;
-    drop(held);
+    drop(gates);
     for sent in sent {
         assert_eq!(soon("a reply", sent).await.expect("no panic").token(), "good");
     }
-    pass(&stage, idle).await;
+    advance(&stage, idle).await;
     forwarder.forget();
     (upstream, forwarder, stage)
 }
 
-/// Lets time pass for the sidecar: for what it waits for, and by the clock.
-async fn pass(stage: &Stage, time: Duration) {
+/// Advances the sidecar's timers and its clock.
+async fn advance(stage: &Stage, time: Duration) {
     stage.pass(time);
     let_timers_pass(time).await;
 }
 
-/// Lets so much time pass that whoever waits for upstream gives up.
-async fn let_it_give_up(stage: &Stage) {
+/// Advances the time until requests to upstream time out.
+async fn advance_to_timeout(stage: &Stage) {
     for _ in 0..25 {
         stage.caught_up().await;
-        pass(stage, Duration::from_secs(1)).await;
+        advance(stage, Duration::from_secs(1)).await;
     }
 }
 
 #[tokio::test]
-async fn of_connections_that_all_died_in_silence_one_costs_a_request_and_none_is_used_again() {
+async fn of_several_dead_connections_only_one_fails_a_request() {
     for idle in [0, 10] {
-        let (upstream, forwarder, stage) = forgotten(3, Duration::from_secs(idle)).await;
+        let (upstream, forwarder, stage) = with_dead_connections(3, Duration::from_secs(idle)).await;
         let slow = tokio::spawn(stage.token(&body("slow")).begin().await.reply_at_last());
-        let_it_give_up(&stage).await;
+        advance_to_timeout(&stage).await;
         let slow = soon("the reply", slow).await.expect("no panic");
         assert_eq!((slow.status, slow.code().as_str()), (504, "upstream_timeout"), "{}", slow.text());
         let before = forwarder.connections();
@@ -406,20 +406,20 @@ async fn of_connections_that_all_died_in_silence_one_costs_a_request_and_none_is
             assert_eq!(stage.token(&body(name)).send().await.token(), "good", "idle for {idle} s");
         }
         assert_eq!(forwarder.connections(), before + 1, "one was opened, which is alive");
-        assert!(!upstream.bodies().contains(&body("slow")), "what may have been received is not sent again");
+        assert!(!upstream.bodies().contains(&body("slow")), "it may have been received and is not resent");
     }
 }
 
 #[tokio::test]
-async fn of_requests_at_once_one_finds_out_whether_idle_connections_are_alive() {
-    let (upstream, _forwarder, stage) = forgotten(3, Duration::from_secs(10)).await;
+async fn concurrent_requests_try_only_one_idle_connection() {
+    let (upstream, _forwarder, stage) = with_dead_connections(3, Duration::from_secs(10)).await;
     let before = upstream.count();
     let mut sent = Vec::new();
     for name in ["a", "b", "c"] {
         sent.push(tokio::spawn(stage.token(&body(name)).begin().await.reply_at_last()));
     }
     upstream.asked(before + 2).await;
-    let_it_give_up(&stage).await;
+    advance_to_timeout(&stage).await;
     let mut statuses = Vec::new();
     for sent in sent {
         statuses.push(soon("a reply", sent).await.expect("no panic").status);
@@ -429,13 +429,13 @@ async fn of_requests_at_once_one_finds_out_whether_idle_connections_are_alive() 
 }
 
 #[tokio::test]
-async fn while_a_connection_is_silent_those_kept_before_are_not_used() {
+async fn does_not_reuse_older_connections_while_one_is_silent() {
     let upstream = Scripted::start().await;
     let stage = Scene::new().upstream(&upstream.url()).start().await;
-    let held: Vec<_> = (0..3).map(|_| upstream.say_when_told(good("good"), Then::Keep)).collect();
+    let gates: Vec<_> = (0..3).map(|_| upstream.say_when_told(good("good"), Then::Keep)).collect();
     let sent = ["a", "b", "c"].map(|name| tokio::spawn(stage.token(&body(name)).send()));
     upstream.asked(3).await;
-    drop(held);
+    drop(gates);
     for sent in sent {
         assert_eq!(soon("a reply", sent).await.expect("no panic").status, 200);
     }
@@ -444,15 +444,15 @@ async fn while_a_connection_is_silent_those_kept_before_are_not_used() {
     upstream.asked(4).await;
     let before = upstream.connections();
     assert_eq!(stage.token(&body("at once")).send().await.token(), "good");
-    assert_eq!(upstream.connections(), before, "nothing is doubtful yet");
-    pass(&stage, Duration::from_secs(3)).await;
-    // The one used since was kept since.
-    let held = upstream.say_when_told(good("good"), Then::Keep);
+    assert_eq!(upstream.connections(), before, "nothing is suspect yet");
+    advance(&stage, Duration::from_secs(3)).await;
+    // The connection used since then is not suspect.
+    let gates = upstream.say_when_told(good("good"), Then::Keep);
     let first = tokio::spawn(stage.token(&body("d")).send());
     upstream.asked(6).await;
     assert_eq!(stage.token(&body("e")).send().await.token(), "good");
-    assert_eq!(upstream.connections(), before + 1, "the other old one is left alone");
-    drop((held, slow));
+    assert_eq!(upstream.connections(), before + 1, "the other old connection is not reused");
+    drop((gates, slow));
     for waiting in [waiting, first] {
         assert_eq!(soon("a reply", waiting).await.expect("no panic").status, 200);
     }
@@ -465,7 +465,7 @@ async fn an_answer_must_be_whole_within_30_s() {
     upstream.say(good("CANARY").replace("}", ""), Then::Stall);
     let sent = stage.token("{}").begin().await;
     upstream.asked(1).await;
-    // What it says arrives before this is answered: the head is there.
+    // The response head has arrived before the next request is answered.
     stage.caught_up().await;
     let reply = tokio::spawn(sent.reply_at_last());
     let_timers_pass(Duration::from_secs(29)).await;
@@ -479,7 +479,7 @@ async fn an_answer_must_be_whole_within_30_s() {
 }
 
 #[tokio::test]
-async fn an_answer_that_trickles_in_or_never_begins_for_all_its_interim_ones_is_bounded_too() {
+async fn bounds_trickling_bodies_and_endless_interim_responses() {
     const INTERIM: &str = "HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n";
     const SECOND: Duration = Duration::from_secs(1);
     let large_chunks = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1000\r\n";
@@ -527,7 +527,7 @@ async fn a_connection_must_be_there_within_5_s() {
     });
     let stage = Scene::new().tls().upstream(&url).start().await;
     let sent = stage.token("{}").begin().await;
-    // One is that of the sidecar's own preparation.
+    // The sidecar has opened one in advance.
     soon("both to begin with TLS", heard.wait_for(|count| *count == 2)).await.expect("it runs");
     let reply = tokio::spawn(sent.reply_at_last());
     let_timers_pass(Duration::from_secs(4)).await;
@@ -539,7 +539,7 @@ async fn a_connection_must_be_there_within_5_s() {
 }
 
 #[tokio::test]
-async fn a_rejected_oidc_token_is_replaced_by_one_that_came_meanwhile_and_only_then() {
+async fn retries_a_rejected_token_only_with_a_new_one() {
     let mut stage = Scene::new().start().await;
     let slug = |stage: &Stage, slug: &str| stage.emulator.change(|world| world.team.slug = slug.into());
     let bearers = |stage: &Stage| -> Vec<_> {
@@ -554,7 +554,7 @@ async fn a_rejected_oidc_token_is_replaced_by_one_that_came_meanwhile_and_only_t
     slug(&stage, "renamed");
     let rejected = stage.token("{}").send().await;
     assert_eq!((rejected.status, &rejected.json()["error"]["invalidToken"]), (403, &true.into()));
-    assert_eq!(bearers(&stage).len(), 1, "the same again would be refused again");
+    assert_eq!(bearers(&stage).len(), 1, "the same token is not retried");
 
     let gate = stage.emulator.gate();
     let sent = stage.under_way(stage.token("{}")).await;
@@ -573,7 +573,7 @@ async fn a_rejected_oidc_token_is_replaced_by_one_that_came_meanwhile_and_only_t
 
     stage.emulator.inject(Fault::status(500, "internal"));
     assert_eq!(stage.token(&body("x")).send().await.status, 500);
-    assert_eq!(stage.emulator.received().len(), 4, "nothing else is sent twice");
+    assert_eq!(stage.emulator.received().len(), 4, "nothing else is resent");
 }
 
 #[tokio::test]
@@ -592,14 +592,14 @@ async fn a_401_is_about_the_credential_whatever_its_body_and_a_403_only_if_it_sa
     ] {
         let upstream = Scripted::start().await;
         let stage = Scene::new().upstream(&upstream.url()).start().await;
-        let tell = upstream.say_when_told(says, then);
+        let gate = upstream.say_when_told(says, then);
         let sent = stage.token("{}").begin().await;
         upstream.asked(1).await;
         if has_another {
             stage.pass(Duration::from_secs(1));
             stage.write_env(&stage.fresh_token(Duration::from_secs(3600 * 12)));
         }
-        drop(tell);
+        drop(gate);
         let reply = sent.reply().await;
         assert_eq!((reply.status, upstream.bodies().len()), (status, asked), "{what}: {}", reply.text());
         if status != 200 {
@@ -611,8 +611,8 @@ async fn a_401_is_about_the_credential_whatever_its_body_and_a_403_only_if_it_sa
 }
 
 #[tokio::test]
-async fn a_sidecar_that_is_its_own_upstream_says_so() {
-    // Bound and not listening, it keeps the port for the sidecar, which takes it over.
+async fn a_sidecar_that_is_its_own_upstream_detects_the_loop() {
+    // Bound but not listening, it reserves the port for the sidecar.
     let reserved = TcpSocket::new_v4().expect("a socket");
     reserved.set_reuseaddr(true).expect("a socket");
     reserved.bind(([127, 0, 0, 1], 0).into()).expect("a port");
@@ -622,10 +622,10 @@ async fn a_sidecar_that_is_its_own_upstream_says_so() {
     let reply = stage.token("{}").send().await;
     assert_eq!((reply.status, &reply.json()["error"]["code"]), (508, &"loop_detected".into()), "{}", reply.text());
     let upstream = &stage.status().await["upstream"];
-    assert_eq!((&upstream["url"], &upstream["requests"]), (&itself.into(), &1.into()), "once round");
+    assert_eq!((&upstream["url"], &upstream["requests"]), (&itself.into(), &1.into()), "one round");
 }
 
-/// Answers CONNECT as told and, if that is 200, connects to where the request says; its targets are published.
+/// A proxy that answers CONNECT with this status and, after a 200, connects to the target. Publishes the targets.
 async fn connect_proxy(says: &'static str) -> (String, watch::Receiver<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://user:secret@{}", listener.local_addr().expect("an address"));
@@ -653,7 +653,7 @@ async fn connect_proxy(says: &'static str) -> (String, watch::Receiver<Vec<Strin
 }
 
 #[tokio::test]
-async fn the_environments_proxy_is_used_where_asked_for_and_only_then() {
+async fn uses_the_environments_proxy_only_if_enabled() {
     let emulator = Emulator::start(Options { tls: true, ..Options::default() }).await.expect("an emulator");
     let home = tempfile::tempdir().expect("a directory");
     std::fs::write(home.path().join("ca.pem"), emulator.ca_pem().expect("it speaks TLS")).expect("written");
@@ -687,5 +687,5 @@ async fn the_environments_proxy_is_used_where_asked_for_and_only_then() {
     assert_eq!((reply.status, reply.code().as_str()), (502, "upstream_unreachable"), "{}", reply.text());
     assert!(!reply.text().contains("secret"), "{}", reply.text());
     assert!(!refused.borrow().is_empty());
-    assert_eq!(emulator.received().len(), received, "it does not go round the proxy");
+    assert_eq!(emulator.received().len(), received, "the proxy is not bypassed");
 }

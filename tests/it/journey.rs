@@ -1,4 +1,4 @@
-//! One request's way: what upstream sees, and what comes back.
+//! One request from the app to upstream and back.
 
 use connect_sidecar::emulator::fault::Fault;
 
@@ -15,7 +15,7 @@ async fn a_request_without_a_credential_gets_a_token() {
 }
 
 #[tokio::test]
-async fn upstream_sees_a_request_built_from_nothing() {
+async fn upstream_gets_only_the_forwarded_parts() {
     let stage = Scene::new().start().await;
     let body = "{ \"subject\" : {\"type\":\"app\"},\n\"scopes\":[\"b\",\"a\"] }";
     let reply = stage
@@ -79,7 +79,7 @@ async fn the_raw_path_is_forwarded_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn all_five_routes_are_served_and_only_the_first_is_cached() {
+async fn serves_all_five_routes_and_caches_only_tokens() {
     let stage = Scene::new().start().await;
     for (method, target, body) in [
         ("POST", "/v1/connect/authorize/slack%2Facme-slack", Some("{}")),
@@ -110,14 +110,14 @@ async fn all_five_routes_are_served_and_only_the_first_is_cached() {
 }
 
 #[tokio::test]
-async fn replies_come_back_byte_for_byte_with_listed_headers_only() {
+async fn replies_are_unchanged_except_for_unlisted_headers() {
     let stage = Scene::new().start().await;
     let body = "{\n  \"odd\" : [1.0, 1e3, \"\\u00e9\"]   }\n";
     stage.emulator.inject(Fault::answer(200, "application/json; charset=utf-8", body));
     let reply = stage.token("{}").send().await;
     assert_eq!((reply.status, reply.text().as_str()), (200, body));
     assert_eq!(reply.header("content-type"), Some("application/json; charset=utf-8"));
-    assert_eq!(reply.cache_status(), "connect-sidecar; fwd=uri-miss", "it has no token");
+    assert_eq!(reply.cache_status(), "connect-sidecar; fwd=uri-miss", "there is no token to store");
 
     let reply = stage.token("{}").send().await;
     assert!(reply.header("x-vercel-id").is_some_and(|id| id.starts_with("dev1::")));
@@ -128,7 +128,7 @@ async fn replies_come_back_byte_for_byte_with_listed_headers_only() {
 }
 
 #[tokio::test]
-async fn typed_errors_pass_untouched_and_the_log_says_what_mends_them() {
+async fn errors_pass_through_unchanged_and_the_log_has_their_remedy() {
     let stage = Scene::new().start().await;
     for (connector, body, status, code, advice) in [
         ("salesforce%2Fcrm", "{}", 403, "forbidden", "vercel connect attach salesforce/crm`"),
@@ -159,7 +159,7 @@ async fn typed_errors_pass_untouched_and_the_log_says_what_mends_them() {
 }
 
 #[tokio::test]
-async fn both_loopback_addresses_are_served() {
+async fn listens_on_both_loopback_addresses() {
     let stage = Scene::new().start().await;
     let mut v6 = stage.addr;
     v6.set_ip(std::net::Ipv6Addr::LOCALHOST.into());
@@ -171,7 +171,7 @@ async fn both_loopback_addresses_are_served() {
 }
 
 #[tokio::test]
-async fn an_access_token_is_sent_with_its_team_and_asks_for_its_own_user_only() {
+async fn an_access_token_is_sent_with_its_team() {
     let stage = Scene::new()
         .toml("auth = \"access-token\"\nteam_id = \"team_acme\"")
         .env("VERCEL_TOKEN", "vcp_demo_access_token")
@@ -191,7 +191,7 @@ async fn an_access_token_is_sent_with_its_team_and_asks_for_its_own_user_only() 
 }
 
 #[tokio::test]
-async fn connectors_off_the_list_are_refused_on_every_route() {
+async fn refuses_connectors_outside_the_list_on_every_route() {
     let stage = Scene::new().toml("[connectors]\nallow = [\"slack/acme-slack\"]").start().await;
     assert_eq!(stage.token("{}").send().await.status, 200);
     for (method, target) in [
@@ -207,7 +207,7 @@ async fn connectors_off_the_list_are_refused_on_every_route() {
 }
 
 #[tokio::test]
-async fn upstream_over_tls_is_verified_with_the_given_root() {
+async fn verifies_upstream_with_the_configured_root() {
     let stage = Scene::new().tls().start().await;
     assert!(stage.slack_token().await.starts_with("xoxe.xoxb-"));
 }

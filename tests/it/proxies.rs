@@ -1,5 +1,5 @@
-//! Proxies of the environment: each is spoken to as its scheme says, on the way to upstream and in the tunnels of runs; a
-//! password goes nowhere in the clear where TLS was asked for; what is not supported is refused before anything is sent.
+//! Proxies from the environment, for upstream and for the tunnels of runs: every scheme works, no password is sent in
+//! the clear over an `https` proxy, and unsupported settings are refused before anything is sent.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use crate::support::tunnel::{Run, ask};
 use crate::support::{SLACK, Scene, soon};
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-/// As a user writes it into a URL, and as it is.
+/// The password in a URL, and decoded.
 const CREDENTIALS: (&str, &str, &str) = ("m%40il:can%3Ary%20of%2Fa-proxy", "m@il", "can:ry of/a-proxy");
 
 fn speaks(scheme: &str, issuer: &Issuer<'static, KeyPair>) -> Speaks {
@@ -27,7 +27,7 @@ fn speaks(scheme: &str, issuer: &Issuer<'static, KeyPair>) -> Speaks {
     }
 }
 
-/// A scene in which every name has an address of nobody's, and this authority is trusted.
+/// A scene in which every name resolves to an unused address and this authority is trusted.
 fn trusting(pem: &str) -> (Scene, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a directory");
     let path: PathBuf = dir.path().join("ca.pem");
@@ -36,7 +36,7 @@ fn trusting(pem: &str) -> (Scene, tempfile::TempDir) {
     (scene.resolving(|_| vec![SocketAddr::from(([192, 0, 2, 7], 0))]), dir)
 }
 
-/// What a proxy is asked for: a name, or the address that it was found to have here.
+/// The target that a proxy receives: a name, or an address resolved by the sidecar.
 fn target(scheme: &str, name: &str, port: u16) -> String {
     format!("{}:{port}", if scheme == "socks5" { "192.0.2.7" } else { name })
 }
@@ -46,7 +46,7 @@ fn credentials() -> Option<(String, String)> {
 }
 
 #[tokio::test]
-async fn upstream_is_reached_through_a_proxy_of_any_scheme() {
+async fn reaches_upstream_through_a_proxy_of_any_scheme() {
     let (pem, issuer) = authority("Trusted");
     let (upstream, decrypted) = server(HERE, "connect.test", &issuer, |_| {}).await;
     for (scheme, variable) in [
@@ -83,7 +83,7 @@ async fn upstream_is_reached_through_a_proxy_of_any_scheme() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_fails_is_named_without_its_password_and_not_gone_round() {
+async fn a_failing_proxy_is_named_without_its_password_and_not_bypassed() {
     let (pem, issuer) = authority("Trusted");
     let (upstream, decrypted) = server(HERE, "connect.test", &issuer, |_| {}).await;
     let closed = std::net::TcpListener::bind((HERE, 0)).expect("a port").local_addr().expect("an address");
@@ -117,7 +117,7 @@ async fn a_proxy_that_fails_is_named_without_its_password_and_not_gone_round() {
 }
 
 #[tokio::test]
-async fn a_proxy_whose_certificate_is_not_trusted_is_told_nothing() {
+async fn sends_nothing_to_a_proxy_with_an_untrusted_certificate() {
     let (pem, _) = authority("Trusted");
     let (_, stranger) = authority("Stranger");
     let proxy = StandIn::start(speaks("https", &stranger), None).await;
@@ -137,7 +137,7 @@ async fn a_proxy_whose_certificate_is_not_trusted_is_told_nothing() {
 }
 
 #[tokio::test]
-async fn a_name_that_was_bent_to_this_machine_is_not_asked_of_a_proxy_either_where_it_is_looked_up_here() {
+async fn a_locally_resolved_name_of_this_machine_is_refused_with_a_proxy_too() {
     let proxy = StandIn::start(Speaks::Socks5, None).await;
     let stage = Scene::new()
         .default_upstream()
@@ -152,7 +152,7 @@ async fn a_name_that_was_bent_to_this_machine_is_not_asked_of_a_proxy_either_whe
 }
 
 #[tokio::test]
-async fn no_proxy_is_used_where_that_is_said_nor_unless_it_is_asked_for() {
+async fn uses_no_proxy_unless_enabled_and_respects_no_proxy() {
     let (pem, issuer) = authority("Trusted");
     let (upstream, _) = server(HERE, "connect.test", &issuer, |_| {}).await;
     let port = upstream.port();
@@ -179,7 +179,7 @@ async fn no_proxy_is_used_where_that_is_said_nor_unless_it_is_asked_for() {
     }
 }
 
-/// Sends back what it is sent.
+/// A server that echoes.
 async fn echo() -> SocketAddr {
     listen(HERE, |mut stream| async move {
         let (mut read, mut write) = stream.split();
@@ -197,7 +197,7 @@ async fn assert_echoes(run: &Run, target: &str) {
 }
 
 #[tokio::test]
-async fn tunnels_go_through_a_proxy_of_any_scheme_that_of_the_run_or_else_of_the_sidecar() {
+async fn tunnels_use_the_proxy_of_the_run_or_else_of_the_sidecar() {
     let (pem, issuer) = authority("Trusted");
     let there = echo().await;
     for (scheme, is_of_the_run) in
@@ -229,7 +229,7 @@ async fn tunnels_go_through_a_proxy_of_any_scheme_that_of_the_run_or_else_of_the
 }
 
 #[tokio::test]
-async fn a_tunnel_goes_past_the_proxy_to_what_the_run_says_that_it_is_not_for() {
+async fn tunnels_respect_the_no_proxy_of_the_run() {
     let there = echo().await;
     let proxy = StandIn::start(Speaks::Http, None).await;
     let url = format!("http://{}", proxy.addr);
@@ -242,7 +242,7 @@ async fn a_tunnel_goes_past_the_proxy_to_what_the_run_says_that_it_is_not_for() 
         ("direct.test.", "direct.test", true),
         ("vercel.com, direct.test", "direct.test", true),
         ("other.test", "direct.test", false),
-        // The sidecar's own list does not count for a run that has said what its own is.
+        // The run's own list replaces the sidecar's.
         ("", "sidecars.test", false),
     ] {
         let run = Run::behind(&stage, Some(&url), no_proxy).await;
@@ -262,7 +262,7 @@ async fn a_tunnel_goes_past_the_proxy_to_what_the_run_says_that_it_is_not_for() 
 }
 
 #[tokio::test]
-async fn a_run_behind_a_proxy_that_is_not_supported_is_refused() {
+async fn refuses_a_run_with_an_unsupported_proxy() {
     let stage = Scene::new().start().await;
     let asking = ask(stage.addr, &stage.key());
     for (https_proxy, said) in [("socks4://u:canary@h", "scheme socks4 "), ("not a url canary", "expected the URL")] {
@@ -283,7 +283,7 @@ async fn starts(desk: &Desk, arguments: &[&str], environment: &[(&str, &str)]) -
 }
 
 #[tokio::test]
-async fn what_is_not_supported_is_refused_by_name_at_the_start_with_all_that_is_wrong() {
+async fn reports_all_unsupported_proxy_settings_at_the_start() {
     const USE: &str = "--use-env-proxy";
     let desk = Desk::new().await;
     let plain_run: &[&str] = &["run", "--", "true"];
@@ -327,7 +327,7 @@ fn curl(desk: &Desk, environment: &[(&str, &str)]) -> Command {
 }
 
 #[tokio::test]
-async fn a_list_of_exceptions_does_not_lead_past_the_sidecar_and_the_run_says_so() {
+async fn no_proxy_does_not_bypass_the_sidecar_and_the_run_warns() {
     let desk = Desk::new().await;
     let proxy = StandIn::start(Speaks::Http, None).await;
     let url = format!("http://{}", proxy.addr);
@@ -346,11 +346,11 @@ async fn a_list_of_exceptions_does_not_lead_past_the_sidecar_and_the_run_says_so
             assert!(lines[0].contains(&format!(": {taken_out} is taken out")), "{}", lines[0]);
         }
     }
-    assert!(proxy.asked().is_empty(), "what is opened goes to the sidecar");
+    assert!(proxy.asked().is_empty(), "intercepted requests go to the sidecar");
 }
 
 #[tokio::test]
-async fn a_command_that_joins_a_sidecar_brings_its_own_proxy_also_into_a_run_within_it() {
+async fn a_joining_command_and_a_nested_run_use_their_own_proxy() {
     let desk = Desk::new().await;
     let _serving = desk.serve(&[]).await;
     let proxy = StandIn::start(Speaks::Socks5, None).await;

@@ -1,5 +1,5 @@
-//! Requests that are passed on to Vercel's other hosts, with the real OIDC token in the place of the placeholder; by the
-//! path of our own, and decrypted.
+//! Requests that are relayed to Vercel's other hosts with the real OIDC token instead of the placeholder, by the relay
+//! endpoint and by interception.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -20,7 +20,7 @@ const MODEL: &str = "/_sidecar/v1/relay/ai-gateway.vercel.sh/v3/ai/language-mode
 const EVENTS: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 const EMPTY: &str = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 
-/// The bearer of an app that holds nothing else.
+/// `Authorization` with the placeholder.
 fn bearer() -> String {
     format!("Bearer {}", placeholder::make(None, Timestamp::from_millis(u64::MAX)))
 }
@@ -29,8 +29,8 @@ async fn stage(gateway: &Gateway) -> Stage {
     Scene::new().toml(&gateway.setting()).start().await
 }
 
-/// A request for a model's answer, over plain loopback.
-fn ask(stage: &Stage) -> Request {
+/// A request to the model host by the relay endpoint.
+fn model_request(stage: &Stage) -> Request {
     stage.request("POST", MODEL).header("authorization", &bearer()).json(r#"{"prompt":"x"}"#)
 }
 
@@ -43,8 +43,8 @@ fn chunk(data: &str) -> String {
     format!("{:x}\r\n{data}\r\n", data.len())
 }
 
-/// A port where whatever comes is taken for what was decrypted on its way to `host`, each connection for a caller's.
-async fn decrypted(stage: &Stage, host: &'static str) -> SocketAddr {
+/// A port that treats every connection as one intercepted on its way to `host`, without TLS.
+async fn intercepted(stage: &Stage, host: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let addr = listener.local_addr().expect("an address");
     let server = stage.server.clone();
@@ -59,15 +59,15 @@ async fn decrypted(stage: &Stage, host: &'static str) -> SocketAddr {
 }
 
 /// A request in a tunnel to `host`.
-fn inside(tunnel: SocketAddr, host: &str, method: &str, target: &str) -> Request {
+fn tunnelled(tunnel: SocketAddr, host: &str, method: &str, target: &str) -> Request {
     Request::new(tunnel, method, target).header("host", host)
 }
 
 #[tokio::test]
-async fn an_event_reaches_the_app_before_the_next_is_sent_and_the_host_gets_the_real_token() {
+async fn streams_events_and_sends_the_real_token() {
     let gateway = Gateway::open().await;
     let stage = stage(&gateway).await;
-    let mut app = ask(&stage)
+    let mut app = model_request(&stage)
         .target(&format!("{MODEL}/a%2Fb?x=%2f&y"))
         .header("accept", "text/event-stream")
         .header("x-own", "kept")
@@ -114,7 +114,7 @@ async fn an_event_reaches_the_app_before_the_next_is_sent_and_the_host_gets_the_
 }
 
 #[tokio::test]
-async fn the_placeholder_alone_is_no_credential_of_the_apps_own() {
+async fn the_placeholder_does_not_count_as_the_apps_own_credential() {
     let stage = Scene::new().start().await;
     assert_eq!(stage.token("{}").header("authorization", &bearer()).send().await.status, 200);
     assert_eq!(stage.logs.count("credentials of its own"), 0);
@@ -123,7 +123,7 @@ async fn the_placeholder_alone_is_no_credential_of_the_apps_own() {
 }
 
 #[tokio::test]
-async fn our_own_path_is_for_placeholders_and_the_hosts_that_are_listed() {
+async fn the_relay_endpoint_takes_only_placeholders_for_listed_hosts() {
     let gateway = Gateway::open().await;
     let stage = Scene::new().toml(&gateway.setting().replace(".sh=", ".sh/v3=")).start().await;
     let path = |target: &str| format!("/_sidecar/v1/relay/{target}");
@@ -142,7 +142,7 @@ async fn our_own_path_is_for_placeholders_and_the_hosts_that_are_listed() {
         "api.vercel.com/v1/connect/token/slack%2Facme-slack",
         "127.0.0.1/v3",
     ] {
-        let reply = ask(&stage).target(&path(target)).send().await;
+        let reply = model_request(&stage).target(&path(target)).send().await;
         reply.assert_refused(404, "route_not_found", target);
     }
     let own = bearer();
@@ -156,38 +156,38 @@ async fn our_own_path_is_for_placeholders_and_the_hosts_that_are_listed() {
         format!("{header}.{payload}.{payload}.{mark}"),
         format!("{own}, {own}"),
     ] {
-        let reply = ask(&stage).header("authorization", &authorization).send().await;
+        let reply = model_request(&stage).header("authorization", &authorization).send().await;
         reply.assert_refused(404, "route_not_found", &authorization);
     }
     let twice = format!("{}\r\nauthorization: {}", bearer(), bearer());
-    ask(&stage).header("authorization", &twice).send().await.assert_refused(404, "route_not_found", "twice");
-    ask(&stage).without("authorization").send().await.assert_refused(404, "route_not_found", "none");
+    model_request(&stage).header("authorization", &twice).send().await.assert_refused(404, "route_not_found", "twice");
+    model_request(&stage).without("authorization").send().await.assert_refused(404, "route_not_found", "none");
 
     for (name, value, code) in [
         ("host", "ai-gateway.vercel.sh", "host_not_allowed"),
         ("origin", "https://evil.example", "browser_request_refused"),
         ("x-forwarded-for", "192.0.2.1", "forwarded_request_refused"),
     ] {
-        ask(&stage).header(name, value).send().await.assert_refused(403, code, name);
+        model_request(&stage).header(name, value).send().await.assert_refused(403, code, name);
     }
-    let looped = ask(&stage).header("cdn-loop", "connect-sidecar").send().await;
-    looped.assert_refused(508, "loop_detected", "what we have passed on");
-    let socket = ask(&stage).header("connection", "upgrade").header("upgrade", "websocket").send().await;
+    let looped = model_request(&stage).header("cdn-loop", "connect-sidecar").send().await;
+    looped.assert_refused(508, "loop_detected", "a relayed request");
+    let socket = model_request(&stage).header("connection", "upgrade").header("upgrade", "websocket").send().await;
     socket.assert_refused(501, "upgrade_not_supported", "a WebSocket");
     assert!(!gateway.is_called().await);
 }
 
 #[tokio::test]
-async fn what_is_decrypted_goes_to_its_host_as_it_is() {
+async fn intercepted_requests_go_to_their_host_unchanged() {
     let gateway = Gateway::open().await;
     let stage = stage(&gateway).await;
-    let tunnel = decrypted(&stage, HOST).await;
+    let tunnel = intercepted(&stage, HOST).await;
     for (authorization, expected) in [
         (bearer(), format!("Bearer {}", token_in_env_file(&stage))),
         ("Bearer other".to_owned(), "Bearer other".to_owned()),
         (format!("{}x", bearer()), format!("{}x", bearer())),
     ] {
-        let app = inside(tunnel, "AI-Gateway.vercel.sh:443", "PATCH", "/v9/x?y")
+        let app = tunnelled(tunnel, "AI-Gateway.vercel.sh:443", "PATCH", "/v9/x?y")
             .header("authorization", &authorization)
             .header("origin", "https://app.example")
             .header("sec-fetch-site", "cross-site")
@@ -197,7 +197,7 @@ async fn what_is_decrypted_goes_to_its_host_as_it_is() {
             .await;
         let mut call = gateway.call().await;
         assert!(call.head.starts_with("PATCH /v9/x?y HTTP/1.1\r\n"), "{}", call.head);
-        // With the real token goes nothing that could make another request of it.
+        // With the real token, headers that could change the meaning of the request are removed.
         let has_token = expected.contains(&token_in_env_file(&stage));
         assert_eq!(call.values("authorization"), [expected]);
         assert_eq!(call.values("origin"), ["https://app.example"]);
@@ -215,25 +215,25 @@ async fn what_is_decrypted_goes_to_its_host_as_it_is() {
         assert_eq!(reply.headers.iter().filter(|(name, _)| name.starts_with("x-")).count(), 0, "{reply:?}");
     }
     for (request, status, code) in [
-        (inside(tunnel, "api.vercel.com", "GET", "/"), 400, "bad_host"),
-        (inside(tunnel, "ai-gateway.vercel.sh:444", "GET", "/"), 400, "bad_host"),
-        (inside(tunnel, HOST, "GET", "/").without("host"), 400, "bad_host"),
-        (inside(tunnel, HOST, "GET", "http://ai-gateway.vercel.sh/"), 400, "bad_target"),
-        (inside(tunnel, HOST, "GET", "/").header("via", "1.1 connect-sidecar"), 508, "loop_detected"),
-        (inside(tunnel, HOST, "GET", "/").header("upgrade", "h2c, WebSocket"), 501, "upgrade_not_supported"),
-        (inside(tunnel, HOST, "POST", "/").header("transfer-encoding", "gzip, chunked"), 400, "bad_framing"),
+        (tunnelled(tunnel, "api.vercel.com", "GET", "/"), 400, "bad_host"),
+        (tunnelled(tunnel, "ai-gateway.vercel.sh:444", "GET", "/"), 400, "bad_host"),
+        (tunnelled(tunnel, HOST, "GET", "/").without("host"), 400, "bad_host"),
+        (tunnelled(tunnel, HOST, "GET", "http://ai-gateway.vercel.sh/"), 400, "bad_target"),
+        (tunnelled(tunnel, HOST, "GET", "/").header("via", "1.1 connect-sidecar"), 508, "loop_detected"),
+        (tunnelled(tunnel, HOST, "GET", "/").header("upgrade", "h2c, WebSocket"), 501, "upgrade_not_supported"),
+        (tunnelled(tunnel, HOST, "POST", "/").header("transfer-encoding", "gzip, chunked"), 400, "bad_framing"),
     ] {
         request.send().await.assert_refused(status, code, code);
     }
     assert!(!gateway.is_called().await);
-    assert_eq!(stage.logs.count("credentials of its own"), 0, "they go where they are meant to go");
+    assert_eq!(stage.logs.count("credentials of its own"), 0, "they are for this host");
 }
 
 #[tokio::test]
-async fn connects_routes_are_answered_here_when_decrypted() {
+async fn intercepted_requests_for_connects_routes_use_the_cache() {
     let stage = Scene::new().start().await;
-    let tunnel = decrypted(&stage, "api.vercel.com").await;
-    let ask = |target: &str| inside(tunnel, "api.vercel.com", "POST", target).json(r#"{"subject":{"type":"app"}}"#);
+    let tunnel = intercepted(&stage, "api.vercel.com").await;
+    let ask = |target: &str| tunnelled(tunnel, "api.vercel.com", "POST", target).json(r#"{"subject":{"type":"app"}}"#);
     let first = ask(SLACK).header("authorization", &bearer()).send().await;
     let token = first.token();
     assert_eq!(stage.logs.count("credentials of its own"), 0);
@@ -242,7 +242,7 @@ async fn connects_routes_are_answered_here_when_decrypted() {
         assert_eq!((again.token(), again.cache_status()), (token.clone(), "connect-sidecar; hit; ttl=3570"), "{query}");
     }
     assert_eq!(stage.logs.count("credentials of its own"), 1);
-    assert_eq!(stage.emulator.received().len(), 1, "one cache for all");
+    assert_eq!(stage.emulator.received().len(), 1, "one cache for both");
     for (method, target) in [
         ("POST", &*format!("{SLACK}?teamId=team_other")),
         ("POST", &format!("{SLACK}?slug=other")),
@@ -254,7 +254,11 @@ async fn connects_routes_are_answered_here_when_decrypted() {
         ("GET", "/v9/projects"),
     ] {
         let before = stage.emulator.received().len();
-        inside(tunnel, "api.vercel.com", method, target).header("authorization", "Bearer own").json("{}").send().await;
+        tunnelled(tunnel, "api.vercel.com", method, target)
+            .header("authorization", "Bearer own")
+            .json("{}")
+            .send()
+            .await;
         let received = stage.emulator.received();
         let [passed_on] = &received[before..] else { panic!("{target}: {received:?}") };
         assert_eq!((passed_on.method.as_str(), &*passed_on.target), (method, target));
@@ -263,56 +267,60 @@ async fn connects_routes_are_answered_here_when_decrypted() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_set_stands_for_all_of_the_api_but_a_region_for_none_of_it() {
+async fn a_configured_upstream_replaces_the_api_but_a_regional_one_does_not() {
     let stage = Scene::new().resolving(|emulator| vec![emulator]).start().await;
     for host in ["api.vercel.com", "api-iad1.vercel.com"] {
-        let tunnel = decrypted(&stage, host).await;
-        let user = inside(tunnel, host, "GET", "/v2/user");
+        let tunnel = intercepted(&stage, host).await;
+        let user = tunnelled(tunnel, host, "GET", "/v2/user");
         let own = user.clone().header("authorization", "Bearer vca_demo_session").send().await;
         assert_eq!((own.status, &own.json()["user"]["id"]), (200, &"user_ada".into()), "{host}: {}", own.text());
         let placeholder = user.header("authorization", &bearer()).send().await;
         assert_eq!(placeholder.status, 403, "it is no credential there: {}", placeholder.text());
-        let other = decrypted(&stage, HOST).await;
-        let reply = inside(other, HOST, "GET", "/v2/user").header("authorization", &bearer()).send().await;
-        reply.assert_refused(508, "loop_detected", "another host is where its name says");
+        let other = intercepted(&stage, HOST).await;
+        let reply = tunnelled(other, HOST, "GET", "/v2/user").header("authorization", &bearer()).send().await;
+        reply.assert_refused(508, "loop_detected", "other hosts are not replaced");
     }
     for upstream in ["https://api-iad1.vercel.com", "https://api.vercel.com"] {
         let scene = Scene::new().default_upstream().toml(&format!("upstream = \"{upstream}\""));
         let stage = scene.resolving(|emulator| vec![emulator]).start().await;
-        let tunnel = decrypted(&stage, "api.vercel.com").await;
-        let reply = inside(tunnel, "api.vercel.com", "GET", "/v2/user").send().await;
-        // Nobody has said that this one may be on this machine.
+        let tunnel = intercepted(&stage, "api.vercel.com").await;
+        let reply = tunnelled(tunnel, "api.vercel.com", "GET", "/v2/user").send().await;
+        // This one is not configured to be on this machine.
         reply.assert_refused(508, "loop_detected", upstream);
         assert!(reply.text().contains("of https://api.vercel.com"), "{}", reply.text());
     }
 }
 
 #[tokio::test]
-async fn an_sdk_that_asks_again_wants_another_token_and_any_other_program_does_not() {
+async fn a_repeated_request_of_an_sdk_forces_a_refresh_and_that_of_another_program_does_not() {
     let stage = Scene::new().start().await;
-    let tunnel = decrypted(&stage, "api-iad1.vercel.com").await;
-    let plain = inside(tunnel, "api-iad1.vercel.com", "POST", SLACK).json(r#"{"subject":{"type":"app"}}"#);
+    let tunnel = intercepted(&stage, "api-iad1.vercel.com").await;
+    let plain = tunnelled(tunnel, "api-iad1.vercel.com", "POST", SLACK).json(r#"{"subject":{"type":"app"}}"#);
     let request = plain.clone().header("user-agent", "vercel-connect/0.2.2 (Python/3.11.7)");
     let mut sdk = KeptAlive::to(tunnel).await;
     let first = sdk.send(&request).await.token();
     let second = sdk.send(&request).await;
     assert_ne!(second.token(), first);
     assert_eq!(second.cache_status(), "connect-sidecar; fwd=request; stored; ttl=3570");
-    assert_eq!(request.clone().send().await.token(), second.token(), "another caller");
+    assert_eq!(request.clone().send().await.token(), second.token(), "another client");
     for _ in 0..2 {
-        assert_eq!(sdk.send(&plain).await.token(), second.token(), "it may have no cache of its own");
+        assert_eq!(sdk.send(&plain).await.token(), second.token(), "a program without a cache of its own");
     }
     for status in ["hit; ttl=3570", "fwd=request; stored; ttl=3570"] {
         let named = sdk.send(&request.clone().header("sidecar-client", "sdk-7")).await;
-        assert_eq!(named.cache_status(), format!("connect-sidecar; {status}"), "one that names itself is itself");
+        assert_eq!(
+            named.cache_status(),
+            format!("connect-sidecar; {status}"),
+            "a client that names itself keeps its name"
+        );
     }
 }
 
 #[tokio::test]
-async fn the_token_of_the_moment_is_sent_on_a_connection_that_is_kept() {
+async fn a_reused_connection_sends_the_current_token() {
     let gateway = Gateway::open().await;
     let mut stage = stage(&gateway).await;
-    let app = ask(&stage).begin().await;
+    let app = model_request(&stage).begin().await;
     let mut call = gateway.call().await;
     assert_eq!(call.values("authorization"), [format!("Bearer {}", token_in_env_file(&stage))]);
     call.hear("}").await;
@@ -324,7 +332,7 @@ async fn the_token_of_the_moment_is_sent_on_a_connection_that_is_kept() {
     let fresh = stage.fresh_token(DEVELOPMENT_LIFE);
     stage.write_env(&fresh);
     stage.uses(&fresh).await;
-    let app = ask(&stage).begin().await;
+    let app = model_request(&stage).begin().await;
     call.next().await;
     assert_eq!(call.values("authorization"), [format!("Bearer {fresh}")]);
     call.hear("}").await;
@@ -334,7 +342,7 @@ async fn the_token_of_the_moment_is_sent_on_a_connection_that_is_kept() {
 }
 
 #[tokio::test]
-async fn without_a_good_oidc_token_nothing_is_sent() {
+async fn sends_nothing_without_a_valid_oidc_token() {
     let gateway = Gateway::open().await;
     let setting = gateway.setting();
     let expired = stage(&gateway).await;
@@ -346,9 +354,9 @@ async fn without_a_good_oidc_token_nothing_is_sent() {
         (access_token.start().await, "oidc_token_missing", "connect-sidecar --auth oidc"),
     ];
     for (stage, code, hint) in scenes {
-        let tunnel = decrypted(&stage, HOST).await;
-        let inside = inside(tunnel, HOST, "GET", "/").header("authorization", &bearer());
-        for reply in [ask(&stage).send().await, inside.send().await] {
+        let tunnel = intercepted(&stage, HOST).await;
+        let inside = tunnelled(tunnel, HOST, "GET", "/").header("authorization", &bearer());
+        for reply in [model_request(&stage).send().await, inside.send().await] {
             reply.assert_refused(503, code, code);
             assert_eq!(reply.json()["error"]["hint"], hint);
         }
@@ -357,13 +365,13 @@ async fn without_a_good_oidc_token_nothing_is_sent() {
 }
 
 #[tokio::test]
-async fn a_host_that_cannot_be_reached_is_an_error_as_upstreams_is() {
+async fn an_unreachable_host_is_an_error() {
     let closed = {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         listener.local_addr().expect("an address")
     };
     let stage = Scene::new().toml(&format!("bearer_hosts = [\"{HOST}=http://{closed}\"]")).start().await;
-    let reply = ask(&stage).target(&format!("{MODEL}?CANARY")).header("x-own", "CANARY").send().await;
+    let reply = model_request(&stage).target(&format!("{MODEL}?CANARY")).header("x-own", "CANARY").send().await;
     reply.assert_refused(502, "upstream_unreachable", "a closed port");
     assert!(reply.text().contains(&format!("Nothing listens at http://{closed}")), "{}", reply.text());
     assert_eq!(stage.logs.count("CANARY"), 0);
@@ -371,23 +379,23 @@ async fn a_host_that_cannot_be_reached_is_an_error_as_upstreams_is() {
 
     let gateway = Gateway::open().await;
     let stage = Scene::new().toml(&gateway.setting().replace("http:", "https:")).start().await;
-    let (reply, ()) = tokio::join!(ask(&stage).send(), async {
+    let (reply, ()) = tokio::join!(model_request(&stage).send(), async {
         let mut stream = gateway.connection().await;
         tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").await.expect("written");
     });
     reply.assert_refused(502, "upstream_tls", "no TLS");
 
     let stage = self::stage(&gateway).await;
-    let app = ask(&stage).begin().await;
+    let app = model_request(&stage).begin().await;
     drop(gateway.call().await);
     app.reply().await.assert_refused(502, "upstream_invalid_response", "no answer");
 }
 
 #[tokio::test]
-async fn a_hosts_name_may_not_lead_to_this_machine() {
+async fn refuses_a_host_that_resolves_to_this_machine() {
     let stage = Scene::new().resolving(|emulator| vec![emulator]).start().await;
     for target in ["ai-gateway.vercel.sh/v3/ai", "iad1.vercel-queue.com/", "vercel.com/api/blob?pathname=x"] {
-        let reply = ask(&stage).target(&format!("/_sidecar/v1/relay/{target}")).send().await;
+        let reply = model_request(&stage).target(&format!("/_sidecar/v1/relay/{target}")).send().await;
         reply.assert_refused(508, "loop_detected", target);
         assert!(reply.json()["error"]["hint"].as_str().is_some_and(|hint| hint.contains("--bearer-host")));
     }
@@ -395,8 +403,8 @@ async fn a_hosts_name_may_not_lead_to_this_machine() {
 }
 
 #[tokio::test]
-async fn to_any_other_host_the_placeholder_goes_as_it_is() {
-    if !network::is_own("relay::to_any_other_host_the_placeholder_goes_as_it_is") {
+async fn other_hosts_get_the_placeholder_unchanged() {
+    if !network::is_own("relay::other_hosts_get_the_placeholder_unchanged") {
         return;
     }
     let (pem, authority) = tls::authority("Trusted");
@@ -413,8 +421,8 @@ async fn to_any_other_host_the_placeholder_goes_as_it_is() {
         let (addr, decrypted_there) = tls::server(network::OWN_V4, host, &authority, |_| {}).await;
         let scene = Scene::new().default_upstream().env("CONNECT_SIDECAR_UPSTREAM_CA", &ca);
         let stage = scene.resolving(move |_| vec![addr]).start().await;
-        let tunnel = decrypted(&stage, host).await;
-        let reply = inside(tunnel, host, "GET", target).header("authorization", &bearer()).send().await;
+        let tunnel = intercepted(&stage, host).await;
+        let reply = tunnelled(tunnel, host, "GET", target).header("authorization", &bearer()).send().await;
         assert_eq!(reply.status, 200, "{host}{target}: {}", reply.text());
         let seen = String::from_utf8(decrypted_there.borrow().clone()).expect("text");
         let expected = if is_bearer { format!("Bearer {}", token_in_env_file(&stage)) } else { bearer() };
@@ -425,7 +433,7 @@ async fn to_any_other_host_the_placeholder_goes_as_it_is() {
 }
 
 #[tokio::test]
-async fn no_header_makes_another_request_of_one_that_has_the_real_token() {
+async fn removes_headers_that_override_a_request_with_the_real_token() {
     const OVERRIDES: [&str; 26] = [
         "x-original-url",
         "x-original-uri",
@@ -456,9 +464,10 @@ async fn no_header_makes_another_request_of_one_that_has_the_real_token() {
     ];
     let gateway = Gateway::open().await;
     let stage = stage(&gateway).await;
-    let tunnel = decrypted(&stage, HOST).await;
+    let tunnel = intercepted(&stage, HOST).await;
     for (authorization, travels) in [(bearer(), false), ("Bearer own".to_owned(), true)] {
-        let request = inside(tunnel, HOST, "GET", "/v3").header("authorization", &authorization).header("x-own", "1");
+        let request =
+            tunnelled(tunnel, HOST, "GET", "/v3").header("authorization", &authorization).header("x-own", "1");
         let request = OVERRIDES.iter().fold(request, |request, name| request.header(name, "/v9/projects"));
         let app = request.header("x-original", "1").header("x-urls", "1").begin().await;
         let mut call = gateway.call().await;
@@ -474,10 +483,10 @@ async fn no_header_makes_another_request_of_one_that_has_the_real_token() {
 }
 
 #[tokio::test]
-async fn a_path_that_could_be_read_otherwise_is_refused_where_only_some_take_the_token() {
+async fn refuses_ambiguous_paths_where_only_some_take_the_token() {
     let gateway = Gateway::open().await;
     let stage = Scene::new().toml(&gateway.setting().replace(".sh=", ".sh/v3=")).start().await;
-    let tunnel = decrypted(&stage, HOST).await;
+    let tunnel = intercepted(&stage, HOST).await;
     for path in [
         "/v3/%2e%2e/v9",
         "/v3/../v9",
@@ -489,7 +498,7 @@ async fn a_path_that_could_be_read_otherwise_is_refused_where_only_some_take_the
         "/x/../v3",
         "/v3/%c3%a9",
     ] {
-        let request = inside(tunnel, HOST, "GET", path);
+        let request = tunnelled(tunnel, HOST, "GET", path);
         let reply = request.clone().header("authorization", &bearer()).send().await;
         reply.assert_refused(400, "bad_target", path);
     }
@@ -497,14 +506,14 @@ async fn a_path_that_could_be_read_otherwise_is_refused_where_only_some_take_the
 }
 
 #[tokio::test]
-async fn what_is_passed_on_has_the_limits_of_its_host() {
+async fn relayed_requests_have_the_limits_of_their_host() {
     let gateway = Gateway::open().await;
     let stage = stage(&gateway).await;
-    let tunnel = decrypted(&stage, HOST).await;
+    let tunnel = intercepted(&stage, HOST).await;
     let (query, value) = ("q".repeat(20_000), "v".repeat(60_000));
     for (request, lines) in [
-        (ask(&stage).target(&format!("{MODEL}?{query}")), 90),
-        (inside(tunnel, HOST, "GET", &format!("/?{query}")), 200),
+        (model_request(&stage).target(&format!("{MODEL}?{query}")), 90),
+        (tunnelled(tunnel, HOST, "GET", &format!("/?{query}")), 200),
     ] {
         let request = request.header("authorization", &bearer()).header("x-long", &value).without("expect");
         let app = (0..lines).fold(request, |request, n| request.header(&format!("x-{n}"), "1")).begin().await;
@@ -515,19 +524,19 @@ async fn what_is_passed_on_has_the_limits_of_its_host() {
         call.say("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
         assert_eq!(app.reply().await.status, 200, "{lines}");
     }
-    // What we answer ourselves has ours, decrypted or not.
-    let connect = decrypted(&stage, "api.vercel.com").await;
-    let own = inside(connect, "api.vercel.com", "POST", SLACK).header("x-long", &value).json("{}").send().await;
+    // Requests that the sidecar answers have its own limits, intercepted or not.
+    let connect = intercepted(&stage, "api.vercel.com").await;
+    let own = tunnelled(connect, "api.vercel.com", "POST", SLACK).header("x-long", &value).json("{}").send().await;
     own.assert_refused(431, "head_too_large", "a route of Connect's");
 }
 
 #[tokio::test]
-async fn whoever_hangs_up_ends_the_call() {
+async fn a_client_disconnect_ends_the_relayed_request() {
     let gateway = Gateway::open().await;
     let stage = stage(&gateway).await;
-    let tunnel = decrypted(&stage, HOST).await;
+    let tunnel = intercepted(&stage, HOST).await;
     let ways: [fn(&Stage, SocketAddr) -> Request; 2] =
-        [|stage, _| ask(stage), |_, tunnel| inside(tunnel, HOST, "POST", "/").body("{}")];
+        [|stage, _| model_request(stage), |_, tunnel| tunnelled(tunnel, HOST, "POST", "/").body("{}")];
     for way in ways {
         let app = way(&stage, tunnel).begin().await;
         let call = gateway.call().await;
@@ -542,7 +551,7 @@ async fn whoever_hangs_up_ends_the_call() {
         call.ended().await;
     }
 
-    let mut app = ask(&stage).begin().await;
+    let mut app = model_request(&stage).begin().await;
     let mut call = gateway.call().await;
     call.say(format!("{EVENTS}{}", chunk("data: 1\n\n"))).await;
     app.until("data: 1\n\n\r\n").await;
@@ -552,7 +561,7 @@ async fn whoever_hangs_up_ends_the_call() {
 }
 
 #[tokio::test]
-async fn an_answer_may_take_minutes_to_begin_and_to_go_on() {
+async fn a_relayed_answer_may_take_minutes() {
     let gateway = Gateway::open().await;
     let stage = stage(&gateway).await;
     let silence = async || {
@@ -561,7 +570,7 @@ async fn an_answer_may_take_minutes_to_begin_and_to_go_on() {
             stage.caught_up().await;
         }
     };
-    let mut app = ask(&stage).begin().await;
+    let mut app = model_request(&stage).begin().await;
     let mut call = gateway.call().await;
     silence().await;
     call.say(EVENTS).await;
@@ -576,7 +585,7 @@ async fn an_answer_may_take_minutes_to_begin_and_to_go_on() {
 }
 
 #[tokio::test]
-async fn a_connection_is_idle_again_after_an_answer_that_was_passed_on() {
+async fn a_client_connection_is_idle_after_a_relayed_answer() {
     let gateway = Gateway::open().await;
     let stage = stage(&gateway).await;
     let mut call = None;
@@ -585,7 +594,7 @@ async fn a_connection_is_idle_again_after_an_answer_that_was_passed_on() {
         (EMPTY.replace(": 0", ": 2") + "hi", "\r\n\r\nhi"),
         (EMPTY.into(), "\r\n\r\n"),
     ] {
-        let mut app = ask(&stage).begin_kept_alive().await;
+        let mut app = model_request(&stage).begin_kept_alive().await;
         let current = match &mut call {
             None => call.insert(gateway.call().await),
             Some(call) => {
@@ -602,15 +611,15 @@ async fn a_connection_is_idle_again_after_an_answer_that_was_passed_on() {
             let_timers_pass(Duration::from_secs(1)).await;
             stage.caught_up().await;
         }
-        assert_eq!(app.rest().await, "", "it has ended");
+        assert_eq!(app.rest().await, "", "the connection has ended");
     }
 }
 
 #[tokio::test]
-async fn a_reader_that_takes_nothing_is_ended() {
+async fn closes_a_client_that_does_not_read() {
     let gateway = Gateway::open().await;
     let stage = stage(&gateway).await;
-    let _app = ask(&stage).begin().await;
+    let _app = model_request(&stage).begin().await;
     let mut call = gateway.call().await;
     call.say(EVENTS).await;
     let flood = tokio::spawn(async move {
@@ -625,12 +634,13 @@ async fn a_reader_that_takes_nothing_is_ended() {
 }
 
 #[tokio::test]
-async fn a_body_of_any_length_goes_up_as_it_comes() {
+async fn streams_request_bodies_of_any_length() {
     const PIECE: usize = 64 * 1024;
     const PIECES: usize = 80;
     let gateway = Gateway::open().await;
     let stage = stage(&gateway).await;
-    let request = ask(&stage).without_body().header("transfer-encoding", "chunked").header("expect", "100-continue");
+    let request =
+        model_request(&stage).without_body().header("transfer-encoding", "chunked").header("expect", "100-continue");
     let mut app = request.begin().await;
     let mut call = gateway.call().await;
     assert_eq!(call.values("transfer-encoding"), ["chunked"]);
@@ -648,10 +658,11 @@ async fn a_body_of_any_length_goes_up_as_it_comes() {
 }
 
 #[tokio::test]
-async fn a_length_beside_chunks_goes_no_further() {
+async fn drops_the_content_length_of_a_chunked_body() {
     let gateway = Gateway::open().await;
     let stage = stage(&gateway).await;
-    let request = ask(&stage).without_body().header("transfer-encoding", "chunked").header("content-length", "1");
+    let request =
+        model_request(&stage).without_body().header("transfer-encoding", "chunked").header("content-length", "1");
     let mut app = request.begin().await;
     app.send(b"2\r\nhi\r\n0\r\n\r\n").await;
     let mut call = gateway.call().await;
@@ -664,7 +675,7 @@ async fn a_length_beside_chunks_goes_no_further() {
 }
 
 #[tokio::test]
-async fn answers_of_every_form_come_back() {
+async fn relays_every_form_of_response() {
     let gateway = Gateway::open().await;
     let stage = stage(&gateway).await;
     let gzip = "\x1f\u{8b}not touched";
@@ -712,10 +723,10 @@ async fn answers_of_every_form_come_back() {
 }
 
 #[tokio::test]
-async fn what_is_relayed_is_said_at_debug_and_nothing_of_what_is_in_it() {
+async fn logs_relayed_requests_at_debug_without_their_content() {
     let gateway = Gateway::open().await;
     let stage = stage(&gateway).await;
-    let app = ask(&stage).target(&format!("{MODEL}/CANARY?CANARY")).header("x-own", "CANARY").begin().await;
+    let app = model_request(&stage).target(&format!("{MODEL}/CANARY?CANARY")).header("x-own", "CANARY").begin().await;
     gateway.call().await.say(EMPTY).await;
     assert_eq!(app.reply().await.status, 200);
     let said = stage.logs.lines().into_iter().find(|line| line.contains("relayed")).expect("a line");
@@ -734,12 +745,12 @@ async fn what_is_relayed_is_said_at_debug_and_nothing_of_what_is_in_it() {
 }
 
 #[tokio::test]
-async fn connections_that_died_in_silence_are_not_used_again_however_long_the_first_request_waits() {
+async fn does_not_reuse_dead_connections_while_a_request_waits() {
     let gateway = Gateway::open().await;
     let forwarder = Forwarder::to(gateway.addr()).await;
     let setting = format!("bearer_hosts = [\"{HOST}={}\"]", forwarder.url());
     let stage = Scene::new().toml(&setting).start().await;
-    let sent = [(); 3].map(|()| tokio::spawn(ask(&stage).send()));
+    let sent = [(); 3].map(|()| tokio::spawn(model_request(&stage).send()));
     let mut calls = Vec::new();
     for _ in 0..3 {
         calls.push(gateway.call().await);
@@ -751,10 +762,10 @@ async fn connections_that_died_in_silence_are_not_used_again_however_long_the_fi
         assert_eq!(soon("a reply", sent).await.expect("no panic").status, 200);
     }
     forwarder.forget();
-    let _silent = ask(&stage).begin().await;
+    let _silent = model_request(&stage).begin().await;
     stage.caught_up().await;
     let_timers_pass(Duration::from_secs(3)).await;
-    let next = tokio::spawn(ask(&stage).send());
+    let next = tokio::spawn(model_request(&stage).send());
     gateway.call().await.say(EMPTY).await;
     assert_eq!(soon("a reply", next).await.expect("no panic").status, 200);
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
-use connect_sidecar::proxy::MOST_WAITING;
+use connect_sidecar::proxy::MAX_WAITING;
 
 use crate::support::desk::Desk;
 use crate::support::http::Request;
@@ -77,7 +77,7 @@ async fn waiting_ends_when_the_sidecar_ends() {
 #[tokio::test]
 async fn requests_beyond_the_maximum_fail_at_once() {
     let stage = Scene::new().toml("wait = \"30s\"").without_env_file().start().await;
-    let waiting: Vec<_> = (0..MOST_WAITING).map(|_| tokio::spawn(stage.token("{}").send())).collect();
+    let waiting: Vec<_> = (0..MAX_WAITING).map(|_| tokio::spawn(stage.token("{}").send())).collect();
     for task in &waiting {
         assert!(!is_over(task, &stage).await);
     }

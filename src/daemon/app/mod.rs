@@ -43,7 +43,7 @@ use crate::proxy::cache::Cache;
 use crate::proxy::relay::Relay;
 use crate::proxy::stats::Stats;
 use crate::proxy::upstream::Upstream;
-use crate::proxy::{MOST_WAITING, Proxy};
+use crate::proxy::{MAX_WAITING, Proxy};
 
 pub use error::StartupError;
 
@@ -136,13 +136,13 @@ impl App {
             accepted,
             reloader,
             clock: clock.clone(),
-            about_to_end: warning_steps.longest(),
+            expiry_notice: warning_steps.longest(),
             allowed_connectors: config.allowed_connectors,
             credential_source: config.auth.name().to_owned(),
             stats,
             events,
-            wait: config.wait,
-            waiting: Semaphore::new(MOST_WAITING),
+            credential_wait: config.wait,
+            waiting: Semaphore::new(MAX_WAITING),
             stopping: CancellationToken::new(),
             tasks,
         };
@@ -226,7 +226,7 @@ impl App {
             background.spawn(notices.run());
         }
         let upstream = proxy.upstream.clone();
-        let ask_clock = async move || upstream.ask_clock().await;
+        let ask_clock = async move || upstream.sync_clock().await;
         background.spawn(expiry_warnings::run(
             proxy.identity.clone(),
             self.refresh,

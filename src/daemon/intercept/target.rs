@@ -65,13 +65,13 @@ impl Target {
         if host == "localhost" || host.ends_with(".localhost") {
             return refused("that is this machine");
         }
-        match (hosts.opens(host), self.port) {
+        match (hosts.intercepts(host), self.port) {
             (true, HTTPS_PORT) => return Ok(TunnelMode::Intercept),
             (true, _) => return refused("Vercel is at port 443"),
             (false, _) => {}
         }
         // `api.vercel.com.example` imitates one of Vercel's hosts.
-        let imitates_vercel = host.match_indices('.').any(|(at, _)| hosts.opens(&host[..at]));
+        let imitates_vercel = host.match_indices('.').any(|(at, _)| hosts.intercepts(&host[..at]));
         if imitates_vercel { refused("that only looks like a host of Vercel's") } else { Ok(TunnelMode::Forward) }
     }
 

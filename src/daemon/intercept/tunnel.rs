@@ -79,7 +79,7 @@ impl TunnelDialer {
         let is_https = server.as_ref().is_some_and(|server| server.protocol == Protocol::Https);
         let tls = match is_https {
             true => self.proxy_trust.tls().await,
-            false => tls::client_config_without_roots().map(Arc::new).map_err(|e| e.to_string()),
+            false => tls::client_config_without_roots().map(Arc::new).map_err(dialer::TrustError::from),
         };
         let tls =
             tls.map_err(|reason| unreachable(&format!("could not load the trusted root certificates: {reason}")))?;

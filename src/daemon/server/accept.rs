@@ -26,7 +26,7 @@ use super::stream::{Connection, MonitoredStream};
 use super::{Client, Server, head, unix_socket};
 use crate::os::peer::{self, Peer};
 use crate::proxy::error::{Code, RequestError};
-use crate::proxy::guard::Entrance;
+use crate::proxy::guard::ListenerKind;
 use crate::proxy::reply::Reply;
 
 /// Requests per connection, so that a long-lived client is identified again now and then.
@@ -72,19 +72,19 @@ impl Server {
     }
 
     /// Determines the client before anything is read; `None` if the connection must be closed.
-    fn identify(&self, accepted: &Accepted) -> Option<(Entrance, Peer)> {
+    fn identify(&self, accepted: &Accepted) -> Option<(ListenerKind, Peer)> {
         match accepted {
             Accepted::Tcp(stream, from) => self.identify_tcp(stream, *from),
-            Accepted::Unix(stream) => may_use_socket(stream).then_some((Entrance::UnixSocket, Peer::NotChecked)),
+            Accepted::Unix(stream) => may_use_socket(stream).then_some((ListenerKind::UnixSocket, Peer::NotChecked)),
         }
     }
 
-    fn identify_tcp(&self, stream: &TcpStream, from: SocketAddr) -> Option<(Entrance, Peer)> {
+    fn identify_tcp(&self, stream: &TcpStream, from: SocketAddr) -> Option<(ListenerKind, Peer)> {
         let local = stream.local_addr().ok()?;
         let is_loopback = |address: SocketAddr| address.ip().to_canonical().is_loopback();
         if !is_loopback(local) {
             // Only an explicitly configured listener accepts here. The key authenticates the client, not the kernel.
-            return Some((Entrance::Network(local.port()), Peer::NotChecked));
+            return Some((ListenerKind::Network(local.port()), Peer::NotChecked));
         }
         if !is_loopback(from) {
             debug!("closed a connection from {from}, which is not this machine");
@@ -95,10 +95,10 @@ impl Server {
         if peer == Peer::Unknown {
             self.proxy.stats.unknown_peers.count();
         }
-        Some((Entrance::Loopback(local.port()), peer))
+        Some((ListenerKind::Loopback(local.port()), peer))
     }
 
-    async fn serve(self: Arc<Self>, accepted: Accepted, (entrance, peer): (Entrance, Peer), open: OpenConnection) {
+    async fn serve(self: Arc<Self>, accepted: Accepted, (entrance, peer): (ListenerKind, Peer), open: OpenConnection) {
         let activity = &open.activity;
         open.attach_task().await;
         let answer = |request| self.answer(request, Client { entrance, peer, activity });
@@ -177,7 +177,8 @@ impl Server {
     pub async fn answer_alone(&self, request: Request<Incoming>, port: u16) -> Option<Reply> {
         let open = self.connections.open().await?;
         open.attach_task().await;
-        let client = Client { entrance: Entrance::Loopback(port), peer: Peer::NotChecked, activity: &open.activity };
+        let client =
+            Client { entrance: ListenerKind::Loopback(port), peer: Peer::NotChecked, activity: &open.activity };
         open.activity.begin_request();
         Some(self.answer(request, client).await)
     }

@@ -48,7 +48,7 @@ impl Server {
         if self.connections.is_over_limit(activity) {
             return Err(overloaded());
         }
-        let Some(target) = self.proxy.own_target(host, head) else {
+        let Some(target) = self.proxy.handled_target(host, head) else {
             let target = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
             return self.proxy.relay(host, target, head, body, activity.begin_relay()).await;
         };

@@ -28,11 +28,11 @@ use tracing::warn;
 
 use crate::credential::refresh::RefreshHandle;
 use crate::daemon::status::Status;
-use crate::events::{Event, Refusal};
 use crate::os::peer::Peer;
 use crate::proxy::Proxy;
-use crate::proxy::error::{Code, RequestError, excerpt};
-use crate::proxy::guard::{self, Admitted, Entrance, Policy};
+use crate::proxy::error::{Code, RequestError};
+use crate::proxy::guard::{self, Accepted, ListenerKind, Policy};
+use crate::proxy::outcome::Outcome;
 use crate::proxy::reply::{self, Reply};
 use connections::{Activity, Connections};
 use refusals::RefusalLog;
@@ -60,7 +60,7 @@ pub struct Server {
 /// The client of a request and its connection.
 #[derive(Clone, Copy)]
 struct Client<'a> {
-    entrance: Entrance,
+    entrance: ListenerKind,
     peer: Peer,
     activity: &'a Arc<Activity>,
 }
@@ -111,7 +111,7 @@ impl Server {
     }
 
     /// Warns once that credentials of apps are dropped.
-    fn warn_of_dropped_credentials(&self, admitted: &Admitted) {
+    fn warn_of_dropped_credentials(&self, admitted: &Accepted) {
         if admitted.has_credentials && !self.warned_of_dropped_credentials.swap(true, Ordering::Relaxed) {
             warn!("an app sends credentials of its own: they are dropped, the sidecar's are used instead");
         }
@@ -129,42 +129,14 @@ impl Server {
 
     /// The response for an error of the sidecar's own. Counts the error, logs it and publishes it as an event.
     pub fn refuse(&self, error: &RequestError, head: Option<&Parts>) -> Reply {
-        self.proxy.stats.refused.count();
-        if self.refusal_log.should_log() {
-            self.report(error, head);
-        }
+        let is_logged = self.refusal_log.should_log();
+        self.proxy.report(&Outcome::Refused { error, head, is_logged });
         match head {
             // A person reads this in a browser window.
             Some(head) if error.code == Code::HeadTooLarge && guard::is_browser_window(&head.headers) => {
-                reply::error_in_words(error)
+                reply::error_as_text(error)
             }
             _ => reply::error(error),
-        }
-    }
-
-    fn report(&self, error: &RequestError, head: Option<&Parts>) {
-        let part = |of: fn(&Parts) -> &str| head.map(|head| excerpt(of(head).as_bytes()));
-        let (method, path) = (part(|head| head.method.as_str()), part(|head| head.uri.path()));
-        warn!(
-            code = error.code.as_str(),
-            status = error.status.as_u16(),
-            method,
-            path,
-            hint = &*error.remedy.hint,
-            command = error.remedy.command.as_deref(),
-            "{}",
-            error.line()
-        );
-        if !error.is_told {
-            self.proxy.events.tell(Event::Refusal(Refusal {
-                at: self.proxy.clock.now(),
-                method,
-                path,
-                status: error.status.as_u16(),
-                code: error.code.as_str(),
-                message: error.message.clone(),
-                remedy: (*error.remedy).clone(),
-            }));
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::daemon::status::page;
 use crate::instance::key::{NONCE_HEADER, PROOF_HEADER};
 use crate::os::peer::Peer;
 use crate::proxy::error::{Code, RequestError};
-use crate::proxy::guard::{self, Admitted, Entrance};
+use crate::proxy::guard::{self, Accepted, ListenerKind};
 use crate::proxy::reply::{self, Reply};
 use crate::proxy::{body, relay, route};
 
@@ -35,7 +35,7 @@ impl Server {
                 let outcome = self.route(&head, body, &admitted, client).await;
                 (admitted, outcome)
             }
-            Err(refusal) => (Admitted::default(), Err(refusal)),
+            Err(refusal) => (Accepted::default(), Err(refusal)),
         };
         let mut reply = self.finish(outcome, &head);
         if let Some(origin) = admitted.origin {
@@ -46,7 +46,7 @@ impl Server {
     }
 
     /// Whether this client may send this request.
-    fn admit(&self, head: &Parts, client: Client<'_>) -> Result<Admitted, RequestError> {
+    fn admit(&self, head: &Parts, client: Client<'_>) -> Result<Accepted, RequestError> {
         check_peer(client.peer)?;
         // The size limits do not apply to relayed requests.
         if !head.uri.path().starts_with(RELAY) {
@@ -61,7 +61,7 @@ impl Server {
         &self,
         head: &Parts,
         body: Incoming,
-        admitted: &Admitted,
+        admitted: &Accepted,
         client: Client<'_>,
     ) -> Result<Reply, RequestError> {
         if self.connections.is_over_limit(client.activity) && !guard::is_health(head.uri.path()) {
@@ -93,16 +93,16 @@ impl Server {
                 Ok(json(self.status.json()))
             }
             "/_sidecar/v1/events" => self.events(head, client.activity),
-            guard::OURS => {
+            guard::SIDECAR_PREFIX => {
                 require_read(head)?;
                 Ok(page::reply())
             }
-            _ if guard::is_led_to_the_page(head) => {
+            _ if guard::is_page_redirect(head) => {
                 require_no_query(head)?;
                 Ok(page::redirect())
             }
-            path if guard::NEAR_THE_PAGE.contains(&path) => {
-                let message = format!("Nothing is answered here. The status page is at {}.", guard::OURS);
+            path if guard::PAGE_REDIRECTS.contains(&path) => {
+                let message = format!("Nothing is answered here. The status page is at {}.", guard::SIDECAR_PREFIX);
                 Err(RequestError::new(Code::RouteNotFound, message).hint("connect-sidecar status --open"))
             }
             // Boxed, since every request's future would otherwise have room for this rare one.
@@ -125,7 +125,8 @@ impl Server {
                 require_no_query(head)?;
                 body::check_content_type(head, &body)?;
                 let body = body::read(body).await?;
-                let run = runs::register(&body, &self.proxy, &self.interception, self.policy.key_of_runs()).await?;
+                let run =
+                    runs::register(&body, &self.proxy, &self.interception, self.policy.required_run_key()).await?;
                 Ok(json(run))
             }
             // The proxy answers unknown paths.
@@ -140,8 +141,8 @@ impl Server {
     }
 
     /// The response to the client's nonce, which proves that we hold the instance key (docs/security.md S5).
-    fn proof(&self, head: &Parts, entrance: Entrance) -> Option<HeaderValue> {
-        let (Entrance::Loopback(port), Some(key)) = (entrance, &self.policy.key) else { return None };
+    fn proof(&self, head: &Parts, entrance: ListenerKind) -> Option<HeaderValue> {
+        let (ListenerKind::Loopback(port), Some(key)) = (entrance, &self.policy.key) else { return None };
         let nonce = head.headers.get(NONCE_HEADER)?.as_bytes();
         NONCE_BYTES.contains(&nonce.len()).then(|| key.proof(port, nonce))?.try_into().ok()
     }
@@ -170,7 +171,7 @@ impl Server {
             return Err(RequestError::new(Code::RouteNotFound, message));
         }
         let mut reply = self.proxy.relay(host, target, head, body, activity.begin_relay()).await?;
-        reply::make_safe(reply.headers_mut());
+        reply::add_security_headers(reply.headers_mut());
         Ok(reply)
     }
 }

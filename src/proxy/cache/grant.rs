@@ -1,5 +1,5 @@
-//! What an answer says about itself: a token that may be stored, until when and of which connector; or how long a 429 is
-//! to be held. Pure. No part of a token leaves here.
+//! Reads from an answer what decides about storing it: a token's expiry and connector, or the `Retry-After` of a 429.
+//! Pure. No part of a token leaves this module.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -12,32 +12,38 @@ use serde_json::value::RawValue;
 use crate::os::clock::Timestamp;
 use crate::proxy::reply::Answer;
 
-/// A 429 is held no longer than this.
-pub(super) const MAX_HOLD: Duration = Duration::from_secs(60);
-/// A 429 without a readable `Retry-After` is held for this long.
-const DEFAULT_HOLD: Duration = Duration::from_secs(1);
-/// What a connector is called: as it was request for, by id, by uid.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Names(pub(super) Vec<String>);
+/// A 429 applies for no longer than this.
+pub(super) const MAX_RATE_LIMIT: Duration = Duration::from_secs(60);
+/// A 429 without a valid `Retry-After` applies for this long.
+const DEFAULT_RATE_LIMIT: Duration = Duration::from_secs(1);
 
-impl Names {
-    pub(super) fn shown(&self) -> &str {
+/// A connector's names: the one in the request, its uid and its id.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ConnectorNames(pub(super) Vec<String>);
+
+impl ConnectorNames {
+    /// The uid where it is known.
+    pub(super) fn display_name(&self) -> &str {
         self.0.iter().find(|name| !is_id(name)).or(self.0.first()).map_or("", String::as_str)
+    }
+
+    pub(super) fn intersects(&self, aliases: &HashSet<String>) -> bool {
+        self.0.iter().any(|name| aliases.contains(name))
     }
 }
 
-/// Connectors have an opaque id besides their uid (docs/vercel.md section 1.3).
+/// Besides its uid, a connector has an opaque id (docs/vercel.md section 1.3).
 fn is_id(name: &str) -> bool {
     name.starts_with("scl_")
 }
 
-/// Whether a flight for `connector` may concern one of `aliases`, the names of one connector. An id and a uid may be
-/// the same connector unless the names of both kinds are known.
-pub(super) fn could_be_among(connector: &str, aliases: &HashSet<String>) -> bool {
+/// Whether `connector` may be another name of the connector with these `aliases`. An id and a uid may belong to the
+/// same connector unless `aliases` has both kinds.
+pub(super) fn may_be_named(connector: &str, aliases: &HashSet<String>) -> bool {
     aliases.contains(connector) || !aliases.iter().any(|alias| is_id(alias) == is_id(connector))
 }
 
-/// What a token answer says about itself.
+/// What a token answer grants.
 pub(super) struct Grant {
     pub(super) expires_at: Timestamp,
     id: Option<String>,
@@ -45,7 +51,8 @@ pub(super) struct Grant {
 }
 
 impl Grant {
-    /// Reads an answer that may be stored: 200, a non-empty string `token`, a finite number `expiresAt`.
+    /// Reads an answer that may be stored: a 200 with a non-empty string `token` and a finite, positive number
+    /// `expiresAt`.
     pub(super) fn read(answer: &Answer) -> Option<Self> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -65,7 +72,7 @@ impl Grant {
             return None;
         }
         let response: TokenResponse<'_> = serde_json::from_slice(&answer.body).ok()?;
-        // Nobody promises these names: an answer without them is stored under the one it was request for by.
+        // These names are not guaranteed; without them, the entry only has the name in the request.
         let connector = response.connector.and_then(|raw| serde_json::from_str::<Connector>(raw.get()).ok());
         let Connector { id, uid } = connector.unwrap_or_default();
         (!response.token.is_empty() && response.expires_at.is_finite() && response.expires_at > 0.0).then(|| Self {
@@ -75,27 +82,28 @@ impl Grant {
         })
     }
 
-    pub(super) fn names(self, request: &str) -> Names {
-        let mut names = vec![request.to_owned()];
+    /// The connector's names. `requested` is the one in the request.
+    pub(super) fn names(self, requested: &str) -> ConnectorNames {
+        let mut names = vec![requested.to_owned()];
         for name in [self.uid, self.id].into_iter().flatten() {
             if !names.contains(&name) {
                 names.push(name);
             }
         }
-        Names(names)
+        ConnectorNames(names)
     }
 }
 
-/// How long a 429 is held: seconds or an HTTP date, at most a minute, one second where it cannot be read.
-pub(super) fn hold_time(retry_after: Option<&str>, now: Timestamp) -> Duration {
-    let Some(text) = retry_after.map(str::trim) else { return DEFAULT_HOLD };
-    let request = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+/// How long a 429 applies: seconds or an HTTP date, one minute at most, one second if it is not valid.
+pub(super) fn rate_limit_duration(retry_after: Option<&str>, now: Timestamp) -> Duration {
+    let Some(text) = retry_after.map(str::trim) else { return DEFAULT_RATE_LIMIT };
+    let duration = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         Duration::from_secs(text.parse().unwrap_or(u64::MAX))
     } else {
         match httpdate::parse_http_date(text) {
             Ok(date) => Timestamp::from(date).since(now),
-            Err(_) => DEFAULT_HOLD,
+            Err(_) => DEFAULT_RATE_LIMIT,
         }
     };
-    request.min(MAX_HOLD)
+    duration.min(MAX_RATE_LIMIT)
 }

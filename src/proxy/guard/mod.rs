@@ -1,8 +1,8 @@
-//! May this caller ask at all? Framing, `Host`, target form, browser and forwarding gates, instance key; in that order,
-//! for every path, ours included. Pure.
+//! Whether a client may send requests at all: framing, `Host`, target form, browser and forwarding checks, instance
+//! key, in that order and for every path. Pure.
 //!
-//! The rules and the incidents behind them are in docs/security.md H, F, O, P and C. The gates compare bytes against
-//! lists of what is allowed; they never normalise and never guess. A refusal is decided before any of the body is read.
+//! The rules are in docs/security.md H, F, O, P and C. The checks compare bytes with lists of what is allowed and never
+//! normalise. They need only the head: a refused request's body is not read.
 
 use http::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
@@ -13,160 +13,162 @@ use crate::credential::placeholder;
 use crate::instance::key::{KEY_HEADER, Key};
 use crate::os::shell_quoting;
 
-/// The name by which we recognise our own requests.
+/// The sidecar's name in `Via` and `CDN-Loop`, by which it recognises its own requests.
 pub const VIA_NAME: &str = "connect-sidecar";
 
-/// Where everything of ours is that is no health check, and the status page itself.
-pub const OURS: &str = "/_sidecar/";
-/// Where people look for the status page, and are led to it.
-pub const NEAR_THE_PAGE: [&str; 2] = ["/", "/_sidecar"];
-/// Where the counters are.
+/// The path of the status page, and the prefix of the sidecar's own endpoints other than the health checks.
+pub const SIDECAR_PREFIX: &str = "/_sidecar/";
+/// Paths that redirect browsers to the status page.
+pub const PAGE_REDIRECTS: [&str; 2] = ["/", "/_sidecar"];
+/// The path of the metrics.
 pub const METRICS: &str = "/metrics";
 
-/// A `Host` value that is allowed besides the loopback names.
+/// A `Host` that is allowed besides the loopback names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AllowedHost {
-    /// Lower-case name.
+    /// The name in lower case.
     pub name: String,
     /// `None`: any port.
     pub port: Option<u16>,
 }
 
-/// What the guard lets through beyond the default. Never from a project's own file.
+/// What the guard allows beyond the default. A project's own file cannot set any of it.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
-    /// Further hosts.
+    /// Additional hosts.
     pub allowed_hosts: Vec<AllowedHost>,
-    /// Web origins that may ask what apps may, exactly as browsers send them; for what is ours they need the key.
+    /// Web origins that may use Connect's routes, exactly as browsers send them. For the sidecar's own endpoints, they
+    /// need the instance key.
     pub allowed_origins: Vec<String>,
-    /// Take requests that were forwarded.
+    /// Accept forwarded requests.
     pub allow_forwarded: bool,
-    /// Every request needs the instance key, or that of runs.
+    /// Every request needs the instance key or the run key.
     pub require_key: bool,
     /// The instance key.
     pub key: Option<Key>,
-    /// What the programs of runs have in its place, for what apps may ask.
+    /// The key of the programs of runs, which is not valid where the instance key is always required.
     pub run_key: Option<Key>,
 }
 
 impl Policy {
-    /// What the programs of runs have to send, if anything.
-    pub fn key_of_runs(&self) -> Option<&Key> {
+    /// The run key, if programs of runs must send it.
+    pub fn required_run_key(&self) -> Option<&Key> {
         self.run_key.as_ref().filter(|_| self.require_key)
     }
 }
 
-/// A request that passed.
+/// What the guard has found in a request that it accepts.
 #[derive(Debug, PartialEq, Eq, Default)]
-pub struct Admitted {
-    /// The web origin to admit in the reply, if an allowed one asked.
+pub struct Accepted {
+    /// The allowed web origin that sent it, to be named in the reply.
     pub origin: Option<HeaderValue>,
-    /// It carries credentials of its own, which go nowhere. The placeholder is none.
+    /// It has credentials of its own, which are dropped. The placeholder does not count.
     pub has_credentials: bool,
 }
 
-/// The way a connection came in, which says what its `Host` may be.
+/// The listener that accepted a connection. It decides which `Host` is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Entrance {
-    /// A loopback address, at this port.
+pub enum ListenerKind {
+    /// A loopback address, with its port.
     Loopback(u16),
-    /// Another address of this machine, at this port: who comes by it may be anybody.
+    /// Another address of this machine, with its port. Anyone on the network can connect.
     Network(u16),
-    /// The unix socket, which no web page can reach.
+    /// The unix socket, which web pages cannot reach.
     UnixSocket,
 }
 
-/// Judges a request's head.
-pub fn check(parts: &Parts, entrance: Entrance, policy: &Policy) -> Result<Admitted, RequestError> {
-    let seen = Seen::in_headers(&parts.headers);
-    check_framing(&seen, parts.version)?;
-    check_host(&seen, entrance, policy)?;
+/// Checks a request's head.
+pub fn check(parts: &Parts, listener: ListenerKind, policy: &Policy) -> Result<Accepted, RequestError> {
+    let headers = GuardHeaders::from_headers(&parts.headers);
+    check_framing(&headers, parts.version)?;
+    check_host(&headers, listener, policy)?;
     check_target(parts)?;
-    let origin = check_browser(&seen, parts, policy)?;
-    check_forwarding(&seen, policy)?;
-    check_key(parts, entrance, policy)?;
-    Ok(Admitted { origin, has_credentials: seen.credentials })
+    let origin = check_browser(&headers, parts, policy)?;
+    check_forwarding(&headers, policy)?;
+    check_key(parts, listener, policy)?;
+    Ok(Accepted { origin, has_credentials: headers.credentials })
 }
 
-/// Judges the head of a request that an app has sent to `host`, one of Vercel's, and that was decrypted.
-pub fn check_intercepted(parts: &Parts, host: &str) -> Result<Admitted, RequestError> {
-    let seen = Seen::in_headers(&parts.headers);
-    check_framing(&seen, parts.version)?;
-    let said = seen.host.only().and_then(|said| split_host(said.as_bytes()));
-    match said {
+/// Checks the head of an intercepted request to `host`, which is one of Vercel's.
+pub fn check_intercepted(parts: &Parts, host: &str) -> Result<Accepted, RequestError> {
+    let headers = GuardHeaders::from_headers(&parts.headers);
+    check_framing(&headers, parts.version)?;
+    match headers.host.only().and_then(|value| split_host(value.as_bytes())) {
         Some((name, None | Some(443))) if name.eq_ignore_ascii_case(host.as_bytes()) => {}
         _ => return Err(RequestError::new(Code::BadHost, format!("Send one Host header that says `{host}`."))),
     }
     check_target(parts)?;
-    check_loop(&seen)?;
-    Ok(Admitted { origin: None, has_credentials: seen.credentials })
+    check_loop(&headers)?;
+    Ok(Accepted { origin: None, has_credentials: headers.credentials })
 }
 
-/// The headers that decide, found in one pass: looking each of them up costs more than all of the comparing.
+/// The headers that the checks need, collected in one pass: separate lookups cost more than all comparisons.
 #[derive(Default)]
-struct Seen<'a> {
-    host: Lines<'a>,
-    transfer_encoding: Lines<'a>,
-    expect: Lines<'a>,
-    origin: Lines<'a>,
-    sec_fetch_site: Lines<'a>,
+struct GuardHeaders<'a> {
+    host: HeaderValues<'a>,
+    transfer_encoding: HeaderValues<'a>,
+    expect: HeaderValues<'a>,
+    origin: HeaderValues<'a>,
+    sec_fetch_site: HeaderValues<'a>,
     other_sec_fetch_mode: bool,
-    navigates: bool,
+    is_navigation: bool,
     is_document: bool,
-    asks_for_cors: bool,
-    names_us: bool,
+    has_preflight_headers: bool,
+    names_sidecar: bool,
     credentials: bool,
     forwarded: Option<&'a HeaderName>,
 }
 
-/// The lines of one header.
+/// The values of one header.
 #[derive(Default)]
-struct Lines<'a> {
+struct HeaderValues<'a> {
     last: Option<&'a HeaderValue>,
     count: usize,
 }
 
-impl<'a> Lines<'a> {
+impl<'a> HeaderValues<'a> {
     fn add(&mut self, value: &'a HeaderValue) {
         self.last = Some(value);
         self.count += 1;
     }
 
-    fn any(&self) -> bool {
+    fn is_present(&self) -> bool {
         self.count > 0
     }
 
-    /// The value, if the header is there exactly once.
+    /// The value, if there is exactly one.
     fn only(&self) -> Option<&'a HeaderValue> {
         self.last.filter(|_| self.count == 1)
     }
 }
 
-impl<'a> Seen<'a> {
-    fn in_headers(headers: &'a HeaderMap) -> Self {
-        let mut seen = Self::default();
-        for (name, value) in headers {
+impl<'a> GuardHeaders<'a> {
+    fn from_headers(all: &'a HeaderMap) -> Self {
+        let mut headers = Self::default();
+        for (name, value) in all {
             match name.as_str() {
-                "host" => seen.host.add(value),
-                "transfer-encoding" => seen.transfer_encoding.add(value),
-                "expect" => seen.expect.add(value),
-                "origin" => seen.origin.add(value),
-                "sec-fetch-site" => seen.sec_fetch_site.add(value),
-                // Node's own fetch sends `cors`; only browsers send the rest.
+                "host" => headers.host.add(value),
+                "transfer-encoding" => headers.transfer_encoding.add(value),
+                "expect" => headers.expect.add(value),
+                "origin" => headers.origin.add(value),
+                "sec-fetch-site" => headers.sec_fetch_site.add(value),
+                // Node.js' fetch sends `cors`; only browsers send anything else.
                 "sec-fetch-mode" => {
-                    seen.other_sec_fetch_mode |= value != "cors";
-                    seen.navigates = value == "navigate";
+                    headers.other_sec_fetch_mode |= value != "cors";
+                    headers.is_navigation = value == "navigate";
                 }
-                "sec-fetch-dest" => seen.is_document = value == "document",
-                "access-control-request-method" | "access-control-request-headers" => seen.asks_for_cors = true,
-                "authorization" => seen.credentials |= !placeholder::is_bearer(value),
-                "cookie" | "proxy-authorization" => seen.credentials = true,
-                "cdn-loop" => seen.names_us |= names_us(value),
+                "sec-fetch-dest" => headers.is_document = value == "document",
+                "access-control-request-method" | "access-control-request-headers" => {
+                    headers.has_preflight_headers = true;
+                }
+                "authorization" => headers.credentials |= !placeholder::is_bearer(value),
+                "cookie" | "proxy-authorization" => headers.credentials = true,
+                "cdn-loop" => headers.names_sidecar |= names_sidecar(value),
                 "via" => {
-                    seen.names_us |= names_us(value);
-                    seen.forwarded = Some(name);
+                    headers.names_sidecar |= names_sidecar(value);
+                    headers.forwarded = Some(name);
                 }
-                // Set by proxies and tunnels in front of a server; an app on this machine sets none of them.
+                // Set by proxies and tunnels in front of a server, never by an app on this machine.
                 "forwarded"
                 | "x-forwarded-for"
                 | "x-forwarded-host"
@@ -174,22 +176,22 @@ impl<'a> Seen<'a> {
                 | "x-forwarded-port"
                 | "x-real-ip"
                 | "cf-connecting-ip"
-                | "tailscale-user-login" => seen.forwarded = Some(name),
+                | "tailscale-user-login" => headers.forwarded = Some(name),
                 _ => {}
             }
         }
-        seen
+        headers
     }
 }
 
-fn names_us(value: &HeaderValue) -> bool {
+fn names_sidecar(value: &HeaderValue) -> bool {
     let words = value.as_bytes().split(|b| matches!(b, b' ' | b',' | b';' | b'\t'));
     words.into_iter().any(|word| word.eq_ignore_ascii_case(VIA_NAME.as_bytes()))
 }
 
-fn check_framing(seen: &Seen<'_>, version: Version) -> Result<(), RequestError> {
-    if seen.transfer_encoding.any() {
-        let encoding = seen.transfer_encoding.only();
+fn check_framing(headers: &GuardHeaders<'_>, version: Version) -> Result<(), RequestError> {
+    if headers.transfer_encoding.is_present() {
+        let encoding = headers.transfer_encoding.only();
         let only_chunked = encoding.is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"chunked"));
         if !only_chunked || version != Version::HTTP_11 {
             let message = "Transfer-Encoding must be given once and be `chunked`.";
@@ -197,42 +199,42 @@ fn check_framing(seen: &Seen<'_>, version: Version) -> Result<(), RequestError> 
         }
     }
     let expects_other = |v: &HeaderValue| !v.as_bytes().eq_ignore_ascii_case(b"100-continue");
-    if seen.expect.count > 1 || seen.expect.last.is_some_and(expects_other) {
+    if headers.expect.count > 1 || headers.expect.last.is_some_and(expects_other) {
         return Err(RequestError::new(Code::ExpectationFailed, "Only `Expect: 100-continue` is understood."));
     }
     Ok(())
 }
 
-fn check_host(seen: &Seen<'_>, entrance: Entrance, policy: &Policy) -> Result<(), RequestError> {
+fn check_host(headers: &GuardHeaders<'_>, listener: ListenerKind, policy: &Policy) -> Result<(), RequestError> {
     let bad = || RequestError::new(Code::BadHost, "Send one Host header with the address that you connect to.");
-    let host = seen.host.only().ok_or_else(bad)?.as_bytes();
+    let host = headers.host.only().ok_or_else(bad)?.as_bytes();
     let (name, port) = split_host(host).ok_or_else(bad)?;
     let is_allowed = || {
         policy.allowed_hosts.iter().any(|allowed| {
             name.eq_ignore_ascii_case(allowed.name.as_bytes()) && allowed.port.is_none_or(|p| p == port.unwrap_or(80))
         })
     };
-    let is_ours = match entrance {
-        Entrance::Loopback(local) => is_loopback_name(name) && port.unwrap_or(80) == local || is_allowed(),
-        // Whoever says a loopback name there has been led to another machine than they meant.
-        Entrance::Network(_) => !is_loopback_name(name) && is_allowed(),
-        Entrance::UnixSocket => name.eq_ignore_ascii_case(b"localhost"),
+    let is_accepted = match listener {
+        ListenerKind::Loopback(local) => is_loopback_name(name) && port.unwrap_or(80) == local || is_allowed(),
+        // A client that uses a loopback name here meant another machine.
+        ListenerKind::Network(_) => !is_loopback_name(name) && is_allowed(),
+        ListenerKind::UnixSocket => name.eq_ignore_ascii_case(b"localhost"),
     };
-    if is_ours { Ok(()) } else { Err(host_not_allowed(&excerpt(host), entrance)) }
+    if is_accepted { Ok(()) } else { Err(host_not_allowed(&excerpt(host), listener)) }
 }
 
-/// Whether a name, as in `Host`, means the machine that it is said on. Other spellings of the same are not accepted.
+/// Whether a name in `Host` is a loopback name. Other spellings of the same addresses are not accepted.
 pub fn is_loopback_name(name: &[u8]) -> bool {
     [&b"127.0.0.1"[..], b"localhost", b"[::1]"].iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
-fn host_not_allowed(host: &str, entrance: Entrance) -> RequestError {
-    let message = match entrance {
-        Entrance::Loopback(port) => format!(
+fn host_not_allowed(host: &str, listener: ListenerKind) -> RequestError {
+    let message = match listener {
+        ListenerKind::Loopback(port) => format!(
             "Host `{host}` is not this sidecar, which is 127.0.0.1:{port}. Use that address, or start with --allowed-host."
         ),
-        Entrance::Network(_) => format!("Host `{host}` is not one that was allowed with --allowed-host."),
-        Entrance::UnixSocket => {
+        ListenerKind::Network(_) => format!("Host `{host}` is not one that was allowed with --allowed-host."),
+        ListenerKind::UnixSocket => {
             let message = format!("Host `{host}` is not this sidecar, which is `localhost` on its unix socket.");
             return RequestError::new(Code::HostNotAllowed, message).hint("send `Host: localhost`");
         }
@@ -241,7 +243,7 @@ fn host_not_allowed(host: &str, entrance: Entrance) -> RequestError {
         .command(format!("connect-sidecar --allowed-host {}", shell_quoting::word(host)))
 }
 
-/// `name[:port]` or `[v6][:port]`; `None` if it is neither.
+/// Splits `name[:port]` or `[v6][:port]`; `None` if it is neither.
 fn split_host(host: &[u8]) -> Option<(&[u8], Option<u16>)> {
     let name_end = match host.first()? {
         b'[' => {
@@ -283,11 +285,15 @@ fn check_target(parts: &Parts) -> Result<(), RequestError> {
     Ok(())
 }
 
-/// The web origin to admit, if an allowed one asks.
-fn check_browser(seen: &Seen<'_>, parts: &Parts, policy: &Policy) -> Result<Option<HeaderValue>, RequestError> {
+/// The allowed web origin that sent the request, if there is one.
+fn check_browser(
+    headers: &GuardHeaders<'_>,
+    parts: &Parts,
+    policy: &Policy,
+) -> Result<Option<HeaderValue>, RequestError> {
     let path = parts.uri.path();
-    let site = seen.sec_fetch_site.only().map(HeaderValue::as_bytes);
-    let opens_window = parts.method == Method::GET && seen.navigates && seen.is_document;
+    let site = headers.sec_fetch_site.only().map(HeaderValue::as_bytes);
+    let opens_window = parts.method == Method::GET && headers.is_navigation && headers.is_document;
     let refused = || match site {
         Some(b"none") if opens_window => RequestError::new(
             Code::BrowserRequestRefused,
@@ -299,44 +305,46 @@ fn check_browser(seen: &Seen<'_>, parts: &Parts, policy: &Policy) -> Result<Opti
             "Requests from web pages are refused. Ask from a server or a script, or start with --allowed-origin.",
         ),
     };
-    let is_preflight = || parts.method == Method::OPTIONS && seen.asks_for_cors;
-    let is_from_us = path.starts_with(OURS) && site == Some(b"same-origin");
-    if seen.origin.any() {
-        // A browser names the page's origin with whatever is no GET, also to that origin. `Host` is one of ours.
+    let is_preflight = || parts.method == Method::OPTIONS && headers.has_preflight_headers;
+    let is_same_origin = path.starts_with(SIDECAR_PREFIX) && site == Some(b"same-origin");
+    if headers.origin.is_present() {
+        // Except with GET, browsers send `Origin` to the page's own origin, too. `Host` was checked before.
         let is_own = |origin: &HeaderValue| {
-            let host = seen.host.only().map_or(b"".as_slice(), HeaderValue::as_bytes);
+            let host = headers.host.only().map_or(b"".as_slice(), HeaderValue::as_bytes);
             origin.as_bytes().strip_prefix(b"http://") == Some(host)
         };
-        if is_from_us && seen.origin.only().is_some_and(is_own) {
+        if is_same_origin && headers.origin.only().is_some_and(is_own) {
             return require_key(&parts.headers, policy).map(|()| None);
         }
         let is_allowed =
             |origin: &&HeaderValue| policy.allowed_origins.iter().any(|a| a.as_bytes() == origin.as_bytes());
-        let origin = seen.origin.only().filter(is_allowed).ok_or_else(refused)?;
-        // It was let in for the apps' routes: what is told to people is for those who have the key.
-        if !is_preflight() && (path.starts_with(OURS) || path == METRICS) {
+        let origin = headers.origin.only().filter(is_allowed).ok_or_else(refused)?;
+        // The origin is allowed for Connect's routes. The sidecar's own endpoints need the key.
+        if !is_preflight() && (path.starts_with(SIDECAR_PREFIX) || path == METRICS) {
             require_key(&parts.headers, policy)?;
         }
         return Ok(Some(origin.clone()));
     }
-    // The page itself, in a window of its own, opened by hand or anew: it holds no data. A link elsewhere does not get it.
-    if (path == OURS || NEAR_THE_PAGE.contains(&path)) && opens_window && matches!(site, Some(b"none" | b"same-origin"))
+    // The page contains no data and may be opened in a window, by the user or by a reload, but not by a link elsewhere.
+    if (path == SIDECAR_PREFIX || PAGE_REDIRECTS.contains(&path))
+        && opens_window
+        && matches!(site, Some(b"none" | b"same-origin"))
     {
         return Ok(None);
     }
-    // The page asks from its own origin, and proves with the key that it was opened by who may.
-    if is_from_us {
+    // Requests of the page come from the same origin and have the key.
+    if is_same_origin {
         return require_key(&parts.headers, policy).map(|()| None);
     }
-    if seen.sec_fetch_site.any() || seen.other_sec_fetch_mode || is_preflight() {
+    if headers.sec_fetch_site.is_present() || headers.other_sec_fetch_mode || is_preflight() {
         return Err(refused());
     }
     Ok(None)
 }
 
-fn check_forwarding(seen: &Seen<'_>, policy: &Policy) -> Result<(), RequestError> {
-    check_loop(seen)?;
-    match seen.forwarded {
+fn check_forwarding(headers: &GuardHeaders<'_>, policy: &Policy) -> Result<(), RequestError> {
+    check_loop(headers)?;
+    match headers.forwarded {
         Some(name) if !policy.allow_forwarded => Err(RequestError::new(
             Code::ForwardedRequestRefused,
             format!(
@@ -348,8 +356,8 @@ fn check_forwarding(seen: &Seen<'_>, policy: &Policy) -> Result<(), RequestError
     }
 }
 
-fn check_loop(seen: &Seen<'_>) -> Result<(), RequestError> {
-    if seen.names_us {
+fn check_loop(headers: &GuardHeaders<'_>) -> Result<(), RequestError> {
+    if headers.names_sidecar {
         return Err(RequestError::new(
             Code::LoopDetected,
             "This request has been through a connect-sidecar already. Check that its upstream is not a sidecar.",
@@ -358,50 +366,50 @@ fn check_loop(seen: &Seen<'_>) -> Result<(), RequestError> {
     Ok(())
 }
 
-fn check_key(parts: &Parts, entrance: Entrance, policy: &Policy) -> Result<(), RequestError> {
+fn check_key(parts: &Parts, listener: ListenerKind, policy: &Policy) -> Result<(), RequestError> {
     let path = parts.uri.path();
-    // A browser that is told to open the page sends no key, and gets no data.
-    let is_page = (path == OURS || is_led_to_the_page(parts)) && matches!(entrance, Entrance::Loopback(_));
-    let needs_none = !policy.require_key || is_health(path) || is_page;
-    if needs_none || is_of_a_run(&parts.headers, policy) { Ok(()) } else { require_key(&parts.headers, policy) }
+    // A browser that opens the page cannot send a key, and gets no data.
+    let is_page = (path == SIDECAR_PREFIX || is_page_redirect(parts)) && matches!(listener, ListenerKind::Loopback(_));
+    let is_exempt = !policy.require_key || is_health(path) || is_page;
+    if is_exempt || has_run_key(&parts.headers, policy) { Ok(()) } else { require_key(&parts.headers, policy) }
 }
 
-/// Whether a browser opens a window at a path near the status page. One that speaks to a name that it does not trust tells
-/// that by what it takes alone.
-pub fn is_led_to_the_page(parts: &Parts) -> bool {
-    let says = |name: &str, expected: &str| parts.headers.get(name).is_some_and(|value| value == expected);
-    let takes_pages = || {
+/// Whether a browser opens one of [`PAGE_REDIRECTS`] in a window. If the `Host` is not a loopback name, browsers send
+/// no `Sec-Fetch-*` headers, and `Accept` decides.
+pub fn is_page_redirect(parts: &Parts) -> bool {
+    let has = |name: &str, expected: &str| parts.headers.get(name).is_some_and(|value| value == expected);
+    let accepts_html = || {
         let accepted = parts.headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
         !parts.headers.contains_key("sec-fetch-mode")
             && accepted.split([',', ';']).any(|kind| kind.trim() == "text/html")
     };
-    let opens_window = says("sec-fetch-mode", "navigate") && says("sec-fetch-dest", "document");
-    parts.method == Method::GET && NEAR_THE_PAGE.contains(&parts.uri.path()) && (opens_window || takes_pages())
+    let opens_window = has("sec-fetch-mode", "navigate") && has("sec-fetch-dest", "document");
+    parts.method == Method::GET && PAGE_REDIRECTS.contains(&parts.uri.path()) && (opens_window || accepts_html())
 }
 
-/// Paths that are answered when others are not: to whoever has no key, and to one caller too many.
+/// Whether a path is a health check. Those need no key and are answered under overload.
 pub fn is_health(path: &str) -> bool {
     matches!(path, "/healthz" | "/readyz")
 }
 
-/// Whether a browser asks for something to show in a window.
+/// Whether a browser navigates to the path in a window.
 pub fn is_browser_window(headers: &HeaderMap) -> bool {
     headers.get("sec-fetch-mode").is_some_and(|mode| mode == "navigate")
 }
 
-/// Whether a request brings the key of runs. What needs the instance key in any case is refused to it all the same.
-fn is_of_a_run(headers: &HeaderMap, policy: &Policy) -> bool {
+/// Whether a request has the run key. Endpoints that always need the instance key refuse it nevertheless.
+fn has_run_key(headers: &HeaderMap, policy: &Policy) -> bool {
     let mut sent = headers.get_all(KEY_HEADER).iter();
-    match (policy.key_of_runs(), sent.next(), sent.next()) {
+    match (policy.required_run_key(), sent.next(), sent.next()) {
         (Some(key), Some(sent), None) => key.is(sent.as_bytes()),
         _ => false,
     }
 }
 
-/// Refuses a request without the instance key, given once.
+/// Refuses a request that does not have the instance key exactly once.
 pub fn require_key(headers: &HeaderMap, policy: &Policy) -> Result<(), RequestError> {
-    let mut given = headers.get_all(KEY_HEADER).iter();
-    let only = given.next().filter(|_| given.next().is_none());
+    let mut values = headers.get_all(KEY_HEADER).iter();
+    let only = values.next().filter(|_| values.next().is_none());
     match &policy.key {
         Some(key) if key.is(only.map_or(b"", HeaderValue::as_bytes)) => Ok(()),
         _ => Err(RequestError::new(Code::KeyRequired, "This needs the instance key in a Sidecar-Key header.")),

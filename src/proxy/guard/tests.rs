@@ -1,9 +1,9 @@
 use super::*;
 use http::Request;
 
-const LOOPBACK: Entrance = Entrance::Loopback(2774);
+const LOOPBACK: ListenerKind = ListenerKind::Loopback(2774);
 
-/// A good request with `extra` header lines; `Host` is replaced if `extra` has one.
+/// A valid request with `extra` headers, which may replace `Host`.
 fn request(extra: &[(&str, &str)]) -> Parts {
     let mut builder = Request::post("/v1/connect/token/x");
     if !extra.iter().any(|(name, _)| *name == "host") {
@@ -15,18 +15,18 @@ fn request(extra: &[(&str, &str)]) -> Parts {
     builder.body(()).expect("a request").into_parts().0
 }
 
-fn verdict(parts: &Parts, policy: &Policy) -> &'static str {
+fn check_code(parts: &Parts, policy: &Policy) -> &'static str {
     check(parts, LOOPBACK, policy).err().map_or("ok", |e| e.code.as_str())
 }
 
-fn default_verdict(extra: &[(&str, &str)]) -> &'static str {
-    verdict(&request(extra), &Policy::default())
+fn default_code(extra: &[(&str, &str)]) -> &'static str {
+    check_code(&request(extra), &Policy::default())
 }
 
 #[test]
-fn only_the_loopback_names_with_our_port_are_hosts() {
+fn accepts_only_loopback_names_with_the_listening_port() {
     for host in ["127.0.0.1:2774", "localhost:2774", "LocalHost:2774", "[::1]:2774"] {
-        assert_eq!(default_verdict(&[("host", host)]), "ok", "{host}");
+        assert_eq!(default_code(&[("host", host)]), "ok", "{host}");
     }
     for host in [
         "localhost",
@@ -47,7 +47,7 @@ fn only_the_loopback_names_with_our_port_are_hosts() {
         "0x7f000001:2774",
         "127.1:2774",
     ] {
-        assert_eq!(default_verdict(&[("host", host)]), "host_not_allowed", "{host}");
+        assert_eq!(default_code(&[("host", host)]), "host_not_allowed", "{host}");
     }
     for host in [
         "",
@@ -66,22 +66,22 @@ fn only_the_loopback_names_with_our_port_are_hosts() {
         "%6c:2774",
         "löcalhost:2774",
     ] {
-        assert_eq!(default_verdict(&[("host", host)]), "bad_host", "{host}");
+        assert_eq!(default_code(&[("host", host)]), "bad_host", "{host}");
     }
-    assert_eq!(default_verdict(&[("host", "127.0.0.1:2774"), ("host", "127.0.0.1:2774")]), "bad_host");
+    assert_eq!(default_code(&[("host", "127.0.0.1:2774"), ("host", "127.0.0.1:2774")]), "bad_host");
     let mut parts = request(&[]);
     parts.headers.remove("host");
-    assert_eq!(verdict(&parts, &Policy::default()), "bad_host");
+    assert_eq!(check_code(&parts, &Policy::default()), "bad_host");
 }
 
 #[test]
-fn the_port_may_be_left_out_only_where_it_is_80() {
-    let at_80 = |host| check(&request(&[("host", host)]), Entrance::Loopback(80), &Policy::default());
+fn the_port_is_optional_only_for_80() {
+    let at_80 = |host| check(&request(&[("host", host)]), ListenerKind::Loopback(80), &Policy::default());
     assert!(at_80("localhost").is_ok() && at_80("localhost:80").is_ok());
 }
 
 #[test]
-fn further_hosts_are_exact() {
+fn allowed_hosts_match_exactly() {
     let host = |name: &str, port| AllowedHost { name: name.into(), port };
     let policy =
         Policy { allowed_hosts: vec![host("dev.test", Some(2774)), host("any.test", None)], ..Policy::default() };
@@ -93,12 +93,12 @@ fn further_hosts_are_exact() {
         ("any.test", "ok"),
         ("any.test:1", "ok"),
     ] {
-        assert_eq!(verdict(&request(&[("host", host)]), &policy), expected, "{host}");
+        assert_eq!(check_code(&request(&[("host", host)]), &policy), expected, "{host}");
     }
 }
 
 #[test]
-fn each_entrance_has_hosts_of_its_own() {
+fn each_listener_has_its_own_hosts() {
     let names = ["dev.test", "localhost", "127.0.0.1"];
     let allowed_hosts = names.map(|name| AllowedHost { name: name.into(), port: None }).into();
     let policy = Policy { allowed_hosts, ..Policy::default() };
@@ -113,58 +113,58 @@ fn each_entrance_has_hosts_of_its_own() {
         ("192.0.2.2:2774", false, false, false),
         ("0.0.0.0:2774", false, false, false),
     ] {
-        for (entrance, is_good) in
-            [(LOOPBACK, loopback), (Entrance::Network(2774), network), (Entrance::UnixSocket, unix_socket)]
+        for (listener, is_good) in
+            [(LOOPBACK, loopback), (ListenerKind::Network(2774), network), (ListenerKind::UnixSocket, unix_socket)]
         {
-            let refusal = check(&request(&[("host", host)]), entrance, &policy).err();
+            let refusal = check(&request(&[("host", host)]), listener, &policy).err();
             let expected = if is_good { None } else { Some("host_not_allowed") };
-            assert_eq!(refusal.map(|e| e.code.as_str()), expected, "{host} by {entrance:?}");
+            assert_eq!(refusal.map(|e| e.code.as_str()), expected, "{host} on {listener:?}");
         }
     }
-    for entrance in [Entrance::Network(2774), Entrance::UnixSocket] {
+    for listener in [ListenerKind::Network(2774), ListenerKind::UnixSocket] {
         for host in ["", "localhost:", "localhost.", "dev.test:x"] {
-            let refusal = check(&request(&[("host", host)]), entrance, &policy).expect_err("a bad host");
-            assert_eq!(refusal.code, Code::BadHost, "{host} by {entrance:?}");
+            let refusal = check(&request(&[("host", host)]), listener, &policy).expect_err("a bad host");
+            assert_eq!(refusal.code, Code::BadHost, "{host} on {listener:?}");
         }
     }
 }
 
 #[test]
-fn a_web_page_is_refused_whatever_it_calls_itself() {
+fn refuses_web_pages_of_any_origin() {
     for origin in ["https://evil.example", "null", "", "http://127.0.0.1:2774"] {
-        assert_eq!(default_verdict(&[("origin", origin)]), "browser_request_refused", "{origin}");
+        assert_eq!(default_code(&[("origin", origin)]), "browser_request_refused", "{origin}");
     }
     for site in ["cross-site", "same-site", "same-origin", "none"] {
-        assert_eq!(default_verdict(&[("sec-fetch-site", site)]), "browser_request_refused", "{site}");
+        assert_eq!(default_code(&[("sec-fetch-site", site)]), "browser_request_refused", "{site}");
     }
     for mode in ["navigate", "no-cors", "websocket", "same-origin"] {
-        assert_eq!(default_verdict(&[("sec-fetch-mode", mode)]), "browser_request_refused", "{mode}");
+        assert_eq!(default_code(&[("sec-fetch-mode", mode)]), "browser_request_refused", "{mode}");
     }
     let mut preflight = request(&[("access-control-request-method", "POST")]);
     preflight.method = Method::OPTIONS;
-    assert_eq!(verdict(&preflight, &Policy::default()), "browser_request_refused");
+    assert_eq!(check_code(&preflight, &Policy::default()), "browser_request_refused");
 }
 
 #[test]
-fn what_nodes_fetch_sends_is_no_browser() {
-    assert_eq!(default_verdict(&[("sec-fetch-mode", "cors"), ("accept-language", "*")]), "ok");
+fn accepts_the_headers_of_nodes_fetch() {
+    assert_eq!(default_code(&[("sec-fetch-mode", "cors"), ("accept-language", "*")]), "ok");
 }
 
 #[test]
-fn an_allowed_origin_is_exact_and_admitted() {
+fn allowed_origins_match_exactly() {
     let policy = Policy { allowed_origins: vec!["https://app.example".into()], ..Policy::default() };
-    let admitted =
+    let accepted =
         check(&request(&[("origin", "https://app.example"), ("sec-fetch-site", "cross-site")]), LOOPBACK, &policy);
-    assert_eq!(admitted.expect("allowed").origin, Some(HeaderValue::from_static("https://app.example")));
+    assert_eq!(accepted.expect("allowed").origin, Some(HeaderValue::from_static("https://app.example")));
     for origin in ["https://app.example:8443", "http://app.example", "https://app.example.evil.com", "null"] {
-        assert_eq!(verdict(&request(&[("origin", origin)]), &policy), "browser_request_refused", "{origin}");
+        assert_eq!(check_code(&request(&[("origin", origin)]), &policy), "browser_request_refused", "{origin}");
     }
     let twice = request(&[("origin", "https://app.example"), ("origin", "https://app.example")]);
-    assert_eq!(verdict(&twice, &policy), "browser_request_refused");
+    assert_eq!(check_code(&twice, &policy), "browser_request_refused");
 }
 
 #[test]
-fn an_allowed_origin_needs_the_key_for_what_is_ours() {
+fn an_allowed_origin_needs_the_key_for_the_sidecars_own_endpoints() {
     let key = Some(Key::new("secret".into()));
     let policy = Policy { allowed_origins: vec!["https://app.example".into()], key, ..Policy::default() };
     let ours = ["/_sidecar/", "/_sidecar/v1/status", "/_sidecar/v1/events", "/_sidecar/v1/cache", "/metrics"];
@@ -175,7 +175,7 @@ fn an_allowed_origin_needs_the_key_for_what_is_ours() {
             let from = [("origin", "https://app.example"), ("sec-fetch-site", "cross-site")];
             let mut parts = request(&[&from[..], extra].concat());
             (parts.method, parts.uri) = (method, path.parse().expect("a path"));
-            verdict(&parts, &policy)
+            check_code(&parts, &policy)
         };
         assert_eq!(ask(Method::GET, &[]), without_key, "{path}");
         assert_eq!(ask(Method::OPTIONS, &[]), without_key, "{path}");
@@ -187,7 +187,7 @@ fn an_allowed_origin_needs_the_key_for_what_is_ours() {
 }
 
 #[test]
-fn forwarded_requests_are_refused_unless_allowed_and_loops_always() {
+fn refuses_forwarded_requests_unless_allowed_and_loops_always() {
     let policy = Policy { allow_forwarded: true, ..Policy::default() };
     for name in [
         "forwarded",
@@ -201,32 +201,32 @@ fn forwarded_requests_are_refused_unless_allowed_and_loops_always() {
         "via",
     ] {
         let parts = request(&[(name, "x")]);
-        assert_eq!(verdict(&parts, &Policy::default()), "forwarded_request_refused", "{name}");
-        assert_eq!(verdict(&parts, &policy), "ok", "{name}");
+        assert_eq!(check_code(&parts, &Policy::default()), "forwarded_request_refused", "{name}");
+        assert_eq!(check_code(&parts, &policy), "ok", "{name}");
     }
     for (name, value) in [
         ("cdn-loop", "connect-sidecar"),
         ("via", "1.1 p, 1.1 Connect-Sidecar"),
         ("cdn-loop", "a;b,connect-sidecar;v=1"),
     ] {
-        assert_eq!(verdict(&request(&[(name, value)]), &policy), "loop_detected", "{name}: {value}");
+        assert_eq!(check_code(&request(&[(name, value)]), &policy), "loop_detected", "{name}: {value}");
     }
 }
 
 #[test]
-fn framing_is_plain_chunked_or_nothing() {
-    assert_eq!(default_verdict(&[("transfer-encoding", "chunked")]), "ok");
-    assert_eq!(default_verdict(&[("transfer-encoding", "gzip, chunked")]), "bad_framing");
-    assert_eq!(default_verdict(&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]), "bad_framing");
+fn transfer_encoding_is_chunked_or_absent() {
+    assert_eq!(default_code(&[("transfer-encoding", "chunked")]), "ok");
+    assert_eq!(default_code(&[("transfer-encoding", "gzip, chunked")]), "bad_framing");
+    assert_eq!(default_code(&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]), "bad_framing");
     let mut old = request(&[("transfer-encoding", "chunked")]);
     old.version = Version::HTTP_10;
-    assert_eq!(verdict(&old, &Policy::default()), "bad_framing");
-    assert_eq!(default_verdict(&[("expect", "100-Continue")]), "ok");
-    assert_eq!(default_verdict(&[("expect", "200-ok")]), "expectation_failed");
+    assert_eq!(check_code(&old, &Policy::default()), "bad_framing");
+    assert_eq!(default_code(&[("expect", "100-Continue")]), "ok");
+    assert_eq!(default_code(&[("expect", "200-ok")]), "expectation_failed");
 }
 
 #[test]
-fn a_target_is_a_plain_path() {
+fn requires_a_target_in_origin_form() {
     for (method, target, expected) in [
         (Method::POST, "http://127.0.0.1:2774/v1/connect/token/x", "bad_target"),
         (Method::POST, "//evil/x", "bad_target"),
@@ -237,39 +237,40 @@ fn a_target_is_a_plain_path() {
         let mut parts = request(&[]);
         parts.method = method;
         parts.uri = target.parse().expect("a target");
-        assert_eq!(verdict(&parts, &Policy::default()), expected, "{target}");
+        assert_eq!(check_code(&parts, &Policy::default()), expected, "{target}");
     }
 }
 
 #[test]
-fn the_key_is_needed_everywhere_but_for_health_and_the_empty_page() {
+fn require_key_exempts_health_checks_and_the_page() {
     let policy = Policy { require_key: true, key: Some(Key::new("secret".into())), ..Policy::default() };
-    assert_eq!(verdict(&request(&[]), &policy), "key_required");
-    assert_eq!(verdict(&request(&[("sidecar-key", "secre")]), &policy), "key_required");
-    assert_eq!(verdict(&request(&[("sidecar-key", "secret")]), &policy), "ok");
+    assert_eq!(check_code(&request(&[]), &policy), "key_required");
+    assert_eq!(check_code(&request(&[("sidecar-key", "secre")]), &policy), "key_required");
+    assert_eq!(check_code(&request(&[("sidecar-key", "secret")]), &policy), "ok");
     for path in ["/healthz", "/readyz", "/_sidecar/"] {
         let mut parts = request(&[]);
         parts.uri = path.parse().expect("a path");
-        assert_eq!(verdict(&parts, &policy), "ok", "{path}");
+        assert_eq!(check_code(&parts, &policy), "ok", "{path}");
     }
     let allowed_hosts = vec![AllowedHost { name: "dev.test".into(), port: None }];
     let mut from_network = request(&[]);
     from_network.headers.insert("host", HeaderValue::from_static("dev.test"));
     from_network.uri = "/_sidecar/".parse().expect("a path");
-    let verdict_there = check(&from_network, Entrance::Network(2774), &Policy { allowed_hosts, ..policy.clone() });
-    assert_eq!(verdict_there.expect_err("refused").code, Code::KeyRequired);
+    let from_network_result =
+        check(&from_network, ListenerKind::Network(2774), &Policy { allowed_hosts, ..policy.clone() });
+    assert_eq!(from_network_result.expect_err("refused").code, Code::KeyRequired);
     let typed = [("sec-fetch-site", "none"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
     for (extra, expected) in [(&[][..], "key_required"), (&typed, "ok"), (&[("accept", "text/html,*/*;q=0.8")], "ok")] {
         let mut parts = request(extra);
         (parts.method, parts.uri) = (Method::GET, "/".parse().expect("a path"));
-        assert_eq!(verdict(&parts, &policy), expected, "{extra:?}");
+        assert_eq!(check_code(&parts, &policy), expected, "{extra:?}");
     }
     let no_key = Policy { require_key: true, ..Policy::default() };
-    assert_eq!(verdict(&request(&[("sidecar-key", "")]), &no_key), "key_required", "never open by mistake");
+    assert_eq!(check_code(&request(&[("sidecar-key", "")]), &no_key), "key_required", "a missing key must not match");
 }
 
 #[test]
-fn our_own_page_may_ask_with_the_key_and_nobody_elses() {
+fn only_the_status_page_may_send_requests_with_the_key() {
     let policy = Policy { key: Some(Key::new("secret".into())), ..Policy::default() };
     let (key, own) = (("sidecar-key", "secret"), ("sec-fetch-site", "same-origin"));
     for (path, extra, expected) in [
@@ -289,12 +290,12 @@ fn our_own_page_may_ask_with_the_key_and_nobody_elses() {
     ] {
         let mut parts = request(extra);
         parts.uri = path.parse().expect("a path");
-        assert_eq!(verdict(&parts, &policy), expected, "{path} {extra:?}");
+        assert_eq!(check_code(&parts, &policy), expected, "{path} {extra:?}");
     }
 }
 
 #[test]
-fn the_page_opens_in_a_window_of_its_own_and_from_no_link() {
+fn the_page_opens_in_a_window_but_not_from_a_link() {
     let (navigate, document) = (("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document"));
     let site = |site| ("sec-fetch-site", site);
     for (method, path, extra, expected) in [
@@ -317,12 +318,12 @@ fn the_page_opens_in_a_window_of_its_own_and_from_no_link() {
     ] {
         let mut parts = request(&extra);
         (parts.method, parts.uri) = (method, path.parse().expect("a path"));
-        assert_eq!(verdict(&parts, &Policy::default()), expected, "{} {path} {extra:?}", parts.method);
+        assert_eq!(check_code(&parts, &Policy::default()), expected, "{} {path} {extra:?}", parts.method);
     }
 }
 
 #[test]
-fn who_types_the_address_of_something_else_is_told_how_to_open_the_page() {
+fn a_browser_window_elsewhere_gets_a_hint_to_the_page() {
     const FROM_ELSEWHERE: &str = "ask from a server or a script, or start the sidecar with --allowed-origin";
     let typed = [("sec-fetch-site", "none"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
     for (path, extra, hint) in [
@@ -339,7 +340,7 @@ fn who_types_the_address_of_something_else_is_told_how_to_open_the_page() {
 }
 
 #[test]
-fn only_a_browsers_question_before_a_request_is_a_preflight() {
+fn recognises_preflights() {
     let ask = ("access-control-request-method", "POST");
     for (method, extra, expected) in [
         (Method::OPTIONS, &[ask][..], "browser_request_refused"),
@@ -348,12 +349,12 @@ fn only_a_browsers_question_before_a_request_is_a_preflight() {
     ] {
         let mut parts = request(extra);
         parts.method = method;
-        assert_eq!(verdict(&parts, &Policy::default()), expected, "{} {extra:?}", parts.method);
+        assert_eq!(check_code(&parts, &Policy::default()), expected, "{} {extra:?}", parts.method);
     }
 }
 
 #[test]
-fn credentials_of_the_apps_own_are_noticed() {
+fn detects_the_apps_own_credentials() {
     let has =
         |extra: &[(&str, &str)]| check(&request(extra), LOOPBACK, &Policy::default()).expect("good").has_credentials;
     for name in ["authorization", "cookie", "proxy-authorization"] {
@@ -363,10 +364,10 @@ fn credentials_of_the_apps_own_are_noticed() {
 }
 
 #[test]
-fn the_first_failure_answers() {
+fn the_first_failing_check_decides() {
     let all_wrong = [("transfer-encoding", "gzip"), ("host", "evil:1"), ("origin", "null"), ("via", "x")];
     let expected = ["bad_framing", "host_not_allowed", "browser_request_refused", "forwarded_request_refused"];
     for (skip, expected) in expected.into_iter().enumerate() {
-        assert_eq!(default_verdict(&all_wrong[skip..]), expected);
+        assert_eq!(default_code(&all_wrong[skip..]), expected);
     }
 }

@@ -1,13 +1,11 @@
-//! The terms of the rows as code: START, M, JWT, REQ, PASS, DENY, ALIVE, NOLEAK; and what a row is.
-//! (SH is [`Reply::assert_safe`].)
+//! The terms of the policy tests: a sidecar to start and a mock upstream, M, with assertions that a request is
+//! forwarded (`pass`) or refused (`deny`).
 //!
-//! Times that a row states are waited for in [`stated`] and nowhere else. A limit that it states is for a machine that
-//! does nothing else: [`within`] gives it some times as long.
+//! Specified durations are waited for with [`stated`] only. Specified limits assume an idle machine, so [`within`]
+//! allows a multiple of them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -18,101 +16,36 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::process::Command;
-use tokio::sync::Semaphore;
-use tokio::task::LocalSet;
 
 use crate::support::http::{Reply, Request};
 use crate::support::process::{Ended, Serving, assert_no_slice_of, isolated, run as run_to_end, sidecar};
 use crate::support::scripted::{Received, Scripted, answer};
 use crate::support::{SLACK, env_file, soon, write_private};
 
-/// How many times as long as stated something may take beside all the other tests.
-const SLACK_FOR_A_BUSY_MACHINE: u32 = 5;
-/// No row takes longer.
-const LONGEST_ROW: Duration = Duration::from_secs(150);
+/// How much longer than specified something may take while all other tests run.
+const BUSY_MACHINE_FACTOR: u32 = 5;
 
-/// When a row runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    Quick,
-    /// It waits for real time.
-    Waits,
-}
-
-/// A row of section 6.
-#[must_use]
-pub struct Row {
-    pub id: &'static str,
-    pub kind: Kind,
-    /// It looks at the process from outside, in ways that only Linux has.
-    pub needs_linux: bool,
-    states: &'static str,
-    run: Pin<Box<dyn Future<Output = ()>>>,
-}
-
-/// The row `id`, which states this and holds if `run` does not panic.
-pub fn row(id: &'static str, states: &'static str, run: impl Future<Output = ()> + 'static) -> Row {
-    Row { id, kind: Kind::Quick, needs_linux: false, states, run: Box::pin(run) }
-}
-
-impl Row {
-    pub fn waits(self) -> Self {
-        Self { kind: Kind::Waits, ..self }
-    }
-
-    pub fn on_linux(self) -> Self {
-        Self { needs_linux: true, ..self }
-    }
-}
-
-/// Runs rows, so many at once, and tells of all that do not hold.
-pub async fn run(rows: impl Iterator<Item = Row>, at_once: usize) {
-    let turns = Arc::new(Semaphore::new(at_once));
-    let running = LocalSet::new();
-    let judged: Vec<_> = rows.map(|row| running.spawn_local(judge(row, turns.clone()))).collect();
-    running.await;
-    let mut problems = Vec::new();
-    for judged in judged {
-        problems.extend(judged.await.expect("no panic"));
-    }
-    assert!(problems.is_empty(), "{} rows do not hold:\n{}", problems.len(), problems.join("\n"));
-}
-
-/// Runs a row; what is wrong with it.
-async fn judge(row: Row, turns: Arc<Semaphore>) -> Option<String> {
-    let _turn = turns.acquire().await.expect("never closed");
-    let problem = match tokio::task::spawn_local(tokio::time::timeout(LONGEST_ROW, row.run)).await {
-        Ok(Ok(())) => return None,
-        Ok(Err(_)) => "it takes too long".to_owned(),
-        Err(error) => match error.into_panic().downcast::<String>() {
-            Ok(message) => *message,
-            Err(message) => message.downcast_ref::<&str>().copied().unwrap_or("it panicked").to_owned(),
-        },
-    };
-    Some(format!("{} ({}): {problem}", row.id, row.states))
-}
-
-/// Waits for a time that a row states.
+/// Waits for a specified duration.
 pub async fn stated(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
-/// Waits until a time that a row states has passed since then.
+/// Waits until a specified duration has passed since then.
 pub async fn stated_since(begun: Instant, time: Duration) {
     stated(time.saturating_sub(begun.elapsed())).await;
 }
 
-/// Returns once something holds that gives no word of itself.
+/// Polls until a condition holds.
 pub async fn until(mut holds: impl AsyncFnMut() -> bool) {
     while !holds().await {
         stated(ms(10)).await;
     }
 }
 
-/// Does something `count` times, this often a second, as rows with a rate state it.
+/// Does something `count` times at this rate.
 pub async fn at_a_rate_of(per_second: u32, count: usize, mut act: impl AsyncFnMut(usize)) {
     let mut turns = tokio::time::interval(Duration::from_secs(1) / per_second);
-    // After a pause of the machine's there is no catching up, which would be another rate.
+    // Catching up after a pause would exceed the rate.
     turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for n in 0..count {
         turns.tick().await;
@@ -120,11 +53,11 @@ pub async fn at_a_rate_of(per_second: u32, count: usize, mut act: impl AsyncFnMu
     }
 }
 
-/// What comes in a time that a row states as the longest.
+/// Waits for a result within a specified limit.
 pub async fn within<T>(time: Duration, what: &str, future: impl Future<Output = T>) -> T {
     let begun = Instant::now();
     let output = soon(what, future).await;
-    assert!(begun.elapsed() < time * SLACK_FOR_A_BUSY_MACHINE, "{what} took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < time * BUSY_MACHINE_FACTOR, "{what} took {:?}", begun.elapsed());
     output
 }
 
@@ -146,7 +79,7 @@ fn random(bytes: usize) -> String {
     random.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// A token of the demo's team, with claims changed.
+/// An OIDC token with changed claims.
 pub fn jwt(change: impl FnOnce(&mut Value)) -> String {
     let now = now_ms() / 1000;
     let mut claims = json!({
@@ -171,24 +104,24 @@ pub fn fresh_jwt() -> String {
     jwt(|_| {})
 }
 
-/// A JSON answer of M.
+/// A JSON response.
 pub fn json_answer(status: u16, lines: &str, body: &str) -> String {
     answer(status, &format!("Content-Type: application/json\r\n{lines}"), body)
 }
 
-/// M's answer number `n` with a good token.
+/// A response with the valid token number `n`.
 pub fn token_answer(n: usize) -> String {
     token_answer_until(n, &(now_ms() + 3_600_000).to_string())
 }
 
-/// M's answer number `n` with this `expiresAt`.
+/// A response with token number `n` and this `expiresAt`.
 pub fn token_answer_until(n: usize, expires_at: &str) -> String {
     let connector = r#"{"id":"c1","uid":"slack/acme-slack","type":"slack"}"#;
     let token = format!("CANARYPROV-{n}-{}", random(8));
     json_answer(200, "", &format!(r#"{{"token":"{token}","expiresAt":{expires_at},"connector":{connector}}}"#))
 }
 
-/// A mock upstream with good tokens for all.
+/// A mock upstream that answers every request with a valid token.
 pub async fn mock() -> Scripted {
     let m = Scripted::start().await;
     m.otherwise(|_, n| token_answer(n).into());
@@ -199,7 +132,8 @@ pub async fn has_ipv6() -> bool {
     tokio::net::TcpListener::bind("[::1]:0").await.is_ok()
 }
 
-/// A port that nobody else gets for as long as the socket lives: bound and not listening, it gives way to the sidecar.
+/// A port that is reserved while the socket lives. The socket is bound but does not listen, so the sidecar can use the
+/// port.
 pub fn reserve_port() -> (TcpSocket, u16) {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_reuseaddr(true).expect("a socket");
@@ -208,7 +142,7 @@ pub fn reserve_port() -> (TcpSocket, u16) {
     (socket, port)
 }
 
-/// All that there is before a START: the project D with J0 in its env file, M, and the command.
+/// A sidecar to be started: its project with the OIDC token J0 in the env file, the mock upstream M, and the command.
 pub struct Start {
     pub home: TempDir,
     pub project: PathBuf,
@@ -239,7 +173,7 @@ impl Start {
         self
     }
 
-    /// The env file has this content instead; `{J0}` stands for the token.
+    /// Sets the content of the env file, with `{J0}` for the token.
     pub fn env_file(self, content: impl AsRef<[u8]>) -> Self {
         let content = match std::str::from_utf8(content.as_ref()) {
             Ok(text) => text.replace("{J0}", &self.j0).into_bytes(),
@@ -249,7 +183,7 @@ impl Start {
         self
     }
 
-    /// M has accepted a request of this project before, so that the clock may have its token renewed.
+    /// Pretends that M has accepted a token of this project before, which automatic refreshes require.
     pub fn accepted(self) -> Self {
         use std::os::unix::fs::DirBuilderExt;
         let state = self.home.path().join(".local/state/connect-sidecar");
@@ -260,20 +194,20 @@ impl Start {
         self
     }
 
-    /// There is no env file.
+    /// Removes the env file.
     pub fn without_env_file(self) -> Self {
         std::fs::remove_file(self.project.join(".env.local")).expect("removed");
         self
     }
 
-    /// The project's own file.
+    /// Sets the project's `sidecar.toml`.
     pub fn toml(self, content: &str) -> Self {
         std::fs::write(self.project.join("sidecar.toml"), content).expect("written");
         self
     }
 
-    /// Runs it by way of another command, which gets path and arguments after its own.
-    pub fn by_way_of(mut self, program: &str, args: &[&str]) -> Self {
+    /// Runs the sidecar through another command, which gets the path and the arguments after its own.
+    pub fn through(mut self, program: &str, args: &[&str]) -> Self {
         let mut outer = isolated(program, self.home.path());
         let inner = self.command.as_std();
         outer.args(args).arg(inner.get_program()).args(inner.get_args()).current_dir(&self.project);
@@ -290,24 +224,24 @@ impl Start {
         sidecar
     }
 
-    /// Runs it to its end.
+    /// Runs the command until it exits.
     pub async fn end(self) -> Ended {
         run_to_end(self.command).await
     }
 }
 
-/// START with nothing special.
+/// Starts a sidecar with default settings.
 pub async fn start() -> Sidecar {
     Start::new().await.serve().await
 }
 
-/// A running sidecar and its M.
+/// A running sidecar with its mock upstream.
 pub struct Sidecar {
     pub serving: Serving,
     pub addr: SocketAddr,
     pub m: Scripted,
     pub project: PathBuf,
-    /// The token in the file at the start.
+    /// The OIDC token in the env file at the start.
     pub j0: String,
     pub home: TempDir,
     cases: AtomicUsize,
@@ -318,18 +252,18 @@ impl Sidecar {
         self.serving.pid()
     }
 
-    /// `{P}` and `{M}` are the ports.
+    /// Replaces `{P}` and `{M}` with the ports of the sidecar and of M.
     pub fn fill(&self, text: &str) -> String {
         text.replace("{P}", &self.addr.port().to_string()).replace("{M}", &self.m.addr().port().to_string())
     }
 
-    /// REQ, with a cache key of its own.
+    /// A valid token request with a new cache key.
     pub fn req(&self) -> Request {
         let case = self.cases.fetch_add(1, Ordering::Relaxed);
         self.ask(&format!(r#"{{"subject":{{"type":"app"}},"scopes":["{case}"]}}"#))
     }
 
-    /// REQ with this body.
+    /// A valid token request with this body.
     pub fn ask(&self, body: &str) -> Request {
         Request::new(self.addr, "POST", SLACK).json(body)
     }
@@ -338,7 +272,7 @@ impl Sidecar {
         Request::new(self.addr, "GET", path)
     }
 
-    /// PASS.
+    /// Sends a request and asserts that it is forwarded once and its response returned.
     pub async fn pass(&self, request: Request) -> Reply {
         let before = self.m.count();
         let shown = String::from_utf8_lossy(&request.bytes()).into_owned();
@@ -350,7 +284,7 @@ impl Sidecar {
         reply
     }
 
-    /// What M saw is this request with the credential, and what the caller saw is M's answer.
+    /// Asserts that M received this request with the credential and the client received M's response.
     #[track_caller]
     pub fn assert_passed_on(&self, seen: &Received, line: &str, body: &str, reply: &Reply) {
         assert_eq!(seen.line(), line.replace("HTTP/1.0", "HTTP/1.1"));
@@ -363,7 +297,7 @@ impl Sidecar {
         assert_eq!(reply.header("sidecar-error"), None);
     }
 
-    /// DENY.
+    /// Sends a request and asserts that it is refused without an upstream request.
     pub async fn deny(&self, request: Request, status: u16, code: &str) -> Reply {
         let (before, shown) = (self.m.count(), String::from_utf8_lossy(&request.bytes()).into_owned());
         let reply = request.send().await;
@@ -372,7 +306,7 @@ impl Sidecar {
         reply
     }
 
-    /// DENY, as to be read of 502s: M was asked, and its answer is not passed on.
+    /// Sends a request and asserts that it is sent upstream once and fails.
     pub async fn fails(&self, request: Request, status: u16, code: &str) -> Reply {
         let (before, shown) = (self.m.count(), String::from_utf8_lossy(&request.bytes()).into_owned());
         let reply = request.begin().await.reply_at_last().await;
@@ -386,7 +320,7 @@ impl Sidecar {
         assert_eq!((health.status, health.text().as_str()), (200, r#"{"status":"ok"}"#));
     }
 
-    /// ALIVE.
+    /// Asserts that the sidecar is healthy and forwards requests.
     pub async fn alive(&self) {
         self.healthy().await;
         self.pass(self.req()).await;
@@ -400,12 +334,12 @@ impl Sidecar {
         self.project.join(".env.local")
     }
 
-    /// Writes the env file as the CLI does.
+    /// Writes the env file like the Vercel CLI.
     pub fn write_env(&self, token: &str) {
         std::fs::write(self.env_path(), env_file(token)).expect("written");
     }
 
-    /// M sees this bearer when it is asked for something new.
+    /// Asserts that this OIDC token is sent upstream.
     pub async fn assert_uses(&self, token: &str) {
         let before = self.m.count();
         let reply = self.req().send().await;
@@ -413,7 +347,7 @@ impl Sidecar {
         assert_eq!(self.m.received()[before].values("authorization"), [format!("Bearer {token}")]);
     }
 
-    /// The instance's own file: its path and what is in it.
+    /// The instance file: its path and content.
     pub fn instance(&self) -> (PathBuf, Value) {
         let path = self.home.path().join(format!(".local/state/connect-sidecar/{}.json", self.addr.port()));
         let instance = serde_json::from_slice(&std::fs::read(&path).expect("a state file")).expect("JSON");
@@ -428,7 +362,8 @@ impl Sidecar {
         self.get("/_sidecar/v1/status").send().await.json()
     }
 
-    /// NOLEAK, at its end: what it showed. M's tokens, J0 and the key are secrets, and so are these.
+    /// Stops the sidecar and asserts that none of its secrets is in its output or its pages: M's tokens, J0, the key
+    /// and `others`. Returns what was shown.
     pub async fn leaks_nothing(self, others: &[&str]) -> String {
         let mut secrets: Vec<_> = others.iter().map(|secret| (*secret).to_owned()).collect();
         let tokens = self.m.received().into_iter().filter_map(|received| {
@@ -443,7 +378,7 @@ impl Sidecar {
         let ended = self.serving.stop().await;
         shown.push_str(&ended.stdout);
         shown.push_str(&ended.stderr);
-        // A token's header is the same for all.
+        // All tokens have the same header.
         let parts = secrets.iter().flat_map(|secret| secret.split('.').filter(|part| !part.starts_with("eyJhbGci")));
         assert_no_slice_of(parts, &shown);
         shown

@@ -1,4 +1,4 @@
-//! 6.9: no secret leaves the process but to upstream and to the app that asked.
+//! Group L: secrets leave the process only towards upstream and the app that requested them.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -10,16 +10,16 @@ use crate::support::process::assert_no_slice_of;
 use crate::support::scripted::{Then, answer};
 use crate::support::soon;
 
-use super::contract::{Row, Sidecar, Start, fresh_jwt, json_answer, jwt, row, start};
+use super::contract::{Sidecar, Start, fresh_jwt, json_answer, jwt, start};
 use super::token_life::UNAUTHORIZED;
 
 const THEIRS: &str = "CANARYBODY-of-a-third-party-0123456789";
 
-/// A shell that lets what it runs dump core, if that can be had.
+/// A shell command that enables core dumps, if possible.
 const WITH_CORES: [&str; 2] = ["-c", "ulimit -c unlimited 2>&-; exec \"$0\" \"$@\""];
 
-/// What goes wrong in other rows, in one process: broken lines, bad tokens, upstream's pages, cut answers, a rejected
-/// token, a miss and a hit.
+/// Causes the failures of other tests in one process: malformed lines, invalid tokens, upstream's pages, truncated
+/// answers, a rejected token, a miss and a hit.
 async fn troubles(mut s: Sidecar) -> String {
     let request = s.req();
     s.pass(request.clone()).await;
@@ -55,78 +55,83 @@ async fn troubles(mut s: Sidecar) -> String {
     s.leaks_nothing(&secrets.iter().map(String::as_str).collect::<Vec<_>>()).await
 }
 
-pub fn rows() -> Vec<Row> {
-    vec![
-        row("tL01", "not at the default level, whatever goes wrong", async {
-            let shown = troubles(start().await).await;
-            assert!(shown.contains("upstream_invalid_response") && shown.contains("bad_json"), "there was much to see");
-        }),
-        row("tL02", "nor at any other", async {
-            let to_be = Start::new().await.args(&["-vv", "--log-level", "trace"]);
-            let shown = troubles(to_be.env("RUST_LOG", "trace").env("RUST_BACKTRACE", "full").serve().await).await;
-            assert!(shown.contains("upstream_invalid_response"), "there was much to see");
-        }),
-        row("tL04", "a body that upstream echoes is not logged", async {
-            let s = start().await;
-            let body = format!(
-                r#"{{"subject":{{"type":"token","token":"{THEIRS}"}},"additionalClaims":{{"{THEIRS}":"{THEIRS}"}}}}"#
-            );
-            s.m.say(json_answer(400, "", &body), Then::Keep);
-            let reply = s.ask(&body).send().await;
-            assert_eq!((reply.status, reply.text()), (400, body.clone()));
-            s.leaks_nothing(&[THEIRS, &body]).await;
-        }),
-        row("tL05", "no control character reaches a terminal, and a refusal is one line", async {
-            let token = jwt(|claims| claims["project"] = "\x1b]0;pwn\x07".into());
-            let mut s = Start::new().await.env_file(format!("VERCEL_OIDC_TOKEN={token}\n")).serve().await;
-            s.j0 = token;
-            let head = |host: &str| format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-            let _ = raw(s.addr, head("\x1b]0;pwn\x07").as_bytes()).await;
-            let refused = [
-                s.req().target("/v1/connect/token/%1b%5b31m"),
-                s.req().target("/%1b%5b31m%0aerror"),
-                s.req().header("host", "evil%1b.example"),
-                s.req().header("host", "evil.example"),
-            ];
-            let count = refused.len();
-            for request in refused {
-                assert!(request.send().await.status >= 400);
-            }
-            let traced = token_head("1.1", "X-Request-Id: \x1b[31m\r\nConnection: close\r\nContent-Length: 0\r\n");
-            assert!(exchange(s.addr, &traced).await.iter().all(|reply| reply.status == 400), "no value has that");
-            s.pass(s.req().header("user-agent", "a\tb").header("x-request-id", "a\tb")).await;
-            assert!(s.m.received()[0].values("x-request-id").is_empty());
-            s.m.say(json_answer(400, "", r#"{"error":{"code":"\u001b[31m","message":"\u001b[31m"}}"#), Then::Keep);
-            assert_eq!(s.req().send().await.status, 400);
-            let log = s.serving.stop().await.stderr;
-            assert!(log.contains("pwn"), "there was something to escape: {log}");
-            assert!(!log.contains('\x1b') && !log.contains('\x07'), "{log:?}");
-            let lines = log.lines().filter(|line| line.contains("status=4")).count();
-            assert_eq!(lines, count + 1, "those, and upstream's: {log}");
-        }),
-        row("tL06", "neither arguments nor environment hold a token, and there is no core to dump", async {
-            let s = Start::new().await.by_way_of("sh", &WITH_CORES).serve().await;
-            let proc = |file: &str| fs::read(format!("/proc/{}/{file}", s.pid()));
-            let limits = String::from_utf8(proc("limits").expect("limits")).expect("text");
-            let line = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
-            assert_eq!(line.split_whitespace().nth(4), Some("0"), "{line}");
-            let mut shown = proc("cmdline").expect("arguments");
-            // Only the system's administrator may look there.
-            shown.extend(proc("environ").unwrap_or_default());
-            let status = fs::metadata(format!("/proc/{}/environ", s.pid())).expect("it runs");
-            assert_eq!(std::os::unix::fs::MetadataExt::uid(&status), 0, "closed to other processes of the user");
-            assert_no_slice_of([s.j0.as_str(), &s.key()], &String::from_utf8_lossy(&shown));
-        })
-        .on_linux(),
-        row("tL08", "none is dumped however it dies", async {
-            let mut s = Start::new().await.by_way_of("sh", &WITH_CORES).serve().await;
-            s.pass(s.req()).await;
-            s.serving.signal(Signal::SIGABRT);
-            let status = soon("its end", s.serving.child.wait()).await.expect("a status");
-            assert_eq!((status.signal(), status.core_dumped()), (Some(Signal::SIGABRT as i32), false));
-            let names =
-                fs::read_dir(&s.project).expect("a directory").map(|entry| entry.expect("an entry").file_name());
-            assert!(names.into_iter().all(|name| !name.to_string_lossy().starts_with("core")));
-        }),
-    ]
+#[tokio::test]
+async fn tL01_leaks_no_secret_at_the_default_log_level() {
+    let shown = troubles(start().await).await;
+    assert!(shown.contains("upstream_invalid_response") && shown.contains("bad_json"), "there was much to see");
+}
+
+#[tokio::test]
+async fn tL02_leaks_no_secret_at_any_log_level() {
+    let prepared = Start::new().await.args(&["-vv", "--log-level", "trace"]);
+    let shown = troubles(prepared.env("RUST_LOG", "trace").env("RUST_BACKTRACE", "full").serve().await).await;
+    assert!(shown.contains("upstream_invalid_response"), "there was much to see");
+}
+
+#[tokio::test]
+async fn tL04_does_not_log_a_body_that_upstream_echoes() {
+    let s = start().await;
+    let body =
+        format!(r#"{{"subject":{{"type":"token","token":"{THEIRS}"}},"additionalClaims":{{"{THEIRS}":"{THEIRS}"}}}}"#);
+    s.m.say(json_answer(400, "", &body), Then::Keep);
+    let reply = s.ask(&body).send().await;
+    assert_eq!((reply.status, reply.text()), (400, body.clone()));
+    s.leaks_nothing(&[THEIRS, &body]).await;
+}
+
+#[tokio::test]
+async fn tL05_writes_no_control_characters_and_one_line_for_a_refusal() {
+    let token = jwt(|claims| claims["project"] = "\x1b]0;pwn\x07".into());
+    let mut s = Start::new().await.env_file(format!("VERCEL_OIDC_TOKEN={token}\n")).serve().await;
+    s.j0 = token;
+    let head = |host: &str| format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    let _ = raw(s.addr, head("\x1b]0;pwn\x07").as_bytes()).await;
+    let refused = [
+        s.req().target("/v1/connect/token/%1b%5b31m"),
+        s.req().target("/%1b%5b31m%0aerror"),
+        s.req().header("host", "evil%1b.example"),
+        s.req().header("host", "evil.example"),
+    ];
+    let count = refused.len();
+    for request in refused {
+        assert!(request.send().await.status >= 400);
+    }
+    let traced = token_head("1.1", "X-Request-Id: \x1b[31m\r\nConnection: close\r\nContent-Length: 0\r\n");
+    assert!(exchange(s.addr, &traced).await.iter().all(|reply| reply.status == 400), "no value has that");
+    s.pass(s.req().header("user-agent", "a\tb").header("x-request-id", "a\tb")).await;
+    assert!(s.m.received()[0].values("x-request-id").is_empty());
+    s.m.say(json_answer(400, "", r#"{"error":{"code":"\u001b[31m","message":"\u001b[31m"}}"#), Then::Keep);
+    assert_eq!(s.req().send().await.status, 400);
+    let log = s.serving.stop().await.stderr;
+    assert!(log.contains("pwn"), "there was something to escape: {log}");
+    assert!(!log.contains('\x1b') && !log.contains('\x07'), "{log:?}");
+    let lines = log.lines().filter(|line| line.contains("status=4")).count();
+    assert_eq!(lines, count + 1, "those, and upstream's: {log}");
+}
+
+#[tokio::test]
+#[cfg_attr(not(target_os = "linux"), ignore = "looks at the process through /proc")]
+async fn tL06_has_no_token_in_arguments_or_environment_and_no_core_dumps() {
+    let s = Start::new().await.through("sh", &WITH_CORES).serve().await;
+    let proc = |file: &str| fs::read(format!("/proc/{}/{file}", s.pid()));
+    let limits = String::from_utf8(proc("limits").expect("limits")).expect("text");
+    let line = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+    assert_eq!(line.split_whitespace().nth(4), Some("0"), "{line}");
+    let mut shown = proc("cmdline").expect("arguments");
+    // Only root may read it.
+    shown.extend(proc("environ").unwrap_or_default());
+    let status = fs::metadata(format!("/proc/{}/environ", s.pid())).expect("it runs");
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&status), 0, "closed to other processes of the user");
+    assert_no_slice_of([s.j0.as_str(), &s.key()], &String::from_utf8_lossy(&shown));
+}
+
+#[tokio::test]
+async fn tL08_dumps_no_core_however_it_dies() {
+    let mut s = Start::new().await.through("sh", &WITH_CORES).serve().await;
+    s.pass(s.req()).await;
+    s.serving.signal(Signal::SIGABRT);
+    let status = soon("its end", s.serving.child.wait()).await.expect("a status");
+    assert_eq!((status.signal(), status.core_dumped()), (Some(Signal::SIGABRT as i32), false));
+    let names = fs::read_dir(&s.project).expect("a directory").map(|entry| entry.expect("an entry").file_name());
+    assert!(names.into_iter().all(|name| !name.to_string_lossy().starts_with("core")));
 }

@@ -1,7 +1,10 @@
-//! The black-box suite of docs/security.md, on the built binary: a row for each of its ids, a file for each of
-//! its groups, its terms in [`contract`].
+//! The black-box suite of docs/security.md, run against the built binary: one file per group of rules, and one test per
+//! id, whose name begins with it: `cargo test tH05`. Common terms are in [`contract`].
 //!
-//! What has more spellings than a row needs is in the unit tests of the part; what needs a clock or a gate is in the other modules of this binary.
+//! Further spellings of the same case are in the unit tests of the part; cases that need a clock or a gate are in other
+//! modules of this binary.
+
+#![allow(non_snake_case, reason = "tests are named after the ids of docs/security.md")]
 
 mod browser;
 mod cache;
@@ -17,13 +20,12 @@ mod path;
 mod ports;
 mod refresh;
 mod shutdown;
+mod slow;
 mod token_life;
 mod upstream;
 
 use std::collections::BTreeSet;
-
-use contract::{Kind, Row, run};
-use tokio::sync::Semaphore;
+use std::process::Command;
 
 /// All ids, by the groups of docs/security.md.
 const IDS: [&str; 13] = [
@@ -42,52 +44,12 @@ const IDS: [&str; 13] = [
     "tW01 tW02 tW03 tW06 tI01 tI02 tI04 tA01 tA03 tA05",
 ];
 
-/// Rows that run at once, where none of them waits.
-const AT_ONCE: usize = 4;
-
-fn all_rows() -> Vec<Row> {
-    let groups = [
-        host::rows,
-        browser::rows,
-        path::rows,
-        framing::rows,
-        upstream::rows,
-        cache::rows,
-        env_file::rows,
-        token_life::rows,
-        leakage::rows,
-        ports::rows,
-        config::rows,
-        shutdown::rows,
-        interception::rows,
-        refresh::rows,
-        page::rows,
-    ];
-    groups.iter().flat_map(|rows| rows()).collect()
-}
-
-/// The rows of a kind that can be tried here.
-fn rows_of(kind: Kind) -> impl Iterator<Item = Row> {
-    let can_be_tried = |row: &Row| cfg!(target_os = "linux") || !row.needs_linux;
-    all_rows().into_iter().filter(move |row| row.kind == kind && can_be_tried(row))
-}
-
-#[tokio::test]
-async fn the_rows_that_do_not_wait_hold() {
-    run(rows_of(Kind::Quick), AT_ONCE).await;
-}
-
-/// They begin together, so that all take as long as the longest of them.
-#[tokio::test]
-async fn the_rows_that_wait_for_a_stated_time_hold() {
-    run(rows_of(Kind::Waits), Semaphore::MAX_PERMITS).await;
-}
-
 #[test]
-fn every_id_of_the_policy_has_a_row() {
-    fn each<'a>(groups: impl IntoIterator<Item = &'a str>) -> BTreeSet<&'a str> {
-        groups.into_iter().flat_map(|group| group.split(' ')).collect()
-    }
-    let rows = all_rows();
-    assert_eq!(each(rows.iter().map(|row| row.id)), each(IDS));
+fn every_id_is_the_name_of_a_test() {
+    let this_binary = std::env::current_exe().expect("the path of this binary");
+    let list = Command::new(this_binary).args(["--list", "policy::"]).output().expect("a list of tests").stdout;
+    let list = String::from_utf8(list).expect("UTF-8");
+    let names = list.lines().filter_map(|line| line.strip_suffix(": test")?.rsplit("::").next());
+    let ids: BTreeSet<_> = names.filter_map(|name| name.split('_').next()).filter(|id| id.starts_with('t')).collect();
+    assert_eq!(ids, IDS.iter().flat_map(|group| group.split(' ')).collect());
 }

@@ -1,5 +1,5 @@
-//! Connect's real SDK for Python in an unmodified program, through interception: `run` sets nothing that it knows of but
-//! a proxy and a file of certificates.
+//! Connect's real SDK for Python in an unmodified program through interception: `run` only sets a proxy and a
+//! certificate file.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::support::python;
 
 const CALLS: &str = include_str!("calls.py");
 
-/// Runs all calls of one half of the SDK, and holds each to what it must give and cost.
+/// Runs all calls of the synchronous or the asynchronous API and checks the results and the upstream requests.
 async fn every_call_is_served(half: &str) {
     let Some(python) = python::connect_sdk().await else { return };
     let desk = Desk::new().await;
@@ -49,11 +49,11 @@ async fn every_call_is_served(half: &str) {
 }
 
 #[tokio::test]
-async fn every_call_is_served_to_synchronous_code() {
+async fn serves_every_synchronous_call() {
     every_call_is_served("sync").await;
 }
 
 #[tokio::test]
-async fn every_call_is_served_to_asynchronous_code() {
+async fn serves_every_asynchronous_call() {
     every_call_is_served("async").await;
 }

@@ -1,4 +1,4 @@
-//! Connect's real SDK in an unmodified app, through the preload: on each Node.js, in all kinds of processes.
+//! Connect's real SDK in an unmodified app through the preload, on each Node.js version and in all kinds of processes.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -17,7 +17,7 @@ use crate::support::{Scene, Stage, npm, soon};
 
 const CALLS: &str = include_str!("calls.mjs");
 const ASKED: &str = include_str!("asked.mjs");
-/// Asks once. A CommonJS module, as it is not named `.mjs`.
+/// A CommonJS program that sends one request.
 const ONCE: &str = r#"
 import("@vercel/connect").then(async ({ getToken }) => {
   console.log(await getToken("slack/acme-slack", { subject: { type: "app" } }));
@@ -25,14 +25,14 @@ import("@vercel/connect").then(async ({ getToken }) => {
 });
 "#;
 
-/// A project that uses the SDK, and the Node.js that it runs on.
+/// A project with the SDK and a Node.js version.
 struct Project {
     dir: TempDir,
     node: PathBuf,
 }
 
 impl Project {
-    /// `None` where one of the two cannot be had.
+    /// `None` if either cannot be installed.
     async fn new(node: &str, sdk: &str) -> Option<Self> {
         let (node, sdk) = (npm::node(node).await?, npm::connect_sdk(sdk).await?);
         let dir = tempfile::tempdir().expect("a directory");
@@ -48,14 +48,14 @@ impl Project {
         Some(Self { dir, node })
     }
 
-    /// A command in it with what `run` gives an app for this sidecar.
+    /// A command in the project with the environment that `run` sets.
     fn command(&self, stage: &Stage, program: &str, arguments: &[&str]) -> Command {
         let mut command = app(stage, program, self.dir.path(), &self.node);
         command.args(arguments).env("NO_UPDATE_NOTIFIER", "1");
         command
     }
 
-    /// What a command prints.
+    /// Runs a command and returns its output.
     async fn printed(&self, stage: &Stage, program: &str, arguments: &[&str]) -> String {
         let ended = run(self.command(stage, program, arguments)).await;
         assert_eq!(ended.code, Some(0), "{program} {arguments:?}: {ended:?}");
@@ -63,7 +63,7 @@ impl Project {
     }
 }
 
-/// Runs all calls of a release of the SDK on a Node.js, and holds each to what it must give and cost.
+/// Runs all calls of an SDK version on a Node.js version and checks the results and the number of upstream requests.
 async fn every_call_is_served(node: &str, sdk: &str) {
     let Some(project) = Project::new(node, sdk).await else { return };
     let stage = Scene::new().start().await;
@@ -151,12 +151,12 @@ async fn every_call_is_served_on_node_24() {
 }
 
 #[tokio::test]
-async fn every_call_of_an_older_sdk_is_served() {
+async fn serves_every_call_of_an_older_sdk() {
     every_call_is_served(npm::NODES[2], "0.7.0").await;
 }
 
 #[tokio::test]
-async fn an_app_outlives_its_token_and_is_told_how_to_get_another() {
+async fn an_app_outlives_its_token_and_gets_a_hint() {
     let Some(project) = Project::new(npm::NODES[3], "2.3.2").await else { return };
     let mut stage = Scene::new().start().await;
     let mut app = project.command(&stage, "node", &["asked.mjs"]).stdin(Stdio::piped()).spawn().expect("a process");

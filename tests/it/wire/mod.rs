@@ -1,9 +1,9 @@
-//! What the real SDKs and the CLI put on the wire, captured and replayed: upstream gets their target and body byte for
-//! byte and nothing else of theirs, and what upstream answers comes back to them byte for byte.
+//! Replays captured requests of the real SDKs and the CLI: upstream gets their target and body byte for byte and
+//! nothing else, and they get upstream's response byte for byte.
 //!
-//! `wire/captures.json` holds the headers of each client (`@vercel/connect` 2.3.2, `vercel-connect` 0.2.2, Vercel CLI
-//! 64.0.2; their `authorization` replaced), the requests with the status or refusal that is due, and the errors that the
-//! SDKs were tried with. The harness sets `host`, `content-length` and `connection`.
+//! `wire/captures.json` contains the headers of each client (`@vercel/connect` 2.3.2, `vercel-connect` 0.2.2, Vercel
+//! CLI 64.0.2; `authorization` replaced), the requests with the expected status or error code, and the errors that the
+//! SDKs were tested with. The harness sets `host`, `content-length` and `connection`.
 
 use connect_sidecar::emulator::fault::{Fault, Trouble};
 use connect_sidecar::emulator::world::{Connector, Installation};
@@ -41,7 +41,7 @@ impl Captures {
         serde_json::from_str(include_str!("captures.json")).expect("the captures")
     }
 
-    /// The request as its client sends it. Only with a body do they name its type.
+    /// The request as its client sends it. Clients send a content type only with a body.
     fn replay(&self, stage: &Stage, captured: &Captured) -> Request {
         let headers = self.clients[&captured.client]
             .iter()
@@ -55,7 +55,7 @@ impl Captures {
     }
 }
 
-/// Upstream has all that the captures ask for.
+/// An upstream with all connectors and grants that the captures use.
 fn scene() -> Scene {
     Scene::new().world(|world| {
         for uid in ["github/acme", "snowflake/dw"] {
@@ -75,10 +75,10 @@ async fn empty_the_cache(stage: &Stage) {
 }
 
 #[tokio::test]
-async fn upstream_gets_target_and_body_as_the_clients_sent_them_and_nothing_else_of_theirs() {
+async fn upstream_gets_only_target_and_body_of_the_captured_requests() {
     let (stage, captures) = (scene().start().await, Captures::read());
     let env_file = std::fs::read_to_string(stage.env_path()).expect("the env file");
-    // Revocations last: they take the grants away.
+    // Revocations come last, because they remove the grants.
     let (revocations, others): (Vec<_>, Vec<_>) = captures.requests.iter().partition(|c| c.method == "DELETE");
     for captured in others.into_iter().chain(revocations) {
         let before = stage.emulator.received().len();
@@ -126,21 +126,21 @@ async fn a_revocation_may_be_answered_with_no_content() {
     }
 }
 
-/// Upstream answers the next request with this.
+/// Sets upstream's next response.
 fn answer(stage: &Stage, status: u16, content_type: &'static str, body: &str) {
     let headers = vec![("x-vercel-id", "iad1::abc".to_owned()), ("server", "Vercel".to_owned())];
     stage.emulator.inject(Fault::once(Trouble::Answer { status, content_type, body: body.into(), headers }));
 }
 
 #[tokio::test]
-async fn errors_that_the_sdks_tell_apart_come_back_byte_for_byte() {
+async fn errors_that_the_sdks_distinguish_are_unchanged() {
     let (stage, captures) = (scene().start().await, Captures::read());
     for (n, (status, code)) in captures.errors.iter().enumerate() {
         let_upstream_recover().await;
         for (m, shape) in captures.error_shapes.iter().enumerate() {
             let body = shape.replace("CODE", code);
             answer(&stage, *status, "application/json; charset=utf-8", &body);
-            // A 429 is held for its key, so each has its own.
+            // A 429 is repeated for its key, so each request has its own.
             let reply = stage.token(&format!(r#"{{"installationId":"{n}.{m}"}}"#)).send().await;
             assert_eq!((reply.status, reply.text()), (*status, body));
             assert_eq!(reply.header("x-vercel-id"), Some("iad1::abc"));
@@ -153,7 +153,7 @@ async fn errors_that_the_sdks_tell_apart_come_back_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn odd_answers_that_the_sdks_met_pass_only_if_they_are_json() {
+async fn unusual_answers_pass_only_if_they_are_json() {
     let stage = scene().start().await;
     for (status, content_type, body, due) in [
         (302, "text/html", "", Err("upstream_redirect")),
@@ -173,8 +173,8 @@ async fn odd_answers_that_the_sdks_met_pass_only_if_they_are_json() {
     }
 }
 
-/// Sends both requests; tells how often upstream was asked.
-async fn asked_for(first: impl FnOnce(&Stage) -> Request, second: impl FnOnce(&Stage) -> Request) -> usize {
+/// Sends both requests and returns the number of upstream requests.
+async fn upstream_requests(first: impl FnOnce(&Stage) -> Request, second: impl FnOnce(&Stage) -> Request) -> usize {
     let stage = scene().start().await;
     for request in [first(&stage), second(&stage)] {
         let reply = request.send().await;
@@ -184,35 +184,35 @@ async fn asked_for(first: impl FnOnce(&Stage) -> Request, second: impl FnOnce(&S
 }
 
 #[tokio::test]
-async fn what_the_sdks_own_cache_keeps_apart_is_one_entry_here_if_it_means_the_same() {
+async fn equivalent_requests_of_different_sdks_share_an_entry() {
     const APP: &str = r#"{"subject":{"type":"app"},"scopes":["*"]}"#;
     let body = |body: &'static str| move |stage: &Stage| stage.token(body);
     for (first, second, requests) in [
         (APP, r#"{"scopes":["*"],"subject":{"type":"app"}}"#, 1),
         (r#"{"subject":{"type":"app"},"scopes":["a","b"]}"#, r#"{"subject":{"type":"app"},"scopes":["b","a","b"]}"#, 1),
         (APP, r#"{"subject":{"type":"app"},"scopes":["*"],"validityBufferMs":30000}"#, 1),
-        // The TypeScript SDK writes a user's members in one order, the Python SDK in another.
+        // The SDKs for TypeScript and Python write a user's members in different orders.
         (
             r#"{"subject":{"type":"user","id":"user_123","issuer":"https://idp.example.com"}}"#,
             r#"{"subject":{"id":"user_123","issuer":"https://idp.example.com","type":"user"}}"#,
             1,
         ),
-        // The TypeScript SDK fills in `["*"]`, the Python SDK sends none: that is not known to be the same.
+        // The TypeScript SDK adds `["*"]` and the Python SDK sends nothing, which may not be equivalent.
         (APP, r#"{"subject":{"type":"app"}}"#, 2),
         (APP, r#"{"subject":{"type":"app"},"scopes":[]}"#, 2),
         (APP, r#"{"subject":{"type":"app"},"scopes":["*"],"installationId":"*"}"#, 2),
     ] {
-        assert_eq!(asked_for(body(first), body(second)).await, requests, "{first} {second}");
+        assert_eq!(upstream_requests(body(first), body(second)).await, requests, "{first} {second}");
     }
     let lower_case = |stage: &Stage| stage.request("POST", &SLACK.replace("%2F", "%2f")).json(APP);
-    assert_eq!(asked_for(body(APP), lower_case).await, 1);
-    // A client's own credential is none: it can neither have an entry of its own nor bleed into another's.
+    assert_eq!(upstream_requests(body(APP), lower_case).await, 1);
+    // A client's own credential is ignored: it neither has its own entry nor affects others.
     let bearer = |bearer: &'static str| move |stage: &Stage| stage.token(APP).header("authorization", bearer);
-    assert_eq!(asked_for(bearer("Bearer one"), bearer("Bearer two")).await, 1);
+    assert_eq!(upstream_requests(bearer("Bearer one"), bearer("Bearer two")).await, 1);
 }
 
 #[tokio::test]
-async fn ten_cold_calls_at_once_cost_one_request() {
+async fn ten_concurrent_calls_send_one_upstream_request() {
     let stage = scene().start().await;
     let gate = stage.emulator.gate();
     let request = stage.token(r#"{"subject":{"type":"app"},"scopes":["*"]}"#);

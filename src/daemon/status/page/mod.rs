@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::header::{CONTENT_SECURITY_POLICY, HeaderName, LOCATION};
 use http::{HeaderValue, StatusCode};
 
-use crate::proxy::guard::OURS;
+use crate::proxy::guard::SIDECAR_PREFIX;
 use crate::proxy::reply::{self, Reply};
 
 const STYLE: &str = include_str!("page.css");
@@ -34,7 +34,7 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
 /// Redirects a browser to the page.
 pub fn redirect() -> Reply {
     let mut reply = reply::own(StatusCode::SEE_OTHER, "text/plain; charset=utf-8", "");
-    reply.headers_mut().insert(LOCATION, HeaderValue::from_static(OURS));
+    reply.headers_mut().insert(LOCATION, HeaderValue::from_static(SIDECAR_PREFIX));
     reply
 }
 

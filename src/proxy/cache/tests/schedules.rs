@@ -1,11 +1,11 @@
-//! Everything that can happen to the cache at once, in thousands of random orders, against what must hold in any order.
+//! Everything that can happen to the cache concurrently, in thousands of random orders, checked against rules that hold
+//! in any order.
 //!
-//! A schedule is a seed: requests as `Proxy` makes them, callers that hang up, answers of all kinds, revocations,
-//! rotations, changes of principal, time. Between any two calls of the cache anything else may come. That is every order
-//! there is, since each call takes the one lock once and does all its work under it; a result does, too. So loom and
-//! shuttle would add only orders within std's `Mutex` and tokio's `watch`, whose authors try them, and would want both
-//! replaced in `cache`, `clock` and what flights run in. What is judged here is judged by a plain list of all that went
-//! upstream, not by another cache.
+//! A schedule is a seed: requests as `Proxy` makes them, client disconnects, answers of all kinds, revocations,
+//! rotations, changes of principal, passing time. Every call of the cache takes its one lock once and does all its work
+//! under it, and so does the end of a fetch. The orders of those calls are therefore all that there are. loom and
+//! shuttle would only add orders inside std's `Mutex` and tokio's `watch`. The rules are checked against a plain list
+//! of all upstream requests, not against another cache.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -20,7 +20,7 @@ use super::*;
 
 const SCHEDULES: u64 = 2500;
 const STEPS: usize = 200;
-/// Each with its uid and its id: requests and revocations use either.
+/// The uid and the id of each. Requests and revocations use either.
 const CONNECTORS: [[&str; 2]; 2] = [["slack/acme", "scl_slack"], ["slack/other", "scl_other"]];
 const BODIES: [&str; 3] = ["{}", "{}", r#"{"validityBufferMs":120000}"#];
 const CLIENTS: [&str; 2] = ["one", "two"];
@@ -51,7 +51,7 @@ impl Random {
     }
 }
 
-/// One request that went upstream. Its number is in its answer.
+/// An upstream request. Its index is in its answer.
 struct Sent {
     begun: usize,
     key: Key,
@@ -59,21 +59,21 @@ struct Sent {
     /// Both names.
     connector: [&'static str; 2],
     buffer: Duration,
-    /// The last one for the same thing, if it was under way and would have done.
+    /// The previous one with the same key, if it was in flight and its buffer was large enough.
     joinable: Option<usize>,
-    tell: Option<oneshot::Sender<Result<Answer, RequestError>>>,
+    sender: Option<oneshot::Sender<Result<Answer, RequestError>>>,
     is_finished: bool,
     panics: bool,
-    /// Sent for somebody who was gone by then.
+    /// Sent for a principal that was no longer current.
     stray: bool,
     expires_at: Timestamp,
 }
 
-/// What one caller asks.
+/// A request of a client.
 #[derive(Clone)]
-struct Wish {
+struct Call {
     connector: [&'static str; 2],
-    /// By which of its names.
+    /// The connector's name in the request.
     name: &'static str,
     body: &'static str,
     forced: bool,
@@ -81,32 +81,32 @@ struct Wish {
     begun: usize,
 }
 
-impl Wish {
+impl Call {
     fn buffer(&self) -> Duration {
         Duration::from_secs(if self.body.contains("validity") { 120 } else { 30 })
     }
 }
 
-/// What the judge knows.
-struct World {
+/// What the checks compare against.
+struct Model {
     step: usize,
     sent: Vec<Sent>,
     identities: Vec<(Identity, &'static str)>,
-    /// When each connector was revoked.
+    /// The steps at which each connector was revoked.
     revoked: HashMap<[&'static str; 2], Vec<usize>>,
-    /// When anything was last revoked or the cache emptied: which flights that discards is the cache's affair.
+    /// The last step at which the cache could discard flights.
     discarded: usize,
     /// The newest identity that the cache has seen.
     seen: u64,
-    /// When a fresh answer for a key was insisted on.
+    /// The steps at which a fresh token was forced for a key.
     forced: HashMap<Key, Vec<usize>>,
 }
 
-type Shared = Rc<RefCell<World>>;
-type Caller = Pin<Box<dyn Future<Output = (Wish, &'static str, Fetched)>>>;
+type Shared = Rc<RefCell<Model>>;
+type Caller = Pin<Box<dyn Future<Output = (Call, &'static str, Fetched)>>>;
 
-/// Lets anything else happen in between.
-async fn meanwhile() {
+/// Lets anything else happen at this point.
+async fn yield_once() {
     let mut polled = false;
     std::future::poll_fn(|_| match std::mem::replace(&mut polled, true) {
         true => Poll::Ready(()),
@@ -115,136 +115,141 @@ async fn meanwhile() {
     .await;
 }
 
-fn parse(identity: &Identity, wish: &Wish) -> TokenRequest {
-    key::parse(identity.principal().expect("one"), wish.name, wish.body.as_bytes()).expect("an object")
+fn parse(identity: &Identity, call: &Call) -> TokenRequest {
+    key::parse(identity.principal().expect("one"), call.name, call.body.as_bytes()).expect("an object")
 }
 
 /// A token request, as `Proxy::token` makes it.
-async fn call(cache: Cache, world: Shared, mut wish: Wish) -> (Wish, &'static str, Fetched) {
-    wish.begun = world.borrow().step;
-    let newest = || world.borrow().identities.last().expect("one").clone();
+async fn perform(cache: Cache, model: Shared, mut call: Call) -> (Call, &'static str, Fetched) {
+    call.begun = model.borrow().step;
+    let newest = || model.borrow().identities.last().expect("one").clone();
     let (identity, who) = newest();
-    let ask = |request| CacheRequest { request, connector: wish.name.into(), forced: wish.forced, client: wish.client };
-    meanwhile().await;
+    let cache_request = |token_request| CacheRequest {
+        token_request,
+        connector: call.name.into(),
+        forced: call.forced,
+        client: call.client,
+    };
+    yield_once().await;
     let principal = identity.principal().expect("one");
-    let known = match cache.find_by_bytes(principal, wish.name, wish.body.as_bytes(), wish.forced, wish.client) {
-        ByteLookup::Found(found) => return (wish, who, Fetched::Found(found)),
-        ByteLookup::Known(request) => request,
+    let known = match cache.find_by_bytes(principal, call.name, call.body.as_bytes(), call.forced, call.client) {
+        ByteLookup::Found(found) => return (call, who, Fetched::Found(found)),
+        ByteLookup::Parsed(request) => request,
         ByteLookup::Unknown => {
-            let request = parse(&identity, &wish);
-            meanwhile().await;
-            if let Some(found) = cache.find(principal, wish.name, wish.body.as_bytes(), &ask(request)) {
-                return (wish, who, Fetched::Found(found));
+            let request = parse(&identity, &call);
+            yield_once().await;
+            if let Some(found) = cache.find(principal, call.name, call.body.as_bytes(), &cache_request(request)) {
+                return (call, who, Fetched::Found(found));
             }
             request
         }
     };
-    meanwhile().await;
+    yield_once().await;
     let (first, (identity, who)) = (principal, newest());
     let principal = identity.principal().expect("one");
-    meanwhile().await;
-    let request = if first == principal { known } else { parse(&identity, &wish) };
-    let fetched = cache.fetch(ask(request), principal, || {
-        let answer = world.borrow_mut().send(&wish, request, who);
+    yield_once().await;
+    let request = if first == principal { known } else { parse(&identity, &call) };
+    let fetched = cache.fetch(cache_request(request), principal, || {
+        let answer = model.borrow_mut().send(&call, request, who);
         async move { answer.await.unwrap_or_else(|_| resume_unwind(Box::new("on purpose"))) }
     });
     let fetched = fetched.await;
-    (wish, who, fetched)
+    (call, who, fetched)
 }
 
-impl World {
+impl Model {
     fn send(
         &mut self,
-        wish: &Wish,
+        call: &Call,
         request: TokenRequest,
         principal: &'static str,
     ) -> oneshot::Receiver<Result<Answer, RequestError>> {
-        let (tell, told) = oneshot::channel();
-        let buffer = wish.buffer();
+        let (sender, receiver) = oneshot::channel();
+        let buffer = call.buffer();
         let last = (0..self.sent.len()).rfind(|n| self.sent[*n].key == request.key);
         let joinable = last.filter(|n| !self.sent[*n].is_finished && self.sent[*n].buffer >= buffer);
-        if wish.forced {
+        if call.forced {
             self.forced.entry(request.key).or_default().push(self.step);
         }
         self.sent.push(Sent {
             begun: self.step,
             key: request.key,
             principal,
-            connector: wish.connector,
+            connector: call.connector,
             buffer,
             joinable,
-            tell: Some(tell),
+            sender: Some(sender),
             is_finished: false,
             panics: false,
             stray: false,
             expires_at: Timestamp::from_millis(0),
         });
-        told
+        receiver
     }
 
-    /// Which request upstream an answer comes from.
-    fn source(&self, outcome: &Outcome) -> Option<usize> {
-        let text = match outcome {
+    /// The index of the upstream request that an answer comes from.
+    fn source(&self, result: &UpstreamResult) -> Option<usize> {
+        let text = match result {
             Ok(answer) => String::from_utf8(answer.body.to_vec()).expect("text"),
             Err(error) => error.message.clone(),
         };
         text.split('#').nth(1).map(|number| number.parse().expect("a number"))
     }
 
-    /// What must hold for an answer that a caller gets.
-    fn judge(&self, wish: &Wish, who: &'static str, fetched: &Fetched, now: Timestamp) {
-        let (outcome, role) = match fetched {
+    /// Checks the answer to a request.
+    fn check(&self, call: &Call, who: &'static str, fetched: &Fetched, now: Timestamp) {
+        let (result, kind) = match fetched {
             Fetched::Found(Found::Hit { answer, .. }) => (Ok(answer.clone()), None),
-            Fetched::Found(Found::Held { outcome, left, .. }) => {
-                assert!(!left.is_zero() && *left <= grant::MAX_HOLD);
-                (outcome.clone(), None)
+            Fetched::Found(Found::RateLimited { result, left, .. }) => {
+                assert!(!left.is_zero() && *left <= grant::MAX_RATE_LIMIT);
+                (result.clone(), None)
             }
-            Fetched::Flight(role, result) => (result.outcome.clone(), Some(*role)),
+            Fetched::Upstream(kind, fetched) => (fetched.result.clone(), Some(*kind)),
         };
-        let Some(number) = self.source(&outcome) else {
-            let is_why = |sent: &Sent| sent.panics && sent.principal == who && sent.connector == wish.connector;
-            assert!(self.sent.iter().any(is_why), "broken off for nothing");
+        let Some(number) = self.source(&result) else {
+            let explains = |sent: &Sent| sent.panics && sent.principal == who && sent.connector == call.connector;
+            assert!(self.sent.iter().any(explains), "an interrupted fetch that did not panic");
             return;
         };
         let sent = &self.sent[number];
-        assert_eq!((sent.principal, sent.connector), (who, wish.connector), "somebody else's answer");
-        let is_token = outcome.is_ok_and(|answer| answer.status == 200);
+        assert_eq!((sent.principal, sent.connector), (who, call.connector), "somebody else's answer");
+        let is_token = result.is_ok_and(|answer| answer.status == 200);
         if is_token {
-            let last = |steps: Option<&Vec<usize>>| steps?.iter().rfind(|step| **step < wish.begun).copied();
-            assert!(last(self.revoked.get(&wish.connector)) < Some(sent.begun), "revoked before it was asked for");
-            assert!(last(self.forced.get(&sent.key)) <= Some(sent.begun), "older than what was insisted on");
-            assert!(!wish.forced || sent.begun >= wish.begun, "not fresh");
+            let last = |steps: Option<&Vec<usize>>| steps?.iter().rfind(|step| **step < call.begun).copied();
+            assert!(last(self.revoked.get(&call.connector)) < Some(sent.begun), "revoked before it was requested");
+            assert!(last(self.forced.get(&sent.key)) <= Some(sent.begun), "older than the last forced fetch");
+            assert!(!call.forced || sent.begun >= call.begun, "not fresh");
         }
         if let Fetched::Found(Found::Hit { .. }) = fetched {
-            assert!(is_token && sent.expires_at.since(now) > wish.buffer(), "too close to its end");
+            assert!(is_token && sent.expires_at.since(now) > call.buffer(), "too close to its expiry");
         }
-        if role == Some(Role::Collapsed) {
-            assert!(sent.buffer >= wish.buffer(), "joined one that might bring a token too close to its end");
+        if kind == Some(CacheUse::Collapsed) {
+            assert!(sent.buffer >= call.buffer(), "joined a flight with a smaller buffer");
         }
-        if role == Some(Role::Led) {
+        if kind == Some(CacheUse::Miss) {
             let joinable = sent.joinable.map(|n| &self.sent[n]).filter(|other| other.begun > self.discarded);
             let is_needless = joinable.is_some_and(|other| !other.stray && !sent.stray);
-            assert!(!is_needless, "two requests upstream for one thing");
+            assert!(!is_needless, "two upstream requests for one key");
         }
     }
 }
 
-/// A cache, its callers, and what goes on around them.
-struct Stage {
+/// A cache, its callers and the model.
+struct Simulation {
     runtime: Runtime,
     cache: Cache,
     clock: Clock,
-    world: Shared,
+    model: Shared,
     identity: watch::Sender<Arc<Identity>>,
     callers: Vec<Caller>,
 }
 
-impl Stage {
+impl Simulation {
     fn new() -> Self {
         let clock = Clock::test(Timestamp::from_millis(NOW_MS));
         let (identity, published) = watch::channel(Arc::new(identity_of(PRINCIPALS[0], 1)));
         let few = Limits { max_entries: NonZeroUsize::new(3).expect("not zero"), ..limits() };
-        let world = World {
+        let model = Model {
             step: 0,
             sent: Vec::new(),
             identities: vec![(identity_of(PRINCIPALS[0], 1), PRINCIPALS[0])],
@@ -258,15 +263,15 @@ impl Stage {
             cache: Cache::new(few, published, clock.clone(), TaskTracker::new()),
             identity,
             clock,
-            world: Rc::new(RefCell::new(world)),
+            model: Rc::new(RefCell::new(model)),
             callers: Vec::new(),
         }
     }
 
     fn step(&mut self, random: &mut Random) {
-        self.world.borrow_mut().step += 1;
+        self.model.borrow_mut().step += 1;
         match random.below(100) {
-            0..15 => self.ask(random),
+            0..15 => self.add_caller(random),
             15..60 if !self.callers.is_empty() => {
                 let caller = random.below(self.callers.len());
                 self.poll(caller);
@@ -280,32 +285,32 @@ impl Stage {
             86..90 => {
                 let connector = random.one_of(&CONNECTORS);
                 self.cache.evict(random.one_of(&connector));
-                let world = &mut *self.world.borrow_mut();
-                world.revoked.entry(connector).or_default().push(world.step);
-                world.discarded = world.step;
+                let model = &mut *self.model.borrow_mut();
+                model.revoked.entry(connector).or_default().push(model.step);
+                model.discarded = model.step;
             }
             90 => {
                 self.cache.clear();
-                let mut world = self.world.borrow_mut();
-                world.discarded = world.step;
+                let mut model = self.model.borrow_mut();
+                model.discarded = model.step;
             }
             91..97 => {
-                let mut world = self.world.borrow_mut();
-                let (_, who) = *world.identities.last().expect("one");
+                let mut model = self.model.borrow_mut();
+                let (_, who) = *model.identities.last().expect("one");
                 let next = if random.percent(50) { who } else { random.one_of(&PRINCIPALS) };
-                let generation = world.identities.len() as u64 + 1;
-                world.identities.push((identity_of(next, generation), next));
+                let generation = model.identities.len() as u64 + 1;
+                model.identities.push((identity_of(next, generation), next));
                 self.identity.send_replace(Arc::new(identity_of(next, generation)));
             }
             97.. => self.clock.advance(Duration::from_secs(random.one_of(&[1, 40, 90, 4000]))),
             _ => {}
         }
-        self.check_the_books();
+        self.check_invariants();
     }
 
-    fn ask(&mut self, random: &mut Random) {
+    fn add_caller(&mut self, random: &mut Random) {
         let connector = random.one_of(&CONNECTORS);
-        let wish = Wish {
+        let call = Call {
             connector,
             name: connector[usize::from(random.percent(25))],
             body: random.one_of(&BODIES),
@@ -313,30 +318,30 @@ impl Stage {
             client: random.percent(30).then(|| self.cache.client(random.one_of(&CLIENTS).as_bytes())),
             begun: 0,
         };
-        self.callers.push(Box::pin(call(self.cache.clone(), self.world.clone(), wish)));
+        self.callers.push(Box::pin(perform(self.cache.clone(), self.model.clone(), call)));
     }
 
-    /// Lets a caller go on, and judges what it gets.
+    /// Polls a caller and checks its answer if there is one.
     fn poll(&mut self, caller: usize) -> bool {
         let _inside = self.runtime.enter();
         let polled = self.callers[caller].as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        self.note_who_it_is();
-        let Poll::Ready((wish, who, fetched)) = polled else { return false };
+        self.note_principal();
+        let Poll::Ready((call, who, fetched)) = polled else { return false };
         drop(self.callers.swap_remove(caller));
-        self.world.borrow().judge(&wish, who, &fetched, self.clock.now());
+        self.model.borrow().check(&call, who, &fetched, self.clock.now());
         true
     }
 
-    /// Upstream answers one of the requests that are there.
+    /// Upstream answers one of the open requests.
     fn answer(&mut self, random: &mut Random) {
-        let mut world = self.world.borrow_mut();
-        let open: Vec<usize> = (0..world.sent.len()).filter(|n| world.sent[*n].tell.is_some()).collect();
+        let mut model = self.model.borrow_mut();
+        let open: Vec<usize> = (0..model.sent.len()).filter(|n| model.sent[*n].sender.is_some()).collect();
         if open.is_empty() {
             return;
         }
         let number = random.one_of(&open);
-        let sent = &mut world.sent[number];
-        let tell = sent.tell.take().expect("open");
+        let sent = &mut model.sent[number];
+        let sender = sent.sender.take().expect("open");
         let life = Duration::from_secs(random.one_of(&[20, 100, 3600, 9000]));
         sent.expires_at = self.clock.now().plus(life);
         let [uid, id] = sent.connector;
@@ -354,67 +359,67 @@ impl Stage {
                 let body = format!(r##"{{"error":"#{number}#"}}"##);
                 Ok(Answer::new(StatusCode::TOO_MANY_REQUESTS, &headers, body.as_bytes()))
             }
-            // What never went out was not insisted on.
+            // A request that was never sent forces nothing.
             2 => {
                 let (key, begun) = (sent.key, sent.begun);
-                world.forced.entry(key).or_default().retain(|step| *step != begun);
+                model.forced.entry(key).or_default().retain(|step| *step != begun);
                 Err(RequestError::new(Code::LocalRateLimit, format!("#{number}#")))
             }
             3 => {
                 sent.panics = true;
-                return drop(tell);
+                return drop(sender);
             }
             _ => Ok(answer(200, &body)),
         };
-        // Nobody listens if the runtime has dropped the flight, which it never does.
-        assert!(tell.send(outcome).is_ok(), "a flight was cancelled");
+        // This fails if the flight was dropped, which must never happen.
+        assert!(sender.send(outcome).is_ok(), "a flight was cancelled");
     }
 
-    /// Lets the flights that were answered finish.
+    /// Finishes the flights that were answered.
     fn run_flights(&mut self) {
         self.runtime.block_on(async {
             for _ in 0..3 {
                 tokio::task::yield_now().await;
             }
         });
-        self.world.borrow_mut().sent.iter_mut().for_each(|sent| sent.is_finished = sent.tell.is_none());
+        self.model.borrow_mut().sent.iter_mut().for_each(|sent| sent.is_finished = sent.sender.is_none());
     }
 
-    /// After each step: all that is kept is of one principal, so a change of it discards.
-    fn note_who_it_is(&self) {
+    /// Records the principal that the cache has seen. A change discards everything.
+    fn note_principal(&self) {
         let generation = self.cache.lock().identity.borrow().generation;
-        let world = &mut *self.world.borrow_mut();
-        let who = |generation: u64| world.identities.get(generation.checked_sub(1)? as usize).map(|(_, who)| *who);
+        let model = &mut *self.model.borrow_mut();
+        let who = |generation: u64| model.identities.get(generation.checked_sub(1)? as usize).map(|(_, who)| *who);
         let now = who(generation);
-        if now != who(world.seen) {
-            world.discarded = world.step;
+        if now != who(model.seen) {
+            model.discarded = model.step;
         }
-        world.seen = generation;
-        let sent = world.sent.iter_mut().filter(|sent| sent.begun == world.step);
+        model.seen = generation;
+        let sent = model.sent.iter_mut().filter(|sent| sent.begun == model.step);
         sent.for_each(|sent| sent.stray = Some(sent.principal) != now);
     }
 
-    fn check_the_books(&self) {
-        self.note_who_it_is();
-        let (inner, world) = (self.cache.lock(), self.world.borrow());
-        let lengths: usize = inner.entries.iter().map(|(_, entry)| entry.answer.body.len()).sum();
-        assert_eq!(inner.bytes, lengths, "bytes are counted wrongly");
-        assert!(inner.entries.len() <= 3);
-        for (key, entry) in &inner.entries {
-            let sent = &world.sent[world.source(&Ok(entry.answer.clone())).expect("a number")];
+    fn check_invariants(&self) {
+        self.note_principal();
+        let (store, model) = (self.cache.lock(), self.model.borrow());
+        let lengths: usize = store.entries.iter().map(|(_, entry)| entry.answer.body.len()).sum();
+        assert_eq!(store.bytes, lengths, "bytes are counted wrongly");
+        assert!(store.entries.len() <= 3);
+        for (key, entry) in &store.entries {
+            let sent = &model.sent[model.source(&Ok(entry.answer.clone())).expect("a number")];
             assert_eq!((sent.key, entry.expires_at), (*key, sent.expires_at), "stored under another key");
             let owner = Some(sent.principal);
-            let current = world.identities.get(inner.identity.borrow().generation as usize - 1).map(|(_, who)| *who);
-            assert_eq!(owner, current, "kept from another principal");
+            let current = model.identities.get(store.identity.borrow().generation as usize - 1).map(|(_, who)| *who);
+            assert_eq!(owner, current, "kept for another principal");
         }
     }
 
-    /// Nothing more is asked for, all is answered: everybody gets an answer, and nothing is left behind.
+    /// Answers everything: every caller gets an answer, and no flight is left.
     fn end(mut self, random: &mut Random) {
         for _ in 0..STEPS {
             let mut caller = 0;
             while caller < self.callers.len() {
-                self.world.borrow_mut().step += 1;
+                self.model.borrow_mut().step += 1;
                 if !self.poll(caller) {
                     caller += 1;
                 }
@@ -422,19 +427,19 @@ impl Stage {
             self.answer(random);
             self.run_flights();
         }
-        assert!(self.callers.is_empty(), "{} wait for ever", self.callers.len());
+        assert!(self.callers.is_empty(), "{} callers never get an answer", self.callers.len());
         assert!(self.cache.lock().flights.is_empty(), "a key is blocked");
-        self.check_the_books();
+        self.check_invariants();
     }
 }
 
 #[test]
-fn in_any_order_nobody_gets_what_is_not_theirs_and_everybody_an_answer() {
+fn the_rules_hold_in_any_order() {
     for seed in 0..SCHEDULES {
         let schedule = || {
-            let (mut random, mut stage) = (Random(seed), Stage::new());
-            (0..STEPS).for_each(|_| stage.step(&mut random));
-            stage.end(&mut random);
+            let (mut random, mut simulation) = (Random(seed), Simulation::new());
+            (0..STEPS).for_each(|_| simulation.step(&mut random));
+            simulation.end(&mut random);
         };
         assert!(catch_unwind(AssertUnwindSafe(schedule)).is_ok(), "the schedule of seed {seed} breaks a rule");
     }
