@@ -6,7 +6,6 @@
 //! nothing else; one that cannot be read starts at zero, and so does a new month.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::ops::{Add, Sub};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,10 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::credential::Identity;
-use crate::os::atomic_file::{self, Durability};
 use crate::os::clock::{Clock, Timestamp};
 use crate::os::private_dir;
-use crate::os::safe_read;
 use crate::proxy::stats::{Counts, Stats};
 
 const FILE: &str = "usage.json";
@@ -233,7 +230,7 @@ async fn merge(dir: &Path, new: Month) -> Result<Month, String> {
             month.add(team, *sum);
         }
         if lock.is_some() {
-            write(&dir, &month).map_err(|e| format!("could not write {}: {e}", dir.join(FILE).display()))?;
+            private_dir::write(&dir.join(FILE), &serde_json::to_vec(&month).map_err(|e| e.to_string())?)?;
         }
         Ok(month)
     });
@@ -241,12 +238,7 @@ async fn merge(dir: &Path, new: Month) -> Result<Month, String> {
 }
 
 fn read(dir: &Path) -> Month {
-    let content = safe_read::read(&dir.join(FILE)).ok();
-    content.and_then(|content| serde_json::from_slice(&content.bytes).ok()).unwrap_or_default()
-}
-
-fn write(dir: &Path, month: &Month) -> io::Result<()> {
-    atomic_file::write(&dir.join(FILE), &serde_json::to_vec(month)?, 0o600, Durability::Process)
+    private_dir::read_json(&dir.join(FILE))
 }
 
 /// By the machine's clock: no answer of anybody's begins another month.
