@@ -1,6 +1,7 @@
 //! Warns before the token expires: at each step of `warn_before` and at the expiry, once for each token.
 //!
-//! Each check compares with the wall clock and no countdown is kept, so the warning is right after the machine has slept.
+//! Each check compares with the wall clock and no countdown is kept, so the warning is right after the machine has
+//! slept.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,8 +18,8 @@ use crate::os::clock::{Clock, Mark, Timestamp};
 /// The longest time between two checks (docs/configuration.md section 3).
 const CHECK_INTERVAL: Duration = Duration::from_secs(15);
 
-/// By this time before the expiry, automatic refresh has succeeded or failed: it starts 15 minutes before, waits at most 5
-/// minutes after another sidecar's attempt, and gives the CLI a minute.
+/// By this time before the expiry, automatic refresh has succeeded or failed: it starts 15 minutes before, waits at
+/// most 5 minutes after another sidecar's attempt, and gives the CLI a minute.
 const REFRESH_DEADLINE: Duration = Duration::from_secs(5 * 60);
 
 /// The steps at which to warn, the longest first, with the number of warnings given at each.
@@ -67,14 +68,14 @@ pub fn warning(token: &OidcToken, now: Timestamp) -> Warning {
     Warning::expiry(&token.claims.project_name(), token.expires_at.expiry(now))
 }
 
-/// Whether to warn of a token with this much time left. While automatic refresh works and has time, there is no reason to
-/// run `vercel env pull`. A step that is suppressed for this reason is reported once the reason is gone.
+/// Whether to warn of a token with this much time left. While automatic refresh works and has time, there is no reason
+/// to run `vercel env pull`. A step that is suppressed for this reason is reported once the reason is gone.
 pub fn should_warn(left: Duration, refresh: &refresh::Snapshot) -> bool {
     left <= REFRESH_DEADLINE || !refresh.is_working()
 }
 
-/// Warns in the log and by events until the future is dropped. `sync_clock` is called before a token is reported as expired
-/// or not yet valid: it lets upstream correct our clock.
+/// Warns in the log and by events until the future is dropped. `sync_clock` is called before a token is reported as
+/// expired or not yet valid: it lets upstream correct our clock.
 pub async fn run<F>(
     mut identity: watch::Receiver<Arc<Identity>>,
     mut refresh: watch::Receiver<refresh::Snapshot>,

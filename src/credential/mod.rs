@@ -1,8 +1,8 @@
 //! The credential that is sent upstream: where it is read, when it expires, and how it is refreshed.
 //!
 //! This module has the values; [`watch`] is the only writer. A token is a secret: it has no `Display`, its `Debug` is
-//! redacted, and only [`Credential::bearer`] and [`OidcToken::expose`] return it. Claims are read and not verified, which is
-//! upstream's task.
+//! redacted, and only [`Credential::bearer`] and [`OidcToken::expose`] return it. Claims are read and not verified,
+//! which is upstream's task.
 
 pub mod env_file;
 pub mod expiry_warnings;
@@ -203,7 +203,8 @@ impl OidcToken {
         })
     }
 
-    /// Whether `self` was issued before `other`. If they do not tell, or are equal, whether `self` expires before `other`.
+    /// Whether `self` was issued before `other`. If they do not tell, or are equal, whether `self` expires before
+    /// `other`.
     pub fn is_older_than(&self, other: &Self) -> bool {
         match (self.issued_at, other.issued_at) {
             (Some(a), Some(b)) if a != b => a < b,
@@ -250,8 +251,8 @@ const BASE64URL: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true),
 );
 
-/// Decodes a part of a JWT that must be a JSON object. Serde alone would also accept an array, and invalid UTF-8 in fields
-/// that it skips.
+/// Decodes a part of a JWT that must be a JSON object. Serde alone would also accept an array, and invalid UTF-8 in
+/// fields that it skips.
 fn decode_object<T: DeserializeOwned>(part: &str) -> Option<T> {
     let json = String::from_utf8(BASE64URL.decode(part).ok()?).ok()?;
     if json.trim_start().starts_with('{') { serde_json::from_str(&json).ok() } else { None }
@@ -441,8 +442,8 @@ impl Identity {
         }
     }
 
-    /// The principal whose cached provider tokens may be served. Also set if the token is expired or unusable, but not if it
-    /// is missing.
+    /// The principal whose cached provider tokens may be served. Also set if the token is expired or unusable, but not
+    /// if it is missing.
     pub fn principal(&self) -> Option<&Principal> {
         match &self.state {
             TokenState::Loaded(credential) => Some(credential.principal()),

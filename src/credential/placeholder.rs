@@ -1,7 +1,7 @@
 //! The placeholder that apps get in place of the OIDC token: an unsigned JWT with the same claims. Pure.
 //!
-//! It is recognized by its form alone, so that it stays valid when the sidecar restarts and nothing has to be stored. It
-//! contains nothing of a real signature and is never accepted as a credential.
+//! It is recognized by its form alone, so that it stays valid when the sidecar restarts and nothing has to be stored.
+//! It contains nothing of a real signature and is never accepted as a credential.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use serde_json::Value;
 use super::{BASE64URL, Claims};
 use crate::os::clock::Timestamp;
 
-/// The lifetime of a placeholder, longer than any app runs. The SDKs do not send an expired token, and the Python SDK none
-/// with less than 15 minutes left (docs/vercel.md section 5).
+/// The lifetime of a placeholder, longer than any app runs. The SDKs do not send an expired token, and the Python SDK
+/// none with less than 15 minutes left (docs/vercel.md section 5).
 pub const LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// `{"alg":"none","typ":"JWT","kid":"connect-sidecar"}`

@@ -49,8 +49,8 @@ pub enum LinkError {
 }
 
 /// Looks for the link in the order of the Vercel CLI: `ids` (`VERCEL_ORG_ID` and `VERCEL_PROJECT_ID`), the directory's
-/// own `project.json`, the nearest `repo.json` at or above it; then, like the SDK, a `project.json` above it. Stops below
-/// `home`.
+/// own `project.json`, the nearest `repo.json` at or above it; then, like the SDK, a `project.json` above it. Stops
+/// below `home`.
 pub fn find(project: &Path, home: Option<&Path>, ids: (Option<String>, Option<String>)) -> ProjectLink {
     if let (Some(owner_id), Some(project_id)) = ids {
         let source = "VERCEL_PROJECT_ID".to_owned();
@@ -84,8 +84,8 @@ pub fn of_directory(dir: &Path) -> Option<ProjectLink> {
     })
 }
 
-/// The link of `project` in the `repo.json` of `root`; `None` if there is no such file. Of nested projects, the innermost
-/// one that contains the directory.
+/// The link of `project` in the `repo.json` of `root`; `None` if there is no such file. Of nested projects, the
+/// innermost one that contains the directory.
 fn of_repository(root: &Path, project: &Path) -> Option<ProjectLink> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]

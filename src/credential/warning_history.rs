@@ -11,12 +11,11 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::os::private_dir;
-use crate::os::safe_read;
 
 /// The number of tokens whose warnings are remembered.
 const MAX_TOKENS: usize = 32;
-/// A read or write of the file that takes longer is abandoned.
-const FILE_TIMEOUT: Duration = Duration::from_secs(1);
+/// An update of the file, including at most a second for its lock, that takes longer is abandoned.
+const FILE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Remembers which warnings were given.
 #[derive(Debug, Default)]
@@ -37,36 +36,23 @@ impl WarningHistory {
         Self { file: state_dir.map(|dir| dir.join("warned.json")), ..Self::default() }
     }
 
-    /// Records the warning for a step (the time before the expiry, zero for the expiry itself). Returns whether it has to
-    /// be given: neither this step nor a later one was recorded for the token.
+    /// Records the warning for a step (the time before the expiry, zero for the expiry itself). Returns whether it has
+    /// to be given: neither this step nor a later one was recorded for the token.
     pub async fn record(&mut self, fingerprint: &str, step: Duration) -> bool {
         if !self.in_memory.record(fingerprint, step) {
             return false;
         }
         let Some(file) = self.file.clone() else { return true };
-        let _lock = match private_dir::lock(file.parent().unwrap_or(&file)).await {
-            Ok(lock) => lock,
-            Err(problem) => {
-                self.report_failure(problem);
-                return true;
-            }
-        };
         let fingerprint = fingerprint.to_owned();
-        let update = tokio::task::spawn_blocking(move || {
-            let mut in_file = WarnedTokens::read(&file);
-            let is_new = in_file.record(&fingerprint, step);
-            let content = serde_json::to_vec(&in_file).unwrap_or_default();
-            let written = if is_new { private_dir::write(&file, &content) } else { Ok(()) };
-            (is_new, written)
-        });
+        let update =
+            private_dir::update_json(&file, move |in_file: &mut WarnedTokens| in_file.record(&fingerprint, step));
         match tokio::time::timeout(FILE_TIMEOUT, update).await {
-            Ok(Ok((is_new, written))) => {
-                if let Err(problem) = written {
-                    self.report_failure(problem);
-                }
-                is_new
+            Ok(Ok(is_new)) => is_new,
+            Ok(Err(problem)) => {
+                self.report_failure(problem);
+                true
             }
-            _ => true,
+            Err(_) => true,
         }
     }
 
@@ -92,11 +78,6 @@ struct WarnedToken {
 }
 
 impl WarnedTokens {
-    fn read(file: &Path) -> Self {
-        let content = safe_read::read(file).ok();
-        content.and_then(|content| serde_json::from_slice(&content.bytes).ok()).unwrap_or_default()
-    }
-
     /// Records the step and returns whether it is later than the one recorded before.
     fn record(&mut self, fingerprint: &str, step: Duration) -> bool {
         let step_ms = u64::try_from(step.as_millis()).unwrap_or(u64::MAX);

@@ -1,9 +1,9 @@
 //! Watches the env file and publishes the current [`Identity`]; its only writer.
 //!
-//! Two triggers lead to a read of the whole file: file system events of the parent directory (a watch of the file itself
-//! would end when another file is renamed over it), and a slow poll, for file systems without events and for symbolic
-//! links whose target changes. [`rotation`](super::rotation) decides what each read changes. Nothing of the file's
-//! content is logged.
+//! Two triggers lead to a read of the whole file: file system events of the parent directory (a watch of the file
+//! itself would end when another file is renamed over it), and a slow poll, for file systems without events and for
+//! symbolic links whose target changes. [`rotation`](super::rotation) decides what each read changes. Nothing of the
+//! file's content is logged.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -40,8 +40,8 @@ impl Drop for Group {
     }
 }
 
-/// Makes this process the parent of orphaned descendants, instead of init. Only if the kernel lists our children, because
-/// [`reap_adopted`] needs that.
+/// Makes this process the parent of orphaned descendants, instead of init. Only if the kernel lists our children,
+/// because [`reap_adopted`] needs that.
 #[cfg(target_os = "linux")]
 pub fn adopt_orphans() {
     if std::fs::exists("/proc/thread-self/children").unwrap_or_default() {

@@ -3,8 +3,8 @@
 //! An expiry is compared with the clock on use. No timer waits for it, because monotonic timers stop while the machine
 //! sleeps; a [`Ticker`] is only a hint to check again. The clock is corrected by upstream's `Date` header
 //! (docs/configuration.md section 3): only after two responses agree, only up to a limit, and only until the machine's
-//! clock jumps. A correction never extends a lifetime ([`Clock::latest`]). All arithmetic saturates, so that no time can
-//! cause a panic.
+//! clock jumps. A correction never extends a lifetime ([`Clock::latest`]). All arithmetic saturates, so that no time
+//! can cause a panic.
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -144,8 +144,8 @@ struct Inner {
     test: Option<watch::Sender<u64>>,
     /// Upstream's time minus ours, in milliseconds.
     offset_ms: AtomicI64,
-    /// The machine's clock minus its timers when the offset was observed, in milliseconds. If this difference changes, the
-    /// clock has jumped and the offset is void.
+    /// The machine's clock minus its timers when the offset was observed, in milliseconds. If this difference changes,
+    /// the clock has jumped and the offset is void.
     observed_lead_ms: AtomicI64,
     unapplied: Mutex<Unapplied>,
     started: Instant,
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn no_answer_moves_the_clock_beyond_reason() {
+    fn no_response_moves_the_clock_beyond_the_limit() {
         let local = at(1_900_000_000_000);
         let most = Duration::from_millis(MAX_CORRECTION_MS);
         let second = Duration::from_secs(1);
@@ -423,7 +423,7 @@ mod tests {
             let clock = Clock::test(local);
             assert!(matches!(clock.observe(absurd), Correction::Implausible { .. }), "{absurd}");
             for _ in 0..5 {
-                assert_eq!(clock.observe(absurd), Correction::Unchanged, "{absurd}: said once");
+                assert_eq!(clock.observe(absurd), Correction::Unchanged, "{absurd}: reported once");
             }
             assert_eq!((clock.now(), clock.latest(), clock.offset_ms()), (local, local, 0), "{absurd}");
             assert!(!clock.has_unconfirmed_offset(), "{absurd}");
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_is_over_by_the_one_clock_or_the_other() {
+    fn latest_is_the_later_of_both_clocks() {
         let local = at(1_900_000_000_000);
         let hour = Duration::from_secs(3600);
         for (upstream, latest) in [(local.plus(hour), local.plus(hour)), (local.minus(hour), local), (local, local)] {
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_is_seen_and_the_passing_of_time_is_none() {
+    fn jumps_are_detected_and_passing_time_is_not_a_jump() {
         let start = at(1_900_000_000_000);
         let hour = Duration::from_secs(3600);
         let clock = Clock::test(start);
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_learned_of_a_clock_holds_until_it_jumps() {
+    fn a_correction_holds_until_the_clock_jumps() {
         let (right, day) = (at(1_900_000_000_000), Duration::from_secs(86_400));
         for wrong in [right.plus(day), right.minus(day)] {
             let clock = Clock::test(wrong);
@@ -476,9 +476,9 @@ mod tests {
             clock.advance(day);
             assert_eq!(clock.now(), right.plus(day), "time passes");
             clock.set(wrong.plus(day + Duration::from_secs(30)));
-            assert_eq!(clock.now(), right.plus(day + Duration::from_secs(30)), "a little is no jump");
+            assert_eq!(clock.now(), right.plus(day + Duration::from_secs(30)), "a small step is not a jump");
             clock.set(right.plus(day));
-            assert_eq!((clock.now(), clock.offset_ms()), (right.plus(day), 0), "it was put right");
+            assert_eq!((clock.now(), clock.offset_ms()), (right.plus(day), 0), "the clock was set right");
             assert_eq!(clock.observe(right.plus(day)), Correction::Ended);
         }
     }
@@ -493,8 +493,8 @@ mod tests {
     }
 
     #[test]
-    fn spans_are_said_in_at_most_two_units() {
-        for (seconds, said) in [
+    fn durations_have_at_most_two_units() {
+        for (seconds, expected) in [
             (0, "0 s"),
             (59, "59 s"),
             (60, "1 min"),
@@ -505,7 +505,7 @@ mod tests {
             (172_800, "2 days"),
             (90_000, "1 d 1 h"),
         ] {
-            assert_eq!(format_duration(Duration::from_secs(seconds)), said);
+            assert_eq!(format_duration(Duration::from_secs(seconds)), expected);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The proxy that environment variables configure, and its exceptions. Pure.
 //!
-//! Variables, their order and their case are curl's: the first non-empty one of `https_proxy`, `HTTPS_PROXY`, `all_proxy`,
-//! `ALL_PROXY`; for a plain `http` origin, of `http_proxy`, `all_proxy`, `ALL_PROXY`. `no_proxy` and `NO_PROXY` are
-//! combined. If the proxy cannot be used, connections fail; they never bypass it.
+//! Variables, their order and their case are curl's: the first non-empty one of `https_proxy`, `HTTPS_PROXY`,
+//! `all_proxy`, `ALL_PROXY`; for a plain `http` origin, of `http_proxy`, `all_proxy`, `ALL_PROXY`. `no_proxy` and
+//! `NO_PROXY` are combined. If the proxy cannot be used, connections fail; they never bypass it.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -291,7 +291,8 @@ impl ProxyServer {
 }
 
 impl Exception {
-    /// Parses `*`, an address, a network, or a name, which may also be written as `.name`, `*.name`, `name.` or with a port.
+    /// Parses `*`, an address, a network, or a name, which may also be written as `.name`, `*.name`, `name.` or with a
+    /// port.
     pub fn parse(entry: &str) -> Option<Self> {
         let entry = entry.split_once("://").map_or(entry, |(_, rest)| rest).to_ascii_lowercase();
         if entry == "*" {

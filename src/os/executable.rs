@@ -1,7 +1,7 @@
 //! Finds programs on PATH that are safe to run (docs/security.md A2).
 //!
-//! A program is not run if the project could have supplied it: from the project, from the repository around it, or from a
-//! `node_modules/.bin` (package managers put those of parent directories on PATH). Neither is a program that another
+//! A program is not run if the project could have supplied it: from the project, from the repository around it, or from
+//! a `node_modules/.bin` (package managers put those of parent directories on PATH). Neither is a program that another
 //! user could have replaced. The check covers the file and its directory; the directories above are not checked.
 
 use std::ffi::{OsStr, OsString};
@@ -113,9 +113,9 @@ fn env_interpreter(script: &Path) -> Option<String> {
     words.find(|word| !word.is_empty() && !word.starts_with('-') && !word.contains('=')).map(str::to_owned)
 }
 
-/// The topmost directory at or above the project that looks like the root of a repository, else the project. The topmost,
-/// because a nested directory could declare itself a root to exclude its surroundings. Neither `home` nor a directory
-/// that contains it is a root.
+/// The topmost directory at or above the project that looks like the root of a repository, else the project. The
+/// topmost, because a nested directory could declare itself a root to exclude its surroundings. Neither `home` nor a
+/// directory that contains it is a root.
 fn repository_root<'a>(project: &'a Path, home: Option<&Path>) -> &'a Path {
     let home = home.and_then(|home| home.canonicalize().ok()).unwrap_or_else(|| "/".into());
     let above = project.ancestors().take_while(|dir| dir.parent().is_some() && !home.starts_with(dir));

@@ -9,8 +9,8 @@ use nix::sys::signal::{SigSet, Signal};
 /// The wanted number of file descriptors, if the hard limit allows it.
 const DESCRIPTORS: rlim_t = 8192;
 
-/// The limits (soft and hard) and the signal mask that this process has inherited. Only soft limits are changed, because a
-/// lowered hard limit cannot be raised again.
+/// The limits (soft and hard) and the signal mask that this process has inherited. Only soft limits are changed,
+/// because a lowered hard limit cannot be raised again.
 #[derive(Debug, Clone, Copy)]
 pub struct Inherited {
     core: Option<(rlim_t, rlim_t)>,
@@ -33,8 +33,8 @@ pub fn apply() -> Inherited {
 }
 
 impl Inherited {
-    /// Runs `start`, which starts another program, with the inherited settings. They apply to the whole process for that
-    /// millisecond.
+    /// Runs `start`, which starts another program, with the inherited settings. They apply to the whole process for
+    /// that millisecond.
     pub fn during<T>(self, start: impl FnOnce() -> T) -> T {
         set(Resource::RLIMIT_CORE, self.core, |soft, _| soft);
         set(Resource::RLIMIT_NOFILE, self.descriptors, |soft, _| soft);

@@ -1,8 +1,8 @@
 //! Logs to stderr, as text or JSON lines, without secrets.
 //!
-//! Logging never blocks a request: a separate thread writes the lines from a bounded buffer, and lines that do not fit are
-//! dropped. Other crates log at WARN or above, whatever the level: at lower levels hyper and rustls print headers and keys.
-//! Control characters are escaped, so that untrusted text cannot move the cursor.
+//! Logging never blocks a request: a separate thread writes the lines from a bounded buffer, and lines that do not fit
+//! are dropped. Other crates log at WARN or above, whatever the level: at lower levels hyper and rustls print headers
+//! and keys. Control characters are escaped, so that untrusted text cannot move the cursor.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -115,8 +115,8 @@ where
     }
 }
 
-/// Formats a text line: the machine's time to the second, the level, the message and the fields. With colours, errors and
-/// warnings are coloured as a whole.
+/// Formats a text line: the machine's time to the second, the level, the message and the fields. With colours, errors
+/// and warnings are coloured as a whole.
 struct TextLine(Clock);
 
 impl<S, F> FormatEvent<S, F> for TextLine
@@ -200,12 +200,12 @@ mod tests {
     #[test]
     fn other_crates_log_at_warn_whatever_the_level() {
         let lines = logged(Level::TRACE, Format::Text, || {
-            tracing::trace!("ours");
-            tracing::info!(target: "hyper::proto", "theirs: authorization");
-            tracing::warn!(target: "hyper::proto", "their warning");
+            tracing::trace!("own");
+            tracing::info!(target: "hyper::proto", "other: authorization");
+            tracing::warn!(target: "hyper::proto", "other warning");
         });
         assert!(
-            lines.contains("ours") && lines.contains("their warning") && !lines.contains("authorization"),
+            lines.contains("own") && lines.contains("other warning") && !lines.contains("authorization"),
             "{lines}"
         );
     }

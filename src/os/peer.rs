@@ -1,7 +1,7 @@
 //! The process at the other end of a TCP connection on this machine.
 //!
-//! A loopback port is open to every user of the machine (docs/security.md S4), so the owner of each connection is looked
-//! up. Root is allowed: it can do everything anyway.
+//! A loopback port is open to every user of the machine (docs/security.md S4), so the owner of each connection is
+//! looked up. Root is allowed: it can do everything anyway.
 
 use std::io;
 use std::net::SocketAddr;
@@ -95,8 +95,8 @@ pub fn process(peer: SocketAddr, _: SocketAddr) -> Option<u32> {
     listeners::get_all().ok()?.into_iter().find(is_peer).map(|l| l.process.pid)
 }
 
-/// Owner and inode of the peer's socket. Asks the kernel for this one socket, which takes 12 µs. `/proc/net/tcp` lists all
-/// sockets, which takes milliseconds.
+/// Owner and inode of the peer's socket. Asks the kernel for this one socket, which takes 12 µs. `/proc/net/tcp` lists
+/// all sockets, which takes milliseconds.
 #[cfg(target_os = "linux")]
 fn socket(peer: SocketAddr, local: SocketAddr) -> io::Result<Option<(Uid, u32)>> {
     sock_diag::socket(&query(peer, local)?, peer, local)
@@ -126,8 +126,8 @@ fn socket(_: SocketAddr, _: SocketAddr) -> io::Result<Option<(Uid, u32)>> {
     Ok(None)
 }
 
-/// The bytes written at `local` that the peer has not read: those that have not arrived, and those that wait in the peer's
-/// receive queue. `None` if the system does not tell.
+/// The bytes written at `local` that the peer has not read: those that have not arrived, and those that wait in the
+/// peer's receive queue. `None` if the system does not tell.
 pub(crate) fn unread_bytes(peer: SocketAddr, local: SocketAddr) -> Option<(u64, u64)> {
     #[cfg(target_os = "linux")]
     {
@@ -166,8 +166,8 @@ mod proc_net {
 
     use nix::unistd::Uid;
 
-    /// Owner and inode of the socket at `own` that is connected to `other`, if a process has it. Columns of a line: 1 and 2
-    /// are the addresses, 7 is the user id, 9 the inode.
+    /// Owner and inode of the socket at `own` that is connected to `other`, if a process has it. Columns of a line: 1
+    /// and 2 are the addresses, 7 is the user id, 9 the inode.
     pub(crate) fn socket(list: &str, own: SocketAddr, other: SocketAddr) -> Option<(Uid, u32)> {
         let (own, other) = (in_hex(own), in_hex(other));
         let lines = list.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
@@ -191,16 +191,18 @@ mod proc_net {
     }
 }
 
-/// Messages of sock_diag(7) for one TCP socket. All numbers are in host byte order, ports and addresses in network order.
+/// Messages of sock_diag(7) for one TCP socket. All numbers are in host byte order, ports and addresses in network
+/// order.
 ///
 /// A message is a 16-byte `struct nlmsghdr` (length u32, type u16, flags u16, sequence u32, port u32), followed by
 ///
-/// - in a request: `struct inet_diag_req_v2` (family u8, protocol u8, extensions u8, padding u8, states u32, socket id);
-/// - in a response: `struct inet_diag_msg` (family u8, state u8, timer u8, retransmits u8, socket id, expires u32, receive
-///   queue u32, send queue u32, user id u32, inode u32).
+/// - in a request: `struct inet_diag_req_v2` (family u8, protocol u8, extensions u8, padding u8, states u32, socket
+///   id);
+/// - in a response: `struct inet_diag_msg` (family u8, state u8, timer u8, retransmits u8, socket id, expires u32,
+///   receive queue u32, send queue u32, user id u32, inode u32).
 ///
-/// The socket id is a 48-byte `struct inet_diag_sockid`: source port u16, destination port u16, source address [u8; 16],
-/// destination address [u8; 16], interface u32, cookie [u32; 2].
+/// The socket id is a 48-byte `struct inet_diag_sockid`: source port u16, destination port u16, source address [u8;
+/// 16], destination address [u8; 16], interface u32, cookie [u32; 2].
 #[cfg(target_os = "linux")]
 mod sock_diag {
     use std::io;
@@ -249,9 +251,9 @@ mod sock_diag {
     /// Those of `enum tcp_states` in which a socket has a peer: ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT.
     const CONNECTED: [u8; 4] = [1, 4, 5, 8];
 
-    /// Owner and inode of the socket at `own` that is connected to `other`. Fails with `NotConnected` if its process has
-    /// closed it, in which case the owner in the response means nothing, or if it is in another state, such as a new socket
-    /// that has taken the address since.
+    /// Owner and inode of the socket at `own` that is connected to `other`. Fails with `NotConnected` if its process
+    /// has closed it, in which case the owner in the response means nothing, or if it is in another state, such as a
+    /// new socket that has taken the address since.
     pub(crate) fn socket(response: &[u8], own: SocketAddr, other: SocketAddr) -> io::Result<Option<(Uid, u32)>> {
         let Some(found) = find(response, own, other) else { return Ok(None) };
         match number(found, INODE) {
@@ -275,8 +277,8 @@ mod sock_diag {
         Some(Queues { unread: number(found, RECEIVE_QUEUE).into(), unsent: number(found, SEND_QUEUE).into() })
     }
 
-    /// The `struct inet_diag_msg` in a response, if it is about the right socket: if that is closed, the kernel may return
-    /// one that listens at its address.
+    /// The `struct inet_diag_msg` in a response, if it is about the right socket: if that is closed, the kernel may
+    /// return one that listens at its address.
     fn find(response: &[u8], own: SocketAddr, other: SocketAddr) -> Option<&[u8]> {
         let is_response = response.len() >= HEADER_SIZE + RESPONSE_SIZE
             && response[TYPE..TYPE + 2] == SOCK_DIAG_BY_FAMILY.to_ne_bytes();

@@ -2,8 +2,8 @@
 //!
 //! One policy for every directory in which a file of another user would be trusted, such as the state directory
 //! (docs/security.md D1, D2): owned by the effective user, no access for group and others, not a symbolic link. A
-//! directory that fails the check is refused and never repaired, because its content may already belong to another user.
-//! [`Problem::command`] and [`Problem::advice`] say what to do about it.
+//! directory that fails the check is refused and never repaired, because its content may already belong to another
+//! user. [`Problem::command`] and [`Problem::advice`] say what to do about it.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -15,9 +15,11 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, Uid, access};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::os::atomic_file::{self, Durability};
-use crate::os::shell_quoting;
+use crate::os::{safe_read, shell_quoting};
 
 /// Our processes hold the lock for a few milliseconds only; after a second it is another program's.
 const LOCK_ATTEMPTS: u32 = 100;
@@ -249,12 +251,38 @@ fn find_other_users_file(dir: &Path) -> Option<PathBuf> {
     entries.into_iter().find(is_other_users).map(|entry| entry.path())
 }
 
-/// Writes a `.gitignore` that excludes the whole directory: it may be inside a work tree, for example if the user's home
-/// is one.
+/// Writes a `.gitignore` that excludes the whole directory: it may be inside a work tree, for example if the user's
+/// home is one.
 pub fn keep_from_git(dir: &Path) -> Result<(), Problem> {
     const RULES: &[u8] = b"*\n";
     let path = dir.join(".gitignore");
     if fs::read(&path).is_ok_and(|existing| existing == RULES) { Ok(()) } else { write(&path, RULES) }
+}
+
+/// Changes a JSON file in a private directory under the lock of the directory. `change` gets the content, or the
+/// default if the file is missing or unusable, and returns whether to write it back; so does this function.
+pub async fn update_json<T: Serialize + DeserializeOwned + Default>(
+    file: &Path,
+    change: impl FnOnce(&mut T) -> bool + Send + 'static,
+) -> Result<bool, Problem> {
+    let lock = lock(file.parent().unwrap_or(file)).await?;
+    let path = file.to_owned();
+    let update = tokio::task::spawn_blocking(move || {
+        let _lock = lock;
+        let mut content: T = read_json(&path);
+        if !change(&mut content) {
+            return Ok(false);
+        }
+        let bytes = serde_json::to_vec(&content).map_err(|e| Problem::system("write", &path, e))?;
+        write(&path, &bytes).map(|()| true)
+    });
+    update.await.unwrap_or_else(|e| Err(Problem::system("write", file, io::Error::other(e))))
+}
+
+/// The content of a JSON file, or the default if it is missing or unusable.
+pub fn read_json<T: DeserializeOwned + Default>(file: &Path) -> T {
+    let content = safe_read::read(file).ok();
+    content.and_then(|content| serde_json::from_slice(&content.bytes).ok()).unwrap_or_default()
 }
 
 /// Writes or replaces a file (0600) in a private directory, atomically.
@@ -301,8 +329,8 @@ mod tests {
             assert!(reason.contains("others have access") && reason.contains(&expected), "{reason}");
             assert_eq!(mode(&at(name)), bits, "unchanged");
         }
-        fs::create_dir(at("ours")).expect("a directory");
-        symlink(at("ours"), at("link")).expect("a link");
+        fs::create_dir(at("private")).expect("a directory");
+        symlink(at("private"), at("link")).expect("a link");
         assert!(refused(lock(&at("link")).await).contains("is a link"));
         fs::write(at("file"), "").expect("written");
         for path in ["file", "file/below/it"] {
@@ -326,33 +354,33 @@ mod tests {
         }
         let dir = private();
         fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).expect("a mode");
-        fs::write(dir.path().join("ours"), "").expect("a file");
+        fs::write(dir.path().join("own"), "").expect("a file");
         let reason = refused(lock(dir.path()).await);
         assert!(!reason.contains("belongs to another user"), "{reason}");
-        let theirs = dir.path().join("2774.json");
-        fs::write(&theirs, "").expect("a file");
-        chown(&theirs, Some(65534), None).expect("chown");
+        let other_users = dir.path().join("2774.json");
+        fs::write(&other_users, "").expect("a file");
+        chown(&other_users, Some(65534), None).expect("chown");
         let reason = refused(lock(dir.path()).await);
-        let named = format!("{} belongs to another user", theirs.display());
+        let named = format!("{} belongs to another user", other_users.display());
         assert!(reason.contains(&named) && reason.contains("first see what others have put there"), "{reason}");
-        assert!(theirs.exists());
+        assert!(other_users.exists());
     }
 
     #[test]
     fn examine_predicts_the_result_of_make_and_changes_nothing() {
         let dir = private();
         let at = |name: &str| dir.path().join(name);
-        for name in ["open", "ours"] {
+        for name in ["open", "private"] {
             fs::create_dir(at(name)).expect("a directory");
         }
         fs::set_permissions(at("open"), Permissions::from_mode(0o755)).expect("a mode");
-        fs::set_permissions(at("ours"), Permissions::from_mode(0o700)).expect("a mode");
+        fs::set_permissions(at("private"), Permissions::from_mode(0o700)).expect("a mode");
         fs::write(at("file"), "").expect("written");
-        symlink(at("ours"), at("link")).expect("a link");
+        symlink(at("private"), at("link")).expect("a link");
         symlink(at("nowhere"), at("dangling")).expect("a link");
         for (name, problem) in [
-            ("ours", None),
-            ("ours/not/yet", None),
+            ("private", None),
+            ("private/not/yet", None),
             ("open/not/yet", None),
             ("link/not/yet", None),
             ("open", Some("others have access")),

@@ -1,8 +1,8 @@
 //! Reads small files that another user or a repository may have prepared, such as the env file: without blocking on a
 //! FIFO or device, and without trusting a file that others can write.
 //!
-//! The file is opened once and checked through its descriptor (docs/security.md E1, E2). Errors never contain any of its
-//! content.
+//! The file is opened once and checked through its descriptor (docs/security.md E1, E2). Errors never contain any of
+//! its content.
 
 use std::fs::{self, Metadata, OpenOptions};
 use std::io::{ErrorKind, Read};

@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 
 use crate::os::child_processes;
 
-/// How long output is still read after the program's own end: a process that has left the group may hold the pipes open.
+/// How long output is still read after the program's own end: a process that has left the group may hold the pipes
+/// open.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
 /// Limits of a run.
@@ -88,8 +89,8 @@ pub async fn run(mut command: Command, limits: Limits) -> Result<Output, Error> 
     Ok(Output { status, stdout, is_truncated, stderr })
 }
 
-/// Starts a program that may outlive this process, without input or output. It leads a process group, so Ctrl-C here does
-/// not reach it. Returns its status if it ends within `wait`.
+/// Starts a program that may outlive this process, without input or output. It leads a process group, so Ctrl-C here
+/// does not reach it. Returns its status if it ends within `wait`.
 pub async fn start_detached(mut command: Command, wait: Duration) -> io::Result<Option<ExitStatus>> {
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn()?;

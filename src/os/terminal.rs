@@ -1,5 +1,5 @@
-//! Output to a terminal: colours, and escaping of untrusted text, which must not move the cursor, start a line or reorder
-//! the text around it.
+//! Output to a terminal: colours, and escaping of untrusted text, which must not move the cursor, start a line or
+//! reorder the text around it.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
@@ -71,8 +71,8 @@ pub fn note(text: &str) {
     let _ = writeln!(io::stderr(), "note: {}", escaped(text));
 }
 
-/// JSON for this stream. On a terminal, the characters that [`escaped`] would escape are written as `\uXXXX`, which does
-/// not change the value.
+/// JSON for this stream. On a terminal, the characters that [`escaped`] would escape are written as `\uXXXX`, which
+/// does not change the value.
 pub fn json_for(stream: &impl IsTerminal, json: String) -> String {
     if stream.is_terminal() { escaped_json(&json) } else { json }
 }

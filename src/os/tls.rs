@@ -1,8 +1,8 @@
-//! TLS client configuration: trusts the platform's roots and additional certificates. Verification cannot be turned off, and
-//! there is no key log.
+//! TLS client configuration: trusts the platform's roots and additional certificates. Verification cannot be turned
+//! off, and there is no key log.
 //!
-//! The certificate of a local CA is never trusted. It can be in the bundle that `SSL_CERT_FILE` names, because a sidecar may
-//! itself be started by `run`.
+//! The certificate of a local CA is never trusted. It can be in the bundle that `SSL_CERT_FILE` names, because a
+//! sidecar may itself be started by `run`.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! Changes of `.env.local`: however it is written, no request fails and no partial token is used. Anything unsafe in its
-//! place is reported and not read (docs/configuration.md section 3).
+//! Changes of `.env.local`: however it is written, no request fails and no partial token is used. Anything unsafe in
+//! its place is reported and not read (docs/configuration.md section 3).
 
 use std::fs;
 use std::io::Write;
@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 use crate::support::http::Request;
 use crate::support::{SLACK, Scene, Stage, env_file, fingerprint, soon, write_private};
 
-/// Sends requests until stopped. Each is for another token, so that it needs the credential. The pace is below the upstream
-/// rate limit.
+/// Sends requests until stopped. Each is for another token, so that it needs the credential. The pace is below the
+/// upstream rate limit.
 async fn send_requests(addr: SocketAddr, mut stopped: oneshot::Receiver<()>) {
     let mut count = 0;
     let mut pace = tokio::time::interval(Duration::from_millis(60));

@@ -144,8 +144,8 @@ async fn another_principal_is_announced_with_both_names_and_finds_an_empty_cache
         let other = stage.token_of(change);
         stage.write_env(&other);
         stage.uses(&other).await;
-        let said = format!("the token is now that of {name}, it was that of acme/web (development, user_ada)");
-        assert_eq!(stage.logs.count(&said), 1, "{:#?}", stage.logs.lines());
+        let line = format!("the token is now that of {name}, it was that of acme/web (development, user_ada)");
+        assert_eq!(stage.logs.count(&line), 1, "{:#?}", stage.logs.lines());
         assert_eq!(stage.logs.count("token refreshed"), 0);
         assert_eq!(stage.status().await["cache"]["entries"], 0, "{name}");
         stage.token(r#"{"subject":{"type":"app"}}"#).send().await;
@@ -235,8 +235,8 @@ async fn upstreams_clock_corrects_a_wrong_one_with_one_warning() {
         // 40 min less than by upstream's.
         assert_eq!(reply.cache_status(), "connect-sidecar; fwd=uri-miss; stored; ttl=1170", "kept by the earlier end");
     }
-    let said = format!("this machine's clock is 40 min ahead of {}'s, which is used instead", stage.emulator.url());
-    assert_eq!(stage.logs.count(&said), 1, "{:#?}", stage.logs.lines());
+    let line = format!("this machine's clock is 40 min ahead of {}'s, which is used instead", stage.emulator.url());
+    assert_eq!(stage.logs.count(&line), 1, "{:#?}", stage.logs.lines());
     assert_eq!(stage.status().await["warnings"][0]["code"], "clock_skew");
     stage.emulator_clock.advance(40 * MINUTE);
     assert_eq!(stage.token(r#"{"scopes":["4"]}"#).send().await.status, 200);

@@ -1,5 +1,5 @@
-//! Clock jumps and sleep: what stays cached, what expires, what is reported (docs/configuration.md section 3). The sidecar
-//! uses the wall clock; its timers stop during sleep.
+//! Clock jumps and sleep: what stays cached, what expires, what is reported (docs/configuration.md section 3). The
+//! sidecar uses the wall clock; its timers stop during sleep.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -83,11 +83,11 @@ async fn each_clock_jump_is_checked_at_once() {
     stage.emulator_clock.set(right.plus(13 * HOUR));
     stage.clock.set(right.plus(13 * HOUR));
     assert_eq!(ask("over").await.code(), "oidc_token_expired");
-    let asked = clock_queries(&stage);
+    let before = clock_queries(&stage);
     for _ in 0..3 {
         assert_eq!(ask("over").await.code(), "oidc_token_expired");
     }
-    assert_eq!(clock_queries(&stage), asked);
+    assert_eq!(clock_queries(&stage), before);
 }
 
 /// Header lines of a response, by its number.

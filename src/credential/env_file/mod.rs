@@ -1,9 +1,9 @@
 //! Finds the token in the bytes of an env file. Pure.
 //!
-//! The value must be the one that the app reads. If dotenv (used by Next.js) and Node (used by Vite) read the same value, it
-//! is that. Otherwise it is the value of the last line that plainly assigns [`KEY`], if one of them reads the same. The rest
-//! of the file may be malformed. Nothing is expanded, because that could send values of our own environment. Errors contain
-//! no text of the file.
+//! The value must be the one that the app reads. If dotenv (used by Next.js) and Node (used by Vite) read the same
+//! value, it is that. Otherwise it is the value of the last line that plainly assigns [`KEY`], if one of them reads the
+//! same. The rest of the file may be malformed. Nothing is expanded, because that could send values of our own
+//! environment. Errors contain no text of the file.
 
 #[cfg(test)]
 pub(crate) mod cases;

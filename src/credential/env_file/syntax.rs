@@ -1,7 +1,7 @@
 //! The env file syntaxes of common loaders. Pure.
 //!
-//! Variables are expanded by dotenvy only, which is called itself. Its values may contain values of our environment and are
-//! for comparison only. As in the loaders, invalid UTF-8 is replaced.
+//! Variables are expanded by dotenvy only, which is called itself. Its values may contain values of our environment and
+//! are for comparison only. As in the loaders, invalid UTF-8 is replaced.
 
 use std::sync::LazyLock;
 

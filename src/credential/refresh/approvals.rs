@@ -1,8 +1,8 @@
 //! The projects that may be refreshed automatically.
 //!
-//! A project is approved if upstream has accepted a request with its token, or if a person has refreshed it in a directory
-//! that is linked to it. The project that a token or a link names is not enough, because both may have come with a
-//! repository.
+//! A project is approved if upstream has accepted a request with its token, or if a person has refreshed it in a
+//! directory that is linked to it. The project that a token or a link names is not enough, because both may have come
+//! with a repository.
 //!
 //! `<state dir>/refreshable.json` has ids and hashes of directories, and no secret. It is replaced as a whole under the
 //! lock of the directory. Without a usable file, approvals last until this process ends.
@@ -17,7 +17,6 @@ use tracing::debug;
 
 use super::vercel_cli::Target;
 use crate::os::private_dir;
-use crate::os::safe_read;
 
 /// The number of approvals of each kind that are kept.
 const MAX_APPROVALS: usize = 100;
@@ -53,9 +52,10 @@ struct ApprovalList {
 impl ApprovalList {
     fn read(file: &Path) -> Self {
         // Everybody who can write to the directory could add approvals.
-        let is_private = file.parent().is_some_and(|dir| private_dir::check(dir).is_ok());
-        let content = safe_read::read(file).ok().filter(|_| is_private);
-        content.and_then(|content| serde_json::from_slice(&content.bytes).ok()).unwrap_or_default()
+        match file.parent().is_some_and(|dir| private_dir::check(dir).is_ok()) {
+            true => private_dir::read_json(file),
+            false => Self::default(),
+        }
     }
 
     fn list(&self, kind: Kind) -> &VecDeque<Approval> {
@@ -83,17 +83,6 @@ impl ApprovalList {
 enum Kind {
     Accepted,
     Confirmed,
-}
-
-/// Why the file was not written.
-#[derive(Debug, thiserror::Error)]
-enum SaveError {
-    #[error("{}", .0.with_advice())]
-    Directory(#[from] private_dir::Problem),
-    #[error("could not encode the list: {0}")]
-    Encode(#[from] serde_json::Error),
-    #[error("the write has panicked: {0}")]
-    Panic(#[from] tokio::task::JoinError),
 }
 
 impl Approvals {
@@ -154,22 +143,15 @@ impl Approvals {
         if !self.in_memory.add(kind, &approval) {
             return;
         }
-        let Some(file) = self.file.clone() else { return };
-        if let Err(error) = save(file, kind, approval).await {
-            debug!("could not remember which project may be refreshed: {error}");
+        let Some(file) = &self.file else { return };
+        let update = private_dir::update_json(file, move |in_file: &mut ApprovalList| {
+            in_file.add(kind, &approval);
+            true
+        });
+        if let Err(problem) = update.await {
+            debug!("could not remember which project may be refreshed: {}", problem.with_advice());
         }
     }
-}
-
-async fn save(file: PathBuf, kind: Kind, approval: Approval) -> Result<(), SaveError> {
-    let lock = private_dir::lock(file.parent().unwrap_or(&file)).await?;
-    let update = tokio::task::spawn_blocking(move || {
-        let _lock = lock;
-        let mut in_file = ApprovalList::read(&file);
-        in_file.add(kind, &approval);
-        Ok(private_dir::write(&file, &serde_json::to_vec(&in_file)?)?)
-    });
-    update.await?
 }
 
 #[cfg(test)]

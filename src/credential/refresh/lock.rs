@@ -59,8 +59,8 @@ impl RefreshLock {
         &self.directory
     }
 
-    /// When the last attempt for this project directory began. A time in the future was recorded by another clock and is
-    /// ignored.
+    /// When the last attempt for this project directory began. A time in the future was recorded by another clock and
+    /// is ignored.
     pub fn last_attempt(&self, now: Timestamp) -> Option<Timestamp> {
         let bytes = safe_read::read(&self.last_attempt_file).ok()?.bytes;
         let last = Timestamp::from_millis(std::str::from_utf8(&bytes).ok()?.parse().ok()?);

@@ -1,9 +1,9 @@
-//! Gets fresh OIDC tokens from the Vercel CLI, when a person asks and, if enabled, automatically before the token expires
-//! (docs/configuration.md section 4).
+//! Gets fresh OIDC tokens from the Vercel CLI, when a person asks and, if enabled, automatically before the token
+//! expires (docs/configuration.md section 4).
 //!
-//! An app's request never starts a refresh. A fresh token is submitted to the owner of the identity, which decides whether
-//! to use it; it is kept in memory, and the env file is not written. Automatic refresh needs an approval ([`approvals`]),
-//! because the token in use and the link in `.vercel/` may have come with a repository.
+//! An app's request never starts a refresh. A fresh token is submitted to the owner of the identity, which decides
+//! whether to use it; it is kept in memory, and the env file is not written. Automatic refresh needs an approval
+//! ([`approvals`]), because the token in use and the link in `.vercel/` may have come with a repository.
 
 pub mod approvals;
 pub mod lock;
@@ -74,15 +74,9 @@ pub enum RefreshError {
     /// There is no CLI that may be run.
     #[error(transparent)]
     NoCli(#[from] CliNotUsable),
-    /// The credential is an access token.
-    #[error("VERCEL_TOKEN is sent, which cannot be refreshed")]
-    AccessToken,
-    /// The sidecar is shutting down.
-    #[error("the sidecar is about to end")]
-    ShuttingDown,
-    /// There is no state directory for the lock.
-    #[error("neither XDG_STATE_HOME nor HOME is set")]
-    NoStateDir,
+    /// It is not possible here and now, for this reason.
+    #[error("{0}")]
+    Unavailable(&'static str),
     /// The lock could not be acquired.
     #[error(transparent)]
     Lock(Arc<LockError>),
@@ -186,10 +180,11 @@ pub struct RefreshHandle(Option<mpsc::Sender<oneshot::Sender<Outcome>>>);
 impl RefreshHandle {
     /// Starts a refresh or joins the running one. Takes as long as the CLI, and other sidecars that run it first.
     pub async fn refresh(&self) -> Outcome {
-        let requests = self.0.as_ref().ok_or(RefreshError::AccessToken)?;
+        let requests =
+            self.0.as_ref().ok_or(RefreshError::Unavailable("VERCEL_TOKEN is sent, which cannot be refreshed"))?;
         let (reply, outcome) = oneshot::channel();
         let _ = requests.send(reply).await;
-        outcome.await.unwrap_or(Err(RefreshError::ShuttingDown))
+        outcome.await.unwrap_or(Err(RefreshError::Unavailable("the sidecar is about to end")))
     }
 }
 
@@ -226,8 +221,8 @@ enum Trigger {
 }
 
 impl Refresher {
-    /// A refresher of the token in `identity`. Returns it with a handle for requests and with its state. `accepted` has the
-    /// last credential that upstream has accepted: its project is approved.
+    /// A refresher of the token in `identity`. Returns it with a handle for requests and with its state. `accepted` has
+    /// the last credential that upstream has accepted: its project is approved.
     pub fn new(
         options: Options,
         identity: watch::Receiver<Arc<Identity>>,
@@ -368,7 +363,8 @@ impl Refresher {
     async fn refresh(&mut self, trigger: Trigger) -> Result<Option<Refreshed>, RefreshError> {
         let target = self.target(trigger).await?;
         let cli = self.find_cli().await?;
-        let state_dir = self.options.state_dir.as_deref().ok_or(RefreshError::NoStateDir)?;
+        let no_state_dir = RefreshError::Unavailable("neither XDG_STATE_HOME nor HOME is set");
+        let state_dir = self.options.state_dir.as_deref().ok_or(no_state_dir)?;
         let lock = RefreshLock::acquire(state_dir, &target.project_id, &self.options.project).await;
         let lock = lock.map_err(|e| RefreshError::Lock(Arc::new(e)))?;
         let now = self.clock.now();

@@ -1,7 +1,7 @@
 //! Runs the Vercel CLI to get a fresh token (docs/vercel.md section 7).
 //!
-//! The CLI gets fixed arguments, a short list of variables, a directory that is no project, and a minute. Its output is a
-//! secret and its error message is untrusted text: neither leaves this module unprocessed.
+//! The CLI gets fixed arguments, a short list of variables, a directory that is no project, and a minute. Its output is
+//! a secret and its error message is untrusted text: neither leaves this module unprocessed.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -27,34 +27,12 @@ const MAX_EXCERPT: usize = 200;
 const MAX_WORD: usize = 20;
 
 /// Variables that are passed on to the CLI. There is no token among them: the CLI has its own login.
-const VARIABLES: [&str; 13] = [
-    "HOME",
-    "XDG_DATA_HOME",
-    "XDG_CONFIG_HOME",
-    "XDG_CACHE_HOME",
-    "XDG_STATE_HOME",
-    "XDG_RUNTIME_DIR",
-    "XDG_DATA_DIRS",
-    "XDG_CONFIG_DIRS",
-    "LANG",
-    "LANGUAGE",
-    "LC_ALL",
-    "LC_CTYPE",
-    "LC_MESSAGES",
-];
+const VARIABLES: &str = "HOME XDG_DATA_HOME XDG_CONFIG_HOME XDG_CACHE_HOME XDG_STATE_HOME XDG_RUNTIME_DIR XDG_DATA_DIRS \
+    XDG_CONFIG_DIRS LANG LANGUAGE LC_ALL LC_CTYPE LC_MESSAGES";
 
 /// Variables that are passed on if the sidecar itself uses the proxy of the environment.
-const PROXY_VARIABLES: [&str; 9] = [
-    "HTTPS_PROXY",
-    "HTTP_PROXY",
-    "ALL_PROXY",
-    "NO_PROXY",
-    "https_proxy",
-    "http_proxy",
-    "all_proxy",
-    "no_proxy",
-    "NODE_EXTRA_CA_CERTS",
-];
+const PROXY_VARIABLES: &str = "HTTPS_PROXY HTTP_PROXY ALL_PROXY NO_PROXY https_proxy http_proxy all_proxy no_proxy \
+    NODE_EXTRA_CA_CERTS";
 
 /// Variables that turn off prompts, colours, update checks and telemetry.
 const FIXED_VARIABLES: [(&str, &str); 4] =
@@ -71,9 +49,9 @@ pub struct CliEnvironment {
 impl CliEnvironment {
     /// Selects the variables from our environment, those for a proxy only with `use_env_proxy`.
     pub fn of(environment: &dyn Fn(&str) -> Option<OsString>, use_env_proxy: bool) -> Self {
-        let proxy = if use_env_proxy { &PROXY_VARIABLES[..] } else { &[] };
-        let names = VARIABLES.iter().chain(proxy);
-        let variables = names.filter_map(|name| Some((*name, environment(name)?))).collect();
+        let proxy = if use_env_proxy { PROXY_VARIABLES } else { "" };
+        let names = VARIABLES.split_ascii_whitespace().chain(proxy.split_ascii_whitespace());
+        let variables = names.filter_map(|name| Some((name, environment(name)?))).collect();
         Self { path: environment("PATH").unwrap_or_default(), variables }
     }
 }
@@ -287,8 +265,8 @@ mod tests {
             let environment = CliEnvironment::of(&all, use_env_proxy);
             environment.variables.iter().map(|(name, _)| *name).collect::<Vec<_>>()
         };
-        assert_eq!(names(false), VARIABLES);
-        assert_eq!(names(true), [&VARIABLES[..], &PROXY_VARIABLES].concat());
+        assert_eq!(names(false).join(" "), VARIABLES);
+        assert_eq!(names(true).join(" "), format!("{VARIABLES} {PROXY_VARIABLES}"));
         assert!(!names(true).iter().any(|name| name.contains("VERCEL") || name.contains("NODE_OPTIONS")));
         let shown = format!("{:?}", CliEnvironment::of(&|_| Some("hunter2".into()), true));
         assert_eq!(shown.matches("hunter2").count(), 1, "PATH alone: {shown}");

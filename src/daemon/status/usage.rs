@@ -6,7 +6,6 @@
 //! only numbers and team ids. A new month starts at zero, and so does an unreadable file.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::credential::Identity;
-use crate::os::atomic_file::{self, Durability};
 use crate::os::clock::{Clock, Timestamp};
 use crate::os::private_dir;
-use crate::os::safe_read;
 use crate::proxy::stats::{Counts, Stats};
 
 const FILE: &str = "usage.json";
@@ -221,8 +218,8 @@ impl UsageRecorder {
 enum SaveError {
     #[error("{}{}", .0.with_command(), .0.advice().map_or_else(String::new, |advice| format!("; {advice}")))]
     Directory(#[from] private_dir::Problem),
-    #[error("could not write {}: {source}", .path.display())]
-    Write { path: PathBuf, source: io::Error },
+    #[error("could not encode the usage: {0}")]
+    Encode(#[from] serde_json::Error),
     #[error(transparent)]
     Interrupted(#[from] tokio::task::JoinError),
 }
@@ -237,7 +234,7 @@ async fn merge(dir: &Path, new: Month) -> Result<Month, SaveError> {
             month.add(team, *usage);
         }
         if lock.is_some() {
-            write(&dir, &month).map_err(|source| SaveError::Write { path: dir.join(FILE), source })?;
+            private_dir::write(&dir.join(FILE), &serde_json::to_vec(&month)?)?;
         }
         Ok(month)
     });
@@ -245,12 +242,7 @@ async fn merge(dir: &Path, new: Month) -> Result<Month, SaveError> {
 }
 
 fn read(dir: &Path) -> Month {
-    let content = safe_read::read(&dir.join(FILE)).ok();
-    content.and_then(|content| serde_json::from_slice(&content.bytes).ok()).unwrap_or_default()
-}
-
-fn write(dir: &Path, month: &Month) -> io::Result<()> {
-    atomic_file::write(&dir.join(FILE), &serde_json::to_vec(month)?, 0o600, Durability::Process)
+    private_dir::read_json(&dir.join(FILE))
 }
 
 /// By the machine's clock, so that no upstream response can start another month.

@@ -1,5 +1,5 @@
-//! Refreshing by the Vercel CLI (docs/configuration.md section 4): when and how it is run, which output is accepted, and
-//! what is reported. `real` uses the real CLI, the other modules a script in its place.
+//! Refreshing by the Vercel CLI (docs/configuration.md section 4): when and how it is run, which output is accepted,
+//! and what is reported. `real` uses the real CLI, the other modules a script in its place.
 
 mod approvals;
 mod real;
@@ -76,8 +76,8 @@ impl FakeCli {
     }
 }
 
-/// Creates an executable shell script. A separate process writes it: a file that is open for writing cannot be executed, and
-/// a child that another test starts at this moment would inherit our descriptor.
+/// Creates an executable shell script. A separate process writes it: a file that is open for writing cannot be
+/// executed, and a child that another test starts at this moment would inherit our descriptor.
 pub fn plant(path: &Path, script: &str) {
     let mut writing = Command::new("/bin/sh");
     writing
@@ -124,8 +124,8 @@ pub async fn unapproved(cli: &FakeCli) -> Stage {
 
 /// Sends a request that makes upstream accept the sidecar's project.
 pub async fn be_accepted(serving: &Serving) {
-    let asked = Request::new(serving.addr, "POST", SLACK).json(APP).send().await;
-    assert_eq!(asked.status, 200, "{}", asked.text());
+    let response = Request::new(serving.addr, "POST", SLACK).json(APP).send().await;
+    assert_eq!(response.status, 200, "{}", response.text());
 }
 
 /// A sidecar that runs this CLI only on request.

@@ -40,8 +40,8 @@ async fn the_token_is_refreshed_in_time_with_the_login_of_the_cli() {
     stage.pass(DEVELOPMENT_LIFE - 10 * MINUTE);
     stage.logs.wait_for("token refreshed, expires in 12 h").await;
     assert_eq!(stage.emulator.count("/projects/prj_web/token"), 1);
-    let asked = stage.emulator.received().into_iter().find(|r| r.target.starts_with("/projects/")).expect("asked");
-    assert_eq!(asked.headers["authorization"], "Bearer vca_demo_session");
+    let request = stage.emulator.received().into_iter().find(|r| r.target.starts_with("/projects/")).expect("request");
+    assert_eq!(request.headers["authorization"], "Bearer vca_demo_session");
     stage.pass(HOUR);
     assert_eq!(stage.token("{}").send().await.status, 200, "the token in the file has ended");
 }

@@ -51,10 +51,10 @@ async fn a_cli_that_hangs_is_killed_after_a_minute_with_its_children() {
     let cli = FakeCli::new("exec 3>DIR/pipe; echo began >&3; sleep 1000 & sleep 1000");
     let pipe = cli.pipe();
     let stage = on_request(&cli).await;
-    let asked = stage.refresh().begin().await;
+    let pending = stage.refresh().begin().await;
     soon("the CLI", pipe.line).await.expect("started");
     let_timers_pass(50 * SECOND).await;
-    let reply = asked.reply().await;
+    let reply = pending.reply().await;
     assert!(reply.status == 502 && reply.text().contains("goes on"), "{}", reply.text());
     let_timers_pass(11 * SECOND).await;
     stage.logs.wait_for("the Vercel CLI took longer than 60 s").await;
@@ -179,8 +179,8 @@ async fn attempts_keep_their_distance_over_a_restart() {
     let serving = start().await;
     let waits = async {
         loop {
-            let asked = Request::new(serving.addr, "GET", "/_sidecar/v1/status");
-            if asked.send().await.json()["refresh"]["state"] == "waiting" {
+            let status = Request::new(serving.addr, "GET", "/_sidecar/v1/status");
+            if status.send().await.json()["refresh"]["state"] == "waiting" {
                 return;
             }
         }

@@ -1,5 +1,6 @@
-//! Expiry warnings in the log, on a terminal, on the desktop, in events, status, metrics and responses. Each is given once
-//! per token and step, by all sidecars of the project together and over restarts (docs/configuration.md section 3).
+//! Expiry warnings in the log, on a terminal, on the desktop, in events, status, metrics and responses. Each is given
+//! once per token and step, by all sidecars of the project together and over restarts (docs/configuration.md section
+//! 3).
 
 mod header;
 #[cfg(all(target_os = "linux", feature = "desktop"))]

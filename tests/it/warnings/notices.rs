@@ -68,15 +68,15 @@ async fn after_13_hours_of_sleep_there_is_one_warning_one_notification_and_one_e
     let woken = Instant::now();
     sidecar.wait_for_log("the OIDC token of acme/web expired 1 h ago, run `vercel env pull`").await;
     desktop.shows(|notice| notice.title == "The OIDC token of acme/web expired 1 h ago" && notice.urgency == 2).await;
-    let mut told = events.until("oidc_token_expired").await;
+    let mut sent = events.until("oidc_token_expired").await;
     assert!(woken.elapsed() <= Duration::from_secs(16), "{:?}", woken.elapsed());
 
     desk.pull(about(12 * 60));
     desktop.shows(|notice| notice.title.ends_with("was refreshed")).await;
     let log = sidecar.stop().await.stderr;
-    told += &events.rest().await;
+    sent += &events.rest().await;
     assert_eq!((log.matches(OF_THE_TOKEN).count(), desktop.shown().len()), (1, 2), "{log}");
-    assert_eq!((told.matches("\"warning\"").count(), told.matches("\"rotation\"").count()), (1, 1), "{told}");
+    assert_eq!((sent.matches("\"warning\"").count(), sent.matches("\"rotation\"").count()), (1, 1), "{sent}");
 }
 
 #[tokio::test]

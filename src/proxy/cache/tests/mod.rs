@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::credential::{Credential, TokenState};
+use crate::os::safe_read::Defect;
 use crate::proxy::error::Code;
 use crate::proxy::key::{self, Key};
 
