@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use connect_sidecar::emulator::fault::{Fault, Trouble};
+use connect_sidecar::emulator::fault::{Fault, FaultKind};
 
 use crate::support::http::Reply;
 use crate::support::{Scene, Stage, body, is_over, let_timers_pass, let_upstream_recover, soon};
@@ -26,7 +26,7 @@ fn assert_refused(reply: &Reply, status: u16, code: &str) {
 #[tokio::test]
 async fn sixteen_flights_at_once_whoever_waits_for_them_and_the_rest_in_their_turn() {
     let stage = Scene::new().start().await;
-    let gate = stage.emulator.gate();
+    let hold = stage.emulator.hold_answers();
     let mut asking = Vec::new();
     for n in 0..18 {
         for _ in 0..3 {
@@ -38,7 +38,7 @@ async fn sixteen_flights_at_once_whoever_waits_for_them_and_the_rest_in_their_tu
         stage.caught_up().await;
     }
     assert_eq!(stage.emulator.received().len(), 16, "three callers of one key have one place");
-    gate.open();
+    hold.release();
     for asked in asking {
         assert_eq!(asked.reply().await.status, 200);
     }
@@ -49,7 +49,7 @@ async fn sixteen_flights_at_once_whoever_waits_for_them_and_the_rest_in_their_tu
 async fn who_waits_5_s_for_a_place_is_told_so_and_what_is_cached_needs_none() {
     let stage = Scene::new().start().await;
     let cached = stage.slack_token().await;
-    let gate = stage.emulator.gate();
+    let hold = stage.emulator.hold_answers();
     let mut under_way = Vec::new();
     for n in 0..16 {
         under_way.push(stage.under_way(stage.token(&body(&n.to_string()))).await);
@@ -78,7 +78,7 @@ async fn who_waits_5_s_for_a_place_is_told_so_and_what_is_cached_needs_none() {
     let upstream = &stage.status().await["upstream"];
     assert_eq!((&upstream["requests"], &upstream["errors"]), (&17.into(), &0.into()), "it is none of upstream's");
 
-    gate.open();
+    hold.release();
     for asked in under_way {
         assert_eq!(asked.reply().await.status, 200);
     }
@@ -89,8 +89,8 @@ async fn who_waits_5_s_for_a_place_is_told_so_and_what_is_cached_needs_none() {
 #[tokio::test]
 async fn a_place_is_given_back_however_its_request_ends() {
     let stage = Scene::new().start().await;
-    for trouble in [Trouble::Reset, Trouble::Truncate, Trouble::Hang] {
-        let hangs = matches!(trouble, Trouble::Hang);
+    for trouble in [FaultKind::Reset, FaultKind::Truncate, FaultKind::Hang] {
+        let hangs = matches!(trouble, FaultKind::Hang);
         stage.emulator.inject(Fault::always(trouble).on("github"));
         let mut asking = Vec::new();
         for n in 0..16 {

@@ -171,7 +171,7 @@ async fn a_refused_caller_that_is_still_sending_is_heard_out() {
 
 /// What comes until the end once `bytes` were sent, the caller's half was closed, and upstream has made it wait.
 async fn half_closed<S: AsyncRead + AsyncWrite + Unpin>(stage: &Stage, mut stream: S, bytes: &[u8]) -> Vec<Reply> {
-    let gate = stage.emulator.gate();
+    let hold = stage.emulator.hold_answers();
     let before = stage.emulator.received().len();
     stream.write_all(bytes).await.expect("written");
     stream.shutdown().await.expect("half closed");
@@ -181,7 +181,7 @@ async fn half_closed<S: AsyncRead + AsyncWrite + Unpin>(stage: &Stage, mut strea
         let_timers_pass(Duration::from_secs(1)).await;
         stage.caught_up().await;
     }
-    gate.open();
+    hold.release();
     let mut replies = Vec::new();
     soon("the replies", stream.read_to_end(&mut replies)).await.expect("read");
     Reply::parse_all(&replies)
@@ -233,7 +233,7 @@ async fn a_caller_that_closes_its_half_and_then_leaves_is_let_go_and_its_token_k
     let stage = Scene::new().toml(&format!("unix_socket = \"{}\"", socket.display())).start().await;
     let run = Run::of(&stage).await;
     for (number, way) in ["tcp", "reset", "unix", "tunnel"].into_iter().enumerate() {
-        let gate = stage.emulator.gate();
+        let hold = stage.emulator.hold_answers();
         let body = format!(r#"{{"scopes":["{way}"]}}"#);
         let request = stage.token(&body);
         let begun = soon("the request upstream", stage.emulator.wait_for_requests(number + 1));
@@ -259,7 +259,7 @@ async fn a_caller_that_closes_its_half_and_then_leaves_is_let_go_and_its_token_k
                 leaves(&stage, stream, begun).await;
             }
         }
-        gate.open();
+        hold.release();
         assert_eq!(passes(stage.token(&body)).await.json()["connector"]["uid"], "slack/acme-slack", "{way}");
         assert_eq!(stage.emulator.received().len(), number + 1, "{way}: what it had asked for is kept");
     }

@@ -405,7 +405,7 @@ async fn idle_and_blind_tunnels_do_not_keep_it_and_a_request_under_way_is_answer
     let silent = TcpStream::connect(run.addr).await.expect("a connection");
     let without_tls = run.tunnel("api.vercel.com:443").await;
     let mut blind = run.tunnel("github.com:443").await;
-    let gate = desk.emulator.gate();
+    let hold = desk.emulator.hold_answers();
     let mut busy = run.open(API).await;
     let request = slack(&busy);
     busy.stream.write_all(&request.kept_alive()).await.expect("taken");
@@ -417,7 +417,7 @@ async fn idle_and_blind_tunnels_do_not_keep_it_and_a_request_under_way_is_answer
         }
     };
     soon("nobody to be let in any more", gone).await;
-    gate.open();
+    hold.release();
     assert_eq!(next_reply(&mut busy.stream).await.status, 200);
     let ended = serving.end().await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use connect_sidecar::emulator::fault::{Fault, Trouble};
+use connect_sidecar::emulator::fault::{Fault, FaultKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::process::Command;
@@ -116,7 +116,7 @@ async fn one_connection_too_many_ends_the_one_that_has_been_idle_longest() {
 async fn when_all_are_busy_one_more_is_told_to_come_back_and_health_is_answered() {
     let desk = Desk::new().await;
     let serving = desk.serve_few().await;
-    let gate = desk.emulator.gate();
+    let hold = desk.emulator.hold_answers();
     let mut busy = Vec::new();
     for n in 0..ROOM {
         busy.push(ask(&serving, &format!(r#"{{"scopes":["{n}"]}}"#)).begin().await);
@@ -131,7 +131,7 @@ async fn when_all_are_busy_one_more_is_told_to_come_back_and_health_is_answered(
         assert_eq!(get(&serving, path).send().await.status, 200, "{path}");
     }
     assert_eq!(get(&serving, "/metrics").send().await.code(), "overloaded");
-    gate.open();
+    hold.release();
     for sent in busy {
         assert_eq!(sent.reply().await.status, 200);
     }
@@ -243,7 +243,7 @@ async fn callers_that_take_nothing_are_let_go_though_all_of_it_could_be_written(
 async fn a_caller_that_takes_nothing_of_its_reply_is_let_go() {
     let stage = Scene::new().start().await;
     let body = format!(r#"{{"x":"{}"}}"#, "x".repeat(1_000_000));
-    stage.emulator.inject(Fault::always(Trouble::Answer {
+    stage.emulator.inject(Fault::always(FaultKind::Answer {
         status: 200,
         content_type: "application/json",
         body,
@@ -399,13 +399,13 @@ async fn a_caller_that_goes_away_is_let_go_at_once_and_what_it_asked_for_is_kept
     }
     assert!(stage.emulator.received().is_empty());
 
-    let gate = stage.emulator.gate();
+    let hold = stage.emulator.hold_answers();
     let mut stream = TcpStream::connect(stage.addr).await.expect("a connection");
     stream.write_all(request.as_bytes()).await.expect("sent");
     soon("the request upstream", stage.emulator.wait_for_requests(1)).await;
     drop(stream);
     stage.all_let_go().await;
-    gate.open();
+    hold.release();
     assert_eq!(stage.token(APP).send().await.status, 200);
     assert_eq!(stage.emulator.received().len(), 1, "what the first had asked for");
 }

@@ -9,7 +9,8 @@ use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use connect_sidecar::emulator::keys::RsaKey;
-use connect_sidecar::emulator::standin::{App, Seen};
+use connect_sidecar::emulator::mock_providers::{App, RecordedRequest};
+use connect_sidecar::emulator::provider_kind::ProviderKind;
 use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use connect_sidecar::emulator::world::{Connector, World};
 use connect_sidecar::emulator::{Emulator, Options};
@@ -65,19 +66,19 @@ impl Desk {
     }
 
     fn vault(&self, kind: &str) -> BTreeMap<String, Value> {
-        self.emulator.read(|world| world.find(&format!("{kind}/acme")).expect("a connector").vault.clone())
+        self.emulator.read(|world| world.connector(&format!("{kind}/acme")).expect("a connector").vault.clone())
     }
 
     fn set_vault(&self, kind: &str, vault: BTreeMap<String, Value>) {
-        self.emulator.change(|world| world.connector(&format!("{kind}/acme")).expect("a connector").vault = vault);
+        self.emulator.change(|world| world.connector_mut(&format!("{kind}/acme")).expect("a connector").vault = vault);
     }
 
-    fn seen(&self, kind: &str) -> Vec<Seen> {
-        self.emulator.standins().seen().into_iter().filter(|seen| seen.provider == kind).collect()
+    fn seen(&self, kind: &str) -> Vec<RecordedRequest> {
+        self.emulator.mock_providers().requests().into_iter().filter(|seen| seen.provider == kind).collect()
     }
 
     fn proofs(&self, kind: &str) -> Vec<&'static str> {
-        self.seen(kind).into_iter().flat_map(|seen| seen.proved).collect()
+        self.seen(kind).into_iter().flat_map(|seen| seen.proofs).collect()
     }
 
     /// A request to a provider by whoever has a token.
@@ -89,7 +90,7 @@ impl Desk {
             "salesforce" => ("GET", "services/oauth2/userinfo"),
             _ => ("GET", "userinfo"),
         };
-        let url = format!("{}/{path}", self.emulator.standins().base(kind));
+        let url = format!("{}/{path}", self.emulator.mock_providers().base(ProviderKind::of_type(kind)));
         let reply = Browser::default().send(method, &url, &[("authorization", &format!("Bearer {token}"))], None).await;
         reply.status == 200 && reply.json()["ok"] != false
     }
@@ -204,7 +205,7 @@ async fn a_token_is_handed_out_again_up_to_its_buffer_and_then_comes_of_a_refres
         let sooner = format!("{{\"validityBufferMs\":31000,{}", &body[1..]);
         let second = desk.token(kind, &sooner).await;
         assert_ne!(second, first, "{kind}: the buffer decides");
-        assert!(desk.seen(kind)[asked..].iter().any(|seen| seen.proved.contains(&proof)), "{kind}");
+        assert!(desk.seen(kind)[asked..].iter().any(|seen| seen.proofs.contains(&proof)), "{kind}");
         desk.pass(HOUR - Duration::from_secs(30));
         assert_ne!(desk.token(kind, body).await, second, "{kind}: the default buffer is 30 s");
     }
@@ -262,7 +263,11 @@ async fn a_grant_that_is_withdrawn_at_the_provider_gives_no_token_until_the_next
     for kind in ["slack", "github", "salesforce", "oauth"] {
         let desk = Desk::new(|_| {}).await;
         desk.token(kind, USER).await;
-        desk.emulator.standins().console().withdraw(kind, &format!("client-scl_{kind}"), None);
+        desk.emulator.mock_providers().console().withdraw(
+            ProviderKind::of_type(kind),
+            &format!("client-scl_{kind}"),
+            None,
+        );
         desk.pass(HOUR);
         for _ in 0..2 {
             let reply = desk.ask(kind, USER).await;
@@ -273,7 +278,7 @@ async fn a_grant_that_is_withdrawn_at_the_provider_gives_no_token_until_the_next
     }
     let desk = Desk::new(|_| {}).await;
     desk.token("github", APP).await;
-    desk.emulator.standins().console().withdraw("github", "client-scl_github", None);
+    desk.emulator.mock_providers().console().withdraw(ProviderKind::GitHub, "client-scl_github", None);
     desk.pass(HOUR);
     assert_eq!(code(&desk.ask("github", APP).await), "client_installation_required");
 }
@@ -313,7 +318,7 @@ async fn a_person_approves_or_denies_in_a_browser() {
         let at_once = desk.seen(kind).len();
         let token = desk.token(kind, new).await;
         assert!(desk.use_token(kind, &token).await, "{kind}");
-        let refreshed = desk.seen(kind)[at_once..].iter().any(|seen| seen.proved.contains(&"refresh token"));
+        let refreshed = desk.seen(kind)[at_once..].iter().any(|seen| seen.proofs.contains(&"refresh token"));
         assert!(refreshed, "{kind}: by what the browser brought, {:?}", desk.seen(kind));
     }
 }
@@ -453,7 +458,7 @@ async fn a_wrong_key_or_secret_is_refused_by_the_provider() {
         ("api-key", APP, json!({"api_key_env": "CONNECT_SIDECAR_TEST_NO_SUCH_VARIABLE"})),
     ] {
         let desk = Desk::new(|world| {
-            let connector = world.connector(&format!("{kind}/acme")).expect("a connector");
+            let connector = world.connector_mut(&format!("{kind}/acme")).expect("a connector");
             connector.data = data.as_object().expect("an object").clone().into_iter().collect();
         })
         .await;
@@ -466,9 +471,9 @@ async fn a_wrong_key_or_secret_is_refused_by_the_provider() {
 #[tokio::test]
 async fn a_provider_elsewhere_is_found_by_its_issuer() {
     let theirs = Desk::new(|_| {}).await;
-    let issuer = theirs.emulator.standins().base("oauth");
+    let issuer = theirs.emulator.mock_providers().base(ProviderKind::OAuth);
     let desk = Desk::new(|world| {
-        let connector = world.connector("oauth/acme").expect("a connector");
+        let connector = world.connector_mut("oauth/acme").expect("a connector");
         connector.granted_to.clear();
         connector.data = [("issuer".to_owned(), json!(issuer)), ("client_id".to_owned(), json!("client-ours"))].into();
     })
@@ -479,9 +484,10 @@ async fn a_provider_elsewhere_is_found_by_its_issuer() {
         token_life: 3600,
         ..App::default()
     };
-    let registered = theirs.emulator.standins().console().register("oauth", &app).expect("registered");
+    let registered =
+        theirs.emulator.mock_providers().console().register(ProviderKind::OAuth, &app).expect("registered");
     desk.emulator.change(|world| {
-        let data = &mut world.connector("oauth/acme").expect("a connector").data;
+        let data = &mut world.connector_mut("oauth/acme").expect("a connector").data;
         data.insert("client_secret".into(), registered.client_secret.into());
     });
     for document in [
@@ -513,11 +519,11 @@ const VERIFIER: &str = "a-verifier-that-nobody-guesses-a-verifier-that";
 
 impl Client {
     fn new(desk: &Desk) -> Self {
-        let console = desk.emulator.standins().console();
+        let console = desk.emulator.mock_providers().console();
         let app = App { name: "x".into(), redirect_uris: vec![REDIRECT.into()], token_life: 60, ..App::default() };
-        let secret = console.register("oauth", &app).expect("registered").client_secret;
-        console.consent("oauth", "client-x", "ada");
-        Self { base: desk.emulator.standins().base("oauth"), secret }
+        let secret = console.register(ProviderKind::OAuth, &app).expect("registered").client_secret;
+        console.consent(ProviderKind::OAuth, "client-x", "ada");
+        Self { base: desk.emulator.mock_providers().base(ProviderKind::OAuth), secret }
     }
 
     /// Where the authorization endpoint leads, with these parameters changed.
@@ -658,7 +664,7 @@ async fn a_refresh_token_and_a_client_secret_leave_the_emulator_by_no_way() {
         assert_eq!(reply.status, 200);
         shown += &reply.text();
     }
-    shown += &format!("{:?}", desk.emulator.standins().seen());
+    shown += &format!("{:?}", desk.emulator.mock_providers().requests());
     shown += &logs.lines().concat();
     let mut secrets = 0;
     for kind in ["slack", "github", "salesforce", "oauth"] {
@@ -669,7 +675,8 @@ async fn a_refresh_token_and_a_client_secret_leave_the_emulator_by_no_way() {
             }
         }
         let app = App { name: format!("scl_{kind}"), ..App::default() };
-        let registered = desk.emulator.standins().console().register(kind, &app).expect("registered");
+        let registered =
+            desk.emulator.mock_providers().console().register(ProviderKind::of_type(kind), &app).expect("registered");
         assert!(!shown.contains(&registered.client_secret) && !shown.contains(&registered.private_key), "{kind}");
     }
     assert_eq!(secrets, 6, "there was something to see");

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 
-use connect_sidecar::emulator::fault::Kind;
+use connect_sidecar::emulator::fault::ScriptKind;
 use connect_sidecar::emulator::seed;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -181,7 +181,7 @@ async fn its_help_names_each_fault_with_what_that_takes() {
     let home = home();
     let help = run(emulate(&home, &["--help"])).await.stdout;
     let (_, faults) = help.split_once("\nFaults, ").expect("a list");
-    for (_, name, _, takes) in Kind::ALL {
+    for (_, name, takes) in ScriptKind::ALL {
         let line = faults.lines().find(|line| line.trim_start().split(' ').next() == Some(name));
         let line = line.unwrap_or_else(|| panic!("{name}: {faults}"));
         // What errors have in general stands with those that are ordered for it.

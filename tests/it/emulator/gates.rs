@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use connect_sidecar::emulator::Emulator;
+use connect_sidecar::emulator::provider_kind::ProviderKind;
 use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 
 use super::{OWNER, SLACK, admin, emulator, request};
@@ -21,7 +22,7 @@ async fn routes(emulator: &Emulator) -> Vec<(SocketAddr, String, String)> {
         routes.extend(methods.map(|method| (emulator.addr(), method.to_uppercase(), target.clone())));
     }
     assert!(routes.len() > 50, "{routes:?}");
-    let providers = emulator.standins().base("oauth");
+    let providers = emulator.mock_providers().base(ProviderKind::OAuth);
     let providers = providers.trim_start_matches("http://").split('/').next().expect("an address").parse();
     let providers: SocketAddr = providers.expect("an address");
     for (method, path) in [
@@ -65,7 +66,7 @@ async fn no_page_reaches_any_route_by_its_own_name_or_by_ours() {
         assert!(matches!(without_host.status, 400 | 403), "{method} {target}: {}", without_host.status);
     }
     assert_eq!(emulator.received().len(), 0, "none of it counts as asked");
-    assert_eq!(emulator.standins().seen(), []);
+    assert_eq!(emulator.mock_providers().requests(), []);
 }
 
 #[tokio::test]
@@ -96,7 +97,7 @@ async fn another_user_of_this_machine_gets_nothing() {
     const NOBODY: u32 = 65_534;
     let emulator = emulator("").await;
     let bearer = format!("authorization: Bearer {}", emulator.oidc_token(DEVELOPMENT_LIFE));
-    let provider = format!("{}/.well-known/openid-configuration", emulator.standins().base("oauth"));
+    let provider = format!("{}/.well-known/openid-configuration", emulator.mock_providers().base(ProviderKind::OAuth));
     let ours = |path: &str| format!("{}{path}", emulator.url());
     for url in
         [ours("/_emulator/env.local"), ours("/_emulator/requests"), ours(SLACK), ours("/connect/callback"), provider]

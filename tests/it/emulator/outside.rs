@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use connect_sidecar::emulator::outside::Outside;
+use connect_sidecar::emulator::allowlist::Allowlist;
 use connect_sidecar::emulator::seed;
 use connect_sidecar::emulator::{Emulator, Options};
 use serde_json::{Value, json};
@@ -115,9 +115,9 @@ async fn the_api_names_no_variable_even_where_a_seed_may() {
         "[[connectors]]\nuid = \"oauth/mine\"\n{LINK}\ndata = {{ client_id = \"x\", client_secret_env = \"MAPS_KEY\" }}\n\
          [[connectors]]\nuid = \"api-key/plain\"\n{LINK}"
     );
-    let outside = || Outside::new([("MAPS_KEY".to_owned(), SECRET.into())].into(), Vec::new());
-    let world = seed::read_with(&format!("{SEED}\n{more}"), &outside()).unwrap_or_else(|e| panic!("{e}"));
-    let options = Options { world, outside: outside(), ..Options::default() };
+    let allowlist = || Allowlist::new([("MAPS_KEY".to_owned(), SECRET.into())].into(), Vec::new());
+    let world = seed::read_with(&format!("{SEED}\n{more}"), &allowlist()).unwrap_or_else(|e| panic!("{e}"));
+    let options = Options { world, allowlist: allowlist(), ..Options::default() };
     let emulator = Emulator::start(options).await.expect("an emulator");
     let of = |connector: &str| format!("/v1/connect/connectors/{connector}");
     let before = emulator.read(|world| world.connectors.clone());
@@ -143,7 +143,7 @@ async fn the_api_names_no_variable_even_where_a_seed_may() {
         }
     }
     for (connector, issuer, says) in [
-        ("oauth%2Fmine", "http://127.0.0.1:9", "for the seed alone"),
+        ("oauth%2Fmine", "http://127.0.0.1:9", "by the seed"),
         ("oauth%2Flinear", "https://evil.example", "--allow-issuer"),
     ] {
         for key in ["issuer", "service_url"] {

@@ -54,7 +54,7 @@ async fn a_connector_is_created_attached_detached_and_removed() {
         ],
     )
     .await;
-    assert!(emulator.read(|world| world.find("mcp.linear.app/lin").is_none()));
+    assert!(emulator.read(|world| world.connector("mcp.linear.app/lin").is_none()));
 }
 
 #[tokio::test]

@@ -62,11 +62,11 @@ async fn every_reply_of_connect_says_how_long_the_token_has_left_once_that_is_wo
 #[tokio::test]
 async fn hits_joined_requests_held_answers_and_intercepted_ones_say_it_too() {
     let stage = Scene::new().token_life(10 * MINUTE).start().await;
-    let gate = stage.emulator.gate();
+    let hold = stage.emulator.hold_answers();
     let leader = stage.under_way(stage.token(APP)).await;
     let joined = stage.token(APP).begin().await;
     stage.caught_up().await;
-    gate.open();
+    hold.release();
     for sent in [leader, joined] {
         assert_eq!(left(&sent.reply().await), Some("600"));
     }
