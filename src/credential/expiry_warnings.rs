@@ -111,7 +111,7 @@ pub async fn run<F>(
                 && warned.is_news(token.fingerprint(), step.before).await
             {
                 step.said.fetch_add(1, Ordering::Relaxed);
-                events.tell(Event::Warning(say(token, now)));
+                events.publish(Event::Warning(say(token, now)));
             }
             pause = steps.until_next(left).map_or(LOOK_EVERY, |next| next.min(LOOK_EVERY));
         }

@@ -235,7 +235,7 @@ impl App {
             url: format!("http://{addr}"),
             key: key.text().to_owned(),
             project: config.project.clone(),
-            began: state_file::began(),
+            began: state_file::process_start(),
         };
         let instance_file = match &config.state_dir {
             _ if !config.is_announced => Ok(None),
@@ -431,7 +431,7 @@ impl App {
         drop(door);
         offer.end();
         self.server.finish();
-        events.end();
+        events.close();
         connections.close();
         self.tasks.close();
         let under_way = async {
@@ -463,7 +463,7 @@ async fn follow(mut identity: watch::Receiver<Arc<Identity>>, at_start: Option<S
                 proxy.stats.rotations.count();
             }
             if before != in_use {
-                proxy.events.tell(Event::Rotation(events::Rotation {
+                proxy.events.publish(Event::Rotation(events::Rotation {
                     at: proxy.clock.now(),
                     project: token.claims.project_name(),
                     fingerprint: token.fingerprint().to_owned(),

@@ -132,7 +132,7 @@ pub(super) fn connector_json(connector: &Connector) -> Value {
         "supportedSubjectTypes": ["app", "user"],
         "supportsInstallation": connector.needs_installation(),
         "supportsRevocation": true,
-        "supportsTriggers": ProviderKind::of(connector) == ProviderKind::Slack,
+        "supportsTriggers": connector.provider() == ProviderKind::Slack,
         "supportsIcon": "maybe",
         "appTokens": tokens,
         "userTokens": tokens,

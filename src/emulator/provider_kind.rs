@@ -1,7 +1,5 @@
 //! The providers that the emulator knows by protocol.
 
-use super::world::Connector;
-
 /// The protocol by which a connector gets its tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProviderKind {
@@ -30,11 +28,6 @@ impl ProviderKind {
             "api-key" => Self::ApiKey,
             _ => Self::OAuth,
         }
-    }
-
-    /// The provider for a connector.
-    pub fn of(connector: &Connector) -> Self {
-        Self::of_type(&connector.kind)
     }
 
     /// The name, which is also the path of its mock below the mock providers' origin.

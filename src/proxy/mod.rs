@@ -107,7 +107,7 @@ impl Proxy {
             let code = Some(error.code.as_str().to_owned());
             let (message, remedy) = (Some(error.message.clone()), Some((*error.remedy).clone()));
             let request = self.told(&route, error.status, begun);
-            self.events.tell(Event::Request(events::Request { code, message, remedy, ..request }));
+            self.events.publish(Event::Request(events::Request { code, message, remedy, ..request }));
             error.is_told = true;
         }
         outcome
@@ -400,7 +400,7 @@ impl Proxy {
         let (action, connector, status) = (route.action.as_str(), route.connector.as_str(), answer.status.as_u16());
         let (subject, ms) = (subject.map(Subject::as_str), begun.elapsed().as_millis() as u64);
         debug!(action, connector, subject, status, cache, ms, "{action} {connector}");
-        self.events.tell_hit(Hit { at, action, connector, subject, cache, status, ms });
+        self.events.publish_hit(Hit { at, action, connector, subject, cache, status, ms });
     }
 
     /// What is told of any request that was answered.
@@ -435,7 +435,7 @@ impl Proxy {
         let connector = route.connector.as_str();
         if answer.status.is_success() {
             info!(action, connector, subject, status, cache, ms, "{action} {connector}");
-            return self.events.tell(Event::Request(told));
+            return self.events.publish(Event::Request(told));
         }
         let error = UpstreamError::read(&answer.body);
         let identity = self.identity.borrow().clone();
@@ -451,7 +451,7 @@ impl Proxy {
             }
             None => warn!(action, connector, subject, status, code, cache, ms, "{action} {connector}"),
         }
-        self.events.tell(Event::Request(told));
+        self.events.publish(Event::Request(told));
     }
 }
 

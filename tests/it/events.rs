@@ -146,7 +146,7 @@ async fn who_asks_for_problems_hears_what_goes_wrong_from_then_on_and_nothing_el
     assert_eq!(next(&mut stream).await["code"], "not_found");
     stage.request("GET", "/nowhere").send().await;
     assert_eq!(next(&mut stream).await["code"], "route_not_found");
-    assert!(!stage.server.proxy().events.is_heard(), "no hit is told for its sake");
+    assert!(!stage.server.proxy().events.has_subscribers(), "no hit is told for its sake");
 }
 
 #[tokio::test]

@@ -335,7 +335,7 @@ async fn an_instance_proves_that_it_has_its_key_and_tells_nobody_what_it_is() {
     let ask = |path: &str, nonce: &str| stage.request("GET", path).header("sidecar-nonce", nonce);
     let reply = ask("/healthz", nonce).send().await;
     let proof = reply.header("sidecar-proof").expect("a proof");
-    assert!(Key::new(key.clone()).is_proven_by(port, nonce.as_bytes(), proof.as_bytes()), "{reply:?}");
+    assert!(Key::new(key.clone()).verify_proof(port, nonce.as_bytes(), proof.as_bytes()), "{reply:?}");
     assert!(!format!("{reply:?}").contains(&key));
     for (path, nonce) in [("/healthz", "short"), ("/healthz", &*nonce.repeat(5)), ("/readyz", nonce)] {
         assert_eq!(ask(path, nonce).send().await.header("sidecar-proof"), None, "{path} {nonce}");

@@ -425,7 +425,7 @@ impl Refresher {
         warning.say(None);
         let identity = self.identity.borrow().clone();
         let project = identity.oidc().map(|token| token.claims.project_name()).unwrap_or_default();
-        self.events.tell(Event::Warning(warning.told(self.clock.now(), project)));
+        self.events.publish(Event::Warning(warning.told(self.clock.now(), project)));
     }
 }
 

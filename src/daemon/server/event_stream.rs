@@ -16,7 +16,7 @@ use hyper::body::Frame;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::connections::Relaying;
-use crate::events::{Event, Events, Listener};
+use crate::events::{Event, Events, Subscription};
 use crate::proxy::error::{Code, RequestError};
 use crate::proxy::reply::{self, Reply, ReplyBody};
 
@@ -38,7 +38,7 @@ pub(super) enum Of {
 struct Lines {
     past: Option<Vec<Arc<Event>>>,
     of: Of,
-    listener: Listener,
+    listener: Subscription,
     _under_way: Relaying,
     _place: OwnedSemaphorePermit,
 }
@@ -91,8 +91,8 @@ pub(super) fn reply(
         return Err(error);
     };
     let (past, listener) = match of {
-        Of::Everything => events.listen(),
-        Of::Problems => (Vec::new(), events.listen_to_kept()),
+        Of::Everything => events.subscribe(),
+        Of::Problems => (Vec::new(), events.subscribe_without_hits()),
     };
     let lines = Lines { past: Some(past), of, listener, _under_way: under_way, _place: place };
     let frames = unfold(lines, async |mut lines| {

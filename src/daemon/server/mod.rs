@@ -340,7 +340,7 @@ impl Server {
                 error.line()
             );
             if !error.is_told {
-                self.proxy.events.tell(Event::Refusal(Refusal {
+                self.proxy.events.publish(Event::Refusal(Refusal {
                     at: self.proxy.clock.now(),
                     method,
                     path,

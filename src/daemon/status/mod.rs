@@ -221,7 +221,7 @@ impl Status {
             counts: self.stats.counts(),
             entries: self.cache.tokens().len(),
             connections,
-            listeners: self.events.listeners(),
+            listeners: self.events.subscribers(),
             warnings: self.steps.counts().collect(),
             uptime: self.clock.local().since(self.started_at),
             is_ready: identity.credential(now).is_ok(),

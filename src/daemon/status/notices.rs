@@ -11,7 +11,7 @@ use notify_rust::{Notification, NotificationHandle};
 use tracing::debug;
 
 use crate::credential::warning::Warning as Expiry;
-use crate::events::{Event, Events, Listener, Rotation, Warning};
+use crate::events::{Event, Events, Rotation, Subscription, Warning};
 use crate::os::clock::spoken;
 use crate::remedy::Remedy;
 
@@ -22,7 +22,7 @@ const LONGEST_TITLE: usize = 120;
 
 /// What is told from its making on, as notices.
 pub struct Notices {
-    events: Listener,
+    events: Subscription,
     about_to_end: Duration,
 }
 
@@ -39,7 +39,7 @@ struct Notice {
 impl Notices {
     /// Shows what happens from now on. A token with no more life than `about_to_end` is no good news.
     pub fn of(events: &Events, about_to_end: Duration) -> Self {
-        Self { events: events.listen_to_kept(), about_to_end }
+        Self { events: events.subscribe_without_hits(), about_to_end }
     }
 
     /// Shows it, for as long as it is polled.

@@ -88,7 +88,7 @@ pub(in crate::emulator) async fn begin(
 ) -> Result<ConsentPage, ProviderRefusal> {
     let connector = connector_of(store, flow).ok_or(ProviderRefusal::new("no_connector"))?;
     let settings = Settings::from_connector(&connector)?;
-    let kind = ProviderKind::of(&connector);
+    let kind = connector.provider();
     let tenant = (flow.decision == Decision::Install).then(|| tenant(&connector, flow));
     let (authorization, without_code) = match (kind, &tenant) {
         (ProviderKind::Snowflake | ProviderKind::ApiKey, _) => return Ok(ConsentPage::Local),
@@ -159,7 +159,7 @@ pub(in crate::emulator) async fn finish(
     }
     let client = oauth_client(providers, &redirect.connector).await?;
     let mut token = client.redeem_redirect(&redirect.state, &redirect.verifier, query).await?;
-    if ProviderKind::of(&redirect.connector) == ProviderKind::Salesforce {
+    if redirect.connector.provider() == ProviderKind::Salesforce {
         token = salesforce::with_expiry(&client, token, now).await?;
     }
     Ok(ConsentResult(Some(token), redirect.connector.clone()))
@@ -206,7 +206,7 @@ pub(in crate::emulator) async fn begin_device(
     providers: &ProviderClient,
     flow: &Flow,
 ) -> Option<(String, String)> {
-    let connector = connector_of(store, flow).filter(|connector| ProviderKind::of(connector) == ProviderKind::OAuth)?;
+    let connector = connector_of(store, flow).filter(|connector| connector.provider() == ProviderKind::OAuth)?;
     let client = oauth_client(providers, &connector).await.ok()?;
     let hint = [("login_hint".to_owned(), user(store, flow))];
     let device = client.authorize_device(&flow.narrowing, &hint).await.ok()?;

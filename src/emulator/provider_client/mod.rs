@@ -254,7 +254,7 @@ impl ProviderClient {
             redirect_uris: vec![self.redirect_uri.clone()],
             token_life: connector.token_life.as_secs(),
         };
-        let (console, kind) = (self.mocks.console(), ProviderKind::of(connector));
+        let (console, kind) = (self.mocks.console(), connector.provider());
         let registration = console.register(kind, &app).map_err(|_| ProviderRefusal::new("invalid_key"))?;
         if kind == ProviderKind::GitHub {
             console.set_github_grants(&registration.client_id, settings.github_grants(connector));
@@ -287,7 +287,7 @@ impl ProviderClient {
             });
         }
         let Registration { client_id, client_secret, .. } = self.register(connector, settings)?;
-        let kind = ProviderKind::of(connector);
+        let kind = connector.provider();
         let base = self.mocks.base(kind);
         let (endpoints, normalize, secret_in_form) = match kind {
             ProviderKind::Slack => (slack::endpoints(&base), slack::normalize as fn(_) -> _, false),
@@ -310,7 +310,7 @@ impl ProviderClient {
 
     /// The URL that identifies the connector's provider in its vault.
     fn provider_url(&self, connector: &Connector, settings: &Settings) -> String {
-        settings.issuer.clone().unwrap_or_else(|| self.mocks.base(ProviderKind::of(connector)))
+        settings.issuer.clone().unwrap_or_else(|| self.mocks.base(connector.provider()))
     }
 }
 

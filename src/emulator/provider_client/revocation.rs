@@ -61,7 +61,7 @@ async fn revoke_entry(
     if entry.is_revoked || entry.provider != providers.provider_url(connector, &settings) {
         return None;
     }
-    let kind = ProviderKind::of(connector);
+    let kind = connector.provider();
     let access_token = entry.tokens.last().map(|cached| cached.token.token.as_str());
     let base = providers.mocks.base(kind);
     if kind == ProviderKind::GitHub && !key.starts_with("user:") {

@@ -72,7 +72,7 @@ pub(in crate::emulator) async fn obtain_token(
 
 /// Converts a provider's token into the form for apps.
 pub(super) fn issued_token(connector: &Connector, token: ProviderToken, now: SystemTime) -> IssuedToken {
-    let metadata = match ProviderKind::of(connector) {
+    let metadata = match connector.provider() {
         ProviderKind::Slack => slack::metadata(&token.extra),
         ProviderKind::GitHub => github::metadata(&token.extra),
         ProviderKind::Salesforce => salesforce::metadata(&token.extra),
@@ -96,7 +96,7 @@ async fn fetch(
     entry: &mut VaultEntry,
 ) -> Result<ProviderToken, ProviderRefusal> {
     let ProviderRequest { connector, subject, narrowing, .. } = request;
-    let kind = ProviderKind::of(connector);
+    let kind = connector.provider();
     let is_user = matches!(subject, Subject::User { .. });
     match (subject, kind) {
         (Subject::JwtBearer(claims), ProviderKind::OAuth) => {
@@ -182,7 +182,7 @@ async fn first_token(
     request: &ProviderRequest,
     entry: &mut VaultEntry,
 ) -> Result<ProviderToken, ProviderRefusal> {
-    let kind = ProviderKind::of(&request.connector);
+    let kind = request.connector.provider();
     let is_slack = kind == ProviderKind::Slack;
     let tenant = request.installation.as_ref().map_or("app", |installation| installation.tenant_id.as_str());
     let (hint, scope_name) = match &request.subject {

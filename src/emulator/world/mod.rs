@@ -297,9 +297,14 @@ impl Connector {
         self.uid.split_once('/').map_or(&self.uid, |(_, name)| name)
     }
 
+    /// The provider of its tokens.
+    pub fn provider(&self) -> ProviderKind {
+        ProviderKind::of_type(&self.kind)
+    }
+
     /// Whether it must be installed before it gives tokens. By default that holds for Slack and GitHub.
     pub fn needs_installation(&self) -> bool {
-        self.needs_installation.unwrap_or(matches!(ProviderKind::of(self), ProviderKind::Slack | ProviderKind::GitHub))
+        self.needs_installation.unwrap_or(matches!(self.provider(), ProviderKind::Slack | ProviderKind::GitHub))
     }
 }
 

@@ -43,7 +43,7 @@ async fn what_the_files_alone_name_is_not_fetched_and_that_is_said_with_what_con
     stage.pass(HOUR);
     stage.caught_up().await;
     assert_eq!((cli.runs(), stage.logs.count(HELD)), (0, 1), "it is said once");
-    let (told, _) = stage.server.proxy().events.listen();
+    let (told, _) = stage.server.proxy().events.subscribe();
     let is_told = |event: &Event| matches!(event, Event::Warning(told) if told.code == "refresh_held");
     assert_eq!(told.iter().filter(|event| is_told(event)).count(), 1);
 }

@@ -34,7 +34,7 @@ async fn a_token_is_renewed_a_quarter_of_an_hour_ahead_and_the_env_file_is_left_
     stage.write_env(&other);
     stage.uses(&other).await;
     assert_eq!(cli.runs(), 1);
-    let (told, _) = stage.server.proxy().events.listen();
+    let (told, _) = stage.server.proxy().events.subscribe();
     assert_eq!(told.iter().filter(|event| matches!(***event, Event::Rotation(_))).count(), 2);
 }
 
@@ -92,7 +92,7 @@ async fn after_three_failures_it_is_given_up_aloud_until_the_token_changes_or_a_
     let warned = status["warnings"].as_array().expect("a list").iter().find(|w| w["code"] == "refresh_gave_up");
     let warned = warned.unwrap_or_else(|| panic!("{status:#}")).clone();
     assert_eq!(warned["hint"], "connect-sidecar refresh");
-    let (told, _) = stage.server.proxy().events.listen();
+    let (told, _) = stage.server.proxy().events.subscribe();
     let is_told = |event: &Event| matches!(event, Event::Warning(told) if told.code == warned["code"] && told.message == warned["message"]);
     assert_eq!(told.iter().filter(|event| is_told(event)).count(), 1);
     stage.pass(3 * HOUR);
