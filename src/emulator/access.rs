@@ -1,8 +1,8 @@
 //! Access control of the emulator and the mock providers: local programs of the same user, and browsers that a person
 //! has navigated to one of the pages. Checked by connection and request head, before the body is read.
 //!
-//! The admin API issues credentials without asking for one. A web page that rebinds its DNS name to 127.0.0.1 or submits
-//! a form here must therefore be refused on every route.
+//! The admin API issues credentials without asking for one. A web page that rebinds its DNS name to 127.0.0.1 or
+//! submits a form here must therefore be refused on every route.
 
 use std::net::SocketAddr;
 

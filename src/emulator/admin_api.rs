@@ -1,5 +1,5 @@
-//! The emulator's own API below `/_emulator/`: recorded requests, faults, consents and env files. It needs no credential;
-//! [`access`](super::access) keeps web pages out, which could otherwise get a token here.
+//! The emulator's own API below `/_emulator/`: recorded requests, faults, consents and env files. It needs no
+//! credential; [`access`](super::access) keeps web pages out, which could otherwise get a token here.
 
 use std::time::Duration;
 
@@ -91,8 +91,8 @@ pub(super) fn env_file(token: &str) -> String {
     format!("# Created by Vercel CLI\nVERCEL_OIDC_TOKEN=\"{token}\"\n")
 }
 
-/// `POST /_emulator/consents`: decides a consent or an installation without a browser. `url` is the page's URL, as the CLI
-/// prints it or the SDK returns it.
+/// `POST /_emulator/consents`: decides a consent or an installation without a browser. `url` is the page's URL, as the
+/// CLI prints it or the SDK returns it.
 fn decide_consent(shared: &Shared, request: &Request) -> Result<Value, Refusal> {
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]

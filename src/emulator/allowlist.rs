@@ -92,8 +92,8 @@ impl Allowlist {
         problems
     }
 
-    /// Checks what the API may put into a connector's data, which is `before` so far. It may not name a variable, and if
-    /// the connector's secret is in a variable, it may not change the issuer that the secret is sent to.
+    /// Checks what the API may put into a connector's data, which is `before` so far. It may not name a variable, and
+    /// if the connector's secret is in a variable, it may not change the issuer that the secret is sent to.
     pub(super) fn check_update(
         &self,
         data: &BTreeMap<String, Value>,

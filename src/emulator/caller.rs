@@ -83,8 +83,8 @@ impl Caller {
         }
     }
 
-    /// Checks that the connector is linked to the caller's project, for its environment. A credential for the whole team
-    /// needs no link.
+    /// Checks that the connector is linked to the caller's project, for its environment. A credential for the whole
+    /// team needs no link.
     pub fn check_link(&self, connector: &Connector) -> Result<(), Refusal> {
         let (project_id, environment) = match self {
             Self::Project { project_id, environment, .. } => (project_id, Some(environment)),

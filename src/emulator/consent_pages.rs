@@ -1,10 +1,10 @@
 //! The browser pages for consents and installations. They run the provider's own flow and decide the pending flow with
 //! its outcome.
 //!
-//! The page at `/api/v1/connect/{authorize,install}/{connector}` redirects the browser to the provider, where the person
-//! approves or denies. The provider redirects it back to `/connect/callback`. If the provider has no such page, as for API
-//! keys, the question is shown here. With a device code, the person opens the provider's page themselves, and each poll
-//! for the result polls the provider.
+//! The page at `/api/v1/connect/{authorize,install}/{connector}` redirects the browser to the provider, where the
+//! person approves or denies. The provider redirects it back to `/connect/callback`. If the provider has no such page,
+//! as for API keys, the question is shown here. With a device code, the person opens the provider's page themselves,
+//! and each poll for the result polls the provider.
 
 use http::StatusCode;
 use serde_json::Value;

@@ -220,37 +220,16 @@ pub enum Effect {
 
 /// What is wrong with a script, and what would be right.
 #[derive(Debug, thiserror::Error)]
-pub enum ScriptError {
-    /// A parameter that the kind needs is missing or not usable.
-    #[error("this kind needs `{key}`, as {example}: {name} takes {takes}, `on` and `times`")]
-    Needs {
-        /// The parameter.
-        key: &'static str,
-        /// An example of a value.
-        example: &'static str,
-        /// The name of the kind.
-        name: &'static str,
-        /// All parameters of the kind.
-        takes: &'static str,
-    },
-    /// `by` of a clock offset is too large.
-    #[error("`by` is at most ten years")]
-    SkewTooLarge,
-    /// `retry_after` cannot be sent as a header.
-    #[error("`retry_after` must be what a header can hold, as \"30\"")]
-    RetryAfter,
-    /// `times` is 0.
-    #[error("`times` is 1 or more; leave it out for always")]
-    Times,
-}
+#[error("{0}")]
+pub struct ScriptError(String);
 
 impl FaultScript {
     /// Validates the script and builds its effect.
     pub fn effect(&self) -> Result<Effect, ScriptError> {
-        let needs = |key, example| {
+        let needs = |key: &str, example: &str| {
             let row = ScriptKind::ALL.iter().find(|(kind, ..)| *kind == self.kind);
             let (_, name, takes) = row.copied().unwrap_or((self.kind, "this", ""));
-            ScriptError::Needs { key, example, name, takes }
+            ScriptError(format!("this kind needs `{key}`, as {example}: {name} takes {takes}, `on` and `times`"))
         };
         let duration = |text: &str| humantime::parse_duration(text).map_err(|_| needs("by", "\"2s\" or \"-5m\""));
         let by = || self.by.as_deref().ok_or_else(|| needs("by", "\"2s\""));
@@ -260,7 +239,7 @@ impl FaultScript {
                 let (sign, length) = by.strip_prefix('-').map_or((1, by), |length| (-1, length));
                 let seconds =
                     i64::try_from(duration(length)?.as_secs()).ok().filter(|seconds| *seconds <= MAX_SKEW_SECONDS);
-                let seconds = seconds.ok_or(ScriptError::SkewTooLarge)?;
+                let seconds = seconds.ok_or_else(|| ScriptError("`by` is at most ten years".into()))?;
                 return Ok(Effect::Skew(sign * seconds));
             }
             ScriptKind::Latency => FaultKind::Delay(duration(by()?)?),
@@ -287,10 +266,10 @@ impl FaultScript {
             (kind, _) => kind,
         };
         if self.retry_after.as_ref().is_some_and(|after| HeaderValue::from_str(after).is_err()) {
-            return Err(ScriptError::RetryAfter);
+            return Err(ScriptError("`retry_after` must be what a header can hold, as \"30\"".into()));
         }
         if self.times == Some(0) {
-            return Err(ScriptError::Times);
+            return Err(ScriptError("`times` is 1 or more; leave it out for always".into()));
         }
         Ok(Effect::Fault(Fault { kind, on: self.on.clone(), remaining: self.times }))
     }

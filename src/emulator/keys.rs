@@ -105,7 +105,8 @@ impl RsaKey {
         &self.verifying
     }
 
-    /// Verifies the signature of an RS256 JWT and its times: `iat` is past, and `exp` is at most `max_life` seconds ahead.
+    /// Verifies the signature of an RS256 JWT and its times: `iat` is past, and `exp` is at most `max_life` seconds
+    /// ahead.
     pub(super) fn verify(&self, jwt: &str, now: SystemTime, max_life: u64) -> Result<Value, &'static str> {
         let mut validation = Validation::new(Algorithm::RS256);
         // Times are compared with the emulator's clock, below.

@@ -1,5 +1,5 @@
-//! A team's rate limits (docs/vercel.md section 4). Reads and writes are counted separately, each in a window that starts
-//! with the first request and lasts a minute.
+//! A team's rate limits (docs/vercel.md section 4). Reads and writes are counted separately, each in a window that
+//! starts with the first request and lasts a minute.
 
 use std::time::{Duration, SystemTime};
 

@@ -2,8 +2,8 @@
 //!
 //! It signs development OIDC tokens with its own key and verifies them as any relying party would; it keeps teams,
 //! projects, connectors, links, installations and grants as data ([`world`]); and it refuses requests with the statuses
-//! and codes of docs/vercel.md section 2.2. Faults can be injected ([`fault`]). It shares no code with the proxy and the
-//! credential, so that a mistake there cannot be repeated here.
+//! and codes of docs/vercel.md section 2.2. Faults can be injected ([`fault`]). It shares no code with the proxy and
+//! the credential, so that a mistake there cannot be repeated here.
 //!
 //! A request passes [`access`] and then goes to the first API that knows its route: `admin_api`, `consent_pages`,
 //! `runtime_api`, `management_api`, `account_api`. Tokens come from [`provider_client`], which talks to providers:

@@ -1,5 +1,5 @@
-//! The emulator's OpenAPI 3.1 document. Requests for routes that it does not list get a 404, so it cannot be incomplete;
-//! a test checks that each of its routes has a handler.
+//! The emulator's OpenAPI 3.1 document. Requests for routes that it does not list get a 404, so it cannot be
+//! incomplete; a test checks that each of its routes has a handler.
 
 use std::sync::LazyLock;
 

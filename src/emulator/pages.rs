@@ -18,8 +18,8 @@ const CSRF: &str = "csrf";
 /// The style sheet.
 const STYLE: &str = include_str!("pages.css");
 
-/// The content security policy, which allows only [`STYLE`]. `form-action` is not restricted, since browsers apply it to
-/// redirects after a form, which lead back to the app.
+/// The content security policy, which allows only [`STYLE`]. `form-action` is not restricted, since browsers apply it
+/// to redirects after a form, which lead back to the app.
 static POLICY: LazyLock<String> = LazyLock::new(|| {
     let style = BASE64_STANDARD.encode(digest(&SHA256, STYLE.as_bytes()));
     format!("default-src 'none'; style-src 'sha256-{style}'; base-uri 'none'; frame-ancestors 'none'")

@@ -38,7 +38,8 @@ pub(super) fn tls_acceptor() -> io::Result<(TlsAcceptor, String)> {
         let mut ca = CertificateParams::new(Vec::new())?;
         ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         ca.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        // OpenSSL treats a certificate as self-signed if its name equals that of its issuer, so the CA has another name.
+        // OpenSSL treats a certificate as self-signed if its name equals that of its issuer, so the CA has another
+        // name.
         ca.distinguished_name.push(DnType::CommonName, "connect-sidecar emulator CA");
         let ca_certificate = ca.self_signed(&ca_key)?;
         let key = KeyPair::generate()?;

@@ -1,4 +1,5 @@
-//! The store of the emulator's data, and the file that keeps it across restarts. The lock is never held across an await.
+//! The store of the emulator's data, and the file that keeps it across restarts. The lock is never held across an
+//! await.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -149,7 +150,7 @@ mod tests {
         let state = Store::new(contents, Some(path.clone()), &issuer);
         state.saved().await.expect("saved");
         state.change(|contents| {
-            contents.world.connector_mut("slack/acme-slack").expect("it is there").granted_to.clear()
+            contents.world.connector_mut("slack/acme-slack").expect("it is there").granted_to.clear();
         });
         state.saved().await.expect("saved");
 

@@ -1,5 +1,5 @@
-//! Parses a line of `GET /_sidecar/v1/events` into the form of the sidecar's log. `logs` prints it, and `run` prints the
-//! problems of a sidecar that it joined.
+//! Parses a line of `GET /_sidecar/v1/events` into the form of the sidecar's log. `logs` prints it, and `run` prints
+//! the problems of a sidecar that it joined.
 
 use serde::Deserialize;
 use tracing::Level;

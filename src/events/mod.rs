@@ -1,8 +1,8 @@
 //! Events for subscribers: requests, refusals, rotations and warnings. Publishing never blocks, and a cache hit without
 //! subscribers does not allocate.
 //!
-//! Events contain names of connectors and projects, but no tokens, bodies or headers. The most recent events are kept for
-//! new subscribers. Hits are kept separately, so that they do not displace other events.
+//! Events contain names of connectors and projects, but no tokens, bodies or headers. The most recent events are kept
+//! for new subscribers. Hits are kept separately, so that they do not displace other events.
 
 pub mod line;
 
@@ -286,7 +286,8 @@ impl Events {
         (recent.all(), subscription)
     }
 
-    /// Subscribes to all events except hits. This does not count as a subscriber for [`has_subscribers`](Self::has_subscribers).
+    /// Subscribes to all events except hits. This does not count as a subscriber for
+    /// [`has_subscribers`](Self::has_subscribers).
     pub fn subscribe_without_hits(&self) -> Subscription {
         Subscription { receiver: self.0.sender.subscribe(), includes_hits: false, events: self.clone() }
     }

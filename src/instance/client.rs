@@ -322,7 +322,7 @@ impl Client {
         };
         let is_verified = response.headers().get(PROOF_HEADER).is_some_and(is_valid);
         let unresponsive = Some(Unresponsive::of(instance));
-        Ok(is_verified.then(|| Self { unresponsive, timeout: TIMEOUT, ..client }))
+        Ok(is_verified.then_some(Self { unresponsive, timeout: TIMEOUT, ..client }))
     }
 
     /// The instance's loopback address.
@@ -374,7 +374,8 @@ impl Client {
         self.in_time(begin).await.map_err(|error| self.error(&error))
     }
 
-    /// Sends a request of the sidecar's own API and parses the response. Both bodies are JSON; an empty `body` is not sent.
+    /// Sends a request of the sidecar's own API and parses the response. Both bodies are JSON; an empty `body` is not
+    /// sent.
     pub async fn request_json<T: for<'a> Deserialize<'a>>(
         &self,
         method: Method,
@@ -395,7 +396,8 @@ impl Client {
         }
     }
 
-    /// Builds a request with the key for [`Client::send`]. A body that is not empty is JSON. Fails if the path is invalid.
+    /// Builds a request with the key for [`Client::send`]. A body that is not empty is JSON. Fails if the path is
+    /// invalid.
     pub fn request(&self, method: Method, path: &str, body: &str) -> Result<Request<Full<Bytes>>, http::Error> {
         let mut request = self.request_without_key(method, path).header(KEY_HEADER, self.key.text());
         if !body.is_empty() {

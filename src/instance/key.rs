@@ -1,9 +1,9 @@
-//! The key of a running instance. It authorizes requests that only the user may send, and the instance proves its identity
-//! with it.
+//! The key of a running instance. It authorizes requests that only the user may send, and the instance proves its
+//! identity with it.
 //!
-//! A new key is generated at each start and stored only in the instance's state file. It is never shown, and never sent to
-//! a port whose owner has not proven to have it. Values derived from it are separated by purpose. The secrets of runs are
-//! derived from another key of this type, which a successor of the instance takes over.
+//! A new key is generated at each start and stored only in the instance's state file. It is never shown, and never sent
+//! to a port whose owner has not proven to have it. Values derived from it are separated by purpose. The secrets of
+//! runs are derived from another key of this type, which a successor of the instance takes over.
 
 use std::{fmt, io};
 
@@ -47,8 +47,8 @@ impl Key {
         constant_time::verify_slices_are_equal(sent, self.0.as_bytes()).is_ok()
     }
 
-    /// The proof for a nonce that the instance on `port` has this key. It includes the port, so that another program cannot
-    /// relay the nonce to the instance.
+    /// The proof for a nonce that the instance on `port` has this key. It includes the port, so that another program
+    /// cannot relay the nonce to the instance.
     pub fn proof(&self, port: u16, nonce: &[u8]) -> String {
         URL_SAFE_NO_PAD.encode(hmac::sign(&self.signing(), &proof_message(port, nonce)))
     }
@@ -64,8 +64,8 @@ impl Key {
         Self(URL_SAFE_NO_PAD.encode(hmac::sign(&self.signing(), b"run key\n")))
     }
 
-    /// The secret of a run, which authorizes using the interception. It is derived from the run's name, so that it need not
-    /// be stored.
+    /// The secret of a run, which authorizes using the interception. It is derived from the run's name, so that it need
+    /// not be stored.
     pub fn run_secret(&self, run: &str) -> String {
         URL_SAFE_NO_PAD.encode(hmac::sign(&self.signing(), &run_message(run)))
     }
@@ -81,8 +81,8 @@ impl Key {
     }
 }
 
-/// The signed message of a proof. Since anybody may choose the nonce, the first line separates proofs from other derived
-/// values.
+/// The signed message of a proof. Since anybody may choose the nonce, the first line separates proofs from other
+/// derived values.
 fn proof_message(port: u16, nonce: &[u8]) -> Vec<u8> {
     [format!("instance proof\n{port}\n").as_bytes(), nonce].concat()
 }

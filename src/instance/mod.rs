@@ -11,8 +11,8 @@ pub mod state_file;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// The settings of a running sidecar: names as in the configuration file, values as in an environment variable. Contains
-/// only settings with a value, and no secrets.
+/// The settings of a running sidecar: names as in the configuration file, values as in an environment variable.
+/// Contains only settings with a value, and no secrets.
 pub type Settings = BTreeMap<String, String>;
 
 /// The sidecar that a command is for.

@@ -1,7 +1,7 @@
 //! The state file of a running instance, with its URL and key: `<state dir>/<port>.json`.
 //!
-//! The file has mode 0600 in a directory of mode 0700. It is written atomically, and removed when the instance ends unless
-//! another instance has replaced it. The key is stored nowhere else.
+//! The file has mode 0600 in a directory of mode 0700. It is written atomically, and removed when the instance ends
+//! unless another instance has replaced it. The key is stored nowhere else.
 
 use std::ffi::OsString;
 use std::fs;
@@ -29,8 +29,8 @@ pub struct Instance {
     /// The project's directory, as an absolute path.
     #[serde(serialize_with = "write_path", deserialize_with = "read_path")]
     pub project: PathBuf,
-    /// The start time of the process in clock ticks since boot, if the system tells. It distinguishes the process from a
-    /// later one with the same id.
+    /// The start time of the process in clock ticks since boot, if the system tells. It distinguishes the process from
+    /// a later one with the same id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub began: Option<u64>,
 }

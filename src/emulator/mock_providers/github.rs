@@ -1,5 +1,5 @@
-//! GitHub: an app authenticates with a JWT signed by its key and gets tokens for its installations; users consent by the
-//! web flow, whose tokens can be refreshed.
+//! GitHub: an app authenticates with a JWT signed by its key and gets tokens for its installations; users consent by
+//! the web flow, whose tokens can be refreshed.
 //!
 //! github.com and api.github.com share one base URL. Errors of the web flow have status 200.
 

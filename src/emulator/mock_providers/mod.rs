@@ -1,9 +1,9 @@
-//! Mock providers: each speaks a real provider's protocol over HTTP on loopback, and verifies credentials and signatures as
-//! the real one does. Their state is in memory. They know nothing of Connect.
+//! Mock providers: each speaks a real provider's protocol over HTTP on loopback, and verifies credentials and
+//! signatures as the real one does. Their state is in memory. They know nothing of Connect.
 //!
 //! Each has its own path below one origin. [`Console`] does what a developer does by hand at a provider: registering an
-//! app, and granting the consents that the seed contains. Everything else goes over HTTP. [`MockProviders::requests`] lists
-//! what was requested and which proofs were verified, without secrets.
+//! app, and granting the consents that the seed contains. Everything else goes over HTTP. [`MockProviders::requests`]
+//! lists what was requested and which proofs were verified, without secrets.
 
 mod authorization;
 mod github;
@@ -225,8 +225,8 @@ impl Console<'_> {
         self.0.providers().github.set_grants(client_id, grants);
     }
 
-    /// Installs a GitHub app on an account and returns the installation's number. An installation that was removed stays
-    /// removed.
+    /// Installs a GitHub app on an account and returns the installation's number. An installation that was removed
+    /// stays removed.
     pub fn install_github(&self, client_id: &str, account: &str) -> u64 {
         self.0.providers().github.install(client_id, account)
     }

@@ -1,5 +1,5 @@
-//! A provider that follows OAuth 2.0 and OpenID Connect, with discovery documents, required PKCE, rotating refresh tokens,
-//! device codes, revocation, introspection, and ID tokens signed with RS256.
+//! A provider that follows OAuth 2.0 and OpenID Connect, with discovery documents, required PKCE, rotating refresh
+//! tokens, device codes, revocation, introspection, and ID tokens signed with RS256.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! Salesforce: OAuth 2.0 with code and refresh token, and an instance URL at which the token is used.
 //!
-//! The token response has no lifetime; introspection does. Refresh tokens always rotate, which at the real Salesforce is a
-//! setting of the app.
+//! The token response has no lifetime; introspection does. Refresh tokens always rotate, which at the real Salesforce
+//! is a setting of the app.
 
 use std::time::{Duration, UNIX_EPOCH};
 

@@ -1,5 +1,5 @@
-//! Slack: OAuth v2 installs an app in a workspace and returns a bot token; users consent with `user_scope`. Tokens rotate;
-//! their lifetime is twelve hours at the real Slack, and the connector's `token_life` here.
+//! Slack: OAuth v2 installs an app in a workspace and returns a bot token; users consent with `user_scope`. Tokens
+//! rotate; their lifetime is twelve hours at the real Slack, and the connector's `token_life` here.
 //!
 //! Errors have status 200 and `"ok": false`. Tokens cannot be narrowed. The real Slack has no `prompt=none`.
 

@@ -1,5 +1,5 @@
-//! Snowflake: a user exchanges a key-pair JWT at the account's token endpoint for an access token with one role, which is
-//! requested as a scope.
+//! Snowflake: a user exchanges a key-pair JWT at the account's token endpoint for an access token with one role, which
+//! is requested as a scope.
 //!
 //! The response is the token as text. One base URL serves all accounts.
 

@@ -1,5 +1,5 @@
-//! API keys: there is no exchange, the connector's key is the token. Its `expiresAt` is always `token_life` ahead, so that
-//! callers ask again although the key itself does not expire.
+//! API keys: there is no exchange, the connector's key is the token. Its `expiresAt` is always `token_life` ahead, so
+//! that callers ask again although the key itself does not expire.
 
 use super::settings::Settings;
 use super::{ProviderRefusal, ProviderToken};

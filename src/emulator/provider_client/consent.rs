@@ -1,7 +1,7 @@
 //! Connect's side of a consent that a person gives: the provider's page, the redirect back, and what is stored.
 //!
-//! Consents in progress are limited to [`MAX_PENDING`]. A redirect must carry the `state` that the browser was sent with,
-//! and its code is useless without the PKCE verifier, which never leaves this process.
+//! Consents in progress are limited to [`MAX_PENDING`]. A redirect must carry the `state` that the browser was sent
+//! with, and its code is useless without the PKCE verifier, which never leaves this process.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -199,8 +199,8 @@ pub(in crate::emulator) fn store_consent(
     entry.save(store, &connector.id, &key);
 }
 
-/// Requests a device code. Returns the URL for the person and the code to enter there, or `None` if the provider does not
-/// support device codes.
+/// Requests a device code. Returns the URL for the person and the code to enter there, or `None` if the provider does
+/// not support device codes.
 pub(in crate::emulator) async fn begin_device(
     store: &Store,
     providers: &ProviderClient,

@@ -1,4 +1,5 @@
-//! GitHub, from Connect's side: a JWT signed with the app's key gets an installation token; users consent by the web flow.
+//! GitHub, from Connect's side: a JWT signed with the app's key gets an installation token; users consent by the web
+//! flow.
 
 use std::time::{Duration, SystemTime};
 
@@ -65,8 +66,8 @@ pub(super) async fn installation_token(
 }
 
 /// The body that restricts an installation token. It is built from `authorizationDetails` of type
-/// `github_app_installation` with `repositories` (`acme/web`) and `permissions` (`contents:read`), and from scopes in the
-/// form of permissions. GitHub apps have no other scopes, and their tokens have no audience but GitHub's API.
+/// `github_app_installation` with `repositories` (`acme/web`) and `permissions` (`contents:read`), and from scopes in
+/// the form of permissions. GitHub apps have no other scopes, and their tokens have no audience but GitHub's API.
 fn restrictions(narrowing: &Narrowing) -> Result<Map<String, Value>, ProviderRefusal> {
     let (mut repositories, mut permissions) = (Vec::new(), Map::new());
     let mut permit = |text: &str| {

@@ -102,7 +102,8 @@ fn tls() -> Result<rustls::ClientConfig, Unreachable> {
         return Ok(config.clone());
     }
     let mut roots = rustls::RootCertStore::empty();
-    // Inside a `connect-sidecar run`, the environment adds the local CA, which only the command itself is meant to trust.
+    // Inside a `connect-sidecar run`, the environment adds the local CA, which only the command itself is meant to
+    // trust.
     let is_local_ca = |der: &[u8]| der.windows(LOCAL_CA.len()).any(|window| window == LOCAL_CA);
     let found = rustls_native_certs::load_native_certs().certs;
     roots.add_parsable_certificates(found.into_iter().filter(|certificate| !is_local_ca(certificate)));

@@ -1,8 +1,8 @@
 //! Connect's side of the providers: how it gets, refreshes and revokes tokens. Callers are authorized before.
 //!
-//! Every token comes from an exchange with a provider over HTTP: a [mock provider](super::mock_providers), or the issuer
-//! that a connector's `data` names. What must be kept, such as a refresh token, goes to the connector's `vault` and is
-//! never part of a response, a log line or an error.
+//! Every token comes from an exchange with a provider over HTTP: a [mock provider](super::mock_providers), or the
+//! issuer that a connector's `data` names. What must be kept, such as a refresh token, goes to the connector's `vault`
+//! and is never part of a response, a log line or an error.
 //!
 //! A grant that the seed contains is registered with the mock provider as given. Its first token comes from an
 //! authorization without a prompt (`prompt=none`). The store is not locked during an exchange, but each grant has one
@@ -189,7 +189,8 @@ struct ProviderToken {
     extra: Map<String, Value>,
 }
 
-/// Selects the fields of a provider's response that the app gets as `metadata`: pairs of the provider's key and the app's.
+/// Selects the fields of a provider's response that the app gets as `metadata`: pairs of the provider's key and the
+/// app's.
 fn select(extra: &Map<String, Value>, keys: &[(&str, &str)]) -> Value {
     keys.iter().filter_map(|(key, name)| Some(((*name).to_owned(), extra.get(*key)?.clone()))).collect()
 }

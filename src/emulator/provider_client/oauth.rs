@@ -2,8 +2,8 @@
 //! credentials and device codes. The files of Slack, GitHub and Salesforce have their differences.
 //!
 //! Discovery documents are parsed here, since `openidconnect` depends on the `rsa` crate, which has an open advisory.
-//! Revocation is sent directly, since `oauth2` requires HTTPS for it, and so are polls for device codes, for which `oauth2`
-//! only has a loop that sleeps.
+//! Revocation is sent directly, since `oauth2` requires HTTPS for it, and so are polls for device codes, for which
+//! `oauth2` only has a loop that sleeps.
 
 use std::pin::Pin;
 use std::time::SystemTime;
@@ -71,8 +71,8 @@ impl Endpoints {
         Self { issuer: String::new(), authorize, token, revoke, device: None }
     }
 
-    /// Fetches an issuer's discovery document, by OpenID Connect Discovery or RFC 8414. Only a `trusted` issuer may name
-    /// endpoints on other machines.
+    /// Fetches an issuer's discovery document, by OpenID Connect Discovery or RFC 8414. Only a `trusted` issuer may
+    /// name endpoints on other machines.
     pub(super) async fn discover(http: &HttpClient, issuer: &str, trusted: bool) -> Result<Self, ProviderRefusal> {
         let issuer = issuer.trim_end_matches('/');
         let uri: http::Uri = issuer.parse().map_err(|_| ProviderRefusal::new("invalid_issuer"))?;
@@ -92,9 +92,9 @@ impl Endpoints {
         Err(ProviderRefusal::new("no_metadata"))
     }
 
-    /// Checks that the document belongs to the issuer and that all endpoints are on this machine, or for a trusted issuer
-    /// use HTTPS. An untrusted issuer on this machine may come from the same repository as the seed, and must not send
-    /// secrets elsewhere.
+    /// Checks that the document belongs to the issuer and that all endpoints are on this machine, or for a trusted
+    /// issuer use HTTPS. An untrusted issuer on this machine may come from the same repository as the seed, and must
+    /// not send secrets elsewhere.
     fn checked(self, issuer: &str, trusted: bool) -> Result<Self, ProviderRefusal> {
         let is_safe = |url: &str| is_on_this_machine(url) || (trusted && url.starts_with("https://"));
         let urls = [Some(&self.authorize), Some(&self.token), self.revoke.as_ref(), self.device.as_ref()];

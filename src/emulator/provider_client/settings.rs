@@ -1,5 +1,5 @@
-//! The provider's settings in a connector's `data`. A secret is given directly, or by the name of an environment variable
-//! that the [`Allowlist`] permits.
+//! The provider's settings in a connector's `data`. A secret is given directly, or by the name of an environment
+//! variable that the [`Allowlist`] permits.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! Snowflake, from Connect's side: a key-pair JWT is exchanged at the account's token endpoint. A role is requested as a
-//! scope, such as `session:role:ANALYST`.
+//! Snowflake, from Connect's side: a key-pair JWT is exchanged at the account's token endpoint. A role is requested as
+//! a scope, such as `session:role:ANALYST`.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,5 +1,5 @@
-//! Sends captured requests of the real SDKs and the CLI, from `shared/wire` beside the checkout, to the emulator and checks
-//! the shape of the responses.
+//! Sends captured requests of the real SDKs and the CLI, from `shared/wire` beside the checkout, to the emulator and
+//! checks the shape of the responses.
 //!
 //! A capture contains the client's result, not the response. Where the client returns the response unchanged
 //! (`getTokenResponse`, `startAuthorization`, the CLI's `--json`), the emulator's response must have the same keys and

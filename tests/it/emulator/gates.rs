@@ -1,5 +1,5 @@
-//! Access control on each route of the emulator and the mock providers: programs of the same user are allowed; web pages
-//! and other users are not.
+//! Access control on each route of the emulator and the mock providers: programs of the same user are allowed; web
+//! pages and other users are not.
 
 use std::net::SocketAddr;
 

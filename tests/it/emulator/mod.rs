@@ -1,4 +1,5 @@
-//! The emulator of Vercel Connect without a sidecar: authorization, the real clients, faults, and the `emulate` command.
+//! The emulator of Vercel Connect without a sidecar: authorization, the real clients, faults, and the `emulate`
+//! command.
 
 mod callers;
 mod captured;

@@ -1,5 +1,5 @@
-//! Environment variables and remote issuers: the emulator uses only those that the command line allows, whatever a seed, a
-//! state file or the API names.
+//! Environment variables and remote issuers: the emulator uses only those that the command line allows, whatever a
+//! seed, a state file or the API names.
 
 use std::path::Path;
 

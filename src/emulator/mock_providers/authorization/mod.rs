@@ -2,8 +2,8 @@
 //! wraps one in its own protocol.
 //!
 //! It implements RFC 6749 with PKCE (RFC 7636), rotating refresh tokens whose reuse revokes the grant (RFC 9700 section
-//! 4.14), revocation (RFC 7009), introspection (RFC 7662), device codes (RFC 8628), resources (RFC 8707) and authorization
-//! details (RFC 9396).
+//! 4.14), revocation (RFC 7009), introspection (RFC 7662), device codes (RFC 8628), resources (RFC 8707) and
+//! authorization details (RFC 9396).
 
 mod authorize;
 mod scope;
