@@ -22,7 +22,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use connect_sidecar::emulator::fault::{Fault, Trouble};
+use connect_sidecar::emulator::fault::{Fault, FaultKind};
 use connect_sidecar::emulator::world::Connector;
 use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use connect_sidecar::emulator::{Emulator, Options};
@@ -507,7 +507,7 @@ fn herd(quick: bool) {
     for _ in 0..(if quick { 1 } else { 7 }) {
         let sandbox = Sandbox::new(false);
         let sidecar = sandbox.sidecar();
-        sandbox.emulator.inject(Fault::always(Trouble::Delay(Duration::from_millis(50))));
+        sandbox.emulator.inject(Fault::always(FaultKind::Delay(Duration::from_millis(50))));
         cold.push(all_at_once(sidecar.addr, count));
         warm.push(all_at_once(sidecar.addr, count));
         upstream = upstream.max(sandbox.emulator.count("token"));

@@ -1,6 +1,6 @@
-//! What mends an error: one type for the body of a reply, an event, a line of the log, the state and `doctor`.
+//! What to do about an error: one type for error responses, events, log lines, the status and `doctor`.
 //!
-//! What people read and what they paste are two fields, so that nobody has to find a command in a sentence.
+//! The command to paste has its own field, so that it need not be extracted from a sentence.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,32 +10,32 @@ use serde::{Deserialize, Serialize};
 /// What to do about an error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remedy {
-    /// What to run or change, for people; where a command alone mends it, that command.
+    /// Advice for people. If a command is enough, that command.
     pub hint: Cow<'static, str>,
-    /// What to paste into a shell, where that mends it.
+    /// A command for a shell, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<Cow<'static, str>>,
 }
 
 impl Remedy {
-    /// A command that mends it, complete and quoted for a shell.
+    /// A command that fixes the error, complete and quoted for a shell.
     pub fn run(command: impl Into<Cow<'static, str>>) -> Self {
         let command = command.into();
         Self { hint: command.clone(), command: Some(command) }
     }
 
-    /// Words, where there is no command that one could paste as it is.
+    /// Advice without a command.
     pub fn advice(hint: impl Into<Cow<'static, str>>) -> Self {
         Self { hint: hint.into(), command: None }
     }
 
-    /// The same words, with the command that they speak of.
+    /// Adds the command that the advice is about.
     pub fn with_command(mut self, command: impl Into<Cow<'static, str>>) -> Self {
         self.command = Some(command.into());
         self
     }
 
-    /// A message of an error and then what mends it, unless the message says that itself.
+    /// An error message followed by the remedy, unless the message contains the command or the advice already.
     pub fn after(&self, message: &str) -> String {
         let Self { hint, command } = self;
         match message.contains(&**command.as_ref().unwrap_or(hint)) {
@@ -45,7 +45,7 @@ impl Remedy {
     }
 }
 
-/// As the end of a sentence for people: "run `vercel env pull`", or the advice.
+/// The end of a sentence: "run `vercel env pull`", or the advice.
 impl fmt::Display for Remedy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.command {
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_that_says_what_to_run_is_not_said_twice() {
+    fn a_command_in_the_message_is_not_repeated() {
         let pull = Remedy::run("vercel env pull");
         for (remedy, message, line) in [
             (&pull, "It expired.", "It expired: run `vercel env pull`"),
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_never_to_be_found_in_the_words() {
+    fn the_command_is_a_field_of_its_own() {
         for (remedy, json, words) in [
             (
                 Remedy::run("vercel env pull"),

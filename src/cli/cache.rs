@@ -20,7 +20,7 @@ pub(super) async fn clear(connector: Option<&str>, global: &GlobalArgs) -> Resul
         None => String::new(),
     };
     let (_, client) = super::running::find(global).await?;
-    let Cleared { evicted } = client.ask(Method::DELETE, &format!("/_sidecar/v1/cache{query}"), "").await?;
+    let Cleared { evicted } = client.request_json(Method::DELETE, &format!("/_sidecar/v1/cache{query}"), "").await?;
     let tokens = if evicted == 1 { "token" } else { "tokens" };
     let whose = connector.map(|connector| format!(" of {}", escaped(connector))).unwrap_or_default();
     super::output::print(format!("forgot {evicted} {tokens}{whose}\n")).await?;

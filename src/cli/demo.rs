@@ -326,7 +326,7 @@ impl Tour<'_> {
     async fn show_a_herd(&mut self) {
         let before = self.demo.emulator.count(SLACK);
         // Upstream does not answer before all have had their chance to ask.
-        let gate = self.demo.emulator.gate();
+        let hold = self.demo.emulator.hold_answers();
         let mut asking = JoinSet::new();
         for _ in 0..HERD {
             asking.spawn(self.request(Method::POST, &format!("/v1/connect/token/{SLACK}"), r#"{"scopes":["herd"]}"#));
@@ -337,7 +337,7 @@ impl Tour<'_> {
             }
         };
         let _ = tokio::time::timeout(PATIENCE, arrived).await;
-        gate.open();
+        hold.release();
         let replies = asking.join_all().await;
         let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
         for reply in &replies {

@@ -18,7 +18,7 @@ use super::output::say_ready;
 use super::signals::{Stops, until_stopped};
 use crate::config::args::GlobalArgs;
 use crate::config::{self, ConfigError, Environment, Mistake};
-use crate::emulator::outside::{Outside, is_issuer, is_variable};
+use crate::emulator::allowlist::{Allowlist, is_issuer, is_variable};
 pub use crate::emulator::seed::EXAMPLE as EXAMPLE_SEED;
 use crate::emulator::seed::{self, SeedError};
 use crate::emulator::world::World;
@@ -98,12 +98,12 @@ impl Emulation {
             None
         });
         let port = port.unwrap_or(EMULATOR_PORT);
-        let outside = outside(args, environment, &mut mistakes);
+        let allowlist = allowlist(args, environment, &mut mistakes);
         let kept = args.state.as_ref().filter(|state| state.exists());
         let (mut world, source) = match (kept, &args.seed) {
             (Some(state), _) => (World::demo(), format!("as it was kept in {}", state.display())),
             (None, Some(path)) => {
-                let world = read_seed(path, &outside, &mut mistakes)?;
+                let world = read_seed(path, &allowlist, &mut mistakes)?;
                 (world, format!("as seeded by {}", path.display()))
             }
             (None, None) => (World::demo(), "as in the demo".into()),
@@ -113,7 +113,7 @@ impl Emulation {
         }
         world.limits.get_or_insert_default();
         let (tls, state) = (args.tls, args.state.clone());
-        let options = Options { port, tls, world, outside, state, remember: REMEMBERED, ..Options::default() };
+        let options = Options { port, tls, world, allowlist, state, remember: REMEMBERED, ..Options::default() };
         let emulator = Emulator::start(options).await.map_err(|e| match (e.kind(), &args.state) {
             (ErrorKind::AddrInUse, _) => EmulateError::PortTaken(port),
             (ErrorKind::InvalidData, Some(state)) => EmulateError::File(state.clone(), e),
@@ -159,16 +159,16 @@ impl Emulation {
     }
 }
 
-fn read_seed(path: &Path, outside: &Outside, mistakes: &mut Vec<String>) -> Result<World, EmulateError> {
+fn read_seed(path: &Path, allowlist: &Allowlist, mistakes: &mut Vec<String>) -> Result<World, EmulateError> {
     let text = std::fs::read_to_string(path).map_err(|e| EmulateError::File(path.to_owned(), e))?;
-    Ok(seed::read_with(&text, outside).unwrap_or_else(|SeedError(found)| {
+    Ok(seed::read_with(&text, allowlist).unwrap_or_else(|SeedError(found)| {
         mistakes.extend(found.iter().map(|found| format!("{}:{}: {}", path.display(), found.line, found.message)));
         World::demo()
     }))
 }
 
 /// What the flags let the seed use.
-fn outside(args: &EmulateArgs, environment: Environment<'_>, mistakes: &mut Vec<String>) -> Outside {
+fn allowlist(args: &EmulateArgs, environment: Environment<'_>, mistakes: &mut Vec<String>) -> Allowlist {
     let mut secrets = BTreeMap::new();
     for name in &args.secret_from_env {
         let value = Some(name).filter(|name| is_variable(name)).and_then(|name| environment(name)?.into_string().ok());
@@ -181,7 +181,7 @@ fn outside(args: &EmulateArgs, environment: Environment<'_>, mistakes: &mut Vec<
     for url in args.allow_issuer.iter().filter(|url| !is_issuer(url)) {
         mistakes.push(format!("--allow-issuer {url}: expected an https URL, or one of this machine"));
     }
-    Outside::new(secrets, args.allow_issuer.clone())
+    Allowlist::new(secrets, args.allow_issuer.clone())
 }
 
 fn private_file(pem: &str) -> io::Result<(TempDir, PathBuf)> {

@@ -23,8 +23,9 @@ pub(super) async fn refresh(global: &GlobalArgs) -> Result<ExitCode, CommandErro
         expires_in_seconds: u64,
     }
     let (_, client) = super::running::find(global).await?;
-    let client = client.with_patience(LIMIT);
-    let Refreshed { project, expires_in_seconds } = client.ask(Method::POST, "/_sidecar/v1/refresh", "").await?;
+    let client = client.with_timeout(LIMIT);
+    let Refreshed { project, expires_in_seconds } =
+        client.request_json(Method::POST, "/_sidecar/v1/refresh", "").await?;
     let expiry = Expiry::In(Duration::from_secs(expires_in_seconds));
     // A closed stdout is no reason to fail.
     let _ = writeln!(io::stdout(), "refreshed: {}, {expiry}", escaped(&project));

@@ -17,7 +17,7 @@ pub(super) async fn find(args: &GlobalArgs) -> Result<(Instance, Client), Comman
     if config::names_settings(args, &environment) {
         let (config, _) = Config::examine(args, &environment, &current_dir()?);
         // What it is asked next says what is wrong, if something is.
-        let differences = client.state().await.map(|state| config.differences(&state.settings)).unwrap_or_default();
+        let differences = client.status().await.map(|state| config.differences(&state.settings)).unwrap_or_default();
         for difference in differences.iter().filter(|difference| !difference.is_of_a_file()) {
             terminal::warn(&format!("{difference}, which counts"));
         }

@@ -38,7 +38,7 @@ pub(super) async fn show(args: StatusArgs, global: &GlobalArgs) -> Result<ExitCo
     if args.open {
         return open(&instance).await;
     }
-    let state: Box<RawValue> = client.ask(Method::GET, PATH, "").await?;
+    let state: Box<RawValue> = client.request_json(Method::GET, PATH, "").await?;
     super::output::print(match args.json {
         true => terminal::json_for(&io::stdout(), format!("{}\n", state.get())),
         false => read(&state, &client)?.long(&instance.url, Palette::of(&io::stdout()), Clock::system().local()),
@@ -50,9 +50,9 @@ pub(super) async fn show(args: StatusArgs, global: &GlobalArgs) -> Result<ExitCo
 /// One line for a prompt, which waits for it: within `SHORT_LIMIT`, or not at all.
 async fn short(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     let begun = Instant::now();
-    let (_, client) = client::find_within(&super::running::wanted(global)?, SHORT_LIMIT * 2 / 3).await?;
-    let client = client.with_patience(SHORT_LIMIT.saturating_sub(begun.elapsed()));
-    let state: Box<RawValue> = client.ask(Method::GET, PATH, "").await?;
+    let (_, client) = client::find_with_timeout(&super::running::wanted(global)?, SHORT_LIMIT * 2 / 3).await?;
+    let client = client.with_timeout(SHORT_LIMIT.saturating_sub(begun.elapsed()));
+    let state: Box<RawValue> = client.request_json(Method::GET, PATH, "").await?;
     super::output::print(format!("{}\n", read(&state, &client)?.short())).await?;
     Ok(ExitCode::SUCCESS)
 }
@@ -100,7 +100,7 @@ async fn watch(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
 async fn look(global: &GlobalArgs) -> Result<String, CommandError> {
     let looked = async {
         let (instance, client) = super::running::find(global).await?;
-        let state: Box<RawValue> = client.ask(Method::GET, PATH, "").await?;
+        let state: Box<RawValue> = client.request_json(Method::GET, PATH, "").await?;
         let report = read(&state, &client)?;
         Ok(report.long(&instance.url, Palette::of(&io::stdout()), Clock::system().local()))
     };

@@ -102,8 +102,9 @@ struct Answer {
 
 impl Ask<'_> {
     async fn by(&self, client: Client) -> Result<Answer, CommandError> {
-        let client = client.with_patience(PATIENCE);
-        let mut request = client.request(Method::POST, &self.path, &self.body).map_err(CommandError::Other)?;
+        let client = client.with_timeout(PATIENCE);
+        let mut request =
+            client.request(Method::POST, &self.path, &self.body).map_err(|e| CommandError::Other(e.to_string()))?;
         if self.is_forced {
             request.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         }
@@ -136,7 +137,7 @@ async fn why_not(client: &Client, connector: &str, reply: &Response<Bytes>) -> S
     if reply.headers().contains_key("sidecar-error") {
         return Refusal::read(reply.body()).map_or(error.message, |refusal| refusal.line());
     }
-    let environment = client.state().await.ok().and_then(|state| state.oidc.environment);
+    let environment = client.status().await.ok().and_then(|state| state.oidc.environment);
     let environment = environment.as_deref().unwrap_or("development");
     let remedy = remediation::remedy(reply.status(), &error, connector, environment);
     let remedy = remedy.map(|remedy| format!(": {remedy}")).unwrap_or_default();

@@ -110,7 +110,7 @@ pub async fn run<F>(
                 step.warnings.fetch_add(1, Ordering::Relaxed);
                 let (warning, project) = (warning(token, now), token.claims.project_name());
                 warning.log(Some(&project));
-                events.tell(Event::Warning(warning.to_event(now, project)));
+                events.publish(Event::Warning(warning.to_event(now, project)));
             }
             pause = steps.until_next(left).map_or(CHECK_INTERVAL, |next| next.min(CHECK_INTERVAL));
         }

@@ -1,46 +1,46 @@
-//! The caller's leg: who asks, and what they may ask for. Three kinds of credential are known: OIDC tokens, which stand for
-//! a project in an environment; access tokens and CLI sessions, which stand for a member of the team.
+//! Authentication and authorization of callers. OIDC tokens identify a project in an environment; access tokens and CLI
+//! sessions identify a member of the team.
 
 use std::time::SystemTime;
 
 use super::errors::{Kind, Refusal};
-use super::exchange::Asked;
+use super::message::Request;
 use super::oidc::{Issuer, Rejection};
 use super::world::{Connector, Permission, World};
 
-/// Who asks.
+/// An authenticated caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Caller {
-    /// A project in an environment, by its OIDC token.
+    /// A project in an environment, with an OIDC token.
     Project {
-        /// The project.
+        /// The project's id.
         project_id: String,
         /// The environment.
         environment: String,
-        /// Whom a development token was issued to.
+        /// The user that a development token was issued to.
         user: Option<String>,
     },
-    /// A member, by an access token or a CLI session.
+    /// A team member, with an access token or a CLI session.
     Person {
-        /// The member.
+        /// The member's id.
         user: String,
-        /// The only project in which the credential may act.
+        /// The project that the credential is restricted to, if it is.
         project_id: Option<String>,
-        /// Whether it is an access token, which has to name its team.
-        names_team: bool,
+        /// Whether requests must name the team: true for access tokens.
+        must_name_team: bool,
     },
 }
 
 impl Caller {
-    /// Finds out who asks at `now`.
-    pub fn authenticate(world: &World, issuer: &Issuer, now: SystemTime, asked: &Asked) -> Result<Self, Refusal> {
-        let bearer = asked.bearer().ok_or(Refusal::new(Kind::MissingToken))?;
+    /// Identifies the caller by the bearer token.
+    pub fn authenticate(world: &World, issuer: &Issuer, now: SystemTime, request: &Request) -> Result<Self, Refusal> {
+        let bearer = request.bearer().ok_or(Refusal::new(Kind::MissingToken))?;
         if let Some(session) = world.sessions.iter().find(|session| session.token == bearer) {
-            return Ok(Self::Person { user: session.user.clone(), project_id: None, names_team: false });
+            return Ok(Self::Person { user: session.user.clone(), project_id: None, must_name_team: false });
         }
         if let Some(token) = world.access_tokens.iter().find(|token| token.token == bearer) {
             let (user, project_id) = (token.user.clone(), token.project.clone());
-            return Ok(Self::Person { user, project_id, names_team: true });
+            return Ok(Self::Person { user, project_id, must_name_team: true });
         }
         match issuer.verify(bearer, world, now) {
             Ok(claims) => Ok(Self::Project {
@@ -53,18 +53,18 @@ impl Caller {
         }
     }
 
-    /// Whether the team that the query names is theirs, and named if it has to be.
-    pub fn is_in_team(&self, world: &World, asked: &Asked) -> Result<(), Refusal> {
-        let mut named = ["teamId", "slug"].into_iter().filter_map(|name| asked.query(name)).peekable();
-        let is_missing = named.peek().is_none() && matches!(self, Self::Person { names_team: true, .. });
-        match !is_missing && named.all(|name| world.is_team(name)) {
+    /// Checks that the team named by `teamId` or `slug` is the caller's, and that it is named if required.
+    pub fn check_team(&self, world: &World, request: &Request) -> Result<(), Refusal> {
+        let mut names = ["teamId", "slug"].into_iter().filter_map(|name| request.query(name)).peekable();
+        let is_missing = names.peek().is_none() && matches!(self, Self::Person { must_name_team: true, .. });
+        match !is_missing && names.all(|name| world.is_team(name)) {
             true => Ok(()),
             false => Err(Refusal::new(Kind::OtherTeam)),
         }
     }
 
-    /// Whether they may do this with connectors.
-    pub fn may(&self, world: &World, permission: Permission) -> Result<(), Refusal> {
+    /// Checks a permission on the team's connectors.
+    pub fn check_permission(&self, world: &World, permission: Permission) -> Result<(), Refusal> {
         let verb = match permission {
             Permission::View => "view",
             Permission::Token => "get tokens from",
@@ -83,8 +83,9 @@ impl Caller {
         }
     }
 
-    /// Whether a link lets them use the connector. A credential for the whole team needs none.
-    pub fn may_use(&self, connector: &Connector) -> Result<(), Refusal> {
+    /// Checks that the connector is linked to the caller's project, for its environment. A credential for the whole
+    /// team needs no link.
+    pub fn check_link(&self, connector: &Connector) -> Result<(), Refusal> {
         let (project_id, environment) = match self {
             Self::Project { project_id, environment, .. } => (project_id, Some(environment)),
             Self::Person { project_id: Some(project_id), .. } => (project_id, None),
@@ -100,15 +101,15 @@ impl Caller {
         }
     }
 
-    /// Whether they may act in a project.
-    pub fn is_in_project(&self, id: &str) -> bool {
+    /// Whether the caller may act in the project with this id.
+    pub fn has_project(&self, id: &str) -> bool {
         match self {
             Self::Project { project_id, .. } | Self::Person { project_id: Some(project_id), .. } => project_id == id,
             Self::Person { project_id: None, .. } => true,
         }
     }
 
-    /// The environment, if there is one.
+    /// The environment of a project's caller.
     pub fn environment(&self) -> Option<&str> {
         match self {
             Self::Project { environment, .. } => Some(environment),
@@ -116,7 +117,7 @@ impl Caller {
         }
     }
 
-    /// The user that they are, or that their token was issued to.
+    /// The member, or the user that the OIDC token was issued to.
     pub fn user(&self) -> Option<&str> {
         match self {
             Self::Project { user, .. } => user.as_deref(),
@@ -124,7 +125,7 @@ impl Caller {
         }
     }
 
-    /// Whether they are one user, and so may ask for no other's tokens.
+    /// Whether the caller is a single user, who may not get other users' tokens.
     pub fn is_person(&self) -> bool {
         matches!(self, Self::Person { .. })
     }
@@ -141,25 +142,25 @@ mod tests {
     use crate::emulator::oidc::Subject;
     use crate::emulator::world::{AccessToken, DEVELOPMENT_LIFE, Link, Member, Role};
 
-    fn asked(target: &str, bearers: &[&str]) -> Asked {
+    fn request(target: &str, bearers: &[&str]) -> Request {
         let mut headers = HeaderMap::new();
         for bearer in bearers {
             headers.append("authorization", HeaderValue::try_from(format!("Bearer {bearer}")).expect("a header"));
         }
-        Asked::new(Method::GET, target, headers, Bytes::new())
+        Request::new(Method::GET, target, headers, Bytes::new())
     }
 
     #[test]
-    fn each_credential_is_known_for_what_it_is() {
+    fn each_kind_of_credential_is_recognized() {
         let (mut world, issuer) = (World::demo(), Issuer::new().expect("a key"));
         let team_wide = AccessToken { token: "vcp_team".into(), user: "user_ada".into(), project: None };
         world.access_tokens.push(team_wide);
         let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let oidc = issuer.issue(&Subject::development(&world), now, DEVELOPMENT_LIFE);
-        let of = |bearers: &[&str]| Caller::authenticate(&world, &issuer, now, &asked("/", bearers));
-        let person = |project_id: Option<&str>, names_team| {
+        let of = |bearers: &[&str]| Caller::authenticate(&world, &issuer, now, &request("/", bearers));
+        let person = |project_id: Option<&str>, must_name_team| {
             let project_id = project_id.map(str::to_owned);
-            Ok(Caller::Person { user: "user_ada".into(), project_id, names_team })
+            Ok(Caller::Person { user: "user_ada".into(), project_id, must_name_team })
         };
         let project = Caller::Project {
             project_id: "prj_web".into(),
@@ -178,17 +179,17 @@ mod tests {
         ] {
             assert_eq!(of(bearers).map_err(|refusal| refusal.kind), Err(refused), "{bearers:?}");
         }
-        let later = Caller::authenticate(&world, &issuer, now + DEVELOPMENT_LIFE, &asked("/", &[&oidc]));
+        let later = Caller::authenticate(&world, &issuer, now + DEVELOPMENT_LIFE, &request("/", &[&oidc]));
         assert_eq!(later.map_err(|refusal| refusal.kind), Err(Kind::ExpiredToken));
     }
 
     #[test]
-    fn links_bind_a_project_and_its_environment() {
+    fn a_link_is_for_one_project_in_some_environments() {
         let mut connector = Connector::new("slack/x", "scl_x", "prj_web");
         let person = |project_id: Option<&str>| Caller::Person {
             user: "user_ada".into(),
             project_id: project_id.map(str::to_owned),
-            names_team: true,
+            must_name_team: true,
         };
         let project = |id: &str, environment: &str| Caller::Project {
             project_id: id.into(),
@@ -204,14 +205,14 @@ mod tests {
             (person(Some("prj_api")), Some(Kind::NotLinked)),
             (person(None), None),
         ] {
-            assert_eq!(caller.may_use(&connector).err().map(|refusal| refusal.kind), refused, "{caller:?}");
+            assert_eq!(caller.check_link(&connector).err().map(|refusal| refusal.kind), refused, "{caller:?}");
         }
     }
 
     #[test]
-    fn a_team_is_named_rightly_or_not_at_all_and_by_an_access_token_always() {
+    fn a_named_team_must_match_and_an_access_token_must_name_it() {
         let world = World::demo();
-        let person = |names_team| Caller::Person { user: "user_ada".into(), project_id: None, names_team };
+        let person = |must_name_team| Caller::Person { user: "user_ada".into(), project_id: None, must_name_team };
         for (target, session, access_token) in [
             ("/x", true, false),
             ("/x?teamId=team_acme", true, true),
@@ -219,19 +220,20 @@ mod tests {
             ("/x?teamId=team_other", false, false),
             ("/x?teamId=team_acme&slug=other", false, false),
         ] {
-            let is_in = |names_team| person(names_team).is_in_team(&world, &asked(target, &[])).is_ok();
-            assert_eq!((is_in(false), is_in(true)), (session, access_token), "{target}");
+            let is_ok = |must_name_team| person(must_name_team).check_team(&world, &request(target, &[])).is_ok();
+            assert_eq!((is_ok(false), is_ok(true)), (session, access_token), "{target}");
         }
     }
 
     #[test]
-    fn a_role_permits_and_a_project_is_no_person() {
+    fn permissions_come_with_the_role_and_a_project_cannot_manage_connectors() {
         let mut world = World::demo();
         world.members.push(Member { id: "user_dev".into(), role: Role::Developer, may: None });
-        let dev = Caller::Person { user: "user_dev".into(), project_id: None, names_team: false };
-        let gone = Caller::Person { user: "user_gone".into(), project_id: None, names_team: false };
+        let dev = Caller::Person { user: "user_dev".into(), project_id: None, must_name_team: false };
+        let gone = Caller::Person { user: "user_gone".into(), project_id: None, must_name_team: false };
         let project = Caller::Project { project_id: "prj_web".into(), environment: "development".into(), user: None };
-        let refused = |caller: &Caller, permission| caller.may(&world, permission).err().map(|refusal| refusal.kind);
+        let refused =
+            |caller: &Caller, permission| caller.check_permission(&world, permission).err().map(|refusal| refusal.kind);
         assert_eq!(refused(&dev, Permission::Token), None);
         assert_eq!(refused(&dev, Permission::Attach), Some(Kind::NotPermitted));
         assert_eq!(refused(&gone, Permission::View), Some(Kind::NotPermitted));

@@ -1,6 +1,5 @@
-//! Every way in which the emulator refuses, in one table: what Vercel's documentation calls it, and what is on the wire
-//! (docs/vercel.md section 2.2). Nothing else of the emulator makes an error answer, but for the
-//! gate that keeps others out.
+//! All error responses of the emulator in one table: their names in Vercel's documentation and their wire format
+//! (docs/vercel.md section 2.2). Only [`access`](super::access) has others.
 
 use std::fmt::Write;
 
@@ -10,72 +9,72 @@ use serde_json::{Value, json};
 /// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// No link for the calling project.
+    /// The connector is not linked to the calling project.
     NotLinked,
-    /// A link, but not for the calling environment.
+    /// The link does not include the calling environment.
     NotEnabled,
-    /// Nobody has installed it there.
+    /// The connector is not installed.
     InstallationRequired,
     /// The user has not consented.
     UserAuthorizationRequired,
-    /// No such connector in the team.
+    /// The team has no such connector.
     ConnectorNotFound,
-    /// The grant is gone or unusable.
+    /// The grant is revoked or not usable.
     NoToken,
-    /// The connector cannot serve that subject.
+    /// The connector does not support this subject.
     UnresolvedToken,
-    /// No bearer.
+    /// There is no bearer token.
     MissingToken,
-    /// A bearer that is not known here, or that we did not sign.
+    /// The bearer token is unknown, or not signed by the emulator.
     InvalidToken,
-    /// An OIDC token that is over, or not begun.
+    /// The OIDC token is expired or not yet valid.
     ExpiredToken,
-    /// Another user's subject, asked for with a person's credential.
+    /// A member's credential was used to request another user's token.
     OtherUser,
-    /// A role that does not permit it.
+    /// The member's role does not permit this.
     NotPermitted,
-    /// A credential of another team, or one that has to name its team.
+    /// The credential belongs to another team, or the required team name is missing.
     OtherTeam,
-    /// An OIDC token where it takes a person.
+    /// An OIDC token was used where a member's credential is required.
     PersonRequired,
-    /// A project's OIDC token may not create connectors.
+    /// An OIDC token was used to create a connector.
     ProvisioningNotAllowed,
-    /// An API client that is no OAuth connector.
+    /// The uid belongs to a connector that is not an OAuth connector.
     NotOAuth,
-    /// A uid that is taken.
+    /// The uid is taken.
     Conflict,
-    /// A body or query that is not as it should be.
+    /// The body or query is malformed.
     BadRequest,
-    /// Nothing there.
+    /// There is no such resource.
     NotFound,
-    /// Too many requests.
+    /// The rate limit is exceeded.
     RateLimited,
-    /// Polled too early.
+    /// The device code was polled before the user decided.
     AuthorizationPending,
-    /// Polled too often.
+    /// The device code was polled too often.
     SlowDown,
-    /// The user said no.
+    /// The user denied the consent.
     AccessDenied,
-    /// The consent was not given in time.
+    /// The consent has expired.
     AuthorizationExpired,
-    /// The provider refuses the grant.
+    /// The provider rejected the grant.
     InvalidGrant,
 }
 
-/// A kind of refusal, documented and on the wire.
+/// One kind of error response.
 #[derive(Debug)]
 pub struct Row {
     /// The kind.
     pub kind: Kind,
-    /// What the documentation calls it, if it does.
+    /// The name in Vercel's documentation, if it has one.
     pub documented: Option<&'static str>,
-    /// The status.
+    /// The HTTP status.
     pub status: u16,
     /// `error.code`
     pub code: &'static str,
-    /// `error.message`; `{}` stands for what it is about.
+    /// `error.message`; `{}` is replaced by [`Refusal::about`]'s argument.
     pub message: &'static str,
-    /// What leads to it.
+    /// The cause, as the documentation states it.
     pub cause: &'static str,
 }
 
@@ -89,7 +88,7 @@ const fn row(
     Row { kind, documented, status, code, message, cause }
 }
 
-/// All of them; the documented ones first.
+/// All error responses; those with a documented name first.
 pub const TABLE: &[Row] = &[
     row(
         Kind::NotLinked,
@@ -110,7 +109,7 @@ pub const TABLE: &[Row] = &[
         Some("ConnectorInstallationRequiredError"),
         (422, "client_installation_required"),
         "The connector must be installed first.",
-        "no installation, or not the one that is asked for",
+        "no installation, or not the requested one",
     ),
     row(
         Kind::UserAuthorizationRequired,
@@ -131,14 +130,14 @@ pub const TABLE: &[Row] = &[
         Some("NoValidTokenError"),
         (422, "no_token"),
         "There is no valid token for this subject.",
-        "the provider took the grant back",
+        "the provider has revoked the grant",
     ),
     row(
         Kind::UnresolvedToken,
         None,
         (422, "unresolved_token"),
         "The connector cannot serve this subject.",
-        "a subject that the connector's kind does not know",
+        "a subject that the connector's type does not support",
     ),
     row(Kind::MissingToken, None, (403, "forbidden"), "Not authorized", "no bearer; `missingToken` is true"),
     row(Kind::InvalidToken, None, (403, "forbidden"), "Not authorized", "an unknown bearer; `invalidToken` is true"),
@@ -185,16 +184,10 @@ pub const TABLE: &[Row] = &[
         "Project OIDC connector provisioning is not allowed.",
         "an OIDC token on `connectors/managed/oauth`",
     ),
-    row(Kind::NotOAuth, None, (409, "conflict"), "{} is not an OAuth connector.", "a uid of another kind"),
+    row(Kind::NotOAuth, None, (409, "conflict"), "{} is not an OAuth connector.", "a uid of another type"),
     row(Kind::Conflict, None, (409, "conflict"), "A connector {} exists already.", "a uid that is taken"),
-    row(Kind::BadRequest, None, (400, "bad_request"), "Invalid request: {}", "a body or query of another shape"),
-    row(
-        Kind::NotFound,
-        None,
-        (404, "not_found"),
-        "The requested resource was not found.",
-        "another path, or no such id",
-    ),
+    row(Kind::BadRequest, None, (400, "bad_request"), "Invalid request: {}", "a malformed body or query"),
+    row(Kind::NotFound, None, (404, "not_found"), "The requested resource was not found.", "an unknown path or id"),
     row(
         Kind::RateLimited,
         None,
@@ -210,45 +203,57 @@ pub const TABLE: &[Row] = &[
         "a device code polled before the consent",
     ),
     row(Kind::SlowDown, None, (400, "slow_down"), "Poll less often.", "a device code polled too often"),
-    row(Kind::AccessDenied, None, (403, "access_denied"), "The user has denied it.", "a consent that was denied"),
+    row(
+        Kind::AccessDenied,
+        None,
+        (403, "access_denied"),
+        "The user has denied the request.",
+        "a consent that was denied",
+    ),
     row(
         Kind::AuthorizationExpired,
         None,
         (400, "expired_token"),
         "The request has expired.",
-        "a consent that was not given in time",
+        "a consent that has expired",
     ),
-    row(Kind::InvalidGrant, None, (400, "invalid_grant"), "The provider refuses the grant.", "a provider that says so"),
+    row(
+        Kind::InvalidGrant,
+        None,
+        (400, "invalid_grant"),
+        "The provider rejected the grant.",
+        "an error of the provider",
+    ),
 ];
 
-/// A request is refused.
+/// A refused request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// Why.
+    /// The reason.
     pub kind: Kind,
-    /// What it is about, for the message.
+    /// What `{}` in the message stands for.
     about: String,
     /// `Retry-After`, in seconds.
     pub retry_after: Option<u64>,
 }
 
 impl Refusal {
-    /// A refusal whose message is about nothing in particular.
+    /// A refusal whose message has no variable part.
     pub fn new(kind: Kind) -> Self {
         Self::about(kind, "")
     }
 
-    /// A refusal that is about something.
+    /// A refusal with the variable part of its message.
     pub fn about(kind: Kind, about: impl Into<String>) -> Self {
         Self { kind, about: about.into(), retry_after: None }
     }
 
     fn row(&self) -> &'static Row {
-        // Every kind has its row, which a test holds.
+        // A test checks that every kind has a row.
         TABLE.iter().find(|row| row.kind == self.kind).unwrap_or(&TABLE[0])
     }
 
-    /// The status.
+    /// The HTTP status.
     pub fn status(&self) -> StatusCode {
         StatusCode::from_u16(self.row().status).unwrap_or(StatusCode::FORBIDDEN)
     }
@@ -263,7 +268,7 @@ impl Refusal {
         self.row().message.replace("{}", &self.about)
     }
 
-    /// The body in Vercel's envelope.
+    /// The response body, in Vercel's format.
     pub fn body(&self) -> Value {
         let mut error = json!({"code": self.code(), "message": self.message()});
         match self.kind {
@@ -275,7 +280,7 @@ impl Refusal {
     }
 }
 
-/// The table for people, as Markdown: those with a documented name, or all.
+/// The table in Markdown: all rows, or only those with a documented name.
 pub fn markdown(all: bool) -> String {
     let mut text = String::from(
         "| documented as | status | `error.code` | `error.message` | when |\n| --- | --- | --- | --- | --- |\n",
@@ -293,8 +298,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_has_one_row() {
-        // As many as there are: the last one's number tells.
+    fn every_kind_has_exactly_one_row() {
+        // The number of variants, from the last one's discriminant.
         let kinds = Kind::InvalidGrant as usize + 1;
         assert_eq!(TABLE.len(), kinds);
         for (i, row) in TABLE.iter().enumerate() {
@@ -304,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documented_errors_are_on_the_wire_as_the_clients_know_them() {
+    fn documented_errors_have_the_wire_format_that_clients_expect() {
         for (kind, status, code) in [
             (Kind::NotLinked, 403, "forbidden"),
             (Kind::NotEnabled, 403, "forbidden"),

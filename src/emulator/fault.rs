@@ -1,5 +1,5 @@
-//! Scripted faults: how an answer is delayed, spoiled or withheld; as tests inject them, and as people write them
-//! ([`Script`]).
+//! Fault injection: delayed, wrong, missing or broken responses. Tests build a [`Fault`]; a seed or the admin API
+//! describes one by a [`FaultScript`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,25 +8,25 @@ use http::HeaderValue;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::errors::{Kind as Refused, Refusal};
+use super::errors::{Kind, Refusal};
 
-/// The clock is off no further, in seconds: a time before 1970 cannot be said in a header.
-const MOST_SKEW: i64 = 10 * 366 * 24 * 3600;
+/// The largest clock offset, in seconds. With more, `Date` could get before 1970, which no header can express.
+const MAX_SKEW_SECONDS: i64 = 10 * 366 * 24 * 3600;
 
-/// What goes wrong.
+/// What a fault does to a response.
 #[derive(Debug, Clone)]
-pub enum Trouble {
-    /// The answer comes this much later.
+pub enum FaultKind {
+    /// The response is delayed by this much.
     Delay(Duration),
-    /// The answer is held until the gate is opened.
-    Held(Gate),
-    /// No answer ever comes.
+    /// The response is held back until the hold is released.
+    Hold(AnswerHold),
+    /// No response is ever sent.
     Hang,
-    /// The connection is reset instead of an answer.
+    /// The connection is reset instead of a response.
     Reset,
-    /// The answer breaks off in the middle of its body.
+    /// The connection is closed in the middle of the body.
     Truncate,
-    /// This is answered instead, with `Retry-After` if one is given.
+    /// This response is sent instead.
     Answer {
         /// Status code.
         status: u16,
@@ -34,33 +34,33 @@ pub enum Trouble {
         content_type: &'static str,
         /// Body.
         body: String,
-        /// Further headers.
+        /// More headers.
         headers: Vec<(&'static str, String)>,
     },
 }
 
-/// A fault, for the next requests that it concerns.
+/// A fault and the requests that it applies to.
 #[derive(Debug, Clone)]
 pub struct Fault {
-    trouble: Trouble,
-    /// Only requests whose target contains this.
+    kind: FaultKind,
+    /// Only requests whose target contains this are affected.
     on: String,
-    /// How often it strikes; `None` for always.
-    left: Option<u32>,
+    /// How many more requests are affected; `None` for no limit.
+    remaining: Option<u32>,
 }
 
 impl Fault {
-    /// Strikes the next request.
-    pub fn once(trouble: Trouble) -> Self {
-        Self { trouble, on: String::new(), left: Some(1) }
+    /// Affects one request.
+    pub fn once(kind: FaultKind) -> Self {
+        Self { kind, on: String::new(), remaining: Some(1) }
     }
 
-    /// Strikes every request.
-    pub fn always(trouble: Trouble) -> Self {
-        Self { left: None, ..Self::once(trouble) }
+    /// Affects every request.
+    pub fn always(kind: FaultKind) -> Self {
+        Self { remaining: None, ..Self::once(kind) }
     }
 
-    /// Strikes only requests whose target contains `part`.
+    /// Restricts the fault to requests whose target contains `part`.
     pub fn on(mut self, part: &str) -> Self {
         self.on = part.into();
         self
@@ -75,203 +75,210 @@ impl Fault {
     /// A 429 with this `Retry-After`.
     pub fn rate_limited(retry_after: Option<&str>) -> Self {
         let mut fault = Self::status(429, "rate_limited");
-        if let Trouble::Answer { headers, .. } = &mut fault.trouble {
+        if let FaultKind::Answer { headers, .. } = &mut fault.kind {
             headers.extend(retry_after.map(|value| ("retry-after", value.to_owned())));
         }
         fault
     }
 
-    /// Any answer.
+    /// This response instead of the real one.
     pub fn answer(status: u16, content_type: &'static str, body: &str) -> Self {
-        Self::once(Trouble::Answer { status, content_type, body: body.into(), headers: Vec::new() })
+        Self::once(FaultKind::Answer { status, content_type, body: body.into(), headers: Vec::new() })
     }
 
-    /// A redirect.
+    /// A 307 redirect.
     pub fn redirect(to: &str) -> Self {
         let headers = vec![("location", to.to_owned())];
-        Self::once(Trouble::Answer { status: 307, content_type: "application/json", body: "{}".into(), headers })
+        Self::once(FaultKind::Answer { status: 307, content_type: "application/json", body: "{}".into(), headers })
     }
 
-    pub(super) fn held_by(gate: Gate) -> Self {
-        Self::always(Trouble::Held(gate))
+    pub(super) fn held_by(hold: AnswerHold) -> Self {
+        Self::always(FaultKind::Hold(hold))
     }
 
-    pub(super) fn concerns(&self, target: &str) -> bool {
-        let over = matches!(&self.trouble, Trouble::Held(gate) if gate.is_open());
-        !over && target.contains(&self.on)
+    pub(super) fn applies_to(&self, target: &str) -> bool {
+        let is_released = matches!(&self.kind, FaultKind::Hold(hold) if hold.is_released());
+        !is_released && target.contains(&self.on)
     }
 
-    /// Counts a strike; tells whether it was the last.
-    pub(super) fn use_up(&mut self) -> bool {
-        self.left = self.left.map(|left| left.saturating_sub(1));
-        self.left == Some(0)
+    /// Counts an affected request. Returns whether it was the last one.
+    pub(super) fn count_use(&mut self) -> bool {
+        self.remaining = self.remaining.map(|remaining| remaining.saturating_sub(1));
+        self.remaining == Some(0)
     }
 
-    pub(super) fn trouble(self) -> Trouble {
-        self.trouble
+    pub(super) fn kind(self) -> FaultKind {
+        self.kind
     }
 }
 
-/// Holds answers until it is opened.
+/// Holds back responses until it is released.
 #[derive(Debug, Clone)]
-pub struct Gate(Arc<watch::Sender<bool>>);
+pub struct AnswerHold(Arc<watch::Sender<bool>>);
 
-impl Default for Gate {
+impl Default for AnswerHold {
     fn default() -> Self {
         Self(Arc::new(watch::Sender::new(false)))
     }
 }
 
-impl Gate {
-    /// Lets all held answers go, and stops holding.
-    pub fn open(&self) {
+impl AnswerHold {
+    /// Lets all held responses go, and holds none from now on.
+    pub fn release(&self) {
         self.0.send_replace(true);
     }
 
-    fn is_open(&self) -> bool {
+    fn is_released(&self) -> bool {
         *self.0.borrow()
     }
 
-    pub(super) async fn opened(&self) {
-        // The sender is held by `self`.
-        let _ = self.0.subscribe().wait_for(|open| *open).await;
+    pub(super) async fn released(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.0.subscribe().wait_for(|released| *released).await;
     }
 }
 
-/// A fault as it is written in a seed, or sent to the emulator.
+/// A fault as written in a seed or sent to the admin API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Script {
+pub struct FaultScript {
     /// What goes wrong.
-    pub kind: Kind,
-    /// Only requests whose target contains this.
+    pub kind: ScriptKind,
+    /// Only requests whose target contains this are affected.
     #[serde(default)]
     pub on: String,
-    /// How often; until it is cleared if it is not given.
+    /// How many requests are affected; all until the faults are cleared if absent.
     #[serde(default)]
     pub times: Option<u32>,
-    /// How much later, or how far off the clock is: `2s`, `-5m`.
+    /// A delay (`2s`) or a clock offset (`-5m`).
     #[serde(default)]
     pub by: Option<String>,
-    /// The status of what is answered instead.
+    /// The status of the error response.
     #[serde(default)]
     pub status: Option<u16>,
-    /// Its error code.
+    /// The code of the error response.
     #[serde(default)]
     pub code: Option<String>,
-    /// Its message.
+    /// The message of the error response.
     #[serde(default)]
     pub message: Option<String>,
-    /// Its `Retry-After`.
+    /// `Retry-After` of the error response, in seconds.
     #[serde(default)]
     pub retry_after: Option<String>,
 }
 
-/// What goes wrong, by its name.
+/// What a scripted fault does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// The answer comes later, `by` so much.
+pub enum ScriptKind {
+    /// The response is delayed, by `by`.
     Latency,
-    /// No answer ever comes.
+    /// No response is ever sent.
     Hang,
-    /// The connection is reset instead of an answer.
+    /// The connection is reset instead of a response.
     Reset,
-    /// The answer breaks off in the middle of its body.
+    /// The connection is closed in the middle of the body.
     Cut,
-    /// The answer says it is JSON and is not.
+    /// The response claims to be JSON and is not.
     WrongJson,
-    /// 401, as for a credential that is over.
+    /// 401, as for an expired credential.
     Unauthorized,
-    /// 429, with `retry_after` if it is given.
+    /// 429, with `retry_after` if given.
     RateLimited,
-    /// The provider took the grant back: `no_token`.
+    /// `no_token`, as if the provider had revoked the grant.
     RevokedGrant,
     /// An error with this `status` and `code`.
     Status,
-    /// The emulator's clock is off, `by` so much.
+    /// The emulator's clock is off, by `by`.
     ClockSkew,
 }
 
-impl Kind {
-    /// Each kind with its name, what goes wrong, and which parameters it takes besides `on` and `times`.
-    pub const ALL: [(Self, &'static str, &'static str, &'static str); 10] = [
-        (Self::Latency, "latency", "the answer comes later", "`by` (\"2s\")"),
-        (Self::Hang, "hang", "no answer ever comes", ""),
-        (Self::Reset, "reset", "the connection is reset", ""),
-        (Self::Cut, "cut", "the answer breaks off in the middle", ""),
-        (Self::WrongJson, "wrong_json", "the answer is no JSON", "`retry_after`"),
-        (Self::Unauthorized, "unauthorized", "401, the credential is over", "`retry_after`"),
-        (Self::RateLimited, "rate_limited", "429", "`retry_after` (\"30\")"),
-        (Self::RevokedGrant, "revoked_grant", "422 `no_token`, the provider took the grant back", "`retry_after`"),
-        (Self::Status, "status", "this status is answered", "`status` (200 to 599), `code`, `message`, `retry_after`"),
-        (Self::ClockSkew, "clock_skew", "the emulator's clock is off", "`by` (\"2h\", \"-5m\"; ten years at the most)"),
+impl ScriptKind {
+    /// Each kind with its name and the parameters that it takes besides `on` and `times`.
+    pub const ALL: [(Self, &'static str, &'static str); 10] = [
+        (Self::Latency, "latency", "`by` (\"2s\")"),
+        (Self::Hang, "hang", ""),
+        (Self::Reset, "reset", ""),
+        (Self::Cut, "cut", ""),
+        (Self::WrongJson, "wrong_json", "`retry_after`"),
+        (Self::Unauthorized, "unauthorized", "`retry_after`"),
+        (Self::RateLimited, "rate_limited", "`retry_after` (\"30\")"),
+        (Self::RevokedGrant, "revoked_grant", "`retry_after`"),
+        (Self::Status, "status", "`status` (200 to 599), `code`, `message`, `retry_after`"),
+        (Self::ClockSkew, "clock_skew", "`by` (\"2h\", \"-5m\"; at most ten years)"),
     ];
 }
 
-/// What a script does.
+/// The effect of a script.
 #[derive(Debug, Clone)]
 pub enum Effect {
-    /// Requests go wrong.
+    /// A fault for requests.
     Fault(Fault),
-    /// The clock is off by this many seconds.
+    /// A clock offset, in seconds.
     Skew(i64),
 }
 
-impl Script {
-    /// What it does; or what is wrong with it, and what would be right.
-    pub fn effect(&self) -> Result<Effect, String> {
+/// What is wrong with a script, and what would be right.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ScriptError(String);
+
+impl FaultScript {
+    /// Validates the script and builds its effect.
+    pub fn effect(&self) -> Result<Effect, ScriptError> {
         let needs = |key: &str, example: &str| {
-            let takes = Kind::ALL.iter().find(|(kind, ..)| *kind == self.kind);
-            let (_, name, _, takes) = takes.copied().unwrap_or((self.kind, "this", "", ""));
-            format!("this kind needs `{key}`, as {example}: {name} takes {takes}, `on` and `times`")
+            let row = ScriptKind::ALL.iter().find(|(kind, ..)| *kind == self.kind);
+            let (_, name, takes) = row.copied().unwrap_or((self.kind, "this", ""));
+            ScriptError(format!("this kind needs `{key}`, as {example}: {name} takes {takes}, `on` and `times`"))
         };
         let duration = |text: &str| humantime::parse_duration(text).map_err(|_| needs("by", "\"2s\" or \"-5m\""));
         let by = || self.by.as_deref().ok_or_else(|| needs("by", "\"2s\""));
-        let trouble = match self.kind {
-            Kind::ClockSkew => {
+        let kind = match self.kind {
+            ScriptKind::ClockSkew => {
                 let by = by()?;
                 let (sign, length) = by.strip_prefix('-').map_or((1, by), |length| (-1, length));
-                let seconds = i64::try_from(duration(length)?.as_secs()).ok().filter(|seconds| *seconds <= MOST_SKEW);
-                let seconds = seconds.ok_or_else(|| "`by` is ten years at the most".to_owned())?;
+                let seconds =
+                    i64::try_from(duration(length)?.as_secs()).ok().filter(|seconds| *seconds <= MAX_SKEW_SECONDS);
+                let seconds = seconds.ok_or_else(|| ScriptError("`by` is at most ten years".into()))?;
                 return Ok(Effect::Skew(sign * seconds));
             }
-            Kind::Latency => Trouble::Delay(duration(by()?)?),
-            Kind::Hang => Trouble::Hang,
-            Kind::Reset => Trouble::Reset,
-            Kind::Cut => Trouble::Truncate,
-            Kind::WrongJson => Fault::answer(200, "application/json", "{\"token\":").trouble,
-            Kind::Unauthorized => refusal(&Refusal::new(Refused::ExpiredToken)),
-            Kind::RevokedGrant => refusal(&Refusal::new(Refused::NoToken)),
-            Kind::RateLimited => Fault::rate_limited(self.retry_after.as_deref()).trouble,
-            Kind::Status => {
+            ScriptKind::Latency => FaultKind::Delay(duration(by()?)?),
+            ScriptKind::Hang => FaultKind::Hang,
+            ScriptKind::Reset => FaultKind::Reset,
+            ScriptKind::Cut => FaultKind::Truncate,
+            ScriptKind::WrongJson => Fault::answer(200, "application/json", "{\"token\":").kind,
+            ScriptKind::Unauthorized => refusal(Kind::ExpiredToken),
+            ScriptKind::RevokedGrant => refusal(Kind::NoToken),
+            ScriptKind::RateLimited => Fault::rate_limited(self.retry_after.as_deref()).kind,
+            ScriptKind::Status => {
                 let status = self.status.filter(|status| (200..600).contains(status));
                 let status = status.ok_or_else(|| needs("status", "503, between 200 and 599"))?;
                 let code = self.code.as_deref().unwrap_or("scripted");
-                let message = self.message.as_deref().unwrap_or("A fault that the emulator was told to show.");
+                let message = self.message.as_deref().unwrap_or("A fault that was injected into the emulator.");
                 let body = serde_json::json!({"error": {"code": code, "message": message}}).to_string();
-                Fault::answer(status, "application/json", &body).trouble
+                Fault::answer(status, "application/json", &body).kind
             }
         };
-        let trouble = match (trouble, &self.retry_after) {
-            (Trouble::Answer { status, content_type, body, .. }, Some(after)) => {
-                Trouble::Answer { status, content_type, body, headers: vec![("retry-after", after.clone())] }
+        let kind = match (kind, &self.retry_after) {
+            (FaultKind::Answer { status, content_type, body, .. }, Some(after)) => {
+                FaultKind::Answer { status, content_type, body, headers: vec![("retry-after", after.clone())] }
             }
-            (trouble, _) => trouble,
+            (kind, _) => kind,
         };
         if self.retry_after.as_ref().is_some_and(|after| HeaderValue::from_str(after).is_err()) {
-            return Err("`retry_after` must be what a header can hold, as \"30\"".into());
+            return Err(ScriptError("`retry_after` must be what a header can hold, as \"30\"".into()));
         }
         if self.times == Some(0) {
-            return Err("`times` is 1 or more; leave it out for always".into());
+            return Err(ScriptError("`times` is 1 or more; leave it out for always".into()));
         }
-        Ok(Effect::Fault(Fault { trouble, on: self.on.clone(), left: self.times }))
+        Ok(Effect::Fault(Fault { kind, on: self.on.clone(), remaining: self.times }))
     }
 }
 
-fn refusal(refusal: &Refusal) -> Trouble {
+fn refusal(kind: Kind) -> FaultKind {
+    let refusal = Refusal::new(kind);
     let body = refusal.body().to_string();
-    Fault::answer(refusal.status().as_u16(), "application/json", &body).trouble
+    Fault::answer(refusal.status().as_u16(), "application/json", &body).kind
 }
 
 #[cfg(test)]
@@ -279,12 +286,12 @@ mod tests {
     use super::*;
 
     fn effect(script: &str) -> Result<Effect, String> {
-        serde_json::from_str::<Script>(script).map_err(|e| e.to_string())?.effect()
+        serde_json::from_str::<FaultScript>(script).map_err(|e| e.to_string())?.effect().map_err(|e| e.to_string())
     }
 
     #[test]
-    fn a_script_that_lacks_something_says_what() {
-        for (script, says) in [
+    fn an_incomplete_script_is_refused_with_what_is_missing() {
+        for (script, expected) in [
             (r#"{"kind":"latency"}"#, "`by`"),
             (r#"{"kind":"latency","by":"soon"}"#, "\"2s\""),
             (r#"{"kind":"status","status":99}"#, "between 200 and 599"),
@@ -295,31 +302,31 @@ mod tests {
             (r#"{"kind":"sleep"}"#, "`latency`"),
             (r#"{"kind":"hang","for":"2s"}"#, "unknown field `for`"),
         ] {
-            let wrong = effect(script).expect_err(script);
-            assert!(wrong.contains(says), "{script}: {wrong}");
+            let error = effect(script).expect_err(script);
+            assert!(error.contains(expected), "{script}: {error}");
         }
-        let wrong = effect(r#"{"kind":"latency"}"#).expect_err("`by` is missing");
-        assert_eq!(wrong, r#"this kind needs `by`, as "2s": latency takes `by` ("2s"), `on` and `times`"#);
+        let error = effect(r#"{"kind":"latency"}"#).expect_err("`by` is missing");
+        assert_eq!(error, r#"this kind needs `by`, as "2s": latency takes `by` ("2s"), `on` and `times`"#);
     }
 
     #[test]
-    fn each_kind_is_documented_by_the_name_that_it_has_on_the_wire() {
-        for (kind, name, ..) in Kind::ALL {
+    fn each_kind_is_documented_by_its_serialized_name() {
+        for (kind, name, ..) in ScriptKind::ALL {
             assert_eq!(serde_json::to_value(kind).expect("JSON"), name);
         }
         let unknown = effect(r#"{"kind":"x"}"#).expect_err("no such kind");
-        assert_eq!(Kind::ALL.len(), unknown.matches('`').count() / 2 - 1, "{unknown}");
+        assert_eq!(ScriptKind::ALL.len(), unknown.matches('`').count() / 2 - 1, "{unknown}");
         let seed = include_str!("example-seed.toml");
-        assert!(Kind::ALL.iter().all(|(_, name, ..)| seed.contains(name)));
+        assert!(ScriptKind::ALL.iter().all(|(_, name, ..)| seed.contains(name)));
     }
 
     #[test]
-    fn a_script_strikes_as_often_as_it_says() {
+    fn a_script_applies_to_matching_requests_as_often_as_it_says() {
         let Ok(Effect::Fault(mut fault)) = effect(r#"{"kind":"unauthorized","on":"/token/","times":2}"#) else {
             panic!("a fault")
         };
-        assert!(fault.concerns("/v1/connect/token/x") && !fault.concerns("/v1/connect/connectors/x"));
-        assert!(!fault.use_up() && fault.use_up());
+        assert!(fault.applies_to("/v1/connect/token/x") && !fault.applies_to("/v1/connect/connectors/x"));
+        assert!(!fault.count_use() && fault.count_use());
         assert!(matches!(effect(r#"{"kind":"clock_skew","by":"-5m"}"#), Ok(Effect::Skew(-300))));
     }
 }

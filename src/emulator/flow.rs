@@ -1,4 +1,4 @@
-//! One consent or installation under way: what its beginner asked for, and how far it is. Data only.
+//! A consent or installation that is in progress. Data only.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -8,21 +8,21 @@ use serde_json::{Map, Value};
 
 use super::ids::{millis, random_id};
 
-/// The longest that a beginner may ask for.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+/// The longest lifetime that a request may ask for.
+const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 
-/// What is to be decided.
+/// What the person decides about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Decision {
-    /// Whether a user consents.
+    /// Whether to grant access on behalf of a user.
     Authorize,
-    /// Whether and where an operator installs.
+    /// Whether and where to install the connector.
     Install,
 }
 
 impl Decision {
-    /// As in URLs.
+    /// The name in URLs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Authorize => "authorize",
@@ -30,65 +30,65 @@ impl Decision {
         }
     }
 
-    /// By its name in URLs.
-    pub fn named(name: &str) -> Option<Self> {
+    /// Parses the name in URLs.
+    pub fn from_name(name: &str) -> Option<Self> {
         [Self::Authorize, Self::Install].into_iter().find(|decision| decision.name() == name)
     }
 }
 
-/// How far it is.
+/// The state of a flow.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "status")]
 pub enum Status {
-    /// Not decided.
+    /// Waiting for the decision.
     Pending,
-    /// Decided for; what the beginner is to know of it.
+    /// Approved.
     Success {
-        /// Such as `installationId`.
+        /// The result for the caller, such as `installationId`.
         data: Value,
     },
-    /// Decided against by the provider.
+    /// The provider failed or refused.
     Error {
-        /// What went wrong.
+        /// `code` and `message`.
         error: Value,
     },
-    /// Decided against by the person.
+    /// Denied by the person.
     Canceled,
 }
 
-/// A flow under way.
+/// A consent or installation flow.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Flow {
-    /// `req_…`
+    /// The id, `req_…`.
     pub request: String,
-    /// The SHA-256 of its verifier, in base64url.
+    /// The SHA-256 of the verifier, in base64url.
     pub request_code: String,
-    /// What is to be decided.
+    /// What the person decides about.
     pub decision: Decision,
-    /// By its id.
+    /// The connector's id.
     pub connector: String,
-    /// The user who is to consent, if that is settled.
+    /// The user who consents, if known.
     pub user: Option<String>,
-    /// The installation or the tenant that it is about, if that is settled.
+    /// The id of the installation, if known.
     pub installation: Option<String>,
-    /// The provider's name for where to install.
+    /// The provider's name for the place to install to, if known.
     pub tenant: Option<String>,
-    /// What the consent is for.
+    /// What the consent covers.
     pub narrowing: Narrowing,
-    /// Where the browser goes afterwards.
+    /// Where the last page links to.
     pub return_url: Option<String>,
-    /// Further parameters for the provider's own page.
+    /// More parameters for the provider's authorization page.
     pub parameters: BTreeMap<String, String>,
-    /// What to poll with, if it was asked for.
+    /// The device code, if one was requested.
     pub device_code: Option<String>,
-    /// Its end, in milliseconds.
+    /// The end of its validity, in milliseconds since 1970.
     pub expires_at: u64,
-    /// How far it is.
+    /// The state of a flow.
     pub status: Status,
 }
 
 impl Flow {
-    /// A flow that begins now.
+    /// A flow that starts now and waits for a decision.
     pub fn new(decision: Decision, connector: &str, request_code: &str, now: SystemTime, life: Duration) -> Self {
         Self {
             request: random_id("req", 16),
@@ -102,41 +102,41 @@ impl Flow {
             return_url: None,
             parameters: BTreeMap::new(),
             device_code: None,
-            expires_at: millis(now + life.min(LONGEST)),
+            expires_at: millis(now + life.min(MAX_LIFE)),
             status: Status::Pending,
         }
     }
 }
 
-/// What narrows a token.
+/// The restrictions on a token.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Narrowing {
-    /// Who is to accept it.
+    /// The audiences that accept it.
     pub audience: Option<Vec<String>>,
-    /// What it may do. None at all is not the same as `*`.
+    /// The scopes. `None` and `*` differ: they are cached separately.
     pub scopes: Option<Vec<String>>,
-    /// What it may do it to (RFC 8707).
+    /// The resources (RFC 8707).
     pub resources: Option<Vec<String>>,
-    /// The same in detail (RFC 9396).
+    /// Fine-grained authorization details (RFC 9396).
     pub authorization_details: Option<Vec<Map<String, Value>>>,
 }
 
 impl Narrowing {
-    /// The scopes without `*`, which is everything that there can be.
+    /// The scopes without `*`, which stands for all scopes.
     pub(super) fn named_scopes(&self) -> Vec<&str> {
         self.scopes.iter().flatten().map(String::as_str).filter(|scope| *scope != "*").collect()
     }
 
-    /// Whether there is anything narrower to ask for than all.
-    pub(super) fn is_any(&self) -> bool {
+    /// Whether there are no restrictions.
+    pub(super) fn is_unrestricted(&self) -> bool {
         self.named_scopes().is_empty() && self.has_only_scopes()
     }
 
     pub(super) fn has_only_scopes(&self) -> bool {
-        let is_none = |list: &Option<Vec<String>>| list.as_ref().is_none_or(Vec::is_empty);
-        is_none(&self.audience)
-            && is_none(&self.resources)
+        let is_empty = |list: &Option<Vec<String>>| list.as_ref().is_none_or(Vec::is_empty);
+        is_empty(&self.audience)
+            && is_empty(&self.resources)
             && self.authorization_details.as_ref().is_none_or(Vec::is_empty)
     }
 }

@@ -1,22 +1,22 @@
-//! How many requests a team may send in a minute (docs/vercel.md section 4): reads and writes each have a window that
-//! begins with the first request and ends a minute later. Knows nothing of who asks.
+//! A team's rate limits (docs/vercel.md section 4). Reads and writes are counted separately, each in a window that
+//! starts with the first request and lasts a minute.
 
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-/// How long a window lasts.
+/// The length of a window.
 pub const WINDOW: Duration = Duration::from_secs(60);
 
-/// What may be sent within a window.
+/// The number of requests allowed per window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Token requests and whatever else only reads.
+    /// Token requests and other reads.
     pub reads: u32,
-    /// What changes something, or starts a consent.
+    /// Requests that change something or start a consent.
     pub writes: u32,
-    /// Whether a refusal says when to come back. Vercel does not promise that.
+    /// Whether a 429 has `Retry-After`, which Vercel does not promise.
     pub retry_after: bool,
 }
 
@@ -26,16 +26,16 @@ impl Default for Limits {
     }
 }
 
-/// What a request counts as.
+/// The limit that a request counts against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// Against [`Limits::reads`].
+    /// [`Limits::reads`]
     Read,
-    /// Against [`Limits::writes`].
+    /// [`Limits::writes`]
     Write,
 }
 
-/// The requests that were counted.
+/// The requests counted in the current windows.
 #[derive(Debug, Default)]
 pub struct Counts {
     reads: Option<Window>,
@@ -44,24 +44,24 @@ pub struct Counts {
 
 #[derive(Debug, Clone, Copy)]
 struct Window {
-    begun: SystemTime,
+    start: SystemTime,
     count: u32,
 }
 
 impl Counts {
-    /// Counts a request; if it is one too many, how long the window lasts.
+    /// Counts a request. If the limit is reached, returns the time left in the window.
     pub fn count(&mut self, class: Class, limits: Limits, now: SystemTime) -> Result<(), Duration> {
         let (window, limit) = match class {
             Class::Read => (&mut self.reads, limits.reads),
             Class::Write => (&mut self.writes, limits.writes),
         };
-        let lasts = |window: &Window| now >= window.begun && now < window.begun + WINDOW;
-        let mut open = window.filter(lasts).unwrap_or(Window { begun: now, count: 0 });
-        if open.count >= limit {
-            return Err((open.begun + WINDOW).duration_since(now).unwrap_or_default());
+        let is_current = |window: &Window| now >= window.start && now < window.start + WINDOW;
+        let mut current = window.filter(is_current).unwrap_or(Window { start: now, count: 0 });
+        if current.count >= limit {
+            return Err((current.start + WINDOW).duration_since(now).unwrap_or_default());
         }
-        open.count += 1;
-        *window = Some(open);
+        current.count += 1;
+        *window = Some(current);
         Ok(())
     }
 }
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_and_writes_are_counted_apart_and_a_window_ends_after_a_minute() {
+    fn reads_and_writes_are_counted_separately_in_windows_of_a_minute() {
         let limits = Limits { reads: 2, writes: 1, retry_after: false };
         let (mut counts, start) = (Counts::default(), UNIX_EPOCH + Duration::from_secs(1_800_000_000));
         let second = Duration::from_secs(1);

@@ -1,35 +1,39 @@
-//! A stand-in for Vercel Connect on loopback: what `demo` and the tests talk to instead of the real one.
+//! An emulator of Vercel Connect on loopback, for `demo`, `emulate` and the tests.
 //!
-//! It is honest where it matters: it signs development OIDC tokens with a key of its own and verifies them as any
-//! relying party would, it knows teams, projects, connectors, links, installations and grants as data ([`world`]), and
-//! refuses with the statuses and codes of docs/vercel.md section 2.2. It can be told to misbehave ([`fault`]). It
-//! shares no code with `proxy` and `identity`, so that a mistake there cannot hide here; whose connection it has is told
-//! by [`server::peer`](crate::os::peer) for both.
+//! It signs development OIDC tokens with its own key and verifies them as any relying party would; it keeps teams,
+//! projects, connectors, links, installations and grants as data ([`world`]); and it refuses requests with the statuses
+//! and codes of docs/vercel.md section 2.2. Faults can be injected ([`fault`]). It shares no code with the proxy and
+//! the credential, so that a mistake there cannot be repeated here.
+//!
+//! A request passes [`access`] and then goes to the first API that knows its route: `admin_api`, `consent_pages`,
+//! `runtime_api`, `management_api`, `account_api`. Tokens come from [`provider_client`], which talks to providers:
+//! those in [`mock_providers`], or real ones.
 
-mod account;
-mod admin;
+mod access;
+mod account_api;
+mod admin_api;
+pub mod allowlist;
 pub mod caller;
-mod connect;
-mod consent;
+mod consent_pages;
 pub mod errors;
-pub mod exchange;
 pub mod fault;
 pub mod flow;
 pub mod flows;
-mod gate;
 mod ids;
 pub mod keys;
 pub mod limits;
-mod manage;
+mod management_api;
+pub mod message;
+pub mod mock_providers;
 pub mod oidc;
 mod openapi;
-pub mod outside;
 mod pages;
-pub mod provider;
+pub mod provider_client;
+pub mod provider_kind;
+mod runtime_api;
 pub mod seed;
-pub mod standin;
+mod server;
 pub mod state;
-mod wire;
 pub mod world;
 
 use std::io;
@@ -45,39 +49,39 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use allowlist::Allowlist;
 use caller::Caller;
 use errors::{Kind, Refusal};
-use exchange::{Asked, Given};
-use fault::{Effect, Fault, Gate, Script};
+use fault::{AnswerHold, Effect, Fault, FaultScript, ScriptError};
 use limits::{Class, Counts};
+use message::{Request, Response};
+use mock_providers::MockProviders;
 use oidc::{Issuer, Subject};
-use outside::Outside;
-use provider::Providers;
-use standin::Standins;
-use state::{Kept, State};
+use provider_client::ProviderClient;
+use state::{Contents, Store};
 use world::{Permission, World};
 
-/// The time as the emulator sees it.
-pub type Now = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+/// Returns the emulator's current time.
+pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
 /// How to start an emulator.
 pub struct Options {
-    /// 0 for any free port.
+    /// The port; 0 picks a free one.
     pub port: u16,
-    /// Speak TLS, with a certificate of a CA made for this emulator.
+    /// Whether to serve TLS, with a certificate from a CA created for this emulator.
     pub tls: bool,
-    /// Who and what there is, unless `state` says so.
+    /// The initial data, unless the file `state` exists.
     pub world: World,
-    /// What it may use from outside of itself.
-    pub outside: Outside,
-    /// The file that keeps the state across restarts.
+    /// Environment variables and remote issuers that connectors may use.
+    pub allowlist: Allowlist,
+    /// The file that keeps the data across restarts.
     pub state: Option<PathBuf>,
-    /// How many of the last requests are remembered.
+    /// The number of most recent requests to keep.
     pub remember: usize,
-    /// Whether a provider's token is handed out again while it lasts, as Connect does; a new one each time if not.
+    /// Whether to return a provider's token again while it is valid, as Connect does, instead of a new one each time.
     pub reuse_tokens: bool,
-    /// Its clock.
-    pub now: Now,
+    /// The clock.
+    pub now: Clock,
 }
 
 impl Default for Options {
@@ -88,7 +92,7 @@ impl Default for Options {
             port: 0,
             tls: false,
             world: World::demo(),
-            outside: Outside::default(),
+            allowlist: Allowlist::default(),
             state: None,
             remember: usize::MAX,
             reuse_tokens: true,
@@ -97,24 +101,24 @@ impl Default for Options {
     }
 }
 
-/// A request as it arrived.
+/// A request that the emulator received.
 #[derive(Debug, Clone)]
-pub struct Received {
-    /// How many came before it.
+pub struct ReceivedRequest {
+    /// Sequence number, from 0.
     pub number: usize,
-    /// Method.
+    /// The method.
     pub method: Method,
-    /// The raw request target.
+    /// The request target as sent.
     pub target: String,
-    /// Headers, in the order they came.
+    /// The headers, in order.
     pub headers: HeaderMap,
-    /// The raw body.
+    /// The body as sent.
     pub body: Bytes,
-    /// What was answered, once it is decided.
+    /// The status of the response, once there is one.
     pub answered: Option<StatusCode>,
 }
 
-/// A running emulator. It stops when this is dropped.
+/// A running emulator. Dropping it stops the server.
 pub struct Emulator {
     addr: SocketAddr,
     ca_pem: Option<String>,
@@ -124,36 +128,36 @@ pub struct Emulator {
 
 /// What all connections share.
 struct Shared {
-    state: State,
+    store: Store,
     issuer: Arc<Issuer>,
-    /// Where it is, for the addresses of its own pages.
+    /// The emulator's own origin.
     origin: String,
-    providers: Providers,
-    clock: Now,
-    /// How many seconds the clock is off.
+    providers: ProviderClient,
+    clock: Clock,
+    /// The offset of the clock, in seconds.
     skew: Arc<AtomicI64>,
     counts: Mutex<Counts>,
-    received: watch::Sender<Vec<Received>>,
+    received: watch::Sender<Vec<ReceivedRequest>>,
     remember: usize,
     faults: Mutex<Vec<Fault>>,
 }
 
 impl Emulator {
-    /// Starts one on loopback. An error of the kind `InvalidData` is about the file of the state.
+    /// Starts an emulator on 127.0.0.1. An error of kind `InvalidData` means that the state file is not usable.
     pub async fn start(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", options.port)).await?;
         let addr = listener.local_addr()?;
         let (acceptor, ca_pem) = match options.tls {
-            true => wire::tls_acceptor().map(|(acceptor, pem)| (Some(acceptor), Some(pem)))?,
+            true => server::tls_acceptor().map(|(acceptor, pem)| (Some(acceptor), Some(pem)))?,
             false => (None, None),
         };
         let restored =
-            options.state.as_deref().map(|path| state::restore(path, &options.outside)).transpose()?.flatten();
-        let (kept, key) = match restored {
-            Some(restored) => (restored.kept, Some(restored.issuer)),
-            None => (Kept { world: options.world.clone(), pending: Vec::new() }, None),
+            options.state.as_deref().map(|path| state::restore(path, &options.allowlist)).transpose()?.flatten();
+        let (contents, key) = match restored {
+            Some(restored) => (restored.contents, Some(restored.issuer)),
+            None => (Contents { world: options.world.clone(), pending: Vec::new() }, None),
         };
-        // Making a key takes a moment of pure computing.
+        // Generating a key is CPU-bound.
         let issuer = tokio::task::spawn_blocking(move || match key {
             Some(key) => Issuer::with_key(key).map(Arc::new),
             None => Issuer::of_this_process(),
@@ -164,14 +168,14 @@ impl Emulator {
         let clock = skewed(options.now, skew.clone());
         let origin = format!("{scheme}://{addr}");
         let shared = Arc::new(Shared {
-            providers: Providers::start(
+            providers: ProviderClient::start(
                 clock.clone(),
                 format!("{origin}/connect/callback"),
                 options.reuse_tokens,
-                options.outside,
+                options.allowlist,
             )
             .await?,
-            state: State::new(kept, options.state, &issuer),
+            store: Store::new(contents, options.state, &issuer),
             issuer,
             origin,
             clock,
@@ -181,86 +185,85 @@ impl Emulator {
             remember: options.remember,
             faults: Mutex::default(),
         });
-        shared.state.saved().await?;
+        shared.store.saved().await?;
         for script in &options.world.faults {
-            shared.script(script).map_err(io::Error::other)?;
+            shared.apply_script(script).map_err(io::Error::other)?;
         }
         let stop = CancellationToken::new();
-        let serving = wire::serve(listener, acceptor, shared.clone(), stop.clone());
-        tokio::spawn(serving);
+        tokio::spawn(server::serve(listener, acceptor, shared.clone(), stop.clone()));
         Ok(Self { addr, ca_pem, shared, _stop: stop.drop_guard() })
     }
 
-    /// Its origin, for `--upstream`.
+    /// The origin, for `--upstream`.
     pub fn url(&self) -> String {
         self.shared.origin.clone()
     }
 
-    /// Where it listens.
+    /// The listening address.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// The certificate of its CA, if it speaks TLS.
+    /// The CA certificate in PEM, if the emulator serves TLS.
     pub fn ca_pem(&self) -> Option<&str> {
         self.ca_pem.as_deref()
     }
 
-    /// A development OIDC token of the world's first project and member, as `vercel env pull` would bring.
+    /// A development OIDC token for the first project and member, as `vercel env pull` fetches it.
     pub fn oidc_token(&self, life: Duration) -> String {
         let subject = self.read(Subject::development);
         self.oidc_token_for(&subject, life)
     }
 
-    /// An OIDC token for anybody, issued now.
+    /// An OIDC token for any subject, issued now.
     pub fn oidc_token_for(&self, subject: &Subject, life: Duration) -> String {
         self.shared.issuer.issue(subject, self.shared.now(), life)
     }
 
-    /// An env file as `vercel env pull` would have written it `ago`, with a token that has so much life `left` now.
+    /// An env file as `vercel env pull` would have written it `ago`, with a token that expires in `left`.
     pub fn env_file(&self, ago: Duration, left: Duration) -> String {
         let subject = self.read(Subject::development);
-        admin::env_file(&self.shared.issuer.issue(&subject, self.shared.now() - ago, ago + left))
+        admin_api::env_file(&self.shared.issuer.issue(&subject, self.shared.now() - ago, ago + left))
     }
 
-    /// Looks up who and what there is.
+    /// Reads the data.
     pub fn read<T>(&self, read: impl FnOnce(&World) -> T) -> T {
-        self.shared.state.read(|kept| read(&kept.world))
+        self.shared.store.read(|contents| read(&contents.world))
     }
 
-    /// Changes who and what there is.
+    /// Changes the data.
     pub fn change(&self, change: impl FnOnce(&mut World)) {
-        self.shared.state.change(|kept| change(&mut kept.world));
+        self.shared.store.change(|contents| change(&mut contents.world));
     }
 
-    /// Makes the next request that the fault concerns go wrong.
+    /// Adds a fault, which applies to the next requests that match it.
     pub fn inject(&self, fault: Fault) {
         self.shared.faults().push(fault);
     }
 
-    /// Holds back answers from now on until the gate is opened: requests are received and decided, not answered.
-    pub fn gate(&self) -> Gate {
-        let gate = Gate::default();
-        self.inject(Fault::held_by(gate.clone()));
-        gate
+    /// Holds back all responses until the returned hold is released. Requests are still received and processed.
+    pub fn hold_answers(&self) -> AnswerHold {
+        let hold = AnswerHold::default();
+        self.inject(Fault::held_by(hold.clone()));
+        hold
     }
 
-    /// The providers that it asks unless a connector names another.
-    pub fn standins(&self) -> &Standins {
-        self.shared.providers.standins()
+    /// The mock providers, which serve all connectors that do not name an issuer of their own.
+    pub fn mock_providers(&self) -> &MockProviders {
+        self.shared.providers.mocks()
     }
 
-    /// All requests that are remembered, in the order of their arrival.
-    pub fn received(&self) -> Vec<Received> {
+    /// The most recent requests, in order of arrival.
+    pub fn received(&self) -> Vec<ReceivedRequest> {
         self.shared.received.borrow().clone()
     }
 
-    /// How many of them there were for a path that contains `part`.
+    /// How many of the [`received`](Self::received) requests have `part` in their target.
     pub fn count(&self, part: &str) -> usize {
         self.shared.received.borrow().iter().filter(|request| request.target.contains(part)).count()
     }
 
-    /// Returns once there were `count` requests.
+    /// Waits until `count` requests have arrived since the start.
     pub async fn wait_for_requests(&self, count: usize) {
         let mut received = self.shared.received.subscribe();
         // The sender lives as long as `self`.
@@ -268,8 +271,8 @@ impl Emulator {
     }
 }
 
-/// A clock that is off by some seconds.
-fn skewed(clock: Now, skew: Arc<AtomicI64>) -> Now {
+/// A clock that is offset by `skew` seconds.
+fn skewed(clock: Clock, skew: Arc<AtomicI64>) -> Clock {
     Arc::new(move || {
         let (now, skew) = (clock(), skew.load(Ordering::Relaxed));
         let by = Duration::from_secs(skew.unsigned_abs());
@@ -287,27 +290,27 @@ impl Shared {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers a request; its number.
-    fn receive(&self, asked: &Asked) -> usize {
+    /// Records a request and returns its number. The oldest record makes room if the limit is reached.
+    fn record(&self, request: &Request) -> usize {
         let mut number = 0;
         self.received.send_modify(|received| {
             number = received.last().map_or(0, |last| last.number + 1);
             if received.len() >= self.remember {
                 received.remove(0);
             }
-            received.push(Received {
+            received.push(ReceivedRequest {
                 number,
-                method: asked.method.clone(),
-                target: asked.target.clone(),
-                headers: asked.headers.clone(),
-                body: asked.body.clone(),
+                method: request.method.clone(),
+                target: request.target.clone(),
+                headers: request.headers.clone(),
+                body: request.body.clone(),
                 answered: None,
             });
         });
         number
     }
 
-    fn answered(&self, number: usize, status: StatusCode) {
+    fn record_status(&self, number: usize, status: StatusCode) {
         self.received.send_modify(|received| {
             if let Some(request) = received.iter_mut().rfind(|request| request.number == number) {
                 request.answered = Some(status);
@@ -315,32 +318,33 @@ impl Shared {
         });
     }
 
-    /// Decides a request, as Vercel would.
-    async fn decide(&self, asked: &Asked) -> Given {
-        let given = if openapi::has(asked) { self.dispatch(asked).await } else { None };
-        given.unwrap_or_else(|| Refusal::new(Kind::NotFound).into())
+    /// Handles a request as Vercel would.
+    async fn handle(&self, request: &Request) -> Response {
+        let response = if openapi::has(request) { self.dispatch(request).await } else { None };
+        response.unwrap_or_else(|| Refusal::new(Kind::NotFound).into())
     }
 
-    /// The answer of the part that a request is for, if it is for one.
-    async fn dispatch(&self, asked: &Asked) -> Option<Given> {
-        if let Some(given) = consent::decide(self, asked).await {
-            return Some(given);
+    /// The response of the API that has this route.
+    async fn dispatch(&self, request: &Request) -> Option<Response> {
+        if let Some(response) = consent_pages::handle(self, request).await {
+            return Some(response);
         }
-        let decided = connect::decide(self, asked).await;
-        let decided = decided.or_else(|| manage::decide(self, asked)).or_else(|| account::decide(self, asked));
-        decided.map(|decided| decided.unwrap_or_else(Given::from))
+        let result = runtime_api::handle(self, request).await;
+        let result =
+            result.or_else(|| management_api::handle(self, request)).or_else(|| account_api::handle(self, request));
+        result.map(|result| result.unwrap_or_else(Response::from))
     }
 
-    fn authenticate(&self, asked: &Asked) -> Result<Caller, Refusal> {
-        self.state.read(|kept| Caller::authenticate(&kept.world, &self.issuer, self.now(), asked))
+    fn authenticate(&self, request: &Request) -> Result<Caller, Refusal> {
+        self.store.read(|contents| Caller::authenticate(&contents.world, &self.issuer, self.now(), request))
     }
 
-    /// Who asks, if they may ask for something of this kind, and not too often.
-    fn caller(&self, asked: &Asked, class: Class, permission: Permission) -> Result<Caller, Refusal> {
-        let caller = self.authenticate(asked)?;
-        let limits = self.state.read(|kept| {
-            caller.is_in_team(&kept.world, asked)?;
-            caller.may(&kept.world, permission).map(|()| kept.world.limits)
+    /// Authenticates the caller, checks team and permission, and counts the request against the rate limit.
+    fn caller(&self, request: &Request, class: Class, permission: Permission) -> Result<Caller, Refusal> {
+        let caller = self.authenticate(request)?;
+        let limits = self.store.read(|contents| {
+            caller.check_team(&contents.world, request)?;
+            caller.check_permission(&contents.world, permission).map(|()| contents.world.limits)
         })?;
         if let Some(limits) = limits {
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -354,8 +358,7 @@ impl Shared {
         Ok(caller)
     }
 
-    /// Does what a script says; or says what is wrong with it.
-    fn script(&self, script: &Script) -> Result<(), String> {
+    fn apply_script(&self, script: &FaultScript) -> Result<(), ScriptError> {
         match script.effect()? {
             Effect::Fault(fault) => self.faults().push(fault),
             Effect::Skew(seconds) => self.skew.store(seconds, Ordering::Relaxed),
@@ -363,16 +366,16 @@ impl Shared {
         Ok(())
     }
 
-    /// Nothing goes wrong any more.
+    /// Removes all faults and resets the clock.
     fn clear_faults(&self) {
         self.faults().clear();
         self.skew.store(0, Ordering::Relaxed);
     }
 
-    /// Takes the next fault that concerns a request.
+    /// The next fault for a request, if there is one. Counts it as applied.
     fn next_fault(&self, target: &str) -> Option<Fault> {
         let mut faults = self.faults();
-        let at = faults.iter().position(|fault| fault.concerns(target))?;
-        if faults[at].use_up() { Some(faults.remove(at)) } else { Some(faults[at].clone()) }
+        let index = faults.iter().position(|fault| fault.applies_to(target))?;
+        if faults[index].count_use() { Some(faults.remove(index)) } else { Some(faults[index].clone()) }
     }
 }

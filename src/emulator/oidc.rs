@@ -1,25 +1,26 @@
-//! The emulator's issuer of OIDC tokens: a key of its own, the claims of Vercel's development tokens, verification.
-//!
-//! Claims and lifetimes are those of docs/vercel.md section 5.
+//! The emulator's OIDC issuer: issues tokens with the claims of Vercel's development tokens, and verifies them. Claims
+//! and lifetimes follow docs/vercel.md section 5.
 
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
-use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use jsonwebtoken::jwk::JwkSet;
+use jsonwebtoken::{Algorithm, Validation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::ids::random_id;
+use super::keys::{KeyError, RsaKey, seconds};
 use super::world::{Project, World};
 
 /// The claims of a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
-    /// Issuer, with the team's slug.
+    /// The issuer, with the team's slug.
     pub iss: String,
-    /// Audience, with the team's slug.
+    /// The audience, with the team's slug.
     pub aud: String,
-    /// Owner, project and environment in one.
+    /// Owner, project and environment.
     pub sub: String,
     /// Team slug.
     pub owner: String,
@@ -34,17 +35,17 @@ pub struct Claims {
     /// The user that a development token was issued to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_id: Option<String>,
-    /// Issued at, in seconds.
+    /// Issued at, in seconds since 1970.
     pub iat: u64,
-    /// Not before, in seconds.
+    /// Not valid before, in seconds since 1970.
     pub nbf: u64,
-    /// Ends at, in seconds.
+    /// Expires at, in seconds since 1970.
     pub exp: u64,
-    /// Tells tokens of the same second apart.
+    /// A unique id.
     pub jti: String,
 }
 
-/// Whom a token is for.
+/// The subject of a token.
 #[derive(Debug, Clone)]
 pub struct Subject {
     /// Team slug.
@@ -62,7 +63,7 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// The world's first project and member, in development.
+    /// The first project and member, in development.
     pub fn development(world: &World) -> Self {
         Self::of(world, world.projects.first(), world.members.first().map(|member| member.id.as_str()))
     }
@@ -80,23 +81,22 @@ impl Subject {
     }
 }
 
-/// Why a token is refused.
+/// Why a token is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rejection {
-    /// Not signed by us, or not a token of this team.
+    /// Not signed by this issuer, or not for this team.
     Invalid,
-    /// Over, or not begun.
+    /// Expired or not yet valid.
     Expired,
 }
 
 /// Issues and verifies tokens.
 pub struct Issuer {
-    signing: EncodingKey,
-    verifying: DecodingKey,
-    key: Key,
+    key: RsaKey,
+    key_id: String,
 }
 
-/// An issuer's key, as it is kept.
+/// An issuer's key in the state file.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Key {
     id: String,
@@ -104,48 +104,36 @@ pub struct Key {
 }
 
 impl Issuer {
-    /// An issuer with a new RSA key. Takes a fraction of a second.
-    pub fn new() -> Result<Self, String> {
-        let key = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)
-            .map_err(|e| e.to_string())?;
-        Self::with_key(Key { id: super::ids::random_id("key", 12), pem: key.serialize_pem() })
+    /// An issuer with a new key. Generating it takes a fraction of a second.
+    pub fn new() -> Result<Self, KeyError> {
+        Ok(Self { key: RsaKey::new()?, key_id: random_id("key", 12) })
     }
 
-    /// An issuer with a key that was kept.
-    pub fn with_key(key: Key) -> Result<Self, String> {
-        let pair = rcgen::KeyPair::from_pem(&key.pem).map_err(|e| e.to_string())?;
-        Ok(Self {
-            signing: EncodingKey::from_rsa_pem(key.pem.as_bytes()).map_err(|e| e.to_string())?,
-            verifying: DecodingKey::from_rsa_der(pair.public_key_raw()),
-            key,
-        })
+    /// An issuer with a saved key.
+    pub fn with_key(key: Key) -> Result<Self, KeyError> {
+        Ok(Self { key: RsaKey::from_pem(&key.pem)?, key_id: key.id })
     }
 
-    /// The key, to be kept.
-    pub fn key(&self) -> &Key {
-        &self.key
+    /// The key, for saving.
+    pub fn key(&self) -> Key {
+        Key { id: self.key_id.clone(), pem: self.key.pem().to_owned() }
     }
 
-    /// The public key, for whoever verifies tokens.
+    /// The public key.
     pub fn key_set(&self) -> JwkSet {
-        let jwk = Jwk::from_encoding_key(&self.signing, Algorithm::RS256).ok().map(|mut jwk| {
-            jwk.common.key_id = Some(self.key.id.clone());
-            jwk.common.public_key_use = Some(PublicKeyUse::Signature);
-            jwk
-        });
-        JwkSet { keys: jwk.into_iter().collect() }
+        self.key.jwks(&self.key_id)
     }
 
-    /// The issuer of all emulators of this process: making a key takes longer than all else at a start.
-    pub(super) fn of_this_process() -> Result<Arc<Self>, String> {
+    /// The issuer of all emulators of this process. It is shared because generating a key dominates the start-up time.
+    pub(super) fn of_this_process() -> Result<Arc<Self>, KeyError> {
         static ISSUER: OnceLock<Arc<Issuer>> = OnceLock::new();
         match ISSUER.get() {
             Some(issuer) => Ok(issuer.clone()),
-            None => Self::new().map(|made| ISSUER.get_or_init(|| Arc::new(made)).clone()),
+            None => Self::new().map(|issuer| ISSUER.get_or_init(|| Arc::new(issuer)).clone()),
         }
     }
 
-    /// A signed token.
+    /// Issues a signed token.
     pub fn issue(&self, subject: &Subject, now: SystemTime, life: Duration) -> String {
         let iat = seconds(now);
         let Subject { owner, owner_id, project, project_id, environment, user_id } = subject.clone();
@@ -156,7 +144,7 @@ impl Issuer {
             iat,
             nbf: iat,
             exp: iat.saturating_add(life.as_secs()),
-            jti: super::ids::random_id("jti", 12),
+            jti: random_id("jti", 12),
             owner,
             owner_id,
             project,
@@ -164,13 +152,10 @@ impl Issuer {
             environment,
             user_id,
         };
-        let mut header = Header::new(Algorithm::RS256);
-        header.kid = Some(self.key.id.clone());
-        // The key was made for this algorithm and the claims are plain data.
-        jsonwebtoken::encode(&header, &claims, &self.signing).unwrap_or_default()
+        self.key.sign_as(self.key_id.clone(), &claims)
     }
 
-    /// Verifies signature, audience, issuer and times.
+    /// Verifies signature, audience, issuer and validity period.
     pub fn verify(&self, token: &str, world: &World, now: SystemTime) -> Result<Claims, Rejection> {
         let mut validation = Validation::new(Algorithm::RS256);
         // Times are compared with the emulator's clock, below.
@@ -179,14 +164,15 @@ impl Issuer {
         validation
             .set_issuer(&[format!("https://oidc.vercel.com/{}", world.team.slug), "https://oidc.vercel.com".into()]);
         validation.set_required_spec_claims(&["exp", "iss", "aud"]);
-        let claims =
-            jsonwebtoken::decode::<Claims>(token, &self.verifying, &validation).map_err(|_| Rejection::Invalid)?.claims;
+        let claims = jsonwebtoken::decode::<Claims>(token, self.key.decoding_key(), &validation)
+            .map_err(|_| Rejection::Invalid)?
+            .claims;
         let now = seconds(now);
         if claims.nbf <= now && now < claims.exp { Ok(claims) } else { Err(Rejection::Expired) }
     }
 }
 
-/// The discovery document of the issuer of a team, or of the one for all; the keys are at the emulator's `origin`.
+/// The discovery document of a team's issuer, or of the global issuer. The keys are at the emulator's `origin`.
 pub fn discovery(origin: &str, team: Option<&str>) -> Value {
     let issuer = team.map_or("https://oidc.vercel.com".to_owned(), |slug| format!("https://oidc.vercel.com/{slug}"));
     json!({
@@ -200,20 +186,20 @@ pub fn discovery(origin: &str, team: Option<&str>) -> Value {
     })
 }
 
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use jsonwebtoken::DecodingKey;
+
     use super::*;
     use crate::emulator::world::DEVELOPMENT_LIFE;
 
     #[test]
-    fn a_kept_key_and_its_published_half_verify_what_it_signed_before() {
+    fn a_saved_key_and_its_public_key_verify_earlier_tokens() {
         let (world, issuer, now) = (World::demo(), Issuer::new().expect("a key"), UNIX_EPOCH + DEVELOPMENT_LIFE);
         let token = issuer.issue(&Subject::development(&world), now, DEVELOPMENT_LIFE);
-        let again = Issuer::with_key(issuer.key().clone()).expect("the key");
+        let again = Issuer::with_key(issuer.key()).expect("the key");
         assert!(again.verify(&token, &world, now).is_ok());
 
         let id = jsonwebtoken::decode_header(&token).expect("a header").kid.expect("a key's id");
@@ -223,11 +209,11 @@ mod tests {
         validation.validate_exp = false;
         validation.set_audience(&["https://vercel.com/acme"]);
         assert!(jsonwebtoken::decode::<Claims>(&token, &published, &validation).is_ok());
-        assert!(!serde_json::to_string(&set).expect("JSON").contains("\"d\""), "the private half stays here");
+        assert!(!serde_json::to_string(&set).expect("JSON").contains("\"d\""), "the private key is not published");
     }
 
     #[test]
-    fn verifies_only_its_own_tokens_of_its_own_team_while_they_last() {
+    fn an_issuer_verifies_only_its_own_tokens_for_its_team_while_they_are_valid() {
         let world = World::demo();
         let (issuer, other) = (Issuer::new().expect("a key"), Issuer::new().expect("a key"));
         let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
@@ -237,7 +223,10 @@ mod tests {
         let claims = issuer.verify(&token, &world, now).expect("its own token");
         assert_eq!(claims.sub, "owner:acme:project:web:environment:development");
         assert_eq!(claims.exp - claims.iat, 12 * 3600);
-        assert!(issuer.verify(&issuer.issue(&subject, now, Duration::MAX), &world, now).is_ok(), "as long as can be");
+        assert!(
+            issuer.verify(&issuer.issue(&subject, now, Duration::MAX), &world, now).is_ok(),
+            "the longest possible life"
+        );
         assert_eq!(issuer.verify(&token, &world, now + DEVELOPMENT_LIFE), Err(Rejection::Expired));
         assert_eq!(issuer.verify(&token, &world, now - Duration::from_secs(1)), Err(Rejection::Expired));
         assert_eq!(other.verify(&token, &world, now), Err(Rejection::Invalid));

@@ -1,5 +1,5 @@
-//! What a person sees in a browser: a question with two answers, or one sentence. Static HTML with a style of its own, that
-//! may load nothing and run nothing; whatever comes from elsewhere is escaped.
+//! The HTML pages for browsers: a question with two buttons, or a single sentence. The content security policy forbids
+//! scripts and external resources, and all inserted text is escaped.
 
 use std::sync::LazyLock;
 
@@ -10,85 +10,85 @@ use base64::prelude::BASE64_STANDARD;
 use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderValue, REFERRER_POLICY, SET_COOKIE, X_FRAME_OPTIONS};
 use http::{HeaderMap, StatusCode};
 
-use super::exchange::Given;
+use super::message::Response;
 
-/// The name of the hidden field, and of the cookie, that hold the CSRF token.
+/// The name of the form field and the cookie with the CSRF token.
 const CSRF: &str = "csrf";
 
-/// How the pages look, in light and in dark.
+/// The style sheet.
 const STYLE: &str = include_str!("pages.css");
 
-/// What a page may do: have this very style. `form-action` is left open: browsers hold redirects after a form to it, and
-/// those lead back to the app.
+/// The content security policy, which allows only [`STYLE`]. `form-action` is not restricted, since browsers apply it
+/// to redirects after a form, which lead back to the app.
 static POLICY: LazyLock<String> = LazyLock::new(|| {
     let style = BASE64_STANDARD.encode(digest(&SHA256, STYLE.as_bytes()));
     format!("default-src 'none'; style-src 'sha256-{style}'; base-uri 'none'; frame-ancestors 'none'")
 });
 
-/// A question to a person.
+/// A question with an approve and a deny button.
 pub(super) struct Question<'a> {
-    /// Who asks, as a heading.
-    pub who: &'a str,
-    /// What is asked.
-    pub asks: String,
-    /// What is asked for, one by one.
-    pub list: Vec<String>,
-    /// The CSRF token: whoever sends the form has it from this page and has its cookie.
+    /// The heading: who asks.
+    pub title: &'a str,
+    /// The question.
+    pub question: String,
+    /// The requested scopes and resources.
+    pub items: Vec<String>,
+    /// The CSRF token of the form and the cookie.
     pub csrf: &'a str,
 }
 
-/// The question, with a button to approve and one to deny. Both send the form to the page's own address.
-pub(super) fn question(question: &Question<'_>) -> Given {
-    let Question { who, asks, list, csrf } = question;
-    let items: String = list.iter().map(|item| format!("<li>{}</li>", escape(item))).collect();
+/// The page of a question. Both buttons submit the form to the page's own URL.
+pub(super) fn question(question: &Question<'_>) -> Response {
+    let Question { title, question, items, csrf } = question;
+    let items: String = items.iter().map(|item| format!("<li>{}</li>", escape(item))).collect();
     let body = format!(
         "<p>{}</p><ul>{items}</ul><form method=\"post\"><input type=\"hidden\" name=\"{CSRF}\" value=\"{}\">\
          <button name=\"decision\" value=\"approve\">Approve</button> \
          <button name=\"decision\" value=\"deny\">Deny</button></form>",
-        escape(asks),
+        escape(question),
         escape(csrf)
     );
-    let mut given = html(StatusCode::OK, who, &body);
-    // Not for other sites' requests, nor for scripts. Without `Secure`, since this is loopback without TLS.
+    let mut response = html(StatusCode::OK, title, &body);
+    // Without `Secure`, since loopback is served without TLS.
     let cookie = format!("{CSRF}={csrf}; Path=/; HttpOnly; SameSite=Strict");
-    given.headers.extend(HeaderValue::try_from(cookie).map(|cookie| (SET_COOKIE, cookie)));
-    given
+    response.headers.extend(HeaderValue::try_from(cookie).map(|cookie| (SET_COOKIE, cookie)));
+    response
 }
 
-/// One sentence, with a link to go on if there is one.
-pub(super) fn sentence(status: StatusCode, who: &str, sentence: &str, link: Option<&str>) -> Given {
-    let link = link.map_or(String::new(), |to| format!("<p><a href=\"{}\">Go on</a></p>", escape(to)));
-    html(status, who, &format!("<p>{}</p>{link}", escape(sentence)))
+/// A page with one sentence, and a link to continue if given.
+pub(super) fn sentence(status: StatusCode, title: &str, sentence: &str, link: Option<&str>) -> Response {
+    let link = link.map_or(String::new(), |to| format!("<p><a href=\"{}\">Continue</a></p>", escape(to)));
+    html(status, title, &format!("<p>{}</p>{link}", escape(sentence)))
 }
 
-/// The CSRF token of a form, if its cookie has the same and no other page sent it.
+/// The CSRF token of a form, if the cookie matches and `Origin` is this server.
 pub(super) fn csrf_of<'a>(headers: &HeaderMap, form: &'a [(String, String)]) -> Option<&'a str> {
     let token = form.iter().find(|(name, _)| name == CSRF).map(|(_, value)| value.as_str())?;
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let cookies = header("cookie").unwrap_or_default();
     let has_cookie =
         cookies.split(';').any(|c| c.trim().strip_prefix(CSRF).and_then(|c| c.strip_prefix('=')) == Some(token));
-    // A browser says where a form was; nothing else need.
+    // Browsers send `Origin` with a form; other clients need not.
     let own = format!("http://{}", header("host").unwrap_or_default());
     let is_own = header("origin").is_none_or(|origin| origin == own || origin == own.replacen("http:", "https:", 1));
     (has_cookie && is_own).then_some(token)
 }
 
-fn html(status: StatusCode, title: &str, body: &str) -> Given {
+fn html(status: StatusCode, title: &str, body: &str) -> Response {
     let title = escape(title);
     let page = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>\
          <meta name=\"viewport\" content=\"width=device-width\"><style>{STYLE}</style>\
          <main><h1>{title}</h1>{body}<small>A page of connect-sidecar emulate</small></main></html>"
     );
-    let mut given = Given::of(status, "text/html; charset=utf-8", page);
-    given.headers.extend(HeaderValue::try_from(POLICY.as_str()).map(|policy| (CONTENT_SECURITY_POLICY, policy)));
-    given.headers.extend([
+    let mut response = Response::new(status, "text/html; charset=utf-8", page);
+    response.headers.extend(HeaderValue::try_from(POLICY.as_str()).map(|policy| (CONTENT_SECURITY_POLICY, policy)));
+    response.headers.extend([
         (X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
         (REFERRER_POLICY, HeaderValue::from_static("same-origin")),
         (CACHE_CONTROL, HeaderValue::from_static("no-store")),
     ]);
-    given
+    response
 }
 
 fn escape(text: &str) -> String {
@@ -111,19 +111,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_runs_and_loads_nothing_whatever_is_on_it() {
+    fn a_page_runs_and_loads_nothing_whatever_text_is_inserted() {
         let evil = "<script>\"'&";
-        let given = question(&Question { who: evil, asks: evil.into(), list: vec![evil.into()], csrf: "token" });
-        let body = String::from_utf8(given.body.expect("a body").to_vec()).expect("UTF-8");
+        let response =
+            question(&Question { title: evil, question: evil.into(), items: vec![evil.into()], csrf: "token" });
+        let body = String::from_utf8(response.body.expect("a body").to_vec()).expect("UTF-8");
         assert!(!body.contains("<script"), "{body}");
         assert_eq!(body.matches("&lt;script&gt;&quot;&#39;&amp;").count(), 4, "{body}");
-        let policy = given.headers.iter().find(|(name, _)| name == CONTENT_SECURITY_POLICY).expect("a policy");
+        let policy = response.headers.iter().find(|(name, _)| name == CONTENT_SECURITY_POLICY).expect("a policy");
         let policy = policy.1.to_str().expect("text");
         assert!(policy.starts_with("default-src 'none'; style-src 'sha256-") && !policy.contains("unsafe"), "{policy}");
         let (_, rest) = body.split_once("<style>").expect("a style");
         let (style, _) = rest.split_once("</style>").expect("its end");
         let hash = BASE64_STANDARD.encode(digest(&SHA256, style.as_bytes()));
-        assert!(policy.contains(&hash), "what the policy allows is what stands there");
+        assert!(policy.contains(&hash), "the policy allows the page's style");
         for loads in ["url(", "@import", "http", "<link", "<img"] {
             assert!(!style.contains(loads) && !body.contains(&format!("{loads}s:")), "{loads}");
         }
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_form_counts_only_with_its_cookie_and_from_its_own_page() {
+    fn a_form_is_accepted_only_with_its_cookie_and_from_its_own_page() {
         let form = [("decision".to_owned(), "approve".to_owned()), (CSRF.to_owned(), "abc".to_owned())];
         for (cookie, origin, counts) in [
             ("csrf=abc", None, true),

@@ -1,5 +1,4 @@
-//! The seed file: a [`World`] in TOML. All mistakes of a file are reported at once, each with its line and what would be
-//! right.
+//! The seed file: a [`World`] in TOML. All mistakes of a file are reported at once, each with its line.
 
 use std::fmt;
 use std::ops::Range;
@@ -8,22 +7,22 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue, Deserializer};
 
-use super::outside::Outside;
-use super::world::{Problem, Step, World};
+use super::allowlist::Allowlist;
+use super::world::{PathStep, Problem, World};
 
-/// A seed that shows all there is, with comments.
+/// An example of a seed with all settings and comments.
 pub const EXAMPLE: &str = include_str!("example-seed.toml");
 
-/// One thing that is wrong with a seed.
+/// A mistake in a seed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
-    /// The line, counted from 1.
+    /// The line, from 1.
     pub line: usize,
-    /// What is wrong and what would be right.
+    /// What is wrong, and what would be right.
     pub message: String,
 }
 
-/// All that is wrong with a seed.
+/// All mistakes of a seed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SeedError(pub Vec<Mistake>);
 
@@ -38,13 +37,13 @@ impl fmt::Display for SeedError {
 
 impl std::error::Error for SeedError {}
 
-/// Reads a seed that may use nothing from outside.
+/// Parses a seed that may not use any variable or remote issuer.
 pub fn read(text: &str) -> Result<World, SeedError> {
-    read_with(text, &Outside::default())
+    read_with(text, &Allowlist::default())
 }
 
-/// Reads a seed that may use this much from `outside`.
-pub fn read_with(text: &str, outside: &Outside) -> Result<World, SeedError> {
+/// Parses a seed that may use what the allowlist permits.
+pub fn read_with(text: &str, allowlist: &Allowlist) -> Result<World, SeedError> {
     let line = |span: Range<usize>| text.bytes().take(span.start).filter(|b| *b == b'\n').count() + 1;
     let (document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
@@ -54,8 +53,8 @@ pub fn read_with(text: &str, outside: &Outside) -> Result<World, SeedError> {
         };
         return Err(SeedError(errors.iter().map(mistake).collect()));
     }
-    // What a mistake is about is taken out, and the rest is read again, so that the next one shows.
-    let (mut mistakes, mut rest, mut removed, mut is_whole) = (Vec::new(), document.clone(), Vec::new(), true);
+    // serde stops at the first mistake. Its value is removed and the rest parsed again, to find the next one.
+    let (mut mistakes, mut rest, mut removed, mut is_complete) = (Vec::new(), document.clone(), Vec::new(), true);
     let world = loop {
         let error = match World::deserialize(Deserializer::from(rest.clone())) {
             Ok(world) => break Some(world),
@@ -63,11 +62,11 @@ pub fn read_with(text: &str, outside: &Outside) -> Result<World, SeedError> {
         };
         let span = error.span().unwrap_or_default();
         let is_missing = error.message().starts_with("missing field");
-        // That what was taken out is missing is no mistake of the file.
+        // A field that is missing because it was removed here is not a mistake.
         if !(is_missing && removed.iter().any(|taken: &Range<usize>| is_within(taken, &span))) {
             mistakes.push(Mistake { line: line(span.clone()), message: error.message().into() });
         }
-        is_whole &= !is_missing;
+        is_complete &= !is_missing;
         if !remove(rest.get_mut(), &span) {
             break None;
         }
@@ -75,12 +74,14 @@ pub fn read_with(text: &str, outside: &Outside) -> Result<World, SeedError> {
     };
     if let Some(mut world) = world {
         world.complete();
-        // What is taken out whole is missed by what refers to it.
-        if is_whole {
-            let problems = world.problems().into_iter().chain(outside.problems(&world));
+        // If a whole item was removed, references to it would be reported as well.
+        if is_complete {
+            let problems = world.problems().into_iter().chain(allowlist.problems(&world));
             mistakes.extend(
-                problems
-                    .map(|Problem { path, message }| Mistake { line: line(place(document.get_ref(), &path)), message }),
+                problems.map(|Problem { path, message }| Mistake {
+                    line: line(span_of(document.get_ref(), &path)),
+                    message,
+                }),
             );
         }
         if mistakes.is_empty() {
@@ -95,7 +96,7 @@ fn is_within(inner: &Range<usize>, outer: &Range<usize>) -> bool {
     outer.start <= inner.start && inner.end <= outer.end
 }
 
-/// Takes out the entry or the item that is at `span`; whether there was one.
+/// Removes the entry or item at `span`. Returns whether there was one.
 fn remove(table: &mut DeTable<'_>, span: &Range<usize>) -> bool {
     let is_at = |key: &Range<usize>, value: &Range<usize>| key == span || value == span;
     let found = table.iter().find(|(key, value)| is_at(&key.span(), &value.span())).map(|(key, _)| key.clone());
@@ -118,16 +119,16 @@ fn remove_within(value: &mut Spanned<DeValue<'_>>, span: &Range<usize>) -> bool 
     }
 }
 
-/// Where in the text something is; the nearest thing around it, if it is not there itself.
-fn place(document: &DeTable<'_>, path: &[Step]) -> Range<usize> {
+/// The span of the value at `path`, or of its closest existing parent.
+fn span_of(document: &DeTable<'_>, path: &[PathStep]) -> Range<usize> {
     let mut at = 0..0;
     let mut value: Option<&DeValue<'_>> = None;
     for step in path {
         let next = match (step, value) {
-            (Step::Key(key), None) => document.get(*key),
-            (Step::Key(key), Some(value)) => value.as_table().and_then(|table| table.get(*key)),
-            (Step::Item(index), Some(value)) => value.as_array().and_then(|items| items.get(*index)),
-            (Step::Item(_), None) => None,
+            (PathStep::Key(key), None) => document.get(*key),
+            (PathStep::Key(key), Some(value)) => value.as_table().and_then(|table| table.get(*key)),
+            (PathStep::Item(index), Some(value)) => value.as_array().and_then(|items| items.get(*index)),
+            (PathStep::Item(_), None) => None,
         };
         let Some(next) = next else { break };
         (at, value) = (next.span(), Some(next.get_ref()));
@@ -146,20 +147,20 @@ mod tests {
     }
 
     #[test]
-    fn the_example_can_be_read_and_has_everything() {
+    fn the_example_is_valid_and_complete() {
         let world = read(EXAMPLE).unwrap_or_else(|e| panic!("{e}"));
         assert!(!world.members.is_empty() && !world.connectors.is_empty() && !world.access_tokens.is_empty());
         assert!(!world.sessions.is_empty() && !world.faults.is_empty() && world.limits.is_some());
     }
 
     #[test]
-    fn the_least_seed_is_a_team() {
+    fn a_team_is_enough() {
         let world = read("[team]\nslug = \"acme\"").expect("a world");
         assert_eq!((world.team.id.as_str(), world.limits), ("team_acme", None));
     }
 
     #[test]
-    fn ids_are_made_where_none_is_given_and_projects_go_by_their_names() {
+    fn absent_ids_are_derived_and_projects_can_be_named() {
         let world = read(
             "[team]\nslug = \"acme\"\n[[projects]]\nname = \"web\"\n[[connectors]]\nuid = \"slack/acme-slack\"\n\
              links = [{ project = \"web\", environments = [\"preview\"] }]",
@@ -171,13 +172,13 @@ mod tests {
     }
 
     #[test]
-    fn all_mistakes_are_told_at_once_each_with_its_line() {
+    fn all_mistakes_are_reported_at_once_with_their_lines() {
         let found = mistakes(
             "[team]\nslug = \"acme\"\nname = \"Acme\"\n[[members]]\nid = \"user_ada\"\nrole = \"boss\"\n[[connectors]]\n\
              uid = \"slack/x\"\ntoken_life = \"soon\"\nlinks = [{ project = \"web\", environments = [\"preview\"] }]\n\
              [[sessions]]\ntoken = \"vca_1\"\nuser = \"user_bob\"\n[[faults]]\nkind = \"latency\"\n",
         );
-        let says = [
+        let expected = [
             (3, "unknown field `name`, expected one of"),
             (6, "expected one of `owner`, `member`, `developer`, `viewer`"),
             (9, "expected a duration"),
@@ -185,14 +186,14 @@ mod tests {
             (13, "there is no member `user_bob`; there is: user_ada"),
             (15, "this kind needs `by`"),
         ];
-        assert_eq!(found.len(), says.len(), "{found:#?}");
-        for ((line, message), (due, part)) in found.iter().zip(says) {
-            assert!(*line == due && message.contains(part), "{line}: {message}, not {due}: {part}");
+        assert_eq!(found.len(), expected.len(), "{found:#?}");
+        for ((line, message), (expected_line, part)) in found.iter().zip(expected) {
+            assert!(*line == expected_line && message.contains(part), "{line}: {message}, not {expected_line}: {part}");
         }
     }
 
     #[test]
-    fn nothing_lasts_longer_than_a_date_can_say() {
+    fn durations_are_limited_to_ten_years() {
         for (life, is_good) in [("3650days", true), ("3651days", false), ("18446744073709551615s", false)] {
             let seed = read(&format!("[team]\nslug = \"acme\"\noidc_token_life = \"{life}\"\n"));
             assert_eq!(seed.is_ok(), is_good, "{life}");
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_and_what_is_twice_is_told() {
+    fn missing_fields_and_duplicates_are_reported() {
         let found = mistakes("[team]\nslug = \"acme\"\n[[projects]]\nid = \"prj_1\"\n[[connectors]]\nid = \"scl_1\"\n");
         assert_eq!(found.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [3, 5], "{found:?}");
         assert!(found[0].1.contains("missing field `name`") && found[1].1.contains("missing field `uid`"), "{found:?}");
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_toml_is_told_with_its_line() {
+    fn a_syntax_error_is_reported_with_its_line() {
         assert_eq!(mistakes("[team]\nslug = acme\n")[0].0, 2);
     }
 }

@@ -1,5 +1,5 @@
-//! The one owner of what the emulator knows, and the file that keeps it across restarts. Nobody holds the lock while
-//! waiting for anything.
+//! The store of the emulator's data, and the file that keeps it across restarts. The lock is never held across an
+//! await.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,80 +8,80 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::allowlist::Allowlist;
 use super::flow::Flow;
 use super::oidc::{Issuer, Key};
-use super::outside::Outside;
-use super::world::{Problem, World, shown};
+use super::world::{Problem, World, format_path};
 use crate::os::atomic_file::{self, Durability};
 
-/// What the emulator knows.
+/// The contents of the store.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Kept {
-    /// Who and what there is.
+pub struct Contents {
+    /// The team's data.
     pub world: World,
-    /// Consents and installations under way.
+    /// Consents and installations in progress.
     pub pending: Vec<Flow>,
 }
 
-/// Owns [`Kept`].
-pub struct State {
-    kept: Mutex<Kept>,
+/// Owns the [`Contents`].
+pub struct Store {
+    contents: Mutex<Contents>,
     changes: AtomicU64,
     file: Option<File>,
 }
 
-/// Where the state is kept.
+/// The file that the contents are saved to.
 struct File {
     path: PathBuf,
     key: Key,
-    /// How many changes are in the file.
+    /// The number of changes that the file includes.
     saved: tokio::sync::Mutex<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Content<K> {
+struct FileContents<C> {
     issuer: Key,
     #[serde(flatten)]
-    kept: K,
+    contents: C,
 }
 
-/// What was read of a file.
+/// The data read from a file.
 pub(super) struct Restored {
     pub(super) issuer: Key,
-    pub(super) kept: Kept,
+    pub(super) contents: Contents,
 }
 
-impl State {
-    /// A state that is kept in memory, or in a file besides.
-    pub(super) fn new(kept: Kept, file: Option<PathBuf>, issuer: &Issuer) -> Self {
-        let file = file.map(|path| File { path, key: issuer.key().clone(), saved: tokio::sync::Mutex::new(0) });
-        Self { kept: Mutex::new(kept), changes: AtomicU64::new(1), file }
+impl Store {
+    /// A store in memory that is also saved to `file`, if given.
+    pub(super) fn new(contents: Contents, file: Option<PathBuf>, issuer: &Issuer) -> Self {
+        let file = file.map(|path| File { path, key: issuer.key(), saved: tokio::sync::Mutex::new(0) });
+        Self { contents: Mutex::new(contents), changes: AtomicU64::new(1), file }
     }
 
-    /// Looks something up.
-    pub fn read<T>(&self, read: impl FnOnce(&Kept) -> T) -> T {
+    /// Reads the contents.
+    pub fn read<T>(&self, read: impl FnOnce(&Contents) -> T) -> T {
         read(&self.lock())
     }
 
-    /// Changes something. What depends on the change being kept waits for [`saved`](Self::saved).
-    pub fn change<T>(&self, change: impl FnOnce(&mut Kept) -> T) -> T {
-        let mut kept = self.lock();
-        let changed = change(&mut kept);
+    /// Changes the contents. A caller that relies on the change being saved awaits [`saved`](Self::saved).
+    pub fn change<T>(&self, change: impl FnOnce(&mut Contents) -> T) -> T {
+        let mut contents = self.lock();
+        let changed = change(&mut contents);
         self.changes.fetch_add(1, Ordering::Relaxed);
         changed
     }
 
-    /// Returns once all changes so far are in the file, if there is one. Those of several requests are written at once.
+    /// Waits until all changes so far are in the file, if there is one. Concurrent callers share one write.
     pub async fn saved(&self) -> io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
-        let due = self.changes.load(Ordering::Relaxed);
+        let target = self.changes.load(Ordering::Relaxed);
         let mut saved = file.saved.lock().await;
-        if *saved >= due {
+        if *saved >= target {
             return Ok(());
         }
         let (changes, content) = {
-            let kept = self.lock();
-            let content = Content { issuer: file.key.clone(), kept: &*kept };
+            let contents = self.lock();
+            let content = FileContents { issuer: file.key.clone(), contents: &*contents };
             (self.changes.load(Ordering::Relaxed), serde_json::to_vec_pretty(&content).map_err(io::Error::other)?)
         };
         let path = file.path.clone();
@@ -89,40 +89,40 @@ impl State {
             tokio::task::spawn_blocking(move || atomic_file::write(&path, &content, 0o600, Durability::Machine));
         let write = write.await.map_err(io::Error::other)?;
         write.map_err(|e| {
-            io::Error::new(e.kind(), format!("could not keep the state in {}: {e}", file.path.display()))
+            io::Error::new(e.kind(), format!("could not save the state to {}: {e}", file.path.display()))
         })?;
         *saved = changes;
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Contents> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Reads what [`State::saved`] wrote; `None` if there is no file yet. It may use no more from `outside` than a seed.
-pub(super) fn restore(path: &Path, outside: &Outside) -> io::Result<Option<Restored>> {
+/// Reads what [`Store::saved`] wrote; `None` if there is no file yet. The allowlist applies as to a seed.
+pub(super) fn restore(path: &Path, allowlist: &Allowlist) -> io::Result<Option<Restored>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
     };
     let wrong = |what: String| {
-        let advice = "mend it, or remove it to begin anew from the seed";
-        io::Error::new(io::ErrorKind::InvalidData, format!("it is not a state of the emulator: {what}; {advice}"))
+        let advice = "fix it, or remove it to start from the seed again";
+        io::Error::new(io::ErrorKind::InvalidData, format!("it is not a state file of the emulator: {what}; {advice}"))
     };
-    // No excerpt: it is full of secrets.
-    let content: Content<Kept> =
+    // Only the position: an excerpt could contain secrets.
+    let content: FileContents<Contents> =
         serde_json::from_slice(&bytes).map_err(|e| wrong(format!("line {}, column {}", e.line(), e.column())))?;
-    let told = |problem: &Problem| format!("{}: {}", shown(&problem.path), problem.message);
-    if let Some(problem) = content.kept.world.problems().first() {
-        return Err(wrong(told(problem)));
+    let describe = |problem: &Problem| format!("{}: {}", format_path(&problem.path), problem.message);
+    if let Some(problem) = content.contents.world.problems().first() {
+        return Err(wrong(describe(problem)));
     }
-    match outside.problems(&content.kept.world) {
-        problems if problems.is_empty() => Ok(Some(Restored { issuer: content.issuer, kept: content.kept })),
+    match allowlist.problems(&content.contents.world) {
+        problems if problems.is_empty() => Ok(Some(Restored { issuer: content.issuer, contents: content.contents })),
         problems => {
-            let told: Vec<_> = problems.iter().map(told).collect();
-            Err(io::Error::new(io::ErrorKind::InvalidData, told.join("; ")))
+            let problems: Vec<_> = problems.iter().map(describe).collect();
+            Err(io::Error::new(io::ErrorKind::InvalidData, problems.join("; ")))
         }
     }
 }
@@ -134,19 +134,21 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_state_comes_back_as_it_was_saved_and_is_for_us_alone() {
+    async fn a_saved_state_is_restored_and_readable_by_its_owner_only() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("state.json");
-        assert!(restore(&path, &Outside::default()).expect("no error").is_none());
+        assert!(restore(&path, &Allowlist::default()).expect("no error").is_none());
         let issuer = Issuer::new().expect("a key");
-        let kept = Kept { world: World::demo(), pending: Vec::new() };
-        let state = State::new(kept, Some(path.clone()), &issuer);
+        let contents = Contents { world: World::demo(), pending: Vec::new() };
+        let state = Store::new(contents, Some(path.clone()), &issuer);
         state.saved().await.expect("saved");
-        state.change(|kept| kept.world.connector("slack/acme-slack").expect("it is there").granted_to.clear());
+        state.change(|contents| {
+            contents.world.connector_mut("slack/acme-slack").expect("it is there").granted_to.clear();
+        });
         state.saved().await.expect("saved");
 
-        let restored = restore(&path, &Outside::default()).expect("read").expect("a state");
-        assert_eq!(restored.kept.world, state.read(|kept| kept.world.clone()));
+        let restored = restore(&path, &Allowlist::default()).expect("read").expect("a state");
+        assert_eq!(restored.contents.world, state.read(|contents| contents.world.clone()));
         assert!(Issuer::with_key(restored.issuer).is_ok());
         let mode = std::fs::metadata(&path).expect("a file").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -154,11 +156,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_no_state_is_refused_without_a_word_of_it() {
+    async fn an_invalid_file_is_refused_without_showing_its_contents() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("state.json");
         std::fs::write(&path, r#"{"issuer": "secret-secret"}"#).expect("written");
-        let error = restore(&path, &Outside::default()).err().expect("refused").to_string();
+        let error = restore(&path, &Allowlist::default()).err().expect("refused").to_string();
         assert!(error.contains("line 1") && !error.contains("secret"), "{error}");
     }
 }

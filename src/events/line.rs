@@ -1,5 +1,5 @@
-//! A line of `GET /_sidecar/v1/events`, as the log of that sidecar has it: what `logs` prints, and what a `run` says of a
-//! sidecar that it joined. Pure.
+//! Parses a line of `GET /_sidecar/v1/events` into the form of the sidecar's log. `logs` prints it, and `run` prints
+//! the problems of a sidecar that it joined.
 
 use serde::Deserialize;
 use tracing::Level;
@@ -7,22 +7,22 @@ use tracing::Level;
 use crate::os::clock::Timestamp;
 use crate::remedy::Remedy;
 
-/// What an event says.
+/// An event in the form of a log line.
 #[derive(Debug, PartialEq, Eq)]
 pub struct EventLine {
-    /// When it was.
+    /// The time, in RFC 3339.
     pub at: String,
-    /// How bad.
+    /// The level.
     pub level: Level,
-    /// What, and what mends it. Foreign text is part of it.
+    /// The message with the remedy. It contains untrusted text.
     pub message: String,
-    /// The kind of an error or a warning.
+    /// The code of an error or a warning.
     pub code: Option<String>,
-    /// The status of a reply.
+    /// The status of the response.
     pub status: Option<u16>,
-    /// What mends it.
+    /// What to do about it.
     pub remedy: Option<Remedy>,
-    /// All other fields of the log, with their names.
+    /// All other log fields with their names.
     pub fields: Vec<(&'static str, String)>,
 }
 
@@ -68,36 +68,36 @@ enum Line {
 }
 
 impl EventLine {
-    /// Reads it; `None` for an event that is not known.
+    /// Parses a line. `None` if the event is unknown.
     pub fn read(line: &[u8]) -> Option<Self> {
-        let with = |what: String, remedy: &Option<Remedy>| match remedy {
-            Some(remedy) => remedy.after(&what),
-            None => what,
+        let with_remedy = |message: String, remedy: &Option<Remedy>| match remedy {
+            Some(remedy) => remedy.after(&message),
+            None => message,
         };
         let level_of = |status: u16| if status < 400 { Level::INFO } else { Level::WARN };
         Some(match serde_json::from_slice(line).ok()? {
             Line::Request { at, action, connector, subject, cache, status, code, message, remedy, ms } => {
                 let message = message.map(|message| format!(": {message}")).unwrap_or_default();
-                let message = with(format!("{action} {connector}{message}"), &remedy);
+                let message = with_remedy(format!("{action} {connector}{message}"), &remedy);
                 let fields = [("subject", subject), ("cache", cache), ("ms", Some(ms.to_string()))];
                 let fields = fields.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
                 Self { at, level: level_of(status), message, code, status: Some(status), remedy, fields }
             }
             Line::Refusal { at, method, path, status, code, message, remedy } => {
-                let message = with(message, &remedy);
+                let message = with_remedy(message, &remedy);
                 let fields = [("method", method), ("path", path)];
                 let fields = fields.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
                 Self { at, level: Level::WARN, message, code: Some(code), status: Some(status), remedy, fields }
             }
             Line::Rotation { at, project, expires_at } => {
                 let life = Timestamp::parse(&expires_at).zip(Timestamp::parse(&at));
-                let life = life.map(|(end, now)| format!(", {}", end.expiry(now))).unwrap_or_default();
+                let life = life.map(|(expiry, now)| format!(", {}", expiry.expiry(now))).unwrap_or_default();
                 let message = format!("token of {project} refreshed{life}");
                 Self { at, level: Level::INFO, message, code: None, status: None, remedy: None, fields: Vec::new() }
             }
             Line::Warning { at, level, code, message, remedy } => {
                 let level = if level.as_deref() == Some("ERROR") { Level::ERROR } else { Level::WARN };
-                let message = with(message, &remedy);
+                let message = with_remedy(message, &remedy);
                 Self { at, level, message, code: Some(code), status: None, remedy, fields: Vec::new() }
             }
         })

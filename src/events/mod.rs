@@ -1,8 +1,8 @@
-//! What happens, told to whoever listens now: requests, refusals, rotations, warnings. Tellers never wait, and a hit that
-//! nobody hears allocates nothing.
+//! Events for subscribers: requests, refusals, rotations and warnings. Publishing never blocks, and a cache hit without
+//! subscribers does not allocate.
 //!
-//! No token, no body and no header ever stands in an event; connectors and names of projects do. The last events are
-//! kept, so that who comes late has something to look at: hits apart from the others, which they would push out.
+//! Events contain names of connectors and projects, but no tokens, bodies or headers. The most recent events are kept
+//! for new subscribers. Hits are kept separately, so that they do not displace other events.
 
 pub mod line;
 
@@ -17,110 +17,110 @@ use tokio_util::sync::CancellationToken;
 use crate::os::clock::Timestamp;
 use crate::remedy::Remedy;
 
-/// Events that are kept for those who come late.
+/// The number of events, and of hits, kept for new subscribers.
 const RECENT: usize = 100;
-/// Events that a slow listener may be behind; then it misses some.
+/// The number of events that a slow subscriber may be behind before it misses the oldest.
 const BUFFERED: usize = 256;
 
-/// One thing that happened: a line of `GET /_sidecar/v1/events` (docs/http.md section 5).
+/// An event: a line of `GET /_sidecar/v1/events` (docs/http.md section 5).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Event {
-    /// An app's request to Connect was answered.
+    /// A request to one of Connect's routes was answered.
     Request(Request),
-    /// A request was answered with an error that asked Connect for nothing.
+    /// A request was refused that is not for one of Connect's routes.
     Refusal(Refusal),
-    /// Another OIDC token is in use, or the first one.
+    /// A new OIDC token is in use.
     Rotation(Rotation),
-    /// Something to act on.
+    /// Something needs attention.
     Warning(Warning),
 }
 
 /// A request to one of Connect's routes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Request {
-    /// When it was answered, by our clock.
+    /// The time of the response.
     #[serde(serialize_with = "rfc3339")]
     pub at: Timestamp,
-    /// What was asked for, as in the log.
+    /// The action, as in the log.
     pub action: &'static str,
-    /// Of which connector, as the app wrote it, decoded: foreign text.
+    /// The connector as the app sent it, decoded. Untrusted text.
     pub connector: String,
-    /// On whose behalf, where a token was asked for and the request was understood.
+    /// The type of the subject, if a token was requested and the body was valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subject: Option<&'static str>,
-    /// How a token came about: `hit`, `miss`, `collapsed` or `forced`.
+    /// The source of a token: `hit`, `miss`, `collapsed` or `forced`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<&'static str>,
-    /// The status of the reply.
+    /// The status of the response.
     pub status: u16,
-    /// The code of an error, ours or Connect's.
+    /// The error code, the sidecar's or Connect's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
-    /// What is wrong, a sentence or two for people, of an error of our own.
+    /// The message of an error of the sidecar: one or two sentences.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// What mends it, where that is known.
+    /// What to do about it, if known.
     #[serde(flatten)]
     pub remedy: Option<Remedy>,
-    /// How long the app waited.
+    /// The time until the response, in milliseconds.
     pub ms: u64,
 }
 
-/// A request that is none of Connect's or was not let in.
+/// A request that was refused, or that is not for one of Connect's routes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Refusal {
-    /// When it was answered, by our clock.
+    /// The time of the response.
     #[serde(serialize_with = "rfc3339")]
     pub at: Timestamp,
-    /// The method of the request, if that was understood: foreign text.
+    /// The method, if the request could be parsed. Untrusted text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
-    /// Its path, shortened and escaped.
+    /// The path, shortened and escaped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// The status of the reply.
+    /// The status of the response.
     pub status: u16,
-    /// The code of the error.
+    /// The error code.
     pub code: &'static str,
-    /// What is wrong, a sentence or two for people.
+    /// The message: one or two sentences.
     pub message: String,
-    /// What mends it.
+    /// What to do about it.
     #[serde(flatten)]
     pub remedy: Remedy,
 }
 
-/// A fresh token of the same principal, or one of another; or the first, where there was none.
+/// A new OIDC token, of the same principal or another, or the first one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Rotation {
-    /// When it was picked up, by our clock.
+    /// The time at which it was picked up.
     #[serde(serialize_with = "rfc3339")]
     pub at: Timestamp,
-    /// The project, for people.
+    /// The display name of the project.
     pub project: String,
     /// The first 8 hex digits of the token's SHA-256.
     pub fingerprint: String,
-    /// When it ends.
+    /// The expiry of the token.
     #[serde(serialize_with = "rfc3339")]
     pub expires_at: Timestamp,
 }
 
-/// What is said at a step of `warn_before` and at the end.
+/// A warning, such as of a token that expires soon or has expired.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Warning {
-    /// When it was said, by our clock.
+    /// The time of the warning.
     #[serde(serialize_with = "rfc3339")]
     pub at: Timestamp,
-    /// How bad, as in the log: `ERROR` or `WARN`.
+    /// The log level: `ERROR` or `WARN`.
     pub level: &'static str,
-    /// As in the log and in the state's `warnings`.
+    /// The code, as in the log and the status.
     pub code: &'static str,
-    /// What is wrong, a sentence for people.
+    /// The message: one sentence.
     pub message: String,
-    /// What mends it.
+    /// What to do about it.
     #[serde(flatten)]
     pub remedy: Remedy,
-    /// The project, for people.
+    /// The display name of the project.
     pub project: String,
 }
 
@@ -128,22 +128,22 @@ fn rfc3339<S: serde::Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok,
     serializer.collect_str(at)
 }
 
-/// A request that was answered without asking Connect, as it is told: by reference, since there are many.
+/// A request that was answered from the cache or by another request's fetch. Borrowed, since there can be many.
 #[derive(Debug, Clone, Copy)]
 pub struct Hit<'a> {
-    /// When it was answered, by our clock.
+    /// The time of the response.
     pub at: Timestamp,
-    /// What was asked for.
+    /// The action.
     pub action: &'static str,
-    /// Of which connector.
+    /// The connector.
     pub connector: &'a str,
-    /// On whose behalf, where that was looked at.
+    /// The type of the subject, if the body was parsed.
     pub subject: Option<&'static str>,
     /// `hit` or `collapsed`.
     pub cache: &'static str,
-    /// The status of the reply.
+    /// The status of the response.
     pub status: u16,
-    /// How long the app waited.
+    /// The time until the response, in milliseconds.
     pub ms: u64,
 }
 
@@ -166,47 +166,47 @@ impl Hit<'_> {
     }
 }
 
-/// The last events, each with its number.
+/// The most recent events with their sequence numbers.
 #[derive(Debug, Default)]
 struct Recent {
-    told: u64,
+    last_number: u64,
     events: VecDeque<(u64, Arc<Event>)>,
-    hits: VecDeque<KeptHit>,
+    hits: VecDeque<RecentHit>,
 }
 
-/// A [`Hit`] that owns its name.
+/// A [`Hit`] that owns the connector's name.
 #[derive(Debug)]
-struct KeptHit {
+struct RecentHit {
     number: u64,
     hit: Hit<'static>,
     connector: String,
 }
 
 impl Recent {
-    fn number(&mut self) -> u64 {
-        self.told += 1;
-        self.told
+    fn next_number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
     }
 
     fn keep(&mut self, event: Arc<Event>) {
-        let number = self.number();
+        let number = self.next_number();
         if self.events.len() == RECENT {
             self.events.pop_front();
         }
         self.events.push_back((number, event));
     }
 
-    /// The oldest makes room, and its name's memory is used again.
+    /// Reuses the oldest hit's allocation once the limit is reached.
     fn keep_hit(&mut self, hit: Hit<'_>) {
-        let number = self.number();
+        let number = self.next_number();
         let oldest = if self.hits.len() == RECENT { self.hits.pop_front() } else { None };
         let mut connector = oldest.map(|oldest| oldest.connector).unwrap_or_default();
         connector.clear();
         connector.push_str(hit.connector);
-        self.hits.push_back(KeptHit { number, hit: Hit { connector: "", ..hit }, connector });
+        self.hits.push_back(RecentHit { number, hit: Hit { connector: "", ..hit }, connector });
     }
 
-    /// All of them, in their order.
+    /// All events and hits in order.
     fn all(&self) -> Vec<Arc<Event>> {
         let hits = self.hits.iter().map(|kept| {
             let hit = Hit { connector: &kept.connector, ..kept.hit };
@@ -218,31 +218,32 @@ impl Recent {
     }
 }
 
-/// Where events are told and heard.
+/// The channel for events. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Events(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    listeners: AtomicUsize,
+    /// The number of subscribers that receive hits.
+    subscribers: AtomicUsize,
     sender: broadcast::Sender<Arc<Event>>,
     recent: Mutex<Recent>,
-    ended: CancellationToken,
+    closed: CancellationToken,
 }
 
 impl Default for Events {
     fn default() -> Self {
         Self(Arc::new(Inner {
-            listeners: AtomicUsize::new(0),
+            subscribers: AtomicUsize::new(0),
             sender: broadcast::Sender::new(BUFFERED),
             recent: Mutex::default(),
-            ended: CancellationToken::new(),
+            closed: CancellationToken::new(),
         }))
     }
 }
 
 impl Event {
-    /// Whether something is wrong.
+    /// Whether this is an error or a warning.
     pub fn is_problem(&self) -> bool {
         match self {
             Self::Request(request) => request.status >= 400,
@@ -253,50 +254,52 @@ impl Event {
 }
 
 impl Events {
-    /// Whether anybody listens now.
-    pub fn is_heard(&self) -> bool {
-        self.listeners() > 0
+    /// Whether anybody subscribes to all events now.
+    pub fn has_subscribers(&self) -> bool {
+        self.subscribers() > 0
     }
 
-    /// Tells those who listen, and those who come later.
-    pub fn tell(&self, event: Event) {
+    /// Sends an event to all subscribers and keeps it for later ones.
+    pub fn publish(&self, event: Event) {
         let event = Arc::new(event);
         let mut recent = self.recent();
         recent.keep(event.clone());
-        // Within the lock, so that who begins to listen gets each event once.
+        // Sent while the lock is held, so that a new subscriber gets each event exactly once.
         let _ = self.0.sender.send(event);
     }
 
-    /// The same of a request that Connect was not asked for.
-    pub fn tell_hit(&self, hit: Hit<'_>) {
+    /// Publishes a hit.
+    pub fn publish_hit(&self, hit: Hit<'_>) {
         let mut recent = self.recent();
         recent.keep_hit(hit);
-        if self.is_heard() {
+        if self.has_subscribers() {
             let _ = self.0.sender.send(Arc::new(hit.event()));
         }
     }
 
-    /// Listens from now on; what was kept comes first.
-    pub fn listen(&self) -> (Vec<Arc<Event>>, Listener) {
+    /// Subscribes to all events. Returns the recent ones as well.
+    pub fn subscribe(&self) -> (Vec<Arc<Event>>, Subscription) {
         let recent = self.recent();
-        self.0.listeners.fetch_add(1, Ordering::Relaxed);
-        let listener = Listener { receiver: self.0.sender.subscribe(), hears_hits: true, events: self.clone() };
-        (recent.all(), listener)
+        self.0.subscribers.fetch_add(1, Ordering::Relaxed);
+        let subscription =
+            Subscription { receiver: self.0.sender.subscribe(), includes_hits: true, events: self.clone() };
+        (recent.all(), subscription)
     }
 
-    /// Listens from now on to all but hits, and is nobody for whom these are told.
-    pub fn listen_to_kept(&self) -> Listener {
-        Listener { receiver: self.0.sender.subscribe(), hears_hits: false, events: self.clone() }
+    /// Subscribes to all events except hits. This does not count as a subscriber for
+    /// [`has_subscribers`](Self::has_subscribers).
+    pub fn subscribe_without_hits(&self) -> Subscription {
+        Subscription { receiver: self.0.sender.subscribe(), includes_hits: false, events: self.clone() }
     }
 
-    /// How many listen to everything now.
-    pub fn listeners(&self) -> usize {
-        self.0.listeners.load(Ordering::Relaxed)
+    /// The number of subscribers to all events.
+    pub fn subscribers(&self) -> usize {
+        self.0.subscribers.load(Ordering::Relaxed)
     }
 
-    /// Ends all listening, so that nobody waits for events of a process that is about to end.
-    pub fn end(&self) {
-        self.0.ended.cancel();
+    /// Ends all subscriptions, before the process ends.
+    pub fn close(&self) {
+        self.0.closed.cancel();
     }
 
     fn recent(&self) -> MutexGuard<'_, Recent> {
@@ -304,21 +307,21 @@ impl Events {
     }
 }
 
-/// Hears what happens.
+/// A subscription to events.
 #[derive(Debug)]
-pub struct Listener {
+pub struct Subscription {
     receiver: broadcast::Receiver<Arc<Event>>,
-    /// Counted among those for whom a hit is worth telling.
-    hears_hits: bool,
+    /// Whether it is counted as a subscriber that receives hits.
+    includes_hits: bool,
     events: Events,
 }
 
-impl Listener {
-    /// The next event; `None` once there will be none. Who is too slow misses the oldest.
+impl Subscription {
+    /// The next event, or `None` after [`Events::close`]. A slow subscriber misses the oldest events.
     pub async fn next(&mut self) -> Option<Arc<Event>> {
         loop {
-            let heard = self.events.0.ended.run_until_cancelled(self.receiver.recv()).await?;
-            match heard {
+            let received = self.events.0.closed.run_until_cancelled(self.receiver.recv()).await?;
+            match received {
                 Ok(event) => return Some(event),
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return None,
@@ -327,10 +330,10 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
+impl Drop for Subscription {
     fn drop(&mut self) {
-        if self.hears_hits {
-            self.events.0.listeners.fetch_sub(1, Ordering::Relaxed);
+        if self.includes_hits {
+            self.events.0.subscribers.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -350,68 +353,68 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_comes_late_gets_what_was_kept_and_then_each_event_once() {
+    async fn a_new_subscriber_gets_recent_events_and_then_each_event_once() {
         let events = Events::default();
-        events.tell(rotation(1));
-        events.tell_hit(hit("a", 1));
-        events.tell(rotation(2));
-        let (recent, mut listener) = events.listen();
+        events.publish(rotation(1));
+        events.publish_hit(hit("a", 1));
+        events.publish(rotation(2));
+        let (recent, mut subscription) = events.subscribe();
         let recent: Vec<_> = recent.iter().map(|event| (**event).clone()).collect();
         assert_eq!(recent, [rotation(1), hit("a", 1).event(), rotation(2)]);
-        assert!(events.is_heard());
-        events.tell(rotation(3));
-        events.tell_hit(hit("b", 4));
+        assert!(events.has_subscribers());
+        events.publish(rotation(3));
+        events.publish_hit(hit("b", 4));
         for event in [rotation(3), hit("b", 4).event()] {
-            assert_eq!(listener.next().await.as_deref(), Some(&event));
+            assert_eq!(subscription.next().await.as_deref(), Some(&event));
         }
-        events.end();
-        assert_eq!(listener.next().await, None);
-        drop(listener);
-        assert!(!events.is_heard());
-        let (recent, _) = events.listen();
+        events.close();
+        assert_eq!(subscription.next().await, None);
+        drop(subscription);
+        assert!(!events.has_subscribers());
+        let (recent, _) = events.subscribe();
         assert_eq!(recent.len(), 5);
     }
 
     #[tokio::test]
-    async fn as_many_as_fit_are_kept_and_a_slow_listener_misses_the_oldest() {
+    async fn recent_events_are_limited_and_a_slow_subscriber_misses_the_oldest() {
         let events = Events::default();
-        let (_, mut slow) = events.listen();
+        let (_, mut slow) = events.subscribe();
         let last = (BUFFERED + RECENT) as u64;
         for n in 1..=last {
-            events.tell(rotation(n));
+            events.publish(rotation(n));
         }
         assert_eq!(slow.next().await.as_deref(), Some(&rotation(last - BUFFERED as u64 + 1)));
-        let (recent, _) = events.listen();
+        let (recent, _) = events.subscribe();
         assert_eq!((recent.len(), (*recent[0]).clone()), (RECENT, rotation(last - RECENT as u64 + 1)));
     }
 
     #[tokio::test]
-    async fn hits_push_out_no_other_event_and_are_kept_in_their_order() {
+    async fn hits_do_not_displace_other_events_and_keep_their_order() {
         let events = Events::default();
-        events.tell(rotation(1));
+        events.publish(rotation(1));
         for n in 0..=RECENT as u64 {
-            events.tell_hit(hit(if n % 2 == 0 { "a much longer name" } else { "b" }, n));
+            events.publish_hit(hit(if n % 2 == 0 { "a much longer name" } else { "b" }, n));
         }
-        events.tell(rotation(2));
-        let (recent, _) = events.listen();
+        events.publish(rotation(2));
+        let (recent, _) = events.subscribe();
         let recent: Vec<_> = recent.iter().map(|event| (**event).clone()).collect();
         assert_eq!((recent.len(), &recent[0], &recent[RECENT + 1]), (RECENT + 2, &rotation(1), &rotation(2)));
         assert_eq!((&recent[1], &recent[2]), (&hit("b", 1).event(), &hit("a much longer name", 2).event()));
     }
 
     #[tokio::test]
-    async fn who_listens_to_all_but_hits_makes_no_hit_worth_telling() {
+    async fn a_subscription_without_hits_does_not_count_as_a_subscriber() {
         let events = Events::default();
-        let mut listener = events.listen_to_kept();
-        events.tell_hit(hit("a", 0));
-        events.tell(rotation(1));
-        assert_eq!(listener.next().await.as_deref(), Some(&rotation(1)));
-        drop(listener);
-        assert_eq!(events.listeners(), 0);
+        let mut subscription = events.subscribe_without_hits();
+        events.publish_hit(hit("a", 0));
+        events.publish(rotation(1));
+        assert_eq!(subscription.next().await.as_deref(), Some(&rotation(1)));
+        drop(subscription);
+        assert_eq!(events.subscribers(), 0);
     }
 
     #[test]
-    fn a_line_names_its_event_and_leaves_out_what_is_not_known() {
+    fn an_event_is_serialized_with_its_name_and_without_absent_fields() {
         let request = Request {
             at: Timestamp::from_millis(0),
             action: "token",

@@ -1,7 +1,7 @@
-//! What a command of ours asks a running sidecar, over plain loopback HTTP.
+//! The client that commands use to talk to a running sidecar, over plain HTTP on loopback.
 //!
-//! [`find`] tells which of them is meant. The key goes to nobody who has not proven to hold it already: a state file may
-//! outlive its instance, and another program may have its port by now.
+//! [`find`] finds the sidecar. The key is only sent to an instance that has proven to have it: a state file may outlive
+//! its instance, and another program may have taken the port.
 
 use std::ffi::OsStr;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use futures_util::future::{self, Either, join_all};
 use futures_util::stream::FuturesOrdered;
 use http::header::{CONTENT_TYPE, HOST, HeaderValue};
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -29,29 +29,29 @@ use super::{Selector, Settings};
 use crate::os::env_proxy::{self, Environment};
 use crate::remedy::Remedy;
 
-/// Whoever does not answer by then does not answer.
+/// The default timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// The largest answer, in bytes: the state of some 100,000 tokens.
-const MAX_ANSWER: usize = 16 * 1024 * 1024;
+/// The size limit of a response body, in bytes: the status with some 100,000 tokens.
+const MAX_BODY: usize = 16 * 1024 * 1024;
 
-/// Why there is no sidecar to ask.
+/// Why no sidecar was found.
 #[derive(Debug, thiserror::Error)]
 pub enum NotFound {
-    /// None is there.
+    /// There is none.
     #[error(transparent)]
     NotRunning(#[from] NotRunning),
-    /// One is, and does not answer.
+    /// There is one that does not answer.
     #[error(transparent)]
     Unresponsive(#[from] Unresponsive),
 }
 
-/// There is no sidecar of that kind.
+/// No sidecar runs for the directory or at the port.
 #[derive(Debug, thiserror::Error)]
 pub struct NotRunning {
     directory: PathBuf,
     /// The port, if the user named one.
     port: Option<u16>,
-    /// Those that run, for other projects.
+    /// Sidecars that run for other projects.
     others: Vec<Instance>,
 }
 
@@ -70,135 +70,137 @@ impl std::fmt::Display for NotRunning {
     }
 }
 
-/// A sidecar is there and does not answer: it is stopped, or hangs.
+/// A sidecar does not answer: it is stopped or hangs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the sidecar for {}: process {pid} does not answer; if it is stopped: `{}`", project.display(), self.remedy())]
+#[error(
+    "the sidecar for {}: process {pid} does not answer; if it is stopped: `{}`",
+    project.display(),
+    self.resume_command()
+)]
 pub struct Unresponsive {
-    /// Its process.
+    /// The process id.
     pub pid: u32,
-    /// Its project.
+    /// The project's directory.
     pub project: PathBuf,
 }
 
 impl Unresponsive {
     fn of(instance: &Instance) -> Self {
-        Self { pid: instance.pid, project: PathBuf::from(&instance.project) }
+        Self { pid: instance.pid, project: instance.project.clone() }
     }
 
-    /// The command that lets it go on, if it is stopped.
-    pub fn remedy(&self) -> String {
+    /// The command that resumes the process, if it is stopped.
+    pub fn resume_command(&self) -> String {
         format!("kill -CONT {}", self.pid)
     }
 }
 
-/// The running sidecar that is meant: the one at the port, or else the one of the directory or of the nearest above it.
-/// Each that is asked has to prove what it is.
-pub async fn find(wanted: &Selector) -> Result<(Instance, Client), NotFound> {
-    find_within(wanted, TIMEOUT).await
+/// Finds the running sidecar at the selected port, or the one for the selected directory or its nearest ancestor. Every
+/// instance that is asked has to prove its identity.
+pub async fn find(selector: &Selector) -> Result<(Instance, Client), NotFound> {
+    find_with_timeout(selector, TIMEOUT).await
 }
 
-/// The same for who cannot wait: whoever does not answer within `patience` does not answer.
-pub async fn find_within(wanted: &Selector, patience: Duration) -> Result<(Instance, Client), NotFound> {
-    let mut running = wanted.state_dir.as_deref().map(state_file::all).unwrap_or_default();
+/// [`find`] with another timeout.
+pub async fn find_with_timeout(selector: &Selector, timeout: Duration) -> Result<(Instance, Client), NotFound> {
+    let mut running = selector.state_dir.as_deref().map(state_file::all).unwrap_or_default();
     running.retain(Instance::is_running);
     let port_of = |instance: &Instance| instance.address().map(|address| address.port());
-    let is_meant = |instance: &Instance| match wanted.port {
+    let is_selected = |instance: &Instance| match selector.port {
         Some(port) => port_of(instance) == Some(port),
-        None => wanted.directory.starts_with(&instance.project),
+        None => selector.directory.starts_with(&instance.project),
     };
-    // The nearest first, and of one project always the same.
+    // The nearest directory first; of several for one project always the same.
     running.sort_by_key(|instance| (std::cmp::Reverse(instance.project.components().count()), port_of(instance)));
-    let (meant, others): (Vec<_>, Vec<_>) = running.into_iter().partition(is_meant);
-    let others_are_asked = async {
-        // They are only told of, and not waited for as long.
-        let asked = others.iter().map(|other| ask(other, patience / 4));
-        let proven = join_all(asked).await.into_iter().map(|answer| matches!(answer, Answer::Proven(_)));
-        others.iter().cloned().zip(proven).filter_map(|(other, is_proven)| is_proven.then_some(other)).collect()
+    let (selected, others): (Vec<_>, Vec<_>) = running.into_iter().partition(is_selected);
+    let verified_others = async {
+        // They are only listed in an error, so the timeout is shorter.
+        let probes = join_all(others.iter().map(|other| probe(other, timeout / 4))).await;
+        let verified = others.iter().zip(probes).filter(|(_, probe)| matches!(probe, Probe::Verified(_)));
+        verified.map(|(other, _)| other.clone()).collect()
     };
-    // All are asked at once, and heard in their order.
-    let asked = meant.iter().map(|instance| ask(instance, patience)).collect::<FuturesOrdered<_>>();
+    // All are asked at once; the results are taken in order.
+    let probes = selected.iter().map(|instance| probe(instance, timeout)).collect::<FuturesOrdered<_>>();
     let chosen = async {
-        let mut answers = asked.zip(futures_util::stream::iter(&meant));
-        let mut silent: Option<Unresponsive> = None;
-        while let Some((answer, instance)) = answers.next().await {
-            // One that does not answer hides those of the directories above it, but no other of its own.
-            if let Some(silent) = silent.take_if(|silent| silent.project != instance.project) {
-                return Err(Some(silent));
+        let mut probes = probes.zip(futures_util::stream::iter(&selected));
+        let mut unresponsive: Option<Unresponsive> = None;
+        while let Some((probe, instance)) = probes.next().await {
+            // An unresponsive instance hides those of ancestor directories, but not others for the same project.
+            if let Some(hiding) = unresponsive.take_if(|other| other.project != instance.project) {
+                return Err(Some(hiding));
             }
-            match answer {
-                Answer::Proven(client) => return Ok((instance.clone(), client)),
-                Answer::Silence => silent = silent.or_else(|| Some(Unresponsive::of(instance))),
-                Answer::OfAnother => {}
+            match probe {
+                Probe::Verified(client) => return Ok((instance.clone(), client)),
+                Probe::Unresponsive => unresponsive = unresponsive.or_else(|| Some(Unresponsive::of(instance))),
+                Probe::NotRunning => {}
             }
         }
-        Err(silent)
+        Err(unresponsive)
     };
-    let chosen = pin!(chosen);
-    let others_are_asked = pin!(others_are_asked);
-    match future::select(chosen, others_are_asked).await {
+    match future::select(pin!(chosen), pin!(verified_others)).await {
         Either::Left((Ok(found), _)) => Ok(found),
-        Either::Left((Err(Some(silent)), _)) => Err(silent.into()),
-        Either::Left((Err(None), others)) => Err(not_running(wanted, others.await)),
-        Either::Right((others, chosen)) => chosen.await.map_err(|silent| match silent {
-            Some(silent) => silent.into(),
-            None => not_running(wanted, others),
+        Either::Left((Err(Some(unresponsive)), _)) => Err(unresponsive.into()),
+        Either::Left((Err(None), others)) => Err(not_running(selector, others.await)),
+        Either::Right((others, chosen)) => chosen.await.map_err(|unresponsive| match unresponsive {
+            Some(unresponsive) => unresponsive.into(),
+            None => not_running(selector, others),
         }),
     }
 }
 
-fn not_running(wanted: &Selector, others: Vec<Instance>) -> NotFound {
-    NotRunning { directory: wanted.directory.clone(), port: wanted.port, others }.into()
+fn not_running(selector: &Selector, others: Vec<Instance>) -> NotFound {
+    NotRunning { directory: selector.directory.clone(), port: selector.port, others }.into()
 }
 
-/// Whether an instance is there and does not answer.
-pub async fn is_silent(instance: &Instance) -> bool {
-    matches!(ask(instance, TIMEOUT).await, Answer::Silence)
+/// Whether an instance runs but does not answer.
+pub async fn is_unresponsive(instance: &Instance) -> bool {
+    matches!(probe(instance, TIMEOUT).await, Probe::Unresponsive)
 }
 
-/// What comes of asking an instance who it is.
-enum Answer {
-    /// It is the one.
-    Proven(Client),
-    /// There is none, of the process that the file tells of.
-    Silence,
-    /// Nobody is there, or somebody else.
-    OfAnother,
+/// The result of asking an instance for a proof of its identity.
+enum Probe {
+    /// It has proven its identity.
+    Verified(Client),
+    /// Its process runs but does not answer.
+    Unresponsive,
+    /// It does not run: nobody listens at its port, or another program does.
+    NotRunning,
 }
 
-async fn ask(instance: &Instance, patience: Duration) -> Answer {
-    let asked = match instance.is_stopped() {
-        true => Err(Failure::TooLong),
-        false => Client::to(instance, patience).await,
+async fn probe(instance: &Instance, timeout: Duration) -> Probe {
+    let result = match instance.is_stopped() {
+        true => Err(ExchangeError::Timeout),
+        false => Client::verified(instance, timeout).await,
     };
-    match asked {
-        Ok(Some(client)) => Answer::Proven(client),
-        Err(Failure::TooLong) if instance.may_be_its_process() => Answer::Silence,
-        Ok(None) | Err(_) => Answer::OfAnother,
+    match result {
+        Ok(Some(client)) => Probe::Verified(client),
+        Err(ExchangeError::Timeout) if instance.may_be_its_process() => Probe::Unresponsive,
+        Ok(None) | Err(_) => Probe::NotRunning,
     }
 }
 
-/// A way to one instance.
+/// A client for one instance.
 pub struct Client {
     address: SocketAddr,
     key: Key,
-    patience: Duration,
-    /// What is to be said if it does not answer, where it is known which process it is.
-    silent: Option<Unresponsive>,
+    timeout: Duration,
+    /// The error for a timeout, if the process is known.
+    unresponsive: Option<Unresponsive>,
 }
 
-/// What a command needs to go through the sidecar: the answer of `POST /_sidecar/v1/runs`.
+/// The response of `POST /_sidecar/v1/runs`: what a command needs to use the sidecar.
 #[derive(Deserialize)]
 pub struct Run {
-    /// The worthless stand-in for the OIDC token.
+    /// The placeholder for the OIDC token.
     pub placeholder: String,
-    /// The proxy that opens Vercel's hosts, with the run's secret in its URL; absent without interception.
+    /// The proxy that intercepts Vercel's hosts, with the run's secret in its URL; absent without interception.
     pub proxy: Option<String>,
-    /// The certificate that vouches for it, PEM.
+    /// The local CA's certificate, in PEM; absent without interception.
     pub ca: Option<String>,
-    /// Hosts to which a request with the placeholder goes with the real token.
+    /// Hosts for which the placeholder is replaced by the real token.
     #[serde(default)]
     pub bearer_hosts: Vec<String>,
-    /// What every request of its programs needs, if it needs one.
+    /// The key that the command's requests must carry, if required.
     pub key: Option<String>,
 }
 
@@ -237,7 +239,7 @@ pub struct Source {
     pub environment: Option<String>,
 }
 
-/// An error of the sidecar's own, as it answers with.
+/// The body of an error response of the sidecar.
 #[derive(Debug, Deserialize)]
 pub struct Refusal {
     code: String,
@@ -247,7 +249,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// Reads the body of an answer.
+    /// Parses a response body.
     pub fn read(body: &[u8]) -> Option<Self> {
         #[derive(Deserialize)]
         struct Envelope {
@@ -256,71 +258,89 @@ impl Refusal {
         serde_json::from_slice::<Envelope>(body).ok().map(|envelope| envelope.error)
     }
 
-    /// What is wrong and what mends it.
+    /// Message and remedy in one line.
     pub fn line(&self) -> String {
         self.remedy.as_ref().map_or_else(|| self.message.clone(), |remedy| remedy.after(&self.message))
     }
 }
 
-/// Why there is no answer. Without a secret, for people.
+/// Why a request failed. Contains no secret.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// It cannot intercept, in its own words.
+    /// Interception is not available; the sidecar's message.
     #[error("could not intercept: {0} Or run without that, by --no-intercept")]
     NoInterception(String),
-    /// It said no, in its own words.
+    /// The sidecar refused the request; its message.
     #[error("the sidecar refused: {0}")]
     Refused(String),
-    /// It has become silent.
+    /// The sidecar does not answer any more.
     #[error(transparent)]
     Unresponsive(#[from] Unresponsive),
-    /// There was no answer, or it was none of a sidecar of this version.
+    /// There was no response, or not one of this version.
     #[error("the sidecar at {0} did not answer as one of this version: {1}; end it and try again")]
     Failed(SocketAddr, String),
 }
 
+/// Why there is no usable response.
+#[derive(Debug, thiserror::Error)]
+enum ExchangeError {
+    #[error("it takes too long")]
+    Timeout,
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+    #[error(transparent)]
+    Request(#[from] http::Error),
+    /// The body could not be read, or is too large.
+    #[error("{0}")]
+    Body(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("{path} gave status {status}")]
+    Status { path: String, status: StatusCode },
+}
+
 impl Client {
-    /// A way to an instance that is known to be itself.
+    /// A client for an instance whose identity is known.
     pub fn new(address: SocketAddr, key: Key) -> Self {
-        Self { address, key, patience: TIMEOUT, silent: None }
+        Self { address, key, timeout: TIMEOUT, unresponsive: None }
     }
 
-    /// The same, for answers that may take this long: those that the sidecar has to get from elsewhere.
-    pub fn with_patience(self, patience: Duration) -> Self {
-        Self { patience, ..self }
+    /// The same client with another timeout, for responses that the sidecar gets from elsewhere.
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
     }
 
-    /// A way to the instance that a state file tells of, if it proves to be that within `patience`.
-    async fn to(instance: &Instance, patience: Duration) -> Result<Option<Self>, Failure> {
+    /// A client for the instance of a state file, if it proves its identity within `timeout`.
+    async fn verified(instance: &Instance, timeout: Duration) -> Result<Option<Self>, ExchangeError> {
         let Some(address) = instance.address() else { return Ok(None) };
-        let this = Self::new(address, Key::new(instance.key.clone())).with_patience(patience);
-        let nonce = Key::random().map_err(|e| Failure::Other(e.to_string()))?;
-        let request = this.unkeyed(Method::GET, "/healthz").header(NONCE_HEADER, nonce.text());
-        let request = request.body(Full::default()).map_err(|e| Failure::Other(e.to_string()))?;
-        let reply = this.exchange(request).await?;
-        let is_proven =
-            |proof: &HeaderValue| this.key.is_proven_by(this.address.port(), nonce.text().as_bytes(), proof.as_bytes());
-        let is_proven = reply.headers().get(PROOF_HEADER).is_some_and(is_proven);
-        Ok(is_proven.then(|| Self { silent: Some(Unresponsive::of(instance)), patience: TIMEOUT, ..this }))
+        let client = Self::new(address, Key::new(instance.key.clone())).with_timeout(timeout);
+        let nonce = Key::random()?;
+        let request = client.request_without_key(Method::GET, "/healthz").header(NONCE_HEADER, nonce.text());
+        let response = client.exchange(request.body(Full::default())?).await?;
+        let is_valid = |proof: &HeaderValue| {
+            client.key.verify_proof(client.address.port(), nonce.text().as_bytes(), proof.as_bytes())
+        };
+        let is_verified = response.headers().get(PROOF_HEADER).is_some_and(is_valid);
+        let unresponsive = Some(Unresponsive::of(instance));
+        Ok(is_verified.then_some(Self { unresponsive, timeout: TIMEOUT, ..client }))
     }
 
-    /// Where it listens, on loopback.
+    /// The instance's loopback address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its key.
+    /// The instance's key.
     pub fn key(&self) -> &Key {
         &self.key
     }
 
-    /// The instance's state.
-    pub async fn state(&self) -> Result<StatusReport, ClientError> {
-        self.ask(Method::GET, "/_sidecar/v1/status", "").await
+    /// The instance's status.
+    pub async fn status(&self) -> Result<StatusReport, ClientError> {
+        self.request_json(Method::GET, "/_sidecar/v1/status", "").await
     }
 
-    /// Lets a command go through the sidecar from now on. What it is not intercepted for goes by the proxy of this
-    /// environment.
+    /// Registers a run. Hosts that are not intercepted are reached by the proxy of this environment.
     pub async fn begin_run(&self, intercept: bool, environment: Environment<'_>) -> Result<Run, ClientError> {
         let (https_proxy, no_proxy) = env_proxy::for_https(environment);
         let https_proxy = https_proxy.as_deref().and_then(OsStr::to_str);
@@ -328,66 +348,70 @@ impl Client {
             true => json!({"intercept": true, "environment": {"https_proxy": https_proxy, "no_proxy": no_proxy}}),
             false => json!({"intercept": false}),
         };
-        self.ask(Method::POST, "/_sidecar/v1/runs", &body.to_string()).await
+        self.request_json(Method::POST, "/_sidecar/v1/runs", &body.to_string()).await
     }
 
-    /// What happened lately and what happens from now on.
+    /// The most recent events and all from now on.
     pub async fn events(&self) -> Result<EventLines, ClientError> {
-        self.follow("/_sidecar/v1/events").await
+        self.stream("/_sidecar/v1/events").await
     }
 
-    /// What goes wrong from now on.
+    /// The errors and warnings from now on.
     pub async fn problems(&self) -> Result<EventLines, ClientError> {
-        self.follow("/_sidecar/v1/events?only=problems").await
+        self.stream("/_sidecar/v1/events?only=problems").await
     }
 
-    async fn follow(&self, path: &str) -> Result<EventLines, ClientError> {
+    async fn stream(&self, path: &str) -> Result<EventLines, ClientError> {
         let begin = async {
-            let (reply, connection) = self.begin(self.request(Method::GET, path, "")?).await?;
-            match reply.status().is_success() {
-                true => Ok(EventLines { body: reply.into_body(), read: BytesMut::new(), _connection: connection }),
-                false => Err(format!("{path} gave status {}", reply.status())),
+            let (response, connection) = self.begin(self.request(Method::GET, path, "")?).await?;
+            match response.status() {
+                status if status.is_success() => {
+                    Ok(EventLines { body: response.into_body(), buffer: BytesMut::new(), _connection: connection })
+                }
+                status => Err(ExchangeError::Status { path: path.to_owned(), status }),
             }
         };
-        self.in_time(begin).await.map_err(|failure| self.unanswered(failure))
+        self.in_time(begin).await.map_err(|error| self.error(&error))
     }
 
-    /// Asks for something of ours: JSON, both ways. No body if it is empty.
-    pub async fn ask<T: for<'a> Deserialize<'a>>(
+    /// Sends a request of the sidecar's own API and parses the response. Both bodies are JSON; an empty `body` is not
+    /// sent.
+    pub async fn request_json<T: for<'a> Deserialize<'a>>(
         &self,
         method: Method,
         path: &str,
         body: &str,
     ) -> Result<T, ClientError> {
-        let request = self.request(method, path, body).map_err(|reason| self.failed(reason))?;
-        let reply = self.send(request).await?;
-        if reply.status().is_success() {
-            return serde_json::from_slice(reply.body()).map_err(|e| self.failed(format!("{path}: {e}")));
+        let request = self.request(method, path, body).map_err(|e| self.failed(e.to_string()))?;
+        let response = self.send(request).await?;
+        if response.status().is_success() {
+            return serde_json::from_slice(response.body()).map_err(|e| self.failed(format!("{path}: {e}")));
         }
-        match Refusal::read(reply.body()) {
+        match Refusal::read(response.body()) {
             Some(Refusal { code, message, .. }) if code == "interception_unavailable" => {
                 Err(ClientError::NoInterception(message))
             }
             Some(refusal) if refusal.code != "route_not_found" => Err(ClientError::Refused(refusal.line())),
-            _ => Err(self.failed(format!("{path} gave status {}", reply.status()))),
+            _ => Err(self.error(&ExchangeError::Status { path: path.to_owned(), status: response.status() })),
         }
     }
 
-    /// A request with the key, for [`Client::send`]: JSON if it has a body. An error says what is wrong with the path.
-    pub fn request(&self, method: Method, path: &str, body: &str) -> Result<Request<Full<Bytes>>, String> {
-        let mut request = self.unkeyed(method, path).header(KEY_HEADER, self.key.text());
+    /// Builds a request with the key for [`Client::send`]. A body that is not empty is JSON. Fails if the path is
+    /// invalid.
+    pub fn request(&self, method: Method, path: &str, body: &str) -> Result<Request<Full<Bytes>>, http::Error> {
+        let mut request = self.request_without_key(method, path).header(KEY_HEADER, self.key.text());
         if !body.is_empty() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
-        request.body(Full::from(body.to_owned())).map_err(|e| e.to_string())
+        request.body(Full::from(body.to_owned()))
     }
 
-    /// Sends a request; whatever comes back.
+    /// Sends a request and returns the response, whatever its status.
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, ClientError> {
-        self.exchange(request).await.map_err(|failure| self.unanswered(failure))
+        self.exchange(request).await.map_err(|error| self.error(&error))
     }
 
-    fn unkeyed(&self, method: Method, path: &str) -> http::request::Builder {
+    fn request_without_key(&self, method: Method, path: &str) -> http::request::Builder {
         Request::builder().method(method).uri(path).header(HOST, self.address.to_string())
     }
 
@@ -395,72 +419,61 @@ impl Client {
         ClientError::Failed(self.address, reason)
     }
 
-    fn unanswered(&self, failure: Failure) -> ClientError {
-        match (failure, &self.silent) {
-            (Failure::TooLong, Some(silent)) => silent.clone().into(),
-            (Failure::TooLong, None) => self.failed("it takes too long".into()),
-            (Failure::Other(reason), _) => self.failed(reason),
+    fn error(&self, error: &ExchangeError) -> ClientError {
+        match (error, &self.unresponsive) {
+            (ExchangeError::Timeout, Some(unresponsive)) => unresponsive.clone().into(),
+            (error, _) => self.failed(error.to_string()),
         }
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, Failure> {
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, ExchangeError> {
         let exchange = async {
-            let (reply, _connection) = self.begin(request).await?;
-            let (head, body) = reply.into_parts();
-            let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|e| e.to_string())?.to_bytes();
+            let (response, _connection) = self.begin(request).await?;
+            let (head, body) = response.into_parts();
+            let body = Limited::new(body, MAX_BODY).collect().await.map_err(ExchangeError::Body)?.to_bytes();
             Ok(Response::from_parts(head, body))
         };
         self.in_time(exchange).await
     }
 
-    /// Sends a request on a connection of its own, which lasts as long as what is returned beside the reply's head.
+    /// Sends a request on a new connection, which is closed when the returned handle is dropped.
     async fn begin(
         &self,
         request: Request<Full<Bytes>>,
-    ) -> Result<(Response<Incoming>, AbortOnDropHandle<()>), String> {
-        let stream = TcpStream::connect(self.address).await.map_err(|e| e.to_string())?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+    ) -> Result<(Response<Incoming>, AbortOnDropHandle<()>), ExchangeError> {
+        let stream = TcpStream::connect(self.address).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let connection = AbortOnDropHandle::new(tokio::spawn(async move {
-            // Who reads the reply is told what went wrong.
+            // Errors also show when the response is read.
             let _ = connection.await;
         }));
-        let reply = sender.send_request(request).await.map_err(|e| e.to_string())?;
-        Ok((reply, connection))
+        Ok((sender.send_request(request).await?, connection))
     }
 
-    async fn in_time<T>(&self, answer: impl Future<Output = Result<T, String>>) -> Result<T, Failure> {
-        let answer = tokio::time::timeout(self.patience, answer).await;
-        answer.map_err(|_| Failure::TooLong)?.map_err(Failure::Other)
+    async fn in_time<T>(&self, exchange: impl Future<Output = Result<T, ExchangeError>>) -> Result<T, ExchangeError> {
+        tokio::time::timeout(self.timeout, exchange).await.unwrap_or(Err(ExchangeError::Timeout))
     }
 }
 
-/// Why an exchange came to nothing.
-enum Failure {
-    TooLong,
-    /// For people.
-    Other(String),
-}
-
-/// What a sidecar tells of what happens, line by line.
+/// The lines of an event stream.
 pub struct EventLines {
     body: Incoming,
-    /// Of the next line.
-    read: BytesMut,
+    /// Received data that is not yet a complete line.
+    buffer: BytesMut,
     _connection: AbortOnDropHandle<()>,
 }
 
 impl EventLines {
-    /// The next line, without its end: an event as JSON. An empty one comes after the past, and whenever it is quiet for
-    /// 10 s. `None` once the sidecar has ended. Cancel safe.
+    /// The next line without its end: an event as JSON. An empty line follows the past events, and is sent after every
+    /// 10 s without an event. `None` once the sidecar has ended. Cancel safe.
     pub async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
-                let line = self.read.split_to(end + 1).freeze();
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line = self.buffer.split_to(end + 1).freeze();
                 return Some(line.slice(..end));
             }
             let frame = self.body.frame().await?.ok()?;
-            self.read.extend_from_slice(frame.data_ref().map_or(b"".as_slice(), Bytes::as_ref));
+            self.buffer.extend_from_slice(frame.data_ref().map_or(b"".as_slice(), Bytes::as_ref));
         }
     }
 }

@@ -1,9 +1,9 @@
-//! The key of a running instance: whoever holds it may ask what only the user may, and whoever answers with a proof of it
-//! is that instance.
+//! The key of a running instance. It authorizes requests that only the user may send, and the instance proves its
+//! identity with it.
 //!
-//! It is made anew at each start and appears nowhere but in the instance's own file. It must never be shown, nor sent to
-//! a port whose owner has not proven to have it, and nothing that is derived from it may serve as anything else. What runs
-//! are given is made from another key of this kind, which whoever takes the instance's place goes on with.
+//! A new key is generated at each start and stored only in the instance's state file. It is never shown, and never sent
+//! to a port whose owner has not proven to have it. Values derived from it are separated by purpose. The secrets of
+//! runs are derived from another key of this type, which a successor of the instance takes over.
 
 use std::{fmt, io};
 
@@ -12,68 +12,68 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::HeaderName;
 
-/// Carries the instance key.
+/// The header with the instance key.
 pub const KEY_HEADER: HeaderName = HeaderName::from_static("sidecar-key");
-/// Carries a nonce of 16 to 64 bytes: whoever is about to send the key asks first who answers at the port.
+/// The header with a nonce of 16 to 64 bytes, by which a client asks for a proof before it sends the key.
 pub const NONCE_HEADER: HeaderName = HeaderName::from_static("sidecar-nonce");
-/// Carries the proof that this instance answers.
+/// The response header with the instance's proof.
 pub const PROOF_HEADER: HeaderName = HeaderName::from_static("sidecar-proof");
 
-/// The key, compared in constant time.
+/// A key, compared in constant time.
 #[derive(Clone)]
 pub struct Key(String);
 
 impl Key {
-    /// Takes the key's text.
+    /// A key with this text.
     pub fn new(text: String) -> Self {
         Self(text)
     }
 
-    /// A fresh key: 32 random bytes.
+    /// A new key of 32 random bytes, in base64url.
     pub fn random() -> io::Result<Self> {
         let mut bytes = [0; 32];
-        // The system's own: the TLS library's generator takes some 60 ms to seed, and nobody waits for TLS at the start.
+        // The system's generator, since seeding that of the TLS library takes some 60 ms.
         getrandom::fill(&mut bytes).map_err(io::Error::other)?;
         Ok(Self(URL_SAFE_NO_PAD.encode(bytes)))
     }
 
-    /// The text, for the instance's own file and for a request of ours.
+    /// The text, for the state file and for requests.
     pub fn text(&self) -> &str {
         &self.0
     }
 
-    /// Whether this is it.
-    pub fn is(&self, sent: &[u8]) -> bool {
+    /// Whether `sent` equals the key.
+    pub fn matches(&self, sent: &[u8]) -> bool {
         constant_time::verify_slices_are_equal(sent, self.0.as_bytes()).is_ok()
     }
 
-    /// Answers a nonce: who listens on `port` has this key. The port is in it, so that nobody can pass the question on to
-    /// the instance on another one.
+    /// The proof for a nonce that the instance on `port` has this key. It includes the port, so that another program
+    /// cannot relay the nonce to the instance.
     pub fn proof(&self, port: u16, nonce: &[u8]) -> String {
-        URL_SAFE_NO_PAD.encode(hmac::sign(&self.signing(), &statement(port, nonce)))
+        URL_SAFE_NO_PAD.encode(hmac::sign(&self.signing(), &proof_message(port, nonce)))
     }
 
-    /// Whether this is the answer to that nonce.
-    pub fn is_proven_by(&self, port: u16, nonce: &[u8], proof: &[u8]) -> bool {
+    /// Whether this is the proof for the nonce.
+    pub fn verify_proof(&self, port: u16, nonce: &[u8], proof: &[u8]) -> bool {
         let tag = URL_SAFE_NO_PAD.decode(proof).unwrap_or_default();
-        hmac::verify(&self.signing(), &statement(port, nonce), &tag).is_ok()
+        hmac::verify(&self.signing(), &proof_message(port, nonce), &tag).is_ok()
     }
 
-    /// The key that the programs of runs send: who has it may ask what apps may, and nothing else.
+    /// The key for programs of runs, which authorizes only what apps may request.
     pub fn run_key(&self) -> Self {
         Self(URL_SAFE_NO_PAD.encode(hmac::sign(&self.signing(), b"run key\n")))
     }
 
-    /// The secret of a run of this name: who has it may use our interception. Nothing of it has to be remembered, and it
-    /// ends with the key.
+    /// The secret of a run, which authorizes using the interception. It is derived from the run's name, so that it need
+    /// not be stored.
     pub fn run_secret(&self, run: &str) -> String {
-        URL_SAFE_NO_PAD.encode(hmac::sign(&self.signing(), &run_statement(run)))
+        URL_SAFE_NO_PAD.encode(hmac::sign(&self.signing(), &run_message(run)))
     }
 
-    /// Whether this is that run's secret.
+    /// Whether `sent` is the run's secret.
     pub fn is_run_secret(&self, run: &str, sent: &[u8]) -> bool {
         let tag = URL_SAFE_NO_PAD.decode(sent).unwrap_or_default();
-        hmac::verify(&self.signing(), &run_statement(run), &tag).is_ok()
+        hmac::verify(&self.signing(), &run_message(run), &tag).is_ok()
     }
 
     fn signing(&self) -> hmac::Key {
@@ -81,12 +81,13 @@ impl Key {
     }
 }
 
-/// Anybody may have any nonce signed: the first line keeps the outcome from being anything else that the key derives.
-fn statement(port: u16, nonce: &[u8]) -> Vec<u8> {
+/// The signed message of a proof. Since anybody may choose the nonce, the first line separates proofs from other
+/// derived values.
+fn proof_message(port: u16, nonce: &[u8]) -> Vec<u8> {
     [format!("instance proof\n{port}\n").as_bytes(), nonce].concat()
 }
 
-fn run_statement(run: &str) -> Vec<u8> {
+fn run_message(run: &str) -> Vec<u8> {
     format!("run secret\n{run}").into_bytes()
 }
 
@@ -101,35 +102,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_long_and_never_the_same() {
+    fn random_keys_are_long_and_differ() {
         let (a, b) = (Key::random().expect("a key"), Key::random().expect("a key"));
         assert_eq!(a.text().len(), 43);
         assert_ne!(a.text(), b.text());
-        assert!(a.is(a.text().as_bytes()) && !a.is(b.text().as_bytes()) && !a.is(b""));
+        assert!(a.matches(a.text().as_bytes()) && !a.matches(b.text().as_bytes()) && !a.matches(b""));
     }
 
     #[test]
-    fn a_proof_is_of_this_key_this_port_and_this_nonce() {
+    fn a_proof_is_bound_to_key_port_and_nonce() {
         let key = Key::new("secret".into());
         let proof = key.proof(2774, b"nonce");
-        assert!(key.is_proven_by(2774, b"nonce", proof.as_bytes()));
-        assert!(!key.is_proven_by(2775, b"nonce", proof.as_bytes()));
-        assert!(!key.is_proven_by(2774, b"another", proof.as_bytes()));
-        assert!(!Key::new("other".into()).is_proven_by(2774, b"nonce", proof.as_bytes()));
+        assert!(key.verify_proof(2774, b"nonce", proof.as_bytes()));
+        assert!(!key.verify_proof(2775, b"nonce", proof.as_bytes()));
+        assert!(!key.verify_proof(2774, b"another", proof.as_bytes()));
+        assert!(!Key::new("other".into()).verify_proof(2774, b"nonce", proof.as_bytes()));
         for forged in ["", "x", &proof[1..]] {
-            assert!(!key.is_proven_by(2774, b"nonce", forged.as_bytes()), "{forged}");
+            assert!(!key.verify_proof(2774, b"nonce", forged.as_bytes()), "{forged}");
         }
     }
 
     #[test]
-    fn a_runs_secret_is_of_this_key_and_this_run_and_no_proof() {
+    fn a_runs_secret_is_bound_to_key_and_run_and_differs_from_other_values() {
         let key = Key::new("secret".into());
         let secret = key.run_secret("r1");
         assert!(key.is_run_secret("r1", secret.as_bytes()));
         assert!(!key.is_run_secret("r2", secret.as_bytes()));
         assert!(!Key::new("other".into()).is_run_secret("r1", secret.as_bytes()));
         let run_key = key.run_key();
-        assert_eq!((run_key.text().len(), key.is(run_key.text().as_bytes())), (43, false));
+        assert_eq!((run_key.text().len(), key.matches(run_key.text().as_bytes())), (43, false));
         let others = [key.text(), run_key.text(), &key.proof(1, b"r1"), &key.proof(1, b"run secret\nr1")];
         for forged in ["", "x", &secret[1..]].into_iter().chain(others) {
             assert!(!key.is_run_secret("r1", forged.as_bytes()), "{forged}");
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_is_never_shown() {
+    fn a_key_is_redacted_in_debug_output() {
         assert_eq!(format!("{:?}", Key::new("secret".into())), "[redacted]");
     }
 }

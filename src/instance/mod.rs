@@ -1,8 +1,7 @@
-//! Which sidecar runs where: the file in which each one is found, the key by which it proves itself, the client that asks
-//! it, and who holds a port.
+//! Running sidecars: the state file of each instance, the key that proves its identity, the client for its API, and the
+//! owner of a port.
 //!
-//! Nothing here serves a request or reads a setting; what runs is in [`daemon`](crate::daemon), what is set in
-//! [`config`](crate::config). The key goes to nobody who has not proven to hold it.
+//! The server is in [`daemon`](crate::daemon), the configuration in [`config`](crate::config).
 
 pub mod client;
 pub mod key;
@@ -12,17 +11,17 @@ pub mod state_file;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// The settings of a running sidecar, by the names that they have in a file, written as in a variable. What is not set is
-/// not there, and no secret is.
+/// The settings of a running sidecar: names as in the configuration file, values as in an environment variable.
+/// Contains only settings with a value, and no secrets.
 pub type Settings = BTreeMap<String, String>;
 
-/// Which sidecar a command means.
+/// The sidecar that a command is for.
 #[derive(Debug, Clone)]
 pub struct Selector {
-    /// Where the state of running instances is kept, if there is a place.
+    /// The directory with the state files, if there is one.
     pub state_dir: Option<PathBuf>,
-    /// The directory that the command is for: the project's, or one below it.
+    /// The project's directory, or one below it.
     pub directory: PathBuf,
-    /// The port, if the user named one: then it is that, whatever its project.
+    /// The port, if the user named one. It takes precedence over the directory.
     pub port: Option<u16>,
 }

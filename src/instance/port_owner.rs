@@ -1,4 +1,4 @@
-//! Who holds a port: another sidecar, by its own file, or whichever process the system shows.
+//! The process that listens on a port: a sidecar with a state file, or any other process that the system shows.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -7,21 +7,21 @@ use std::path::Path;
 use crate::instance::client;
 use crate::instance::state_file::{self, Instance};
 
-/// Whoever listens there.
+/// The owner of a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Owner {
-    /// Another of ours.
+    /// A sidecar of the same user.
     Sidecar {
-        /// What its file says.
+        /// Its state file.
         instance: Instance,
-        /// Whether it answers.
+        /// Whether it responds to requests.
         answers: bool,
     },
     /// Any other process.
     Process {
-        /// Its number.
+        /// The process id.
         pid: u32,
-        /// What it calls itself.
+        /// The name of the process.
         name: String,
     },
 }
@@ -37,20 +37,20 @@ impl fmt::Display for Owner {
     }
 }
 
-/// Who listens at an address, where that can be found out: others' processes are not shown to everybody.
+/// Finds the owner of an address, if possible: the system may hide processes of other users.
 pub async fn find(address: SocketAddr, state_dir: Option<&Path>) -> Option<Owner> {
-    let holds_it = |l: &listeners::Listener| {
-        let held = l.socket;
-        held.port() == address.port()
-            && (held.ip() == address.ip() || held.ip().is_unspecified() || address.ip().is_unspecified())
+    let is_owner = |l: &listeners::Listener| {
+        let socket = l.socket;
+        socket.port() == address.port()
+            && (socket.ip() == address.ip() || socket.ip().is_unspecified() || address.ip().is_unspecified())
             && l.state == listeners::SocketState::Listen
     };
-    let process = listeners::get_all().ok().and_then(|all| all.into_iter().find(holds_it)).map(|l| l.process);
+    let process = listeners::get_all().ok().and_then(|all| all.into_iter().find(is_owner)).map(|l| l.process);
     let instance = state_dir.and_then(|dir| state_file::of_port(dir, address.port()));
     match (process, instance) {
-        // Who holds it cannot be seen of a sidecar, which is closed to others: then its own file tells.
+        // The system hides the process of a sidecar, which is not dumpable; its state file identifies it.
         (process, Some(instance)) if process.as_ref().map_or(instance.is_running(), |p| p.pid == instance.pid) => {
-            let answers = !client::is_silent(&instance).await;
+            let answers = !client::is_unresponsive(&instance).await;
             Some(Owner::Sidecar { instance, answers })
         }
         (process, _) => process.map(|process| Owner::Process { pid: process.pid, name: process.name }),

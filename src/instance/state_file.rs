@@ -1,7 +1,7 @@
-//! The running instance's own file: where it listens, and the key that proves that one may read it.
+//! The state file of a running instance, with its URL and key: `<state dir>/<port>.json`.
 //!
-//! `<state dir>/<port>.json`, mode 0600 in a directory 0700, written whole or not at all, removed at the end if it is
-//! still ours. The key is nowhere else.
+//! The file has mode 0600 in a directory of mode 0700. It is written atomically, and removed when the instance ends
+//! unless another instance has replaced it. The key is stored nowhere else.
 
 use std::ffi::OsString;
 use std::fs;
@@ -17,29 +17,30 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::os::private_dir::{self, Problem};
 use crate::os::safe_read;
 
-/// What the file holds (docs/http.md section 3).
+/// The contents of a state file (docs/http.md section 3).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
-    /// The process.
+    /// The process id.
     pub pid: u32,
-    /// As in the ready line.
+    /// The URL, as in the ready line.
     pub url: String,
-    /// Sent as `Sidecar-Key`.
+    /// The key, sent as `Sidecar-Key`.
     pub key: String,
-    /// The project's directory, absolute.
+    /// The project's directory, as an absolute path.
     #[serde(serialize_with = "write_path", deserialize_with = "read_path")]
     pub project: PathBuf,
-    /// When the process began, as the system counts it, where it tells: another of the same number began at another time.
+    /// The start time of the process in clock ticks since boot, if the system tells. It distinguishes the process from
+    /// a later one with the same id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub began: Option<u64>,
 }
 
-/// Before the bytes of a path that is not UTF-8. A path that is begins with a slash.
+/// The prefix of a path that is not UTF-8. Other paths begin with a slash.
 const FILE_URL: &str = "file://";
-/// What is escaped in such a path.
+/// The characters that are escaped in such a path.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// As text if it is that, else as a `file:` URL (RFC 8089), which keeps every byte.
+/// Serializes a path as text if it is UTF-8, or as a `file:` URL (RFC 8089), which keeps every byte.
 fn write_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     match path.to_str() {
         Some(text) => serializer.serialize_str(text),
@@ -58,19 +59,18 @@ fn read_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::E
 }
 
 impl Instance {
-    /// Where it listens, if that is on loopback.
+    /// The address, if it is on loopback.
     pub fn address(&self) -> Option<SocketAddr> {
         let address: SocketAddr = self.url.strip_prefix("http://")?.parse().ok()?;
         address.ip().is_loopback().then_some(address)
     }
 
-    /// Whether a process of its number runs that is not known to be another. One that has ended and was not waited for
-    /// does not run.
+    /// Whether a process with its id runs that is not known to be another one. A zombie does not run.
     pub fn is_running(&self) -> bool {
         let pid = i32::try_from(self.pid).ok().filter(|pid| *pid > 0).map(Pid::from_raw);
-        let is_it =
+        let is_same =
             process(self.pid).is_none_or(|now| now.state != 'Z' && self.began.is_none_or(|began| began == now.began));
-        is_it && pid.is_some_and(|pid| kill(pid, None).is_ok())
+        is_same && pid.is_some_and(|pid| kill(pid, None).is_ok())
     }
 
     /// Whether its process is stopped, by a signal or a debugger.
@@ -78,8 +78,8 @@ impl Instance {
         process(self.pid).is_some_and(|now| matches!(now.state, 'T' | 't'))
     }
 
-    /// Whether the process of its number may be the one that wrote the file. Where that does not say when its process
-    /// began, it must at least be one of this program.
+    /// Whether the process with its id may be the one that wrote the file. Without a start time in the file, it must at
+    /// least have this program's name.
     pub fn may_be_its_process(&self) -> bool {
         process(self.pid).is_none_or(|now| match self.began {
             Some(began) => began == now.began,
@@ -88,9 +88,9 @@ impl Instance {
     }
 }
 
-/// What the system tells of a process, where it does.
+/// Process information from `/proc`, where that exists.
 struct Process {
-    /// Of its program's file name, the first 15 bytes.
+    /// The first 15 bytes of the program's file name.
     name: String,
     state: char,
     began: u64,
@@ -98,30 +98,30 @@ struct Process {
 
 fn process(pid: u32) -> Option<Process> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may be anything.
+    // The name may contain spaces and parentheses.
     let (before, after) = stat.rsplit_once(") ")?;
     let name = before.split_once('(')?.1.to_owned();
     Some(Process { name, state: after.chars().next()?, began: after.split(' ').nth(19)?.parse().ok()? })
 }
 
-/// When this process began, as it stands in its file.
-pub fn began() -> Option<u64> {
+/// The start time of this process, for its state file.
+pub fn process_start() -> Option<u64> {
     process(std::process::id()).map(|process| process.began)
 }
 
-/// The file of the instance on a port, there as long as this lives.
+/// The state file of this instance. Dropping this removes the file.
 pub struct InstanceFile {
     path: PathBuf,
     instance: Instance,
 }
 
 impl InstanceFile {
-    /// Writes the file, into a directory that is made if need be.
+    /// Writes the file, and creates the directory if necessary.
     pub fn write(dir: &Path, port: u16, instance: Instance) -> Result<Self, Problem> {
         private_dir::make(dir)?;
         private_dir::keep_from_git(dir)?;
         let path = dir.join(format!("{port}.json"));
-        // Texts and a number can always be written.
+        // Strings and numbers can always be serialized.
         private_dir::write(&path, &serde_json::to_vec(&instance).unwrap_or_default())?;
         Ok(Self { path, instance })
     }
@@ -135,12 +135,12 @@ impl Drop for InstanceFile {
     }
 }
 
-/// The instance that says it listens on a port.
+/// The instance whose state file is for this port.
 pub fn of_port(dir: &Path, port: u16) -> Option<Instance> {
     read(&dir.join(format!("{port}.json")))
 }
 
-/// All instances that left a file, also those that did not end well.
+/// All instances with a state file, also those that have ended without removing it.
 pub fn all(dir: &Path) -> Vec<Instance> {
     let paths = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
     let is_of_port = |path: &PathBuf| {
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_private_and_goes_with_its_instance() {
+    fn the_file_is_private_and_removed_with_its_instance() {
         let state = tempfile::tempdir().expect("a directory");
         let dir = state.path().join("below/connect-sidecar");
         let file = InstanceFile::write(&dir, 1, instance(7)).expect("written");
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_of_the_projects_path_is_kept() {
+    fn every_byte_of_the_projects_path_survives() {
         let home = tempfile::tempdir().expect("a directory");
         let state = home.path().join("connect-sidecar");
         for (bytes, written) in [
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_instances_file_stays() {
+    fn the_file_of_a_later_instance_is_not_removed() {
         let home = tempfile::tempdir().expect("a directory");
         let state = home.path().join("connect-sidecar");
         let first = InstanceFile::write(&state, 1, instance(7)).expect("written");
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_no_directory_of_ours() {
+    fn a_symbolic_link_is_refused_as_the_directory() {
         let state = tempfile::tempdir().expect("a directory");
         let link = state.path().join("connect-sidecar");
         std::os::unix::fs::symlink(state.path(), &link).expect("a link");
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_others_may_enter_is_refused_and_left_as_it_is() {
+    fn a_directory_that_others_may_enter_is_refused_and_unchanged() {
         let state = tempfile::tempdir().expect("a directory");
         let open = state.path().join("open");
         for mode in [0o777, 0o1777, 0o755, 0o710] {

@@ -80,7 +80,7 @@ impl Proxy {
         let (status, subject, cache, ms) =
             (answer.status.as_u16(), subject.map(Subject::as_str), cache_use.as_str(), request.ms());
         debug!(action, connector, subject, status, cache, ms, "{action} {connector}");
-        self.events.tell_hit(Hit { at, action, connector, subject, cache, status, ms });
+        self.events.publish_hit(Hit { at, action, connector, subject, cache, status, ms });
     }
 
     /// A request that went upstream. An error is reported with its remedy.
@@ -107,7 +107,7 @@ impl Proxy {
                 None => warn!(action, connector, subject, status, code, cache, ms, "{action} {connector}"),
             }
         }
-        self.events.tell(Event::Request(events::Request {
+        self.events.publish(Event::Request(events::Request {
             at,
             action,
             connector: connector.to_owned(),
@@ -139,7 +139,7 @@ impl Proxy {
         }
         let (at, message, remedy) = (self.clock.now(), error.message.clone(), (*error.remedy).clone());
         match &error.request {
-            Some(request) => self.events.tell(Event::Request(events::Request {
+            Some(request) => self.events.publish(Event::Request(events::Request {
                 at,
                 action: request.action,
                 connector: request.connector.clone(),
@@ -151,7 +151,7 @@ impl Proxy {
                 remedy: Some(remedy),
                 ms: request.ms,
             })),
-            None => self.events.tell(Event::Refusal(Refusal { at, method, path, status, code, message, remedy })),
+            None => self.events.publish(Event::Refusal(Refusal { at, method, path, status, code, message, remedy })),
         }
     }
 }

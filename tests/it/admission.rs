@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use connect_sidecar::emulator::fault::{Fault, Trouble};
+use connect_sidecar::emulator::fault::{Fault, FaultKind};
 
 use crate::support::http::Reply;
 use crate::support::{Scene, Stage, body, is_over, let_timers_pass, let_upstream_recover, soon};
@@ -26,7 +26,7 @@ fn assert_refused(reply: &Reply, status: u16, code: &str) {
 #[tokio::test]
 async fn sixteen_fetches_run_at_once_and_the_rest_wait() {
     let stage = Scene::new().start().await;
-    let gate = stage.emulator.gate();
+    let hold = stage.emulator.hold_answers();
     let mut requests = Vec::new();
     for n in 0..18 {
         for _ in 0..3 {
@@ -38,7 +38,7 @@ async fn sixteen_fetches_run_at_once_and_the_rest_wait() {
         stage.caught_up().await;
     }
     assert_eq!(stage.emulator.received().len(), 16, "requests for one key share a slot");
-    gate.open();
+    hold.release();
     for request in requests {
         assert_eq!(request.reply().await.status, 200);
     }
@@ -49,7 +49,7 @@ async fn sixteen_fetches_run_at_once_and_the_rest_wait() {
 async fn waiting_5_s_for_a_slot_fails_and_cached_tokens_need_none() {
     let stage = Scene::new().start().await;
     let cached = stage.slack_token().await;
-    let gate = stage.emulator.gate();
+    let hold = stage.emulator.hold_answers();
     let mut under_way = Vec::new();
     for n in 0..16 {
         under_way.push(stage.under_way(stage.token(&body(&n.to_string()))).await);
@@ -82,7 +82,7 @@ async fn waiting_5_s_for_a_slot_fails_and_cached_tokens_need_none() {
         "these are not upstream's errors"
     );
 
-    gate.open();
+    hold.release();
     for request in under_way {
         assert_eq!(request.reply().await.status, 200);
     }
@@ -93,8 +93,8 @@ async fn waiting_5_s_for_a_slot_fails_and_cached_tokens_need_none() {
 #[tokio::test]
 async fn a_slot_is_released_however_its_request_ends() {
     let stage = Scene::new().start().await;
-    for trouble in [Trouble::Reset, Trouble::Truncate, Trouble::Hang] {
-        let hangs = matches!(trouble, Trouble::Hang);
+    for trouble in [FaultKind::Reset, FaultKind::Truncate, FaultKind::Hang] {
+        let hangs = matches!(trouble, FaultKind::Hang);
         stage.emulator.inject(Fault::always(trouble).on("github"));
         let mut requests = Vec::new();
         for n in 0..16 {

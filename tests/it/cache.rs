@@ -2,7 +2,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use connect_sidecar::emulator::fault::{Fault, Gate, Trouble};
+use connect_sidecar::emulator::fault::{AnswerHold, Fault, FaultKind};
 
 use crate::support::http::{Reply, Request};
 use crate::support::{SLACK, SLACK_UID, Scene, Stage};
@@ -24,11 +24,11 @@ impl Stage {
         self.emulator.count("/v1/connect/token/")
     }
 
-    /// Delays the answer to the next token request until the gate is opened.
-    fn gate_next(&self) -> Gate {
-        let gate = Gate::default();
-        self.emulator.inject(Fault::once(Trouble::Held(gate.clone())).on("/v1/connect/token/"));
-        gate
+    /// Delays the answer to the next token request until the hold is opened.
+    fn gate_next(&self) -> AnswerHold {
+        let hold = AnswerHold::default();
+        self.emulator.inject(Fault::once(FaultKind::Hold(hold.clone())).on("/v1/connect/token/"));
+        hold
     }
 
     async fn revoke(&self, connector: &str) -> Reply {
@@ -242,19 +242,19 @@ async fn a_forced_request_drops_the_old_token_even_if_it_fails() {
 #[tokio::test]
 async fn a_forced_request_neither_joins_an_earlier_flight_nor_is_replaced_by_it() {
     let stage = Scene::new().start().await;
-    let (earlier_gate, forced_gate) = (stage.gate_next(), stage.gate_next());
+    let (earlier_hold, forced_hold) = (stage.gate_next(), stage.gate_next());
     let earlier = stage.under_way(stage.token(APP)).await;
     let forced = stage.under_way(forced(stage.token(APP))).await;
     let joined = stage.token(APP).begin().await;
     stage.caught_up().await;
 
-    forced_gate.open();
+    forced_hold.release();
     let forced = forced.reply().await;
     assert_eq!(forced.cache_status(), "connect-sidecar; fwd=request; stored; ttl=3570");
     let joined = joined.reply().await;
     assert_eq!(joined.cache_status(), "connect-sidecar; fwd=uri-miss; collapsed");
     assert_eq!(joined.token(), forced.token(), "later requests join the later flight");
-    earlier_gate.open();
+    earlier_hold.release();
     let earlier = earlier.reply().await;
     assert_eq!(earlier.cache_status(), "connect-sidecar; fwd=uri-miss", "it lands, but is not stored");
     assert_ne!(earlier.token(), forced.token());
@@ -267,14 +267,14 @@ async fn a_forced_request_neither_joins_an_earlier_flight_nor_is_replaced_by_it(
 #[tokio::test]
 async fn an_earlier_answer_is_not_stored_while_a_forced_request_is_in_flight() {
     let stage = Scene::new().start().await;
-    let (earlier_gate, forced_gate) = (stage.gate_next(), stage.gate_next());
+    let (earlier_hold, forced_hold) = (stage.gate_next(), stage.gate_next());
     let earlier = stage.under_way(stage.token(APP)).await;
     let forced = stage.under_way(forced(stage.token(APP))).await;
-    earlier_gate.open();
+    earlier_hold.release();
     assert_eq!(earlier.reply().await.cache_status(), "connect-sidecar; fwd=uri-miss");
     let joined = stage.token(APP).begin().await;
     stage.caught_up().await;
-    forced_gate.open();
+    forced_hold.release();
     let (forced, joined) = (forced.reply().await, joined.reply().await);
     assert_eq!(joined.cache_status(), "connect-sidecar; fwd=uri-miss; collapsed");
     assert_eq!(joined.token(), forced.token());
@@ -286,7 +286,7 @@ async fn serves_valid_tokens_with_an_expired_credential_unless_forced() {
     let long = seconds(48 * 3600);
     let stage = Scene::new()
         .toml("[cache]\nmax_age = \"48h\"")
-        .world(|world| world.connector(SLACK_UID).expect("a connector").token_life = long)
+        .world(|world| world.connector_mut(SLACK_UID).expect("a connector").token_life = long)
         .start()
         .await;
     let token = stage.slack_token().await;
@@ -331,11 +331,11 @@ async fn a_client_that_asks_again_for_its_token_gets_a_fresh_one() {
     let other = stage.token(USER).header("sidecar-client", "a").send().await;
     assert_eq!(other.cache_status(), MISS, "another token");
 
-    let gate = stage.gate_next();
+    let hold = stage.gate_next();
     let leader = stage.under_way(stage.token("{}").header("sidecar-client", "a")).await;
     let joined = stage.token("{}").header("sidecar-client", "b").begin().await;
     stage.caught_up().await;
-    gate.open();
+    hold.release();
     assert_eq!(leader.reply().await.token(), joined.reply().await.token());
     let again = stage.token("{}").header("sidecar-client", "b").send().await;
     assert_eq!(again.cache_status(), FRESH, "it received the first token by joining");
@@ -346,14 +346,14 @@ async fn a_client_that_asks_again_for_its_token_gets_a_fresh_one() {
 async fn concurrent_equal_requests_send_one_upstream_request() {
     let stage = Scene::new().start().await;
     for round in 1..=2 {
-        let gate = stage.gate_next();
+        let hold = stage.gate_next();
         let mut under_way = Vec::new();
         for spelling in [APP, r#"{"subject": {"type": "app"}}"#].iter().cycle().take(200) {
             under_way.push(stage.token(spelling).begin().await);
         }
         stage.caught_up().await;
         assert_eq!(stage.token_requests(), round);
-        gate.open();
+        hold.release();
         let (mut stored, mut collapsed, mut tokens) = (0, 0, Vec::new());
         for sent in under_way {
             let reply = sent.reply().await;
@@ -377,7 +377,7 @@ async fn concurrent_equal_requests_send_one_upstream_request() {
 #[tokio::test]
 async fn client_disconnects_do_not_cancel_the_fetch() {
     let stage = Scene::new().start().await;
-    let gate = stage.gate_next();
+    let hold = stage.gate_next();
     let leader = stage.under_way(stage.token(APP)).await;
     let joined = stage.token(APP).begin().await;
     stage.caught_up().await;
@@ -385,7 +385,7 @@ async fn client_disconnects_do_not_cancel_the_fetch() {
     stage.caught_up().await;
     let patient = stage.token(APP).begin().await;
     stage.caught_up().await;
-    gate.open();
+    hold.release();
     let reply = patient.reply().await;
     assert_eq!(reply.cache_status(), "connect-sidecar; fwd=uri-miss; collapsed");
     let hit = stage.token(APP).send().await;
@@ -396,11 +396,11 @@ async fn client_disconnects_do_not_cancel_the_fetch() {
 #[tokio::test]
 async fn an_answer_is_stored_even_if_all_clients_have_disconnected() {
     let stage = Scene::new().start().await;
-    let gate = stage.gate_next();
+    let hold = stage.gate_next();
     let only = stage.under_way(stage.token(APP)).await;
     drop(only);
     stage.caught_up().await;
-    gate.open();
+    hold.release();
     // This joins the flight if it has not ended yet.
     let token = stage.slack_token().await;
     let hit = stage.token(APP).send().await;
@@ -412,13 +412,13 @@ async fn an_answer_is_stored_even_if_all_clients_have_disconnected() {
 async fn an_error_is_shared_by_waiting_requests_only() {
     let stage = Scene::new().start().await;
     let target = "/v1/connect/token/salesforce%2Fcrm";
-    let gate = stage.gate_next();
+    let hold = stage.gate_next();
     let mut under_way = Vec::new();
     for _ in 0..5 {
         under_way.push(stage.request("POST", target).json("{}").begin().await);
     }
     stage.caught_up().await;
-    gate.open();
+    hold.release();
     let mut statuses = Vec::new();
     for sent in under_way {
         let reply = sent.reply().await;
@@ -432,7 +432,7 @@ async fn an_error_is_shared_by_waiting_requests_only() {
 
     stage.emulator.change(|world| {
         let links = world.connector(SLACK_UID).expect("a connector").links.clone();
-        world.connector("salesforce/crm").expect("a connector").links = links;
+        world.connector_mut("salesforce/crm").expect("a connector").links = links;
     });
     assert_eq!(stage.request("POST", target).json("{}").send().await.cache_status(), MISS);
 }
@@ -523,7 +523,7 @@ async fn a_revocation_that_was_sent_evicts_whatever_its_answer() {
         (Fault::status(500, "internal"), 500),
         (Fault::status(404, "not_found"), 404),
         (Fault::rate_limited(Some("9")), 429),
-        (Fault::once(Trouble::Reset), 502),
+        (Fault::once(FaultKind::Reset), 502),
         (Fault::answer(200, "text/html", "<html>"), 502),
     ] {
         let old = stage.slack_token().await;
@@ -549,12 +549,12 @@ async fn an_answer_in_flight_during_a_revocation_is_not_stored() {
         ("/v1/connect/token/scl_slack", "scl_slack"),
     ] {
         stage.revoke(revoked).await;
-        let gate = stage.gate_next();
+        let hold = stage.gate_next();
         let before = stage.under_way(stage.request("POST", asked).json(APP)).await;
         assert_eq!(stage.revoke(revoked).await.status, 200);
         let after = stage.request("POST", asked).json(APP).send().await;
         assert_eq!(after.cache_status(), MISS, "it does not join a flight from before the revocation");
-        gate.open();
+        hold.release();
         let before = before.reply().await;
         assert_eq!(before.cache_status(), "connect-sidecar; fwd=uri-miss", "{asked}, {revoked}");
         assert_ne!(before.token(), after.token());
@@ -566,13 +566,13 @@ async fn an_answer_in_flight_during_a_revocation_is_not_stored() {
 #[tokio::test]
 async fn an_answer_stored_during_a_revocation_is_evicted() {
     let stage = Scene::new().start().await;
-    let gate = Gate::default();
-    stage.emulator.inject(Fault::once(Trouble::Held(gate.clone())).on("/tokens"));
+    let hold = AnswerHold::default();
+    stage.emulator.inject(Fault::once(FaultKind::Hold(hold.clone())).on("/tokens"));
     let before = stage.slack_token().await;
     let revocation = stage.under_way(stage.request("DELETE", "/v1/connect/connectors/scl_slack/tokens")).await;
     let meanwhile = stage.slack_token().await;
     assert_ne!(meanwhile, before, "the old token is dropped when the revocation is sent");
-    gate.open();
+    hold.release();
     assert_eq!(revocation.reply().await.status, 200);
     assert_ne!(stage.slack_token().await, meanwhile);
 }
@@ -598,7 +598,7 @@ async fn a_change_of_principal_empties_the_cache() {
 #[tokio::test]
 async fn an_answer_in_flight_for_another_principal_is_neither_stored_nor_shared() {
     let mut stage = Scene::new().start().await;
-    let gate = stage.gate_next();
+    let hold = stage.gate_next();
     let before = stage.under_way(stage.token(APP)).await;
     let bob = stage.token_of(|subject| subject.user_id = Some("user_bob".into()));
     stage.write_env(&bob);
@@ -606,7 +606,7 @@ async fn an_answer_in_flight_for_another_principal_is_neither_stored_nor_shared(
 
     let after = stage.token(APP).send().await;
     assert_eq!(after.cache_status(), MISS, "not collapsed");
-    gate.open();
+    hold.release();
     let before = before.reply().await;
     assert_eq!(before.cache_status(), "connect-sidecar; fwd=uri-miss", "not stored");
     assert_ne!(before.token(), after.token());
@@ -620,7 +620,7 @@ async fn an_answer_in_flight_for_another_principal_is_neither_stored_nor_shared(
 async fn a_rotated_token_of_the_same_principal_keeps_the_cache_and_the_flights() {
     let mut stage = Scene::new().start().await;
     let token = stage.slack_token().await;
-    let gate = stage.gate_next();
+    let hold = stage.gate_next();
     let in_flight = stage.under_way(stage.token(USER)).await;
     stage.pass(seconds(60));
     let fresh = stage.fresh_token(seconds(12 * 3600));
@@ -631,7 +631,7 @@ async fn a_rotated_token_of_the_same_principal_keeps_the_cache_and_the_flights()
     assert_eq!((hit.cache_status(), hit.token()), ("connect-sidecar; hit; ttl=3510", token));
     let joined = stage.token(USER).begin().await;
     stage.caught_up().await;
-    gate.open();
+    hold.release();
     assert_eq!(joined.reply().await.token(), in_flight.reply().await.token());
     assert_eq!(stage.token_requests(), 2);
 }
@@ -648,13 +648,13 @@ async fn single_flight_works_with_the_cache_off() {
         assert_eq!((reply.status, reply.cache_status(), reply.header("age")), (200, status, None));
         assert_eq!(stage.token_requests(), paid);
     }
-    let gate = stage.gate_next();
+    let hold = stage.gate_next();
     let mut under_way = Vec::new();
     for _ in 0..20 {
         under_way.push(stage.token(APP).begin().await);
     }
     stage.caught_up().await;
-    gate.open();
+    hold.release();
     let mut tokens = Vec::new();
     for sent in under_way {
         tokens.push(sent.reply().await.token());
@@ -702,10 +702,10 @@ async fn the_cache_endpoint_evicts_with_the_key() {
     assert_eq!(ask(SLACK).await, HIT);
     assert_eq!(ask(GITHUB).await, MISS);
 
-    let gate = stage.gate_next();
+    let hold = stage.gate_next();
     let in_flight = stage.under_way(stage.token(USER)).await;
     empty("").await;
-    gate.open();
+    hold.release();
     assert_eq!(
         in_flight.reply().await.cache_status(),
         "connect-sidecar; fwd=uri-miss",

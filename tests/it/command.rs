@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use clap::CommandFactory;
 use connect_sidecar::cli::args::Cli;
-use connect_sidecar::emulator::fault::{Fault, Trouble};
+use connect_sidecar::emulator::fault::{Fault, FaultKind};
 use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use listeners::SocketState;
 use nix::sys::signal::Signal;
@@ -124,7 +124,7 @@ async fn a_signal_lets_requests_finish_and_waits_for_no_idle_connection() {
     let desk = Desk::new().await;
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let serving = desk.serve(&[]).await;
-        let gate = desk.emulator.gate();
+        let hold = desk.emulator.hold_answers();
         let before = desk.emulator.received().len();
         let asking = tokio::spawn(ask(&serving, "{}").send());
         soon("the request", desk.emulator.wait_for_requests(before + 1)).await;
@@ -136,7 +136,7 @@ async fn a_signal_lets_requests_finish_and_waits_for_no_idle_connection() {
         closed(idle).await;
         closed(fresh).await;
         assert!(TcpStream::connect(serving.addr).await.is_err(), "nobody is let in any more");
-        gate.open();
+        hold.release();
         let reply = asking.await.expect("no panic");
         assert_eq!(reply.status, 200, "{reply:?}");
         let ended = serving.end().await;
@@ -151,7 +151,7 @@ async fn a_signal_lets_requests_finish_and_waits_for_no_idle_connection() {
 async fn a_second_signal_ends_it_at_once() {
     let desk = Desk::new().await;
     let serving = desk.serve(&[]).await;
-    let _gate = desk.emulator.gate();
+    let _hold = desk.emulator.hold_answers();
     let (addr, request) = (serving.addr, ask(&serving, "{}").bytes());
     let asking = tokio::spawn(async move { raw(addr, &request).await });
     soon("the request", desk.emulator.wait_for_requests(1)).await;
@@ -323,8 +323,8 @@ async fn tour(desk: &Desk, serving: &Serving, secret_word: &str) -> Vec<String> 
         Fault::status(401, "unauthorized"),
         Fault::rate_limited(Some(secret_word)),
         Fault::redirect(&format!("https://evil.example/{secret_word}")),
-        Fault::once(Trouble::Truncate),
-        Fault::once(Trouble::Reset),
+        Fault::once(FaultKind::Truncate),
+        Fault::once(FaultKind::Reset),
     ] {
         desk.emulator.inject(fault);
         ask(serving, app).header("cache-control", "no-cache").send().await;

@@ -3,11 +3,11 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use connect_sidecar::emulator::fault::{Fault, Gate};
+use connect_sidecar::emulator::fault::{AnswerHold, Fault};
 use connect_sidecar::emulator::oidc::{Issuer, Subject};
 use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use connect_sidecar::emulator::world::World;
-use connect_sidecar::emulator::{Emulator, Received};
+use connect_sidecar::emulator::{Emulator, ReceivedRequest};
 use tokio::task::JoinHandle;
 
 use crate::support::http::Reply;
@@ -25,14 +25,14 @@ fn expires_in(left: &str) -> String {
     format!("the OIDC token of acme/web expires in {left}, run `vercel env pull`")
 }
 
-/// The requests that upstream has received with a credential.
-fn requests(emulator: &Emulator) -> Vec<Received> {
+/// What upstream was asked with a credential.
+fn requests(emulator: &Emulator) -> Vec<ReceivedRequest> {
     emulator.received().into_iter().filter(|request| request.method != "HEAD").collect()
 }
 
 /// The fingerprints of the tokens that upstream has received.
 fn bearers(emulator: &Emulator) -> Vec<String> {
-    let bearer = |request: &Received| {
+    let bearer = |request: &ReceivedRequest| {
         fingerprint(request.headers["authorization"].to_str().expect("text").trim_start_matches("Bearer "))
     };
     requests(emulator).iter().map(bearer).collect()
@@ -264,30 +264,30 @@ async fn a_clock_that_makes_the_token_look_expired_or_not_yet_valid_is_checked_w
     }
 }
 
-/// A stage where the token has expired for upstream but not for the sidecar, with a request in flight whose refusal is
-/// delayed by the gate.
-async fn with_a_request_about_to_be_refused() -> (Stage, Gate, JoinHandle<Reply>) {
+/// A stage on which upstream finds the token over that the sidecar still finds good, and a request under way whose
+/// refusal is held back.
+async fn with_a_request_about_to_be_refused() -> (Stage, AnswerHold, JoinHandle<Reply>) {
     let stage = Scene::new().token_life(10 * MINUTE).start().await;
     stage.pass(10 * MINUTE - 10 * SECOND);
     // Within the tolerance between two clocks.
     stage.emulator_clock.advance(20 * SECOND);
-    let gate = stage.emulator.gate();
+    let hold = stage.emulator.hold_answers();
     let asking = tokio::spawn(stage.token("{}").send());
     soon("the request", stage.emulator.wait_for_requests(1)).await;
-    (stage, gate, asking)
+    (stage, hold, asking)
 }
 
 #[tokio::test]
 async fn after_a_refusal_the_file_is_read_again_and_a_fresh_token_tried_once() {
     for (second_answer, status) in [(None, 200), (Some(401), 401), (Some(500), 500)] {
-        let (stage, gate, asking) = with_a_request_about_to_be_refused().await;
+        let (stage, hold, asking) = with_a_request_about_to_be_refused().await;
         let old = stage.status().await["oidc"]["fingerprint"].as_str().expect("a fingerprint").to_owned();
         let fresh = stage.fresh_token(DEVELOPMENT_LIFE);
         stage.write_env(&fresh);
         if let Some(status) = second_answer {
             stage.emulator.inject(Fault::status(status, "unauthorized"));
         }
-        gate.open();
+        hold.release();
         let reply = asking.await.expect("no panic");
         assert_eq!((reply.status, reply.header("sidecar-error")), (status, None), "{reply:?}");
         assert_eq!(bearers(&stage.emulator), [old, fingerprint(&fresh)], "exactly once more");
@@ -295,9 +295,9 @@ async fn after_a_refusal_the_file_is_read_again_and_a_fresh_token_tried_once() {
 }
 
 #[tokio::test]
-async fn a_refused_token_is_not_retried_without_a_fresh_one() {
-    let (stage, gate, asking) = with_a_request_about_to_be_refused().await;
-    gate.open();
+async fn a_refused_token_is_not_tried_again_without_another() {
+    let (stage, hold, asking) = with_a_request_about_to_be_refused().await;
+    hold.release();
     let reply = asking.await.expect("no panic");
     assert_eq!((reply.status, reply.header("sidecar-error")), (401, None), "upstream's own answer");
     assert_eq!(requests(&stage.emulator).len(), 1);
@@ -318,13 +318,13 @@ async fn a_403_about_the_token_counts_as_a_refused_token() {
     let forged = Issuer::new().expect("a key").issue(&Subject::development(&World::demo()), now, DEVELOPMENT_LIFE);
     stage.write_env(&forged);
     stage.reloader.reload().await;
-    let gate = stage.emulator.gate();
+    let hold = stage.emulator.hold_answers();
     let asking = tokio::spawn(stage.token("{}").send());
     soon("the request", stage.emulator.wait_for_requests(1)).await;
     stage.pass(SECOND);
     let fresh = stage.fresh_token(DEVELOPMENT_LIFE);
     stage.write_env(&fresh);
-    gate.open();
+    hold.release();
     let reply = asking.await.expect("no panic");
     assert_eq!(reply.status, 200, "{reply:?}");
     assert_eq!(bearers(&stage.emulator), [fingerprint(&forged), fingerprint(&fresh)]);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use connect_sidecar::emulator::fault::{Fault, Trouble};
+use connect_sidecar::emulator::fault::{Fault, FaultKind};
 use connect_sidecar::emulator::{Emulator, Options};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -21,7 +21,7 @@ const MISS: &str = "connect-sidecar; fwd=uri-miss; stored; ttl=3570";
 
 fn answer_with(status: u16, body: &str, headers: &[(&'static str, &str)]) -> Fault {
     let headers = headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
-    Fault::once(Trouble::Answer { status, content_type: "text/html", body: body.into(), headers })
+    Fault::once(FaultKind::Answer { status, content_type: "text/html", body: body.into(), headers })
 }
 
 #[tokio::test]
@@ -42,7 +42,7 @@ async fn invalid_responses_become_errors_that_are_not_cached() {
         ("no number", json(r#"{"expiresAt":NaN}"#), invalid(200), None),
         ("more than one", json("{}{}"), invalid(200), None),
         ("too much", json(&format!(r#"{{"x":"{}"}}"#, "x".repeat(LARGE))), invalid(200), None),
-        ("a cut answer", Fault::once(Trouble::Truncate), invalid(200), None),
+        ("a cut answer", Fault::once(FaultKind::Truncate), invalid(200), None),
         ("a page with 400", Fault::answer(400, "text/html", PAGE), invalid(400), None),
         ("a page with 401", Fault::answer(401, "text/html", PAGE), invalid(401), None),
         ("a page with 404", Fault::answer(404, "text/html", PAGE), invalid(404), None),
@@ -60,7 +60,7 @@ async fn invalid_responses_become_errors_that_are_not_cached() {
             (429, "upstream_invalid_response", "(status 429)".into()),
             Some("7"),
         ),
-        ("a reset", Fault::once(Trouble::Reset), (502, "upstream_invalid_response", "broke off".into()), None),
+        ("a reset", Fault::once(FaultKind::Reset), (502, "upstream_invalid_response", "broke off".into()), None),
         ("a redirect", Fault::redirect("/CANARY"), (502, "upstream_redirect", "(307)".into()), None),
     ] {
         let before = stage.emulator.received().len();
@@ -341,7 +341,7 @@ async fn discards_unsolicited_data_on_an_idle_connection() {
 #[tokio::test]
 async fn an_upstream_that_does_not_answer_costs_each_caller_20_s_and_nobody_else_anything() {
     let stage = Scene::new().start().await;
-    stage.emulator.inject(Fault::once(Trouble::Hang));
+    stage.emulator.inject(Fault::once(FaultKind::Hang));
     let leader = stage.under_way(stage.token("{}")).await;
     let joined = stage.token("{}").begin().await;
     stage.caught_up().await;
@@ -556,14 +556,14 @@ async fn retries_a_rejected_token_only_with_a_new_one() {
     assert_eq!((rejected.status, &rejected.json()["error"]["invalidToken"]), (403, &true.into()));
     assert_eq!(bearers(&stage).len(), 1, "the same token is not retried");
 
-    let gate = stage.emulator.gate();
+    let hold = stage.emulator.hold_answers();
     let sent = stage.under_way(stage.token("{}")).await;
     slug(&stage, "acme");
     stage.pass(Duration::from_secs(60));
     let fresh = stage.fresh_token(Duration::from_secs(3600 * 12));
     stage.write_env(&fresh);
     stage.uses(&fresh).await;
-    gate.open();
+    hold.release();
     let reply = sent.reply().await;
     assert_eq!((reply.status, reply.cache_status()), (200, MISS), "{}", reply.text());
     let bearers = bearers(&stage);
@@ -592,14 +592,14 @@ async fn a_401_is_about_the_credential_whatever_its_body_and_a_403_only_if_it_sa
     ] {
         let upstream = Scripted::start().await;
         let stage = Scene::new().upstream(&upstream.url()).start().await;
-        let gate = upstream.say_when_told(says, then);
+        let hold = upstream.say_when_told(says, then);
         let sent = stage.token("{}").begin().await;
         upstream.asked(1).await;
         if has_another {
             stage.pass(Duration::from_secs(1));
             stage.write_env(&stage.fresh_token(Duration::from_secs(3600 * 12)));
         }
-        drop(gate);
+        drop(hold);
         let reply = sent.reply().await;
         assert_eq!((reply.status, upstream.bodies().len()), (status, asked), "{what}: {}", reply.text());
         if status != 200 {

@@ -171,7 +171,7 @@ async fn the_rest_of_a_refused_body_is_read() {
 
 /// Sends `bytes`, closes the sending side while upstream is slow, and returns the responses.
 async fn half_closed<S: AsyncRead + AsyncWrite + Unpin>(stage: &Stage, mut stream: S, bytes: &[u8]) -> Vec<Reply> {
-    let gate = stage.emulator.gate();
+    let hold = stage.emulator.hold_answers();
     let before = stage.emulator.received().len();
     stream.write_all(bytes).await.expect("written");
     stream.shutdown().await.expect("half closed");
@@ -181,7 +181,7 @@ async fn half_closed<S: AsyncRead + AsyncWrite + Unpin>(stage: &Stage, mut strea
         let_timers_pass(Duration::from_secs(1)).await;
         stage.caught_up().await;
     }
-    gate.open();
+    hold.release();
     let mut replies = Vec::new();
     soon("the replies", stream.read_to_end(&mut replies)).await.expect("read");
     Reply::parse_all(&replies)
@@ -233,11 +233,11 @@ async fn a_half_closed_client_that_leaves_is_disconnected_and_its_token_cached()
     let stage = Scene::new().toml(&format!("unix_socket = \"{}\"", socket.display())).start().await;
     let run = Run::of(&stage).await;
     for (number, way) in ["tcp", "reset", "unix", "tunnel"].into_iter().enumerate() {
-        let gate = stage.emulator.gate();
+        let hold = stage.emulator.hold_answers();
         let body = format!(r#"{{"scopes":["{way}"]}}"#);
         let request = stage.token(&body);
         let begun = soon("the request upstream", stage.emulator.wait_for_requests(number + 1));
-        // The gate stays closed while the client half-closes, is found to be there, and leaves.
+        // The hold stays closed while the client half-closes, is found to be there, and leaves.
         match way {
             "unix" => {
                 let mut stream = UnixStream::connect(&socket).await.expect("a connection");
@@ -259,7 +259,7 @@ async fn a_half_closed_client_that_leaves_is_disconnected_and_its_token_cached()
                 half_close_and_drop(&stage, stream, begun).await;
             }
         }
-        gate.open();
+        hold.release();
         assert_eq!(assert_ok(stage.token(&body)).await.json()["connector"]["uid"], "slack/acme-slack", "{way}");
         assert_eq!(stage.emulator.received().len(), number + 1, "{way}: the token it requested is cached");
     }
@@ -339,7 +339,7 @@ async fn an_instance_proves_that_it_has_the_key_without_revealing_it() {
     let ask = |path: &str, nonce: &str| stage.request("GET", path).header("sidecar-nonce", nonce);
     let reply = ask("/healthz", nonce).send().await;
     let proof = reply.header("sidecar-proof").expect("a proof");
-    assert!(Key::new(key.clone()).is_proven_by(port, nonce.as_bytes(), proof.as_bytes()), "{reply:?}");
+    assert!(Key::new(key.clone()).verify_proof(port, nonce.as_bytes(), proof.as_bytes()), "{reply:?}");
     assert!(!format!("{reply:?}").contains(&key));
     for (path, nonce) in [("/healthz", "short"), ("/healthz", &*nonce.repeat(5)), ("/readyz", nonce)] {
         assert_eq!(ask(path, nonce).send().await.header("sidecar-proof"), None, "{path} {nonce}");

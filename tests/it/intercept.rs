@@ -409,7 +409,7 @@ async fn shutdown_waits_for_requests_but_not_for_idle_or_forwarded_tunnels() {
     let silent = TcpStream::connect(run.addr).await.expect("a connection");
     let without_tls = run.tunnel("api.vercel.com:443").await;
     let mut forwarded = run.tunnel("github.com:443").await;
-    let gate = desk.emulator.gate();
+    let hold = desk.emulator.hold_answers();
     let mut busy = run.open(API).await;
     let request = slack(&busy);
     busy.stream.write_all(&request.kept_alive()).await.expect("sent");
@@ -421,7 +421,7 @@ async fn shutdown_waits_for_requests_but_not_for_idle_or_forwarded_tunnels() {
         }
     };
     soon("the port to close", closed).await;
-    gate.open();
+    hold.release();
     assert_eq!(next_reply(&mut busy.stream).await.status, 200);
     let ended = serving.end().await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use connect_sidecar::emulator::fault::{Fault, Trouble};
+use connect_sidecar::emulator::fault::{Fault, FaultKind};
 use connect_sidecar::os::logging::FIELDS;
 use serde_json::Value;
 
@@ -33,7 +33,7 @@ async fn every_line_is_an_object_with_fields_of_the_table_alone() {
     ] {
         asked.send().await;
     }
-    for fault in [Fault::status(500, "internal"), Fault::once(Trouble::Reset), Fault::rate_limited(Some("1"))] {
+    for fault in [Fault::status(500, "internal"), Fault::once(FaultKind::Reset), Fault::rate_limited(Some("1"))] {
         desk.emulator.inject(fault);
         token(&body("faulty")).send().await;
     }

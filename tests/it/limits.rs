@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use connect_sidecar::emulator::fault::{Fault, Trouble};
+use connect_sidecar::emulator::fault::{Fault, FaultKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::process::Command;
@@ -115,7 +115,7 @@ async fn a_connection_over_the_limit_closes_the_longest_idle_one() {
 async fn while_all_connections_are_busy_others_get_503_and_health_is_answered() {
     let desk = Desk::new().await;
     let serving = desk.serve_limited().await;
-    let gate = desk.emulator.gate();
+    let hold = desk.emulator.hold_answers();
     let mut busy = Vec::new();
     for n in 0..CONNECTION_LIMIT {
         busy.push(ask(&serving, &format!(r#"{{"scopes":["{n}"]}}"#)).begin().await);
@@ -130,7 +130,7 @@ async fn while_all_connections_are_busy_others_get_503_and_health_is_answered() 
         assert_eq!(get(&serving, path).send().await.status, 200, "{path}");
     }
     assert_eq!(get(&serving, "/metrics").send().await.code(), "overloaded");
-    gate.open();
+    hold.release();
     for sent in busy {
         assert_eq!(sent.reply().await.status, 200);
     }
@@ -242,7 +242,7 @@ async fn clients_that_read_nothing_are_closed_though_all_could_be_written() {
 async fn a_client_that_does_not_read_its_response_is_closed() {
     let stage = Scene::new().start().await;
     let body = format!(r#"{{"x":"{}"}}"#, "x".repeat(1_000_000));
-    stage.emulator.inject(Fault::always(Trouble::Answer {
+    stage.emulator.inject(Fault::always(FaultKind::Answer {
         status: 200,
         content_type: "application/json",
         body,
@@ -398,13 +398,13 @@ async fn a_client_that_disconnects_is_noticed_at_once_and_its_token_is_cached() 
     }
     assert!(stage.emulator.received().is_empty());
 
-    let gate = stage.emulator.gate();
+    let hold = stage.emulator.hold_answers();
     let mut stream = TcpStream::connect(stage.addr).await.expect("a connection");
     stream.write_all(request.as_bytes()).await.expect("sent");
     soon("the request upstream", stage.emulator.wait_for_requests(1)).await;
     drop(stream);
     stage.all_closed().await;
-    gate.open();
+    hold.release();
     assert_eq!(stage.token(APP).send().await.status, 200);
     assert_eq!(stage.emulator.received().len(), 1, "from the first request");
 }

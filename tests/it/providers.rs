@@ -1,5 +1,5 @@
-//! The provider's leg: that every token comes of an exchange which the provider's stand-in has seen and believed, and what
-//! happens when it ends, is narrowed, is taken back or is stolen. With the real protocols, over HTTP.
+//! Provider tokens: every token comes from an exchange that the mock provider has verified. Covers expiry, narrowing,
+//! revocation and theft, with the real protocols over HTTP.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,8 @@ use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use connect_sidecar::emulator::keys::RsaKey;
-use connect_sidecar::emulator::standin::{App, Seen};
+use connect_sidecar::emulator::mock_providers::{App, RecordedRequest};
+use connect_sidecar::emulator::provider_kind::ProviderKind;
 use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use connect_sidecar::emulator::world::{Connector, World};
 use connect_sidecar::emulator::{Emulator, Options};
@@ -22,7 +23,7 @@ const APP: &str = r#"{"subject":{"type":"app"}}"#;
 const USER: &str = r#"{"subject":{"type":"user","id":"user_ada"}}"#;
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// An emulator with a connector of each kind, all linked, installed and consented to by one user, and a clock.
+/// An emulator with a connector of each type, all linked, installed and granted by one user, and its clock.
 struct Desk {
     emulator: Emulator,
     clock: Arc<std::sync::Mutex<SystemTime>>,
@@ -65,22 +66,22 @@ impl Desk {
     }
 
     fn vault(&self, kind: &str) -> BTreeMap<String, Value> {
-        self.emulator.read(|world| world.find(&format!("{kind}/acme")).expect("a connector").vault.clone())
+        self.emulator.read(|world| world.connector(&format!("{kind}/acme")).expect("a connector").vault.clone())
     }
 
     fn set_vault(&self, kind: &str, vault: BTreeMap<String, Value>) {
-        self.emulator.change(|world| world.connector(&format!("{kind}/acme")).expect("a connector").vault = vault);
+        self.emulator.change(|world| world.connector_mut(&format!("{kind}/acme")).expect("a connector").vault = vault);
     }
 
-    fn seen(&self, kind: &str) -> Vec<Seen> {
-        self.emulator.standins().seen().into_iter().filter(|seen| seen.provider == kind).collect()
+    fn requests(&self, kind: &str) -> Vec<RecordedRequest> {
+        self.emulator.mock_providers().requests().into_iter().filter(|request| request.provider == kind).collect()
     }
 
     fn proofs(&self, kind: &str) -> Vec<&'static str> {
-        self.seen(kind).into_iter().flat_map(|seen| seen.proved).collect()
+        self.requests(kind).into_iter().flat_map(|request| request.proofs).collect()
     }
 
-    /// A request to a provider by whoever has a token.
+    /// Sends a request with a token to its provider. Returns whether the provider accepts it.
     async fn use_token(&self, kind: &str, token: &str) -> bool {
         let (method, path) = match kind {
             "slack" => ("POST", "api/auth.test"),
@@ -89,18 +90,18 @@ impl Desk {
             "salesforce" => ("GET", "services/oauth2/userinfo"),
             _ => ("GET", "userinfo"),
         };
-        let url = format!("{}/{path}", self.emulator.standins().base(kind));
+        let url = format!("{}/{path}", self.emulator.mock_providers().base(ProviderKind::of_type(kind)));
         let reply = Browser::default().send(method, &url, &[("authorization", &format!("Bearer {token}"))], None).await;
         reply.status == 200 && reply.json()["ok"] != false
     }
 }
 
-/// The code of an error in Vercel's envelope.
+/// The code of an error response.
 fn code(reply: &Reply) -> String {
     reply.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
 }
 
-/// What a browser does: keeps cookies, and goes where it is sent when told to.
+/// A minimal browser, which keeps cookies and can follow redirects.
 #[derive(Default)]
 struct Browser {
     cookies: BTreeMap<String, String>,
@@ -129,7 +130,7 @@ impl Browser {
         reply
     }
 
-    /// Goes to a page, wherever it leads; its address and what is there.
+    /// Opens a page and follows redirects. Returns the last URL and response.
     async fn open(&mut self, url: &str) -> (String, Reply) {
         let (mut url, mut left) = (url.to_owned(), 5);
         loop {
@@ -141,7 +142,7 @@ impl Browser {
         }
     }
 
-    /// Presses a button on a page.
+    /// Submits the form of a page with this decision.
     async fn decide(&mut self, (url, page): (String, Reply), decision: &str) -> (String, Reply) {
         let text = page.text();
         let csrf = text.split_once("name=\"csrf\" value=\"").and_then(|(_, rest)| rest.split_once('"'));
@@ -156,7 +157,7 @@ impl Browser {
 }
 
 #[tokio::test]
-async fn every_token_comes_of_an_exchange_that_the_provider_believed() {
+async fn every_token_comes_from_an_exchange_that_the_provider_verified() {
     for (kind, body, proofs, prefix) in [
         ("slack", APP, &["client secret", "PKCE S256"][..], "xoxe.xoxb-"),
         ("slack", USER, &["client secret", "PKCE S256"], "xoxe.xoxp-"),
@@ -175,8 +176,8 @@ async fn every_token_comes_of_an_exchange_that_the_provider_believed() {
         assert_eq!(reply.status, 200, "{kind} {body}: {}", reply.text());
         assert!(reply.token().starts_with(prefix), "{kind} {body}: {}", reply.text());
         let proved = desk.proofs(kind);
-        assert!(proofs.iter().all(|proof| proved.contains(proof)), "{kind} {body}: {:?}", desk.seen(kind));
-        assert_eq!(proved.is_empty(), proofs.is_empty(), "{kind} {body}: {:?}", desk.seen(kind));
+        assert!(proofs.iter().all(|proof| proved.contains(proof)), "{kind} {body}: {:?}", desk.requests(kind));
+        assert_eq!(proved.is_empty(), proofs.is_empty(), "{kind} {body}: {:?}", desk.requests(kind));
         if kind == "salesforce" {
             assert!(reply.json()["metadata"]["instanceUrl"].is_string(), "{}", reply.text());
         }
@@ -184,7 +185,7 @@ async fn every_token_comes_of_an_exchange_that_the_provider_believed() {
 }
 
 #[tokio::test]
-async fn a_token_is_handed_out_again_up_to_its_buffer_and_then_comes_of_a_refresh() {
+async fn a_token_is_reused_until_its_buffer_and_then_refreshed() {
     let desk = Desk::new(|_| {}).await;
     for (kind, body, proof) in [
         ("slack", APP, "refresh token"),
@@ -197,21 +198,21 @@ async fn a_token_is_handed_out_again_up_to_its_buffer_and_then_comes_of_a_refres
         ("oauth", APP, "client secret"),
     ] {
         let first = desk.token(kind, body).await;
-        let asked = desk.seen(kind).len();
+        let before = desk.requests(kind).len();
         desk.pass(HOUR - Duration::from_secs(31));
         assert_eq!(desk.token(kind, body).await, first, "{kind}");
-        assert_eq!(desk.seen(kind).len(), asked, "{kind}: nothing was asked");
+        assert_eq!(desk.requests(kind).len(), before, "{kind}: the provider is not asked");
         let sooner = format!("{{\"validityBufferMs\":31000,{}", &body[1..]);
         let second = desk.token(kind, &sooner).await;
         assert_ne!(second, first, "{kind}: the buffer decides");
-        assert!(desk.seen(kind)[asked..].iter().any(|seen| seen.proved.contains(&proof)), "{kind}");
+        assert!(desk.requests(kind)[before..].iter().any(|request| request.proofs.contains(&proof)), "{kind}");
         desk.pass(HOUR - Duration::from_secs(30));
         assert_ne!(desk.token(kind, body).await, second, "{kind}: the default buffer is 30 s");
     }
 }
 
 #[tokio::test]
-async fn a_refresh_token_that_is_used_twice_ends_the_grant() {
+async fn reuse_of_a_refresh_token_revokes_the_grant() {
     for kind in ["slack", "github", "salesforce", "oauth"] {
         let desk = Desk::new(|_| {}).await;
         desk.token(kind, USER).await;
@@ -258,11 +259,15 @@ async fn a_revocation_reaches_the_provider() {
 }
 
 #[tokio::test]
-async fn a_grant_that_is_withdrawn_at_the_provider_gives_no_token_until_the_next_consent() {
+async fn a_grant_withdrawn_at_the_provider_gives_no_token_until_the_next_consent() {
     for kind in ["slack", "github", "salesforce", "oauth"] {
         let desk = Desk::new(|_| {}).await;
         desk.token(kind, USER).await;
-        desk.emulator.standins().console().withdraw(kind, &format!("client-scl_{kind}"), None);
+        desk.emulator.mock_providers().console().withdraw(
+            ProviderKind::of_type(kind),
+            &format!("client-scl_{kind}"),
+            None,
+        );
         desk.pass(HOUR);
         for _ in 0..2 {
             let reply = desk.ask(kind, USER).await;
@@ -273,12 +278,12 @@ async fn a_grant_that_is_withdrawn_at_the_provider_gives_no_token_until_the_next
     }
     let desk = Desk::new(|_| {}).await;
     desk.token("github", APP).await;
-    desk.emulator.standins().console().withdraw("github", "client-scl_github", None);
+    desk.emulator.mock_providers().console().withdraw(ProviderKind::GitHub, "client-scl_github", None);
     desk.pass(HOUR);
     assert_eq!(code(&desk.ask("github", APP).await), "client_installation_required");
 }
 
-/// A consent of a user in a browser, from the start to the result.
+/// Runs a consent in a browser from the start to the result.
 async fn consent(desk: &Desk, kind: &str, decision: &str) -> (Value, Value) {
     begin(desk, "authorize", kind, USER, decision).await
 }
@@ -310,11 +315,11 @@ async fn a_person_approves_or_denies_in_a_browser() {
         assert_eq!(code(&desk.ask(kind, new).await), "user_authorization_required", "{kind}");
         let (_, result) = begin(&desk, "authorize", kind, new, "approve").await;
         assert_eq!(result["status"], "success", "{kind}: {result}");
-        let at_once = desk.seen(kind).len();
+        let at_once = desk.requests(kind).len();
         let token = desk.token(kind, new).await;
         assert!(desk.use_token(kind, &token).await, "{kind}");
-        let refreshed = desk.seen(kind)[at_once..].iter().any(|seen| seen.proved.contains(&"refresh token"));
-        assert!(refreshed, "{kind}: by what the browser brought, {:?}", desk.seen(kind));
+        let refreshed = desk.requests(kind)[at_once..].iter().any(|request| request.proofs.contains(&"refresh token"));
+        assert!(refreshed, "{kind}: by what the browser brought, {:?}", desk.requests(kind));
     }
 }
 
@@ -331,7 +336,7 @@ async fn an_operator_installs_in_a_browser() {
 }
 
 #[tokio::test]
-async fn a_consent_takes_the_form_with_its_cookie_and_the_state_with_its_browser() {
+async fn a_consent_requires_the_csrf_cookie_and_the_state() {
     let desk = Desk::new(|_| {}).await;
     let begun = desk.call("POST", "/v1/connect/authorize/oauth%2Facme", USER).await.json();
     let mut browser = Browser::default();
@@ -348,7 +353,7 @@ async fn a_consent_takes_the_form_with_its_cookie_and_the_state_with_its_browser
 }
 
 #[tokio::test]
-async fn a_device_code_is_polled_for_by_whoever_polls_for_the_result() {
+async fn polling_for_the_result_polls_the_device_code() {
     for (decision, status) in [("approve", "success"), ("deny", "canceled")] {
         let desk = Desk::new(|_| {}).await;
         let body = r#"{"subject":{"type":"user","id":"user_new"},"deviceCode":true}"#;
@@ -357,7 +362,7 @@ async fn a_device_code_is_polled_for_by_whoever_polls_for_the_result() {
         assert!(url.ends_with(&format!("/oauth/device?user_code={code}")), "{begun}");
         let result = format!("/v1/connect/result/{}", begun["verifier"].as_str().expect("a verifier"));
         for _ in 0..2 {
-            // The second time is too early for the provider, and means nothing more.
+            // The second poll is too early for the provider, which changes nothing.
             assert_eq!(desk.call("GET", &result, "").await.json()["status"], "pending");
         }
         let mut browser = Browser::default();
@@ -377,7 +382,7 @@ async fn a_device_code_is_polled_for_by_whoever_polls_for_the_result() {
 }
 
 #[tokio::test]
-async fn a_token_is_narrowed_and_never_wider_than_what_was_granted() {
+async fn a_token_can_be_narrowed_but_not_exceed_the_grant() {
     let desk = Desk::new(|world| {
         for connector in &mut world.connectors {
             let data = json!({
@@ -433,7 +438,7 @@ async fn a_token_is_narrowed_and_never_wider_than_what_was_granted() {
                 assert_eq!((reply.status, &*code(&reply)), (422, refusal), "{kind} {body}: {}", reply.text());
             }
         }
-        // A refusal of one takes nothing from the others.
+        // A refused request does not affect other tokens.
         if subject == USER && !matches!(kind, "api-key" | "snowflake") {
             desk.token(kind, USER).await;
         }
@@ -453,7 +458,7 @@ async fn a_wrong_key_or_secret_is_refused_by_the_provider() {
         ("api-key", APP, json!({"api_key_env": "CONNECT_SIDECAR_TEST_NO_SUCH_VARIABLE"})),
     ] {
         let desk = Desk::new(|world| {
-            let connector = world.connector(&format!("{kind}/acme")).expect("a connector");
+            let connector = world.connector_mut(&format!("{kind}/acme")).expect("a connector");
             connector.data = data.as_object().expect("an object").clone().into_iter().collect();
         })
         .await;
@@ -464,11 +469,11 @@ async fn a_wrong_key_or_secret_is_refused_by_the_provider() {
 }
 
 #[tokio::test]
-async fn a_provider_elsewhere_is_found_by_its_issuer() {
+async fn a_remote_provider_is_discovered_by_its_issuer() {
     let theirs = Desk::new(|_| {}).await;
-    let issuer = theirs.emulator.standins().base("oauth");
+    let issuer = theirs.emulator.mock_providers().base(ProviderKind::OAuth);
     let desk = Desk::new(|world| {
-        let connector = world.connector("oauth/acme").expect("a connector");
+        let connector = world.connector_mut("oauth/acme").expect("a connector");
         connector.granted_to.clear();
         connector.data = [("issuer".to_owned(), json!(issuer)), ("client_id".to_owned(), json!("client-ours"))].into();
     })
@@ -479,9 +484,10 @@ async fn a_provider_elsewhere_is_found_by_its_issuer() {
         token_life: 3600,
         ..App::default()
     };
-    let registered = theirs.emulator.standins().console().register("oauth", &app).expect("registered");
+    let registered =
+        theirs.emulator.mock_providers().console().register(ProviderKind::OAuth, &app).expect("registered");
     desk.emulator.change(|world| {
-        let data = &mut world.connector("oauth/acme").expect("a connector").data;
+        let data = &mut world.connector_mut("oauth/acme").expect("a connector").data;
         data.insert("client_secret".into(), registered.client_secret.into());
     });
     for document in [
@@ -494,7 +500,7 @@ async fn a_provider_elsewhere_is_found_by_its_issuer() {
     let (_, result) = consent(&desk, "oauth", "approve").await;
     assert_eq!(result["status"], "success", "{result}");
     let token = desk.token("oauth", USER).await;
-    assert_eq!(desk.seen("oauth"), [], "the stand-in of one's own has no part in it");
+    assert_eq!(desk.requests("oauth"), [], "the own mock provider is not used");
     assert!(theirs.use_token("oauth", &token).await && !desk.use_token("oauth", &token).await);
     theirs.pass(HOUR);
     desk.pass(HOUR);
@@ -502,7 +508,7 @@ async fn a_provider_elsewhere_is_found_by_its_issuer() {
     assert!(second != token && theirs.use_token("oauth", &second).await);
 }
 
-/// A client of the plain OAuth provider that does as it is told, also wrongly.
+/// A client of the OAuth provider that can send invalid requests.
 struct Client {
     base: String,
     secret: String,
@@ -513,14 +519,14 @@ const VERIFIER: &str = "a-verifier-that-nobody-guesses-a-verifier-that";
 
 impl Client {
     fn new(desk: &Desk) -> Self {
-        let console = desk.emulator.standins().console();
+        let console = desk.emulator.mock_providers().console();
         let app = App { name: "x".into(), redirect_uris: vec![REDIRECT.into()], token_life: 60, ..App::default() };
-        let secret = console.register("oauth", &app).expect("registered").client_secret;
-        console.consent("oauth", "client-x", "ada");
-        Self { base: desk.emulator.standins().base("oauth"), secret }
+        let secret = console.register(ProviderKind::OAuth, &app).expect("registered").client_secret;
+        console.consent(ProviderKind::OAuth, "client-x", "ada");
+        Self { base: desk.emulator.mock_providers().base(ProviderKind::OAuth), secret }
     }
 
-    /// Where the authorization endpoint leads, with these parameters changed.
+    /// Status and redirect parameters of the authorization endpoint, with these parameters changed.
     async fn authorize(&self, change: &[(&str, &str)]) -> (u16, BTreeMap<String, String>) {
         let challenge = BASE64_URL_SAFE_NO_PAD.encode(digest(&SHA256, VERIFIER.as_bytes()));
         let usual = [
@@ -541,7 +547,7 @@ impl Client {
         (reply.status, query)
     }
 
-    /// What the token endpoint says to a code, with these parameters changed: an error, or nothing.
+    /// The response of the token endpoint to a code, with these parameters changed.
     async fn redeem(&self, code: &str, change: &[(&str, &str)]) -> Value {
         let usual = [
             ("grant_type", "authorization_code"),
@@ -556,7 +562,7 @@ impl Client {
     }
 }
 
-/// Parameters with some changed, and those left out that are changed to nothing.
+/// Encodes parameters with changes. A parameter that is changed to an empty value is left out.
 fn pairs(usual: &[(&str, &str)], change: &[(&str, &str)]) -> String {
     let changed = |name: &str| change.iter().find(|(changed, _)| *changed == name).map(|(_, value)| *value);
     let mut text = form_urlencoded::Serializer::new(String::new());
@@ -567,7 +573,7 @@ fn pairs(usual: &[(&str, &str)], change: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test]
-async fn the_stand_in_refuses_what_the_rfcs_refuse() {
+async fn the_mock_provider_refuses_what_the_rfcs_refuse() {
     let desk = Desk::new(|_| {}).await;
     let client = Client::new(&desk);
     for (change, error) in [
@@ -622,7 +628,7 @@ async fn an_id_token_is_verified_by_the_published_keys() {
 }
 
 #[tokio::test]
-async fn a_device_that_polls_too_often_is_told_to_slow_down() {
+async fn polling_a_device_code_too_often_is_refused_with_slow_down() {
     let desk = Desk::new(|_| {}).await;
     let client = Client::new(&desk);
     let form = pairs(&[("client_id", "client-x"), ("client_secret", &client.secret)], &[]);
@@ -641,7 +647,7 @@ async fn a_device_that_polls_too_often_is_told_to_slow_down() {
 }
 
 #[tokio::test]
-async fn a_refresh_token_and_a_client_secret_leave_the_emulator_by_no_way() {
+async fn refresh_tokens_and_client_secrets_never_leave_the_emulator() {
     let logs = Logs::capture();
     let desk = Desk::new(|_| {}).await;
     let mut shown = String::new();
@@ -658,7 +664,7 @@ async fn a_refresh_token_and_a_client_secret_leave_the_emulator_by_no_way() {
         assert_eq!(reply.status, 200);
         shown += &reply.text();
     }
-    shown += &format!("{:?}", desk.emulator.standins().seen());
+    shown += &format!("{:?}", desk.emulator.mock_providers().requests());
     shown += &logs.lines().concat();
     let mut secrets = 0;
     for kind in ["slack", "github", "salesforce", "oauth"] {
@@ -669,7 +675,8 @@ async fn a_refresh_token_and_a_client_secret_leave_the_emulator_by_no_way() {
             }
         }
         let app = App { name: format!("scl_{kind}"), ..App::default() };
-        let registered = desk.emulator.standins().console().register(kind, &app).expect("registered");
+        let registered =
+            desk.emulator.mock_providers().console().register(ProviderKind::of_type(kind), &app).expect("registered");
         assert!(!shown.contains(&registered.client_secret) && !shown.contains(&registered.private_key), "{kind}");
     }
     assert_eq!(secrets, 6, "there was something to see");

@@ -162,12 +162,12 @@ async fn a_command_keeps_its_sidecar_when_the_one_that_it_joined_ends() {
         assert_eq!(url, format!("http://{}", serving.addr));
         // Even while the one that ends finishes what is under way.
         let before = desk.emulator.received().len();
-        let gate = desk.emulator.gate();
+        let hold = desk.emulator.hold_answers();
         let asking = Request::new(serving.addr, "POST", SLACK).json(r#"{"scopes":["slow"]}"#).begin().await;
         soon("the request", desk.emulator.wait_for_requests(before + 1)).await;
         serving.signal(signal);
         running.wait_for_log("this process has taken its place").await;
-        gate.open();
+        hold.release();
         if signal == Signal::SIGTERM {
             assert_eq!(asking.reply().await.status, 200);
         }

@@ -9,7 +9,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use connect_sidecar::emulator::fault::{Fault, Trouble};
+use connect_sidecar::emulator::fault::{Fault, FaultKind};
 use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use connect_sidecar::emulator::{Emulator, Options};
 use nix::sys::signal::Signal;
@@ -113,8 +113,8 @@ async fn newcomer(addr: SocketAddr, emulator: &Emulator, end: Instant) -> u64 {
             0 => {
                 let (fault, status) = match count / 20 % 5 {
                     0 => (Fault::status(500, "internal_server_error"), 500),
-                    1 => (Fault::once(Trouble::Reset), 502),
-                    2 => (Fault::once(Trouble::Truncate), 502),
+                    1 => (Fault::once(FaultKind::Reset), 502),
+                    2 => (Fault::once(FaultKind::Truncate), 502),
                     3 => (Fault::answer(200, "text/html", "<html>"), 502),
                     _ => (Fault::rate_limited(Some("1")), 429),
                 };

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use connect_sidecar::emulator::fault::{Fault, Trouble};
+use connect_sidecar::emulator::fault::{Fault, FaultKind};
 use serde_json::{Value, json};
 
 use crate::support::http::Reply;
@@ -32,11 +32,11 @@ impl Stage {
         for _ in 0..2 {
             self.token(APP).send().await.token();
         }
-        let gate = self.emulator.gate();
+        let hold = self.emulator.hold_answers();
         let leader = self.under_way(self.token("{}")).await;
         let joined = [self.token("{}").begin().await, self.token("{}").begin().await];
         self.caught_up().await;
-        gate.open();
+        hold.release();
         for sent in joined.into_iter().chain([leader]) {
             sent.reply().await.token();
         }
@@ -44,7 +44,7 @@ impl Stage {
             self.emulator.inject(fault);
             assert_eq!(self.token(r#"{"scopes":["x"]}"#).send().await.status, status);
         }
-        self.emulator.inject(Fault::once(Trouble::Reset));
+        self.emulator.inject(Fault::once(FaultKind::Reset));
         assert_eq!(self.get("/v1/connect/connectors/scl_slack").await.status, 502);
         assert_eq!(self.get("/v1/connect/connectors/scl_slack").await.status, 200);
         // Refused before it reaches upstream.

@@ -98,7 +98,7 @@ pub(super) async fn gather(config: &Config) -> Place {
 }
 
 async fn ask(client: &Client) -> Result<State, String> {
-    client.ask(Method::GET, "/_sidecar/v1/status", "").await.map_err(|e| e.to_string())
+    client.request_json(Method::GET, "/_sidecar/v1/status", "").await.map_err(|e| e.to_string())
 }
 
 /// Judges what was named here otherwise than the sidecar that runs has it.
@@ -116,7 +116,7 @@ pub(super) fn judge(place: &Place, fingerprint: Option<&str>, is_known: impl Fn(
         Place::Unresponsive(silent) => {
             let detail = "Requests to it wait in vain, and no other is started beside it.";
             let finding = Finding::new(Severity::Problem, "instance_silent", silent.to_string(), detail);
-            return vec![finding.fix(silent.remedy())];
+            return vec![finding.fix(silent.resume_command())];
         }
         Place::Free => {
             let title = "no sidecar runs for this project";

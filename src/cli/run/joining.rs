@@ -70,7 +70,7 @@ pub async fn join(
     (instance, client): (Instance, Client),
     config: &mut Config,
 ) -> Result<Result<Joined, Differs>, ClientError> {
-    let running = client.state().await?.settings;
+    let running = client.status().await?.settings;
     let mut differences = config.differences(&running);
     let (port, named) = (client.address().port(), config.wanted().port);
     if let Some(at) = differences.iter().position(Difference::is_of_upstream) {

@@ -70,5 +70,5 @@ impl Problems {
 }
 
 async fn count(sidecar: &Client) -> Option<u64> {
-    sidecar.state().await.ok().map(|state| state.failures.count)
+    sidecar.status().await.ok().map(|state| state.failures.count)
 }

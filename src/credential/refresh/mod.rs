@@ -470,7 +470,7 @@ impl Refresher {
         warning.log(None);
         let identity = self.identity.borrow().clone();
         let project = identity.oidc().map(|token| token.claims.project_name()).unwrap_or_default();
-        self.events.tell(Event::Warning(warning.to_event(self.clock.now(), project)));
+        self.events.publish(Event::Warning(warning.to_event(self.clock.now(), project)));
     }
 }
 

@@ -266,7 +266,7 @@ impl App {
         drop(self.handover_socket);
         self.shared_sockets.close();
         self.server.drain();
-        proxy.events.end();
+        proxy.events.close();
         connections.close();
         proxy.tasks.close();
         let draining = async {
@@ -404,7 +404,7 @@ fn announce(
         url: format!("http://{addr}"),
         key: key.text().to_owned(),
         project: config.project.clone(),
-        began: state_file::began(),
+        began: state_file::process_start(),
     };
     let written = match &config.state_dir {
         Some(dir) => InstanceFile::write(dir, addr.port(), instance),
@@ -452,7 +452,7 @@ async fn report_rotations(proxy: Arc<Proxy>, at_start: Option<String>) {
             proxy.stats.rotations.count();
         }
         if before != in_use {
-            proxy.events.tell(Event::Rotation(events::Rotation {
+            proxy.events.publish(Event::Rotation(events::Rotation {
                 at: proxy.clock.now(),
                 project: token.claims.project_name(),
                 fingerprint: token.fingerprint().to_owned(),

@@ -46,7 +46,7 @@ const MAX_FILE_BYTES: u64 = 64 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
     /// Its directory is not private.
-    #[error("{}{}", .0.with_command(), .0.advice().map_or_else(String::new, |advice| format!("; {advice}")))]
+    #[error("{}", .0.with_advice())]
     Directory(#[from] private_dir::Problem),
     /// The state directory is inside the project, from where the key could be published.
     #[error(

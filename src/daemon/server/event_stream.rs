@@ -16,7 +16,7 @@ use hyper::body::Frame;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::connections::RelayGuard;
-use crate::events::{Event, Events, Listener};
+use crate::events::{Event, Events, Subscription};
 use crate::proxy::error::{Code, RequestError};
 use crate::proxy::reply::{self, Reply, ReplyBody};
 
@@ -38,7 +38,7 @@ pub(super) enum Filter {
 struct EventLines {
     past: Option<Vec<Arc<Event>>>,
     filter: Filter,
-    listener: Listener,
+    listener: Subscription,
     _relay: RelayGuard,
     _permit: OwnedSemaphorePermit,
 }
@@ -86,8 +86,8 @@ pub(super) fn reply(
         return Err(error);
     };
     let (past, listener) = match filter {
-        Filter::All => events.listen(),
-        Filter::Problems => (Vec::new(), events.listen_to_kept()),
+        Filter::All => events.subscribe(),
+        Filter::Problems => (Vec::new(), events.subscribe_without_hits()),
     };
     let lines = EventLines { past: Some(past), filter, listener, _relay: relay, _permit: permit };
     let frames = unfold(lines, async |mut lines| {

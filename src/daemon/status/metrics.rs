@@ -41,7 +41,7 @@ impl Status {
             ("refused_total", "Requests answered with an error of the sidecar's own.", counts.refused),
             ("failed_total", "Requests answered with an error, whether upstream's or the sidecar's.", counts.failed),
             ("connections", "Open client connections.", connections as u64),
-            ("event_listeners", "Open event streams.", self.events.listeners() as u64),
+            ("event_listeners", "Open event streams.", self.events.subscribers() as u64),
             ("unknown_peers_total", "Accepted connections whose user could not be determined.", counts.unknown_peers),
             ("oidc_rotations_total", "OIDC tokens that replaced another.", counts.rotations),
             ("ready", "1 while a valid credential is loaded.", u64::from(identity.credential(now).is_ok())),

@@ -10,7 +10,7 @@ use notify_rust::{Notification, NotificationHandle};
 use tracing::debug;
 
 use crate::credential::warning::Warning as Expiry;
-use crate::events::{Event, Events, Listener, Rotation, Warning};
+use crate::events::{Event, Events, Rotation, Subscription, Warning};
 use crate::remedy::Remedy;
 
 /// Time for the desktop to show a notification.
@@ -20,7 +20,7 @@ const MAX_TITLE_CHARS: usize = 120;
 
 /// Turns events into notifications.
 pub struct Notices {
-    events: Listener,
+    events: Subscription,
     expiring_within: Duration,
 }
 
@@ -37,7 +37,7 @@ struct Notice {
 impl Notices {
     /// Subscribes to `events`. A fresh token that expires within `expiring_within` is not announced.
     pub fn new(events: &Events, expiring_within: Duration) -> Self {
-        Self { events: events.listen_to_kept(), expiring_within }
+        Self { events: events.subscribe_without_hits(), expiring_within }
     }
 
     /// Shows notifications until the events end.

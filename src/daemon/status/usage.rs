@@ -216,7 +216,7 @@ impl UsageRecorder {
 /// Why the counts could not be saved.
 #[derive(Debug, thiserror::Error)]
 enum SaveError {
-    #[error("{}{}", .0.with_command(), .0.advice().map_or_else(String::new, |advice| format!("; {advice}")))]
+    #[error("{}", .0.with_advice())]
     Directory(#[from] private_dir::Problem),
     #[error("could not encode the usage: {0}")]
     Encode(#[from] serde_json::Error),

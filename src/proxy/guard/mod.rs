@@ -401,7 +401,7 @@ pub fn is_browser_window(headers: &HeaderMap) -> bool {
 fn has_run_key(headers: &HeaderMap, policy: &Policy) -> bool {
     let mut sent = headers.get_all(KEY_HEADER).iter();
     match (policy.required_run_key(), sent.next(), sent.next()) {
-        (Some(key), Some(sent), None) => key.is(sent.as_bytes()),
+        (Some(key), Some(sent), None) => key.matches(sent.as_bytes()),
         _ => false,
     }
 }
@@ -411,7 +411,7 @@ pub fn require_key(headers: &HeaderMap, policy: &Policy) -> Result<(), RequestEr
     let mut values = headers.get_all(KEY_HEADER).iter();
     let only = values.next().filter(|_| values.next().is_none());
     match &policy.key {
-        Some(key) if key.is(only.map_or(b"", HeaderValue::as_bytes)) => Ok(()),
+        Some(key) if key.matches(only.map_or(b"", HeaderValue::as_bytes)) => Ok(()),
         _ => Err(RequestError::new(Code::KeyRequired, "This needs the instance key in a Sidecar-Key header.")),
     }
 }

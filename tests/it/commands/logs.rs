@@ -90,7 +90,7 @@ async fn a_signal_ends_it_also_while_its_reader_is_full() {
     let mut logs = stage.command(&["logs", "-f"]).spawn().expect("a process");
     let (token, mut app) = (stage.token(APP), KeptAlive::to(stage.addr).await);
     let followed = async {
-        while !stage.server.proxy().events.is_heard() {
+        while !stage.server.proxy().events.has_subscribers() {
             tokio::task::yield_now().await;
         }
     };

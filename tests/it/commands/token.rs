@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use connect_sidecar::emulator::fault::{Fault, Trouble};
+use connect_sidecar::emulator::fault::{Fault, FaultKind};
 use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use serde_json::Value;
 
@@ -158,7 +158,7 @@ async fn an_error_comes_with_the_command_that_mends_it() {
             (Fault::status(403, "forbidden"), "run `vercel connect attach slack/acme-slack --environment development`"),
             (Fault::status(422, "client_installation_required"), "run `vercel connect open slack/acme-slack`"),
             (Fault::status(422, "user_authorization_required"), "run `vercel connect token slack/acme-slack`"),
-            (Fault::once(Trouble::Reset), "error: "),
+            (Fault::once(FaultKind::Reset), "error: "),
         ] {
             desk.emulator.inject(fault.on("/token/"));
             let ended = run(desk.sidecar(&["token", SLACK_UID, "--scopes", "x"])).await;

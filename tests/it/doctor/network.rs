@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use connect_sidecar::emulator::fault::{Fault, Trouble};
+use connect_sidecar::emulator::fault::{Fault, FaultKind};
 use connect_sidecar::emulator::{Emulator, Options};
 use connect_sidecar::os::clock::Clock;
 use tokio::net::TcpListener;
@@ -89,7 +89,7 @@ async fn a_certificate_of_an_unknown_authority_is_named_with_the_one_to_pass() {
 async fn an_answer_that_is_none_of_connects_is_told_from_connects_own_trouble() {
     let html = "<html>Welcome to the hotel</html>";
     for (fault, code) in [
-        (Fault::always(Trouble::Reset), "upstream_broken_off"),
+        (Fault::always(FaultKind::Reset), "upstream_broken_off"),
         (Fault::answer(200, "text/html", html), "captive_portal"),
         (Fault::redirect("http://portal.example/login"), "captive_portal"),
         (Fault::answer(502, "text/html", html), "upstream_failing"),
@@ -104,7 +104,7 @@ async fn an_answer_that_is_none_of_connects_is_told_from_connects_own_trouble() 
 #[tokio::test]
 async fn it_ends_within_ten_seconds_also_where_nobody_answers() {
     let desk = healthy().await;
-    desk.emulator.inject(Fault::always(Trouble::Hang));
+    desk.emulator.inject(Fault::always(FaultKind::Hang));
     let begun = std::time::Instant::now();
     check_up(&desk, doctor(&desk)).await.found("problem", "upstream_timeout");
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());

@@ -1,4 +1,4 @@
-//! The caller's leg: three kinds of credential, links, roles, limits.
+//! Callers: the three kinds of credentials, links, permissions and rate limits.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const OWN: &str = r#"{"subject":{"type":"user","id":"user_ada"}}"#;
 const JWT: &str = r#"{"subject":{"type":"jwt-bearer","sub":"x"}}"#;
 
 #[tokio::test]
-async fn an_oidc_token_stands_for_its_project_in_its_environment() {
+async fn an_oidc_token_authorizes_its_project_in_its_environment() {
     let emulator = emulator("").await;
     let token = |change: &dyn Fn(&mut Subject)| {
         let mut subject = emulator.read(Subject::development);
@@ -71,7 +71,7 @@ async fn an_oidc_token_stands_for_its_project_in_its_environment() {
 }
 
 #[tokio::test]
-async fn a_connector_of_another_environment_is_out_of_reach() {
+async fn a_connector_of_another_environment_is_refused() {
     let of = |environment: &str| {
         let links = format!("links = [{{ project = \"web\", environments = [\"{environment}\"] }}]");
         format!("[[connectors]]\nuid = \"oauth/crm-{environment}\"\n{links}\ngranted_to = [\"user_ada\"]\n")
@@ -100,7 +100,7 @@ async fn a_connector_of_another_environment_is_out_of_reach() {
 }
 
 #[tokio::test]
-async fn an_oidc_token_ends_and_keeps_to_its_project_where_an_access_token_does_not() {
+async fn an_oidc_token_expires_and_is_limited_to_its_project_unlike_an_access_token() {
     let worker = "[[connectors]]\nuid = \"oauth/queue\"\n\
                   links = [{ project = \"worker\", environments = [\"development\"] }]";
     let emulator = emulator(worker).await;
@@ -118,7 +118,7 @@ async fn an_oidc_token_ends_and_keeps_to_its_project_where_an_access_token_does_
 }
 
 #[tokio::test]
-async fn an_access_token_is_one_users_within_its_scope() {
+async fn an_access_token_authorizes_one_user_within_its_scope() {
     let emulator = emulator("").await;
     for (bearer, query, body, status, says) in [
         ("vcp_web", "?teamId=team_acme", APP, 200, ""),
@@ -153,7 +153,7 @@ async fn an_access_token_is_one_users_within_its_scope() {
     }
 }
 
-/// Requests that each need one permission, in the order that they can be sent in.
+/// Requests that each require one permission, in an order in which they can be sent.
 const PERMITTED: [(&str, &str, &str); 7] = [
     ("GET", "/v1/connect/connectors/slack%2Facme-slack", ""),
     ("GET", "/v2/connect/connectors", ""),
@@ -165,7 +165,7 @@ const PERMITTED: [(&str, &str, &str); 7] = [
 ];
 
 #[tokio::test]
-async fn viewing_getting_tokens_mutating_attaching_and_revoking_are_permitted_separately() {
+async fn each_permission_on_connectors_is_checked_separately() {
     for (session, permitted) in [
         (OWNER, [true; 7]),
         ("vca_member", [true; 7]),
@@ -197,7 +197,7 @@ async fn viewing_getting_tokens_mutating_attaching_and_revoking_are_permitted_se
 }
 
 #[tokio::test]
-async fn every_documented_error_is_as_its_row_says() {
+async fn every_documented_error_matches_its_row() {
     let more = "[[connectors]]\nuid = \"github/none\"\nlinks = [{ project = \"web\", environments = [\"development\"] }]\n\
                 [[connectors]]\nuid = \"snowflake/dw\"\nlinks = [{ project = \"web\", environments = [\"production\"] }]\n\
                 [[faults]]\nkind = \"revoked_grant\"\non = \"user-gone\"";
@@ -225,7 +225,7 @@ async fn every_documented_error_is_as_its_row_says() {
 }
 
 #[tokio::test]
-async fn reads_and_writes_are_limited_for_the_whole_team() {
+async fn reads_and_writes_are_rate_limited_per_team() {
     for (retry_after, header) in [(false, false), (true, true)] {
         let emulator = emulator(&format!("[limits]\nreads = 3\nwrites = 1\nretry_after = {retry_after}")).await;
         let oidc = emulator.oidc_token(DEVELOPMENT_LIFE);
@@ -243,14 +243,14 @@ async fn reads_and_writes_are_limited_for_the_whole_team() {
         assert_eq!((revoke().send().await.status, revoke().send().await.status), (200, 429), "writes apart");
         assert_eq!(request(&emulator, OWNER, "GET", "/v2/user").send().await.status, 200, "an account is not limited");
 
-        // The emulator's own clock moves the window.
+        // The rate limit's window follows the emulator's clock.
         assert_eq!(admin(&emulator, "POST", "faults", r#"{"kind":"clock_skew","by":"60s"}"#).await.status, 204);
         assert_eq!(request(&emulator, OWNER, "GET", metadata).send().await.status, 200);
     }
 }
 
 #[tokio::test]
-async fn its_issuer_publishes_what_verifies_its_tokens() {
+async fn the_issuer_publishes_the_keys_for_its_tokens() {
     let emulator = emulator("").await;
     let get = async |path: &str| Request::new(emulator.addr(), "GET", path).send().await.json();
     let discovery = get("/acme/.well-known/openid-configuration").await;
@@ -269,7 +269,7 @@ async fn its_issuer_publishes_what_verifies_its_tokens() {
 }
 
 #[tokio::test]
-async fn an_env_file_is_for_whom_it_is_asked() {
+async fn an_env_file_is_issued_for_the_requested_project_and_user() {
     let emulator = emulator("").await;
     let claims = async |query: &str| {
         let reply = admin(&emulator, "GET", &format!("env.local{query}"), "").await;

@@ -1,9 +1,9 @@
-//! The requests that the real SDKs and the CLI were captured sending, in `shared/wire` beside the checkout, sent to the
-//! emulator: each is answered with what its client made something of.
+//! Sends captured requests of the real SDKs and the CLI, from `shared/wire` beside the checkout, to the emulator and
+//! checks the shape of the responses.
 //!
-//! A capture holds what the client made of the answer, not the answer. That is the answer itself where the client hands
-//! it on as it is (`getTokenResponse`, `startAuthorization`, the CLI's `--json`): then all its keys are due, of the same
-//! types. Another capture of the same route is due the same. Revocations come last, since they take grants away.
+//! A capture contains the client's result, not the response. Where the client returns the response unchanged
+//! (`getTokenResponse`, `startAuthorization`, the CLI's `--json`), the emulator's response must have the same keys and
+//! types; this then applies to all captures of the route. Revocations are sent last, since they remove grants.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 
 use super::request;
 
-/// Where the captures are.
+/// The directory of the captures.
 const CAPTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/wire");
 
-/// All that the captures ask for, by the names that they have for it.
+/// Everything that the captures refer to, by its name there.
 const SEED: &str = r#"
 [team]
 id = "team_x"
@@ -32,7 +32,7 @@ token = "tok_cli"
 user = "user_1"
 "#;
 
-/// The connectors of the captures, with who has consented.
+/// The connectors in the captures, with the users who have consented.
 const CONNECTORS: [(&str, &str, &str); 8] = [
     ("scl_1", "slack/acme", "user_1"),
     ("scl_2", "slack/acme-slack", ""),
@@ -43,13 +43,13 @@ const CONNECTORS: [(&str, &str, &str); 8] = [
     ("scl_7", "mcp.linear.app/a b%2F?é", ""),
     ("scl_8", "needs-auth", ""),
 ];
-/// Where they are installed.
+/// Their installations.
 const INSTALLATIONS: [&str; 6] = ["inst_1", "inst_abc", "other", "r1", "r2", "r3"];
 
-/// What no client was refused by the stand-in that it was captured with, and is refused here: no connector is named.
+/// Requests without a connector, which the server of the captures accepted and the emulator refuses.
 const NAMELESS: &str = "/v1/connect/token/";
 
-/// A request and what is due for it.
+/// A captured request and the expected response.
 #[derive(Debug)]
 struct Capture {
     file: String,
@@ -65,7 +65,7 @@ impl Capture {
         let text = |key: &str| request[key].as_str().unwrap_or_default().to_owned();
         let url = text("url");
         let target = match url.split_once("://") {
-            // The region can smuggle a path into the host: a way to a relay that Connect is not.
+            // A region can contain a path, which moves `/v1/` to the right.
             Some((_, rest)) => rest[rest.find("/v1/").expect("a path")..].to_owned(),
             None => url,
         };
@@ -73,7 +73,7 @@ impl Capture {
         Self { file: file.into(), bearer: "", method: text("method"), target, body: text("body"), refused }
     }
 
-    /// The method, and the path with nothing in it that is a name.
+    /// Method and path, without names.
     fn route(&self) -> String {
         let path = self.target.split('?').next().unwrap_or_default();
         let segments = path.split('/').enumerate().map(|(n, segment)| if n == 4 { "*" } else { segment });
@@ -81,7 +81,7 @@ impl Capture {
     }
 }
 
-/// The captures, and what the clients made of answers, by route.
+/// The captures, and the results of the clients by route.
 #[derive(Debug, Default)]
 struct Captures {
     all: Vec<Capture>,
@@ -89,7 +89,7 @@ struct Captures {
 }
 
 impl Captures {
-    /// `None`, and why on stderr, where they are not there.
+    /// `None` if there are no captures, with a note on stderr.
     fn read() -> Option<Self> {
         if !Path::new(CAPTURES).is_dir() {
             eprintln!("SKIPPED, for want of the captures: there is no {CAPTURES}");
@@ -113,7 +113,7 @@ impl Captures {
 
     fn add(&mut self, file: &str, capture: &Value) {
         if let Some(captures) = capture.as_array() {
-            // Connections to a proxy, and what SDKs made of errors, are no requests.
+            // Skips CONNECT requests to a proxy, and results of errors.
             captures.iter().filter(|c| c["method"].is_string()).for_each(|c| self.all.push(Capture::read(file, c)));
             captures.iter().filter(|c| c["requests"].is_array()).for_each(|c| self.add(file, c));
             return;
@@ -121,12 +121,12 @@ impl Captures {
         let requests = capture["requests"].as_array().into_iter().flatten();
         let mut read: Vec<_> = requests.map(|request| Capture::read(file, request)).collect();
         let Some(last) = read.last_mut() else { return };
-        // Only the last request of a command can be what it failed by.
+        // If a command failed, the last request caused it.
         last.refused |= capture["exit"].as_u64().is_some_and(|code| code != 0);
         let printed = capture["stdout"].as_str().and_then(|text| serde_json::from_str(text).ok());
         let mut made = printed.unwrap_or(capture["result"].clone());
         if let Some(made) = made.as_object_mut().filter(|_| !last.refused) {
-            // The SDK's name of `data`, which an answer need not have.
+            // The SDK's name for `data`, which is optional in a response.
             made.remove("vendor");
             self.shapes.entry(last.route()).or_default().push(json!(made));
         }
@@ -149,7 +149,7 @@ async fn emulator() -> Emulator {
     Emulator::start(Options { world, ..Options::default() }).await.expect("an emulator")
 }
 
-/// That an answer has all that is due, of the same types.
+/// Checks that a response has the expected keys, with values of the same types.
 fn assert_has(answer: &Value, due: &Value, what: &str) {
     if let Value::Object(due) = due {
         for (key, due) in due {
@@ -161,7 +161,7 @@ fn assert_has(answer: &Value, due: &Value, what: &str) {
 }
 
 #[tokio::test]
-async fn captured_requests_are_answered_with_what_their_clients_understood() {
+async fn captured_requests_get_responses_of_the_captured_shape() {
     let Some(captures) = Captures::read() else { return };
     let emulator = emulator().await;
     let oidc = emulator.oidc_token(DEVELOPMENT_LIFE);

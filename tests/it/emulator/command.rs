@@ -1,9 +1,9 @@
-//! `connect-sidecar emulate` as a user runs it.
+//! `connect-sidecar emulate`, started as a user starts it.
 
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 
-use connect_sidecar::emulator::fault::Kind;
+use connect_sidecar::emulator::fault::ScriptKind;
 use connect_sidecar::emulator::seed;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -18,21 +18,21 @@ pub fn home() -> TempDir {
     tempfile::tempdir().expect("a directory")
 }
 
-/// The command in a home, on any free port.
+/// The command with this home directory and a free port.
 fn emulate(home: &TempDir, arguments: &[&str]) -> Command {
     let mut command = sidecar(home.path());
     command.args(["emulate", "--port", "0"]).args(arguments).env("TMPDIR", home.path());
     command
 }
 
-/// Starts it and waits for all it says.
+/// Starts the command and waits for its output.
 pub async fn start(home: &TempDir, arguments: &[&str]) -> Serving {
     let mut serving = Serving::start(emulate(home, arguments)).await;
     serving.wait_for_log("the sidecar ").await;
     serving
 }
 
-/// What stands after a name in the lines for first use.
+/// The value after a name in the output.
 fn line<'s>(serving: &'s Serving, name: &str) -> &'s str {
     let line = serving.log().lines().find_map(|line| line.strip_prefix("  ")?.strip_prefix(name));
     line.unwrap_or_else(|| panic!("{name}: {}", serving.log())).trim()
@@ -44,12 +44,12 @@ async fn shell(home: &TempDir, line: &str) -> crate::support::process::Ended {
     run(command).await
 }
 
-/// The token in what an env file says.
+/// The token in an env file.
 fn token(env_file: &str) -> &str {
     env_file.split('"').nth(1).expect("a token")
 }
 
-/// Does what the line for an env file says; the token that came.
+/// Runs the printed command for an env file and returns the token in it.
 pub async fn fetch_env_file(home: &TempDir, serving: &Serving) -> String {
     let curl = line(serving, "an env file").to_owned();
     assert_eq!(shell(home, &curl).await.code, Some(0), "{curl}");
@@ -57,7 +57,7 @@ pub async fn fetch_env_file(home: &TempDir, serving: &Serving) -> String {
 }
 
 #[tokio::test]
-async fn the_lines_for_first_use_are_right_as_they_stand() {
+async fn the_printed_commands_work_as_printed() {
     let home = home();
     let serving = start(&home, &[]).await;
     assert_eq!(serving.ready_line, format!("connect-sidecar emulator listening on http://{}", serving.addr));
@@ -75,7 +75,7 @@ async fn the_lines_for_first_use_are_right_as_they_stand() {
 }
 
 #[tokio::test]
-async fn with_tls_its_ca_is_a_file_that_goes_with_it() {
+async fn the_ca_file_is_removed_when_the_emulator_ends() {
     let home = home();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         let serving = start(&home, &["--tls"]).await;
@@ -94,7 +94,7 @@ async fn with_tls_its_ca_is_a_file_that_goes_with_it() {
 }
 
 #[tokio::test]
-async fn a_state_survives_a_restart_with_its_credentials_and_without_its_seed() {
+async fn the_state_survives_a_restart_with_its_credentials_and_without_its_seed() {
     let home = home();
     let (seed, state) = (home.path().join("seed.toml"), home.path().join("state.json"));
     let example = run(emulate(&home, &["--example-seed"])).await;
@@ -110,7 +110,7 @@ async fn a_state_survives_a_restart_with_its_credentials_and_without_its_seed() 
     let revoke = Request::new(first.addr, "DELETE", "/v1/connect/connectors/slack%2Facme-slack/tokens").json("{}");
     let revoked = revoke.header("authorization", &bearer).send().await;
     assert_eq!(revoked.json()["deleted"], 1, "{}", revoked.text());
-    // Killed, not asked to end: what was answered is kept.
+    // SIGKILL: everything that was confirmed must be saved already.
     first.signal(Signal::SIGKILL);
     first.end().await;
 
@@ -130,7 +130,7 @@ async fn a_state_survives_a_restart_with_its_credentials_and_without_its_seed() 
 }
 
 #[tokio::test]
-async fn mistakes_in_a_seed_or_in_flags_end_it_with_2_all_of_them() {
+async fn all_mistakes_in_seed_and_flags_are_reported_with_exit_code_2() {
     let home = home();
     let seed = home.path().join("seed.toml");
     std::fs::write(&seed, "[team]\nslug = \"acme\"\nsulg = \"x\"\n[[sessions]]\ntoken = \"t\"\nuser = \"user_x\"\n")
@@ -152,7 +152,7 @@ async fn mistakes_in_a_seed_or_in_flags_end_it_with_2_all_of_them() {
 }
 
 #[tokio::test]
-async fn a_taken_port_ends_it_with_3() {
+async fn a_taken_port_gives_exit_code_3() {
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a listener");
     let port = listener.local_addr().expect("an address").port().to_string();
     let home = home();
@@ -164,7 +164,7 @@ async fn a_taken_port_ends_it_with_3() {
 }
 
 #[tokio::test]
-async fn it_is_limited_as_vercel_is() {
+async fn the_seed_sets_rate_limits() {
     let home = home();
     let serving = start(&home, &[]).await;
     let metadata = Request::new(serving.addr, "GET", "/v1/connect/connectors/slack%2Facme-slack")
@@ -177,14 +177,14 @@ async fn it_is_limited_as_vercel_is() {
 }
 
 #[tokio::test]
-async fn its_help_names_each_fault_with_what_that_takes() {
+async fn the_help_lists_each_fault_with_its_parameters() {
     let home = home();
     let help = run(emulate(&home, &["--help"])).await.stdout;
     let (_, faults) = help.split_once("\nFaults, ").expect("a list");
-    for (_, name, _, takes) in Kind::ALL {
+    for (_, name, takes) in ScriptKind::ALL {
         let line = faults.lines().find(|line| line.trim_start().split(' ').next() == Some(name));
         let line = line.unwrap_or_else(|| panic!("{name}: {faults}"));
-        // What errors have in general stands with those that are ordered for it.
+        // `retry_after` is documented once for all errors.
         let own = takes.split('`').skip(1).step_by(2).filter(|parameter| *parameter != "retry_after");
         assert!(own.into_iter().all(|parameter| line.contains(&format!("`{parameter}`"))), "{line}");
     }
@@ -192,7 +192,7 @@ async fn its_help_names_each_fault_with_what_that_takes() {
 }
 
 #[tokio::test]
-async fn an_env_file_that_comes_as_it_says_is_for_its_owner_alone() {
+async fn the_printed_command_makes_an_env_file_only_its_owner_can_read() {
     let home = home();
     let serving = start(&home, &[]).await;
     fetch_env_file(&home, &serving).await;

@@ -1,5 +1,4 @@
-//! Consents and installations: begun by an app, decided without a browser, polled for. What is brought in, and what is
-//! taken back.
+//! Consents and installations that an app starts and the admin API decides; imported tokens; revocation.
 
 use connect_sidecar::emulator::Emulator;
 use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
@@ -22,7 +21,7 @@ async fn result(emulator: &Emulator, verifier: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_consent_that_is_given_brings_a_token() {
+async fn an_approved_consent_gives_a_token() {
     let emulator = emulator("").await;
     let user = json!({"subject": {"type": "user", "id": "app_user_2"}, "returnUrl": "http://localhost:3000/done"});
     let ask = || {
@@ -49,7 +48,7 @@ async fn a_consent_that_is_given_brings_a_token() {
 }
 
 #[tokio::test]
-async fn a_consent_that_is_denied_brings_none() {
+async fn a_denied_consent_gives_no_token() {
     let emulator = emulator("").await;
     let user = json!({"subject": {"type": "user", "id": "app_user_2"}, "deviceCode": true});
     let begun = begin(&emulator, "/v1/connect/authorize/slack%2Facme-slack", &user).await;
@@ -66,7 +65,7 @@ async fn a_consent_that_is_denied_brings_none() {
 }
 
 #[tokio::test]
-async fn an_installation_is_where_it_was_asked_for() {
+async fn an_installation_is_in_the_requested_tenant() {
     let more =
         "[[connectors]]\nuid = \"github/app\"\nlinks = [{ project = \"web\", environments = [\"development\"] }]";
     let emulator = emulator(more).await;
@@ -81,7 +80,7 @@ async fn an_installation_is_where_it_was_asked_for() {
 }
 
 #[tokio::test]
-async fn a_webhook_is_https_and_a_subject_is_a_user() {
+async fn a_webhook_must_be_https_and_a_subject_a_user() {
     let emulator = emulator("").await;
     let token = emulator.oidc_token(DEVELOPMENT_LIFE);
     let target = "/v1/connect/authorize/slack%2Facme-slack";
@@ -98,7 +97,7 @@ async fn a_webhook_is_https_and_a_subject_is_a_user() {
 }
 
 #[tokio::test]
-async fn imported_tokens_are_given_out_until_they_end_or_are_revoked() {
+async fn imported_tokens_are_returned_until_they_expire_or_are_revoked() {
     let emulator = emulator("").await;
     let (oidc, ends) = (emulator.oidc_token(DEVELOPMENT_LIFE), 4_000_000_000_000_u64);
     let token = |subject: Value, name: &str, environment: &str, ends: u64| json!({"accessToken": name, "expiresAt": ends, "subject": subject, "environment": environment});

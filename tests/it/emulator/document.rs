@@ -1,5 +1,5 @@
-//! The OpenAPI document that the emulator serves, held against what it answers: schemathesis makes requests of the
-//! document, right ones and wrong ones, and finds no answer that is not in it.
+//! The OpenAPI document against the emulator's responses: schemathesis generates valid and invalid requests from the
+//! document and checks that every response is documented.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use super::{OWNER, admin, emulator};
 use crate::support::process::isolated;
 use crate::support::python;
 
-/// A connector of each kind, and two that may be spoiled; what `fuzz.py` knows.
+/// A connector of each type and two that requests may change. `fuzz.py` knows their names.
 const CONNECTORS: [&str; 6] =
     ["github/app", "snowflake/dw", "salesforce/crm", "api-key/maps", "slack/spare", "oauth/spare"];
 
-/// What an answer must be.
+/// The checks on a response.
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance";
 
-/// An emulator with a connector of each kind.
+/// An emulator with a connector of each type.
 async fn every_kind() -> Emulator {
     let installed = "installations = [{ id = \"inst_acme\", tenant = \"T0ACME\" }]\ngranted_to = [\"user_ada\"]\n";
     let linked = "links = [{ project = \"web\", environments = [\"development\", \"production\"] }]\n";
@@ -26,7 +26,7 @@ async fn every_kind() -> Emulator {
     emulator(&seeds.concat()).await
 }
 
-/// Lets schemathesis ask with a bearer, of the document's operations that `which` leaves.
+/// Runs schemathesis with a bearer token on the operations that the flags `which` select.
 async fn fuzz(emulator: &Emulator, python: &Path, bearer: &str, which: &[&str]) {
     let home = tempfile::tempdir().expect("a directory");
     std::fs::write(home.path().join("fuzz.py"), include_str!("fuzz.py")).expect("written");
@@ -35,7 +35,7 @@ async fn fuzz(emulator: &Emulator, python: &Path, bearer: &str, which: &[&str]) 
     let mut command = isolated(python.to_str().expect("a path"), home.path());
     command.args(["-m", "schemathesis.cli", "run", &document, "--url", &url, "--header", &header]);
     command.args(["--checks", CHECKS, "--phases", "coverage,fuzzing", "--max-examples", "12", "--seed", "1"]);
-    // The same requests in each run, however slow the machine is, and no files of its own.
+    // Deterministic requests, independent of the speed of the machine, and no files.
     command.args([
         "--suppress-health-check",
         "all",
@@ -52,17 +52,17 @@ async fn fuzz(emulator: &Emulator, python: &Path, bearer: &str, which: &[&str]) 
     assert!(output.status.success(), "{said}\n{complained}");
 }
 
-/// How many requests for a path that contains `part` were answered with this.
+/// How many requests with `part` in their target got this status.
 fn answered(emulator: &Emulator, part: &str, status: u16) -> usize {
     let is_it = |status: u16, of: Option<http::StatusCode>| of.is_some_and(|of| of.as_u16() == status);
     emulator.received().iter().filter(|r| r.target.contains(part) && is_it(status, r.answered)).count()
 }
 
 #[tokio::test]
-async fn no_answer_to_a_session_is_undocumented() {
+async fn every_response_to_a_session_is_documented() {
     let Some(python) = python::schemathesis().await else { return };
     let emulator = every_kind().await;
-    // What makes requests go wrong would do so here.
+    // Excluded, since faults would affect the other requests.
     fuzz(&emulator, &python, OWNER, &["--exclude-path", "/_emulator/faults"]).await;
     for (part, status) in [("/v1/connect/token/", 200), ("/connectors", 201), ("/authorize/", 200), ("/connect/", 409)]
     {
@@ -71,7 +71,7 @@ async fn no_answer_to_a_session_is_undocumented() {
 }
 
 #[tokio::test]
-async fn no_answer_to_a_project_is_undocumented() {
+async fn every_response_to_a_project_is_documented() {
     let Some(python) = python::schemathesis().await else { return };
     let emulator = every_kind().await;
     let bearer = emulator.oidc_token(DEVELOPMENT_LIFE);
@@ -82,14 +82,14 @@ async fn no_answer_to_a_project_is_undocumented() {
 }
 
 #[tokio::test]
-async fn no_answer_to_a_script_of_faults_is_undocumented() {
+async fn every_response_to_a_fault_script_is_documented() {
     let Some(python) = python::schemathesis().await else { return };
     let emulator = every_kind().await;
     fuzz(&emulator, &python, OWNER, &["--include-path", "/_emulator/faults"]).await;
 }
 
 #[tokio::test]
-async fn the_document_is_served_and_says_of_itself_what_it_is() {
+async fn the_document_is_served_and_identifies_itself() {
     let reply = admin(&emulator("").await, "GET", "openapi.json", "").await;
     assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")));
     assert_eq!(reply.json()["openapi"], "3.1.0");

@@ -1,4 +1,4 @@
-//! What can be made to go wrong, from the seed or by the admin route; and who may tell it to.
+//! Faults from the seed and the admin API, and who may use the admin API.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -22,7 +22,7 @@ async fn inject(emulator: &Emulator, script: &str) {
 }
 
 #[tokio::test]
-async fn answers_can_be_replaced_as_often_as_is_said() {
+async fn responses_are_replaced_as_often_as_requested() {
     let emulator = emulator("").await;
     for (script, status, code, retry_after) in [
         (r#"{"kind":"unauthorized","times":1}"#, 401, "unauthorized", None),
@@ -48,7 +48,7 @@ async fn answers_can_be_replaced_as_often_as_is_said() {
 }
 
 #[tokio::test]
-async fn a_fault_of_the_seed_strikes_only_what_it_is_for() {
+async fn a_fault_in_the_seed_applies_only_to_matching_requests() {
     let emulator = emulator("[[faults]]\nkind = \"unauthorized\"\non = \"/connectors/\"\ntimes = 1").await;
     assert_eq!(ask(&emulator).send().await.status, 200);
     let metadata = || request(&emulator, super::OWNER, "GET", "/v1/connect/connectors/slack%2Facme-slack");
@@ -56,7 +56,7 @@ async fn a_fault_of_the_seed_strikes_only_what_it_is_for() {
 }
 
 #[tokio::test]
-async fn an_answer_can_come_late_or_never() {
+async fn a_response_can_be_delayed_or_withheld() {
     let emulator = emulator("").await;
     inject(&emulator, r#"{"kind":"latency","by":"5s","times":1}"#).await;
     let late = ask(&emulator).begin().await;
@@ -75,7 +75,7 @@ async fn an_answer_can_come_late_or_never() {
 }
 
 #[tokio::test]
-async fn a_connection_can_be_reset_or_break_off() {
+async fn a_connection_can_be_reset_or_cut_off() {
     let emulator = emulator("").await;
     inject(&emulator, r#"{"kind":"reset","times":1}"#).await;
     let mut stream = TcpStream::connect(emulator.addr()).await.expect("a connection");
@@ -97,7 +97,7 @@ async fn a_connection_can_be_reset_or_break_off() {
 }
 
 #[tokio::test]
-async fn its_clock_can_be_off() {
+async fn the_clock_can_be_skewed() {
     let emulator = emulator("").await;
     let token = emulator.oidc_token(DEVELOPMENT_LIFE);
     let ask = || request(&emulator, &token, "POST", SLACK).json(APP);
@@ -118,7 +118,7 @@ async fn its_clock_can_be_off() {
 }
 
 #[tokio::test]
-async fn a_script_that_is_wrong_is_refused_with_what_would_be_right() {
+async fn an_invalid_script_is_refused_with_advice() {
     let emulator = emulator("").await;
     for (script, says) in [
         (r#"{"kind":"latency"}"#, "this kind needs `by`"),
@@ -132,7 +132,7 @@ async fn a_script_that_is_wrong_is_refused_with_what_would_be_right() {
 }
 
 #[tokio::test]
-async fn what_was_received_can_be_read_without_its_secrets() {
+async fn recorded_requests_are_shown_without_secrets() {
     let emulator = emulator("").await;
     let token = emulator.oidc_token(DEVELOPMENT_LIFE);
     request(&emulator, &token, "POST", SLACK).json(APP).send().await;
@@ -146,7 +146,7 @@ async fn what_was_received_can_be_read_without_its_secrets() {
 }
 
 #[tokio::test]
-async fn no_page_in_a_browser_reaches_its_own_routes() {
+async fn web_pages_cannot_reach_the_admin_api() {
     let emulator = emulator("").await;
     let get = |path: &str| Request::new(emulator.addr(), "GET", &format!("/_emulator/{path}"));
     for route in ["env.local", "requests", "consents"] {

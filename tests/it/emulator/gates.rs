@@ -1,16 +1,17 @@
-//! Who is let in at all: programs of this user. No page, whatever it calls itself, and no other user; on each route of the
-//! emulator and of the providers that it stands in for.
+//! Access control on each route of the emulator and the mock providers: programs of the same user are allowed; web
+//! pages and other users are not.
 
 use std::net::SocketAddr;
 
 use connect_sidecar::emulator::Emulator;
+use connect_sidecar::emulator::provider_kind::ProviderKind;
 use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 
 use super::{OWNER, SLACK, admin, emulator, request};
 use crate::support::http::{APP, Reply, Request};
 use crate::support::process::run;
 
-/// Every route, with something for each name in it; and some of the providers'.
+/// Every route of the emulator with its parameters filled in, and some of the mock providers.
 async fn routes(emulator: &Emulator) -> Vec<(SocketAddr, String, String)> {
     let document = admin(emulator, "GET", "openapi.json", "").await.json();
     let mut routes = Vec::new();
@@ -21,7 +22,7 @@ async fn routes(emulator: &Emulator) -> Vec<(SocketAddr, String, String)> {
         routes.extend(methods.map(|method| (emulator.addr(), method.to_uppercase(), target.clone())));
     }
     assert!(routes.len() > 50, "{routes:?}");
-    let providers = emulator.standins().base("oauth");
+    let providers = emulator.mock_providers().base(ProviderKind::OAuth);
     let providers = providers.trim_start_matches("http://").split('/').next().expect("an address").parse();
     let providers: SocketAddr = providers.expect("an address");
     for (method, path) in [
@@ -43,7 +44,7 @@ fn code(reply: &Reply) -> String {
 }
 
 #[tokio::test]
-async fn no_page_reaches_any_route_by_its_own_name_or_by_ours() {
+async fn web_pages_cannot_reach_any_route() {
     let emulator = emulator("").await;
     let routes = routes(&emulator).await;
     for (addr, method, target) in &routes {
@@ -56,7 +57,7 @@ async fn no_page_reaches_any_route_by_its_own_name_or_by_ours() {
             ("sec-fetch-site", "cross-site", "browser_request_refused"),
             ("sec-fetch-site", "same-site", "browser_request_refused"),
         ] {
-            // With a good credential and a body that is not read.
+            // With a valid credential.
             let ask = Request::new(*addr, method, target).header("authorization", &format!("Bearer {OWNER}"));
             let reply = ask.header(name, value).send().await;
             assert_eq!((reply.status, &*code(&reply)), (403, says), "{method} {target} {name}: {value}");
@@ -64,12 +65,12 @@ async fn no_page_reaches_any_route_by_its_own_name_or_by_ours() {
         let without_host = Request::new(*addr, method, target).without("host").send().await;
         assert!(matches!(without_host.status, 400 | 403), "{method} {target}: {}", without_host.status);
     }
-    assert_eq!(emulator.received().len(), 0, "none of it counts as asked");
-    assert_eq!(emulator.standins().seen(), []);
+    assert_eq!(emulator.received().len(), 0, "no refused request is recorded");
+    assert_eq!(emulator.mock_providers().requests(), []);
 }
 
 #[tokio::test]
-async fn a_browser_that_is_led_to_a_page_is_let_in_and_nowhere_else() {
+async fn a_browser_may_navigate_to_pages_only() {
     let emulator = emulator("").await;
     let led = |addr, target: &str| {
         let ask = Request::new(addr, "GET", target).header("sec-fetch-site", "cross-site");
@@ -88,7 +89,7 @@ async fn a_browser_that_is_led_to_a_page_is_let_in_and_nowhere_else() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 #[allow(clippy::print_stderr, reason = "a test that cannot be run says so")]
-async fn another_user_of_this_machine_gets_nothing() {
+async fn another_user_of_this_machine_is_refused() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("not tried: only root can ask as another user");
         return;
@@ -96,7 +97,7 @@ async fn another_user_of_this_machine_gets_nothing() {
     const NOBODY: u32 = 65_534;
     let emulator = emulator("").await;
     let bearer = format!("authorization: Bearer {}", emulator.oidc_token(DEVELOPMENT_LIFE));
-    let provider = format!("{}/.well-known/openid-configuration", emulator.standins().base("oauth"));
+    let provider = format!("{}/.well-known/openid-configuration", emulator.mock_providers().base(ProviderKind::OAuth));
     let ours = |path: &str| format!("{}{path}", emulator.url());
     for url in
         [ours("/_emulator/env.local"), ours("/_emulator/requests"), ours(SLACK), ours("/connect/callback"), provider]

@@ -1,5 +1,5 @@
-//! The emulator of Vercel Connect, asked directly: who may do what, what the real CLI gets, what can be made to go wrong,
-//! and the command that runs it.
+//! The emulator of Vercel Connect without a sidecar: authorization, the real clients, faults, and the `emulate`
+//! command.
 
 mod callers;
 mod captured;
@@ -17,12 +17,12 @@ use connect_sidecar::emulator::{Emulator, Options};
 
 use crate::support::http::{Reply, Request};
 
-/// The connector that works, as a path.
+/// The token route of the connector that works.
 pub const SLACK: &str = "/v1/connect/token/slack%2Facme-slack";
-/// The session of the team's owner.
+/// The owner's CLI session.
 pub const OWNER: &str = "vca_owner";
 
-/// Two projects, somebody of each role, and credentials for all of them.
+/// Two projects, a member of each role, and credentials for each.
 pub const SEED: &str = r#"
 [team]
 slug = "acme"
@@ -87,18 +87,18 @@ token = "vca_security"
 user = "user_sec"
 "#;
 
-/// An emulator of [`SEED`] and more.
+/// An emulator with [`SEED`] and `more`.
 pub async fn emulator(more: &str) -> Emulator {
     let world = seed::read(&format!("{SEED}\n{more}")).unwrap_or_else(|e| panic!("{e}"));
     Emulator::start(Options { world, ..Options::default() }).await.expect("an emulator")
 }
 
-/// A request with this bearer.
+/// A request with this bearer token.
 pub fn request(emulator: &Emulator, bearer: &str, method: &str, target: &str) -> Request {
     Request::new(emulator.addr(), method, target).header("authorization", &format!("Bearer {bearer}"))
 }
 
-/// Sends one; the status, code and message of what comes.
+/// Sends a request and returns status, code and message of the response.
 pub async fn refusal(request: Request) -> (u16, String, String) {
     let reply = request.send().await;
     let error = &reply.json()["error"];
@@ -106,7 +106,7 @@ pub async fn refusal(request: Request) -> (u16, String, String) {
     (reply.status, text("code"), text("message"))
 }
 
-/// Sends one to a route of the emulator's own.
+/// Sends a request to the admin API.
 pub async fn admin(emulator: &Emulator, method: &str, route: &str, body: &str) -> Reply {
     Request::new(emulator.addr(), method, &format!("/_emulator/{route}")).json(body).send().await
 }

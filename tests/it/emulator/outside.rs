@@ -1,9 +1,9 @@
-//! What the emulator reads of its environment and whom it asks elsewhere: what the command line names, whatever a seed, a
-//! kept state or the API says.
+//! Environment variables and remote issuers: the emulator uses only those that the command line allows, whatever a
+//! seed, a state file or the API names.
 
 use std::path::Path;
 
-use connect_sidecar::emulator::outside::Outside;
+use connect_sidecar::emulator::allowlist::Allowlist;
 use connect_sidecar::emulator::seed;
 use connect_sidecar::emulator::{Emulator, Options};
 use serde_json::{Value, json};
@@ -18,12 +18,12 @@ use crate::support::process::{Ended, Serving, run, sidecar};
 const LINK: &str = "links = [{ project = \"web\", environments = [\"development\"] }]";
 const SECRET: &str = "value-of-the-variable";
 
-/// A seed of a project with this connector.
+/// A seed with a project and this connector.
 fn seed_with(connector: &str) -> String {
     format!("[team]\nslug = \"acme\"\n[[members]]\nid = \"user_ada\"\n[[projects]]\nname = \"web\"\n{connector}\n")
 }
 
-/// The emulator with a seed and these flags, and a variable.
+/// The command with a seed, these flags, and a variable in its environment.
 fn emulate(home: &TempDir, seed: &str, flags: &[&str]) -> Command {
     let path = home.path().join("seed.toml");
     std::fs::write(&path, seed).expect("written");
@@ -39,7 +39,7 @@ async fn refused(command: Command) -> Vec<String> {
     stderr.lines().map(str::to_owned).collect()
 }
 
-/// What a plain token request for a connector gets.
+/// The response to a token request for a connector.
 async fn token_of(home: &TempDir, serving: &Serving, connector: &str) -> Value {
     let bearer = fetch_env_file(home, serving).await;
     let target = format!("/v1/connect/token/{connector}");
@@ -48,7 +48,7 @@ async fn token_of(home: &TempDir, serving: &Serving, connector: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_seed_uses_what_the_command_line_allows_and_says_all_that_it_does_not() {
+async fn a_seed_may_only_use_what_the_command_line_allows() {
     let home = home();
     let maps = format!("[[connectors]]\nuid = \"api-key/maps\"\n{LINK}\ndata = {{ api_key_env = \"MAPS_KEY\" }}");
     let more = format!(
@@ -93,7 +93,7 @@ async fn a_seed_uses_what_the_command_line_allows_and_says_all_that_it_does_not(
 }
 
 #[tokio::test]
-async fn a_kept_state_is_believed_no_more_than_a_seed() {
+async fn a_state_file_may_only_use_what_the_command_line_allows() {
     let home = home();
     let maps = format!("[[connectors]]\nuid = \"api-key/maps\"\n{LINK}\ndata = {{ api_key_env = \"MAPS_KEY\" }}");
     let state = home.path().join("state.json");
@@ -110,14 +110,14 @@ async fn a_kept_state_is_believed_no_more_than_a_seed() {
 }
 
 #[tokio::test]
-async fn the_api_names_no_variable_even_where_a_seed_may() {
+async fn the_api_may_not_name_a_variable() {
     let more = format!(
         "[[connectors]]\nuid = \"oauth/mine\"\n{LINK}\ndata = {{ client_id = \"x\", client_secret_env = \"MAPS_KEY\" }}\n\
          [[connectors]]\nuid = \"api-key/plain\"\n{LINK}"
     );
-    let outside = || Outside::new([("MAPS_KEY".to_owned(), SECRET.into())].into(), Vec::new());
-    let world = seed::read_with(&format!("{SEED}\n{more}"), &outside()).unwrap_or_else(|e| panic!("{e}"));
-    let options = Options { world, outside: outside(), ..Options::default() };
+    let allowlist = || Allowlist::new([("MAPS_KEY".to_owned(), SECRET.into())].into(), Vec::new());
+    let world = seed::read_with(&format!("{SEED}\n{more}"), &allowlist()).unwrap_or_else(|e| panic!("{e}"));
+    let options = Options { world, allowlist: allowlist(), ..Options::default() };
     let emulator = Emulator::start(options).await.expect("an emulator");
     let of = |connector: &str| format!("/v1/connect/connectors/{connector}");
     let before = emulator.read(|world| world.connectors.clone());
@@ -143,7 +143,7 @@ async fn the_api_names_no_variable_even_where_a_seed_may() {
         }
     }
     for (connector, issuer, says) in [
-        ("oauth%2Fmine", "http://127.0.0.1:9", "for the seed alone"),
+        ("oauth%2Fmine", "http://127.0.0.1:9", "by the seed"),
         ("oauth%2Flinear", "https://evil.example", "--allow-issuer"),
     ] {
         for key in ["issuer", "service_url"] {

@@ -1,4 +1,4 @@
-//! The real Vercel CLI against the emulator: each command asks what it asks, and says what it says when it went well.
+//! The real Vercel CLI against the emulator.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -24,7 +24,7 @@ async fn vercel(emulator: &Emulator, cli: &Path, session: &str, dir: &Path, args
     run(npm::vercel(cli, &emulator.url(), session, dir, &args)).await
 }
 
-/// Runs commands one after the other: each ends with this code and shows this, on stdout or stderr.
+/// Runs commands in order and checks each exit code and output.
 async fn each(emulator: &Emulator, session: &str, commands: &[(&str, i32, &str)]) {
     let Some(cli) = npm::vercel_cli().await else { return };
     let dir = linked();
@@ -39,7 +39,7 @@ async fn each(emulator: &Emulator, session: &str, commands: &[(&str, i32, &str)]
 }
 
 #[tokio::test]
-async fn a_connector_is_created_attached_detached_and_removed() {
+async fn a_connector_is_created_attached_detached_and_deleted() {
     let emulator = emulator("").await;
     each(
         &emulator,
@@ -54,11 +54,11 @@ async fn a_connector_is_created_attached_detached_and_removed() {
         ],
     )
     .await;
-    assert!(emulator.read(|world| world.find("mcp.linear.app/lin").is_none()));
+    assert!(emulator.read(|world| world.connector("mcp.linear.app/lin").is_none()));
 }
 
 #[tokio::test]
-async fn tokens_are_got_and_taken_back() {
+async fn tokens_are_issued_and_revoked() {
     let emulator = emulator("").await;
     each(
         &emulator,
@@ -77,7 +77,7 @@ async fn tokens_are_got_and_taken_back() {
 }
 
 #[tokio::test]
-async fn a_role_that_does_not_permit_it_is_told_so() {
+async fn a_role_without_the_permission_is_refused() {
     let emulator = emulator("").await;
     each(
         &emulator,
@@ -93,7 +93,7 @@ async fn a_role_that_does_not_permit_it_is_told_so() {
 }
 
 #[tokio::test]
-async fn the_projects_environment_comes_with_an_oidc_token() {
+async fn env_pull_includes_an_oidc_token() {
     let Some(cli) = npm::vercel_cli().await else { return };
     let emulator = emulator("").await;
     let dir = linked();
@@ -107,11 +107,11 @@ async fn the_projects_environment_comes_with_an_oidc_token() {
 }
 
 #[tokio::test]
-async fn the_cli_opens_a_browser_and_gets_its_token_once_it_is_installed() {
+async fn the_cli_gets_its_token_after_an_installation_in_a_browser() {
     let Some(cli) = npm::vercel_cli().await else { return };
     let emulator = emulator("[[connectors]]\nuid = \"github/app\"").await;
     let dir = linked();
-    // What opens a browser on this system, with somebody before it who says yes.
+    // A replacement for the program that opens a browser, which approves the page.
     let browser = dir.path().join("xdg-open");
     let consents = format!("{}/_emulator/consents", emulator.url());
     let says_yes = format!("#!/bin/sh\nexec curl -sS --data \"{{\\\"url\\\":\\\"$1\\\"}}\" {consents}\n");

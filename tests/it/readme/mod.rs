@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use connect_sidecar::emulator::errors;
-use connect_sidecar::emulator::fault::Kind;
+use connect_sidecar::emulator::fault::ScriptKind;
 use tempfile::TempDir;
 use tokio::process::Command;
 
@@ -228,7 +228,7 @@ async fn its_faults_can_be_ordered() {
         let fault = format!(r#"{{"kind":"{kind}","by":"1s","status":503}}"#);
         assert_eq!(admin(&emulator, "POST", "faults", &fault).await.status, 204, "{kind}");
     }
-    for (_, name, _, takes) in Kind::ALL {
+    for (_, name, takes) in ScriptKind::ALL {
         let row = section(EMULATOR[0]).lines().find(|line| line.starts_with(&format!("| `{name}` |")));
         let row = row.unwrap_or_else(|| panic!("{name} has no row"));
         for parameter in takes.split('`').skip(1).step_by(2) {

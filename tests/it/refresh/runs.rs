@@ -112,7 +112,7 @@ async fn a_missing_cli_is_reported_from_the_start_until_it_is_installed() {
         "command": "npm install --global vercel",
     }]);
     assert_eq!(status["warnings"], listed, "{status:#}");
-    let (events, _) = stage.server.proxy().events.listen();
+    let (events, _) = stage.server.proxy().events.subscribe();
     let warnings = events.iter().filter(|event| matches!(***event, Event::Warning(_)));
     let [Event::Warning(event)] = &warnings.map(|event| (**event).clone()).collect::<Vec<_>>()[..] else {
         panic!("{events:?}");

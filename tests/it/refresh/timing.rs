@@ -34,8 +34,8 @@ async fn a_token_is_refreshed_15_minutes_before_it_expires_and_the_env_file_is_u
     stage.write_env(&other);
     stage.uses(&other).await;
     assert_eq!(cli.runs(), 1);
-    let (events, _) = stage.server.proxy().events.listen();
-    assert_eq!(events.iter().filter(|event| matches!(***event, Event::Rotation(_))).count(), 2);
+    let (told, _) = stage.server.proxy().events.subscribe();
+    assert_eq!(told.iter().filter(|event| matches!(***event, Event::Rotation(_))).count(), 2);
 }
 
 #[tokio::test]
@@ -92,9 +92,9 @@ async fn after_three_failures_it_stops_with_a_warning_until_the_token_changes_or
     let warned = status["warnings"].as_array().expect("a list").iter().find(|w| w["code"] == "refresh_gave_up");
     let warned = warned.unwrap_or_else(|| panic!("{status:#}")).clone();
     assert_eq!(warned["hint"], "connect-sidecar refresh");
-    let (events, _) = stage.server.proxy().events.listen();
-    let is_listed = |event: &Event| matches!(event, Event::Warning(warning) if warning.code == warned["code"] && warning.message == warned["message"]);
-    assert_eq!(events.iter().filter(|event| is_listed(event)).count(), 1);
+    let (told, _) = stage.server.proxy().events.subscribe();
+    let is_told = |event: &Event| matches!(event, Event::Warning(told) if told.code == warned["code"] && told.message == warned["message"]);
+    assert_eq!(told.iter().filter(|event| is_told(event)).count(), 1);
     stage.pass(3 * HOUR);
     stage.caught_up().await;
     assert_eq!(cli.runs(), 3);

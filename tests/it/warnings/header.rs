@@ -62,11 +62,11 @@ async fn every_connect_response_has_it_from_the_longest_step_on() {
 #[tokio::test]
 async fn cache_hits_collapsed_requests_cached_errors_and_intercepted_requests_have_it_too() {
     let stage = Scene::new().token_life(10 * MINUTE).start().await;
-    let gate = stage.emulator.gate();
+    let hold = stage.emulator.hold_answers();
     let leader = stage.under_way(stage.token(APP)).await;
     let joined = stage.token(APP).begin().await;
     stage.caught_up().await;
-    gate.open();
+    hold.release();
     for sent in [leader, joined] {
         assert_eq!(left(&sent.reply().await), Some("600"));
     }

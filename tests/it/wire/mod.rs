@@ -5,7 +5,7 @@
 //! CLI 64.0.2; `authorization` replaced), the requests with the expected status or error code, and the errors that the
 //! SDKs were tested with. The harness sets `host`, `content-length` and `connection`.
 
-use connect_sidecar::emulator::fault::{Fault, Trouble};
+use connect_sidecar::emulator::fault::{Fault, FaultKind};
 use connect_sidecar::emulator::world::{Connector, Installation};
 use serde::Deserialize;
 
@@ -129,7 +129,7 @@ async fn a_revocation_may_be_answered_with_no_content() {
 /// Sets upstream's next response.
 fn answer(stage: &Stage, status: u16, content_type: &'static str, body: &str) {
     let headers = vec![("x-vercel-id", "iad1::abc".to_owned()), ("server", "Vercel".to_owned())];
-    stage.emulator.inject(Fault::once(Trouble::Answer { status, content_type, body: body.into(), headers }));
+    stage.emulator.inject(Fault::once(FaultKind::Answer { status, content_type, body: body.into(), headers }));
 }
 
 #[tokio::test]
@@ -214,7 +214,7 @@ async fn equivalent_requests_of_different_sdks_share_an_entry() {
 #[tokio::test]
 async fn ten_concurrent_calls_send_one_upstream_request() {
     let stage = scene().start().await;
-    let gate = stage.emulator.gate();
+    let hold = stage.emulator.hold_answers();
     let request = stage.token(r#"{"subject":{"type":"app"},"scopes":["*"]}"#);
     let calls = async {
         let replies = stage.at_once(10, request).await;
@@ -223,7 +223,7 @@ async fn ten_concurrent_calls_send_one_upstream_request() {
     };
     let opening = async {
         stage.emulator.wait_for_requests(1).await;
-        gate.open();
+        hold.release();
     };
     tokio::join!(calls, opening);
     assert_eq!(stage.emulator.received().len(), 1);

@@ -33,7 +33,7 @@ try {
   const asked = { title: await page.title(), text: await page.innerText('body'), url: page.url() };
   await press(button);
   const said = await page.innerText('p');
-  await press('Go on');
+  await press('Continue');
   console.log(JSON.stringify({ asked, said, end: page.url(), complaints }));
 } finally {
   await browser.close();

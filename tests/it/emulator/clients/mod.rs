@@ -1,5 +1,5 @@
-//! Real clients against the emulator: Connect's SDKs for TypeScript and Python with all their calls and errors, as
-//! `emulate` starts it; a relying party that verifies its OIDC tokens; a person in a browser.
+//! Real clients against the emulator: Connect's SDKs for TypeScript and Python, a relying party that verifies its OIDC
+//! tokens, and a browser.
 
 use std::path::PathBuf;
 
@@ -16,14 +16,14 @@ use crate::preload::path_with;
 use crate::support::process::{isolated, run, sidecar};
 use crate::support::{npm, python};
 
-/// What a command prints.
+/// The output of a command, parsed as JSON.
 async fn printed(command: Command) -> Value {
     let ended = run(command).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     serde_json::from_str(&ended.stdout).expect("JSON")
 }
 
-/// A JavaScript program in a directory of its own with these packages.
+/// A directory with a JavaScript program and these packages.
 fn program(text: &str, packages: PathBuf) -> TempDir {
     let dir = home();
     std::os::unix::fs::symlink(packages, dir.path().join("node_modules")).expect("a link");
@@ -31,7 +31,7 @@ fn program(text: &str, packages: PathBuf) -> TempDir {
     dir
 }
 
-/// The errors that a step of a program ended with.
+/// Checks the errors that a program reports.
 fn errors<const N: usize>(results: &Value, expected: [(&str, &str, &str, u16); N], of: impl Fn(&Value) -> Value) {
     for (name, class, code, status) in expected {
         assert_eq!(of(&results[name]), json!([class, code, status]), "{name}: {results:#}");
@@ -64,7 +64,7 @@ async fn every_call_and_error_of_the_typescript_sdk_is_as_documented() {
             ("after revocation", "UserAuthorizationRequiredError", "user_authorization_required", 422),
             ("before installation", "ConnectorInstallationRequiredError", "client_installation_required", 422),
             ("no token", "NoValidTokenError", "no_token", 422),
-            // What the documentation has further names for comes as this one.
+            // The SDK has this class for several documented errors.
             ("not linked", "ConnectError", "forbidden", 403),
             ("not enabled", "ConnectError", "forbidden", 403),
             ("not found", "ConnectError", "not_found", 404),
@@ -91,7 +91,7 @@ async fn every_call_and_error_in_python(half: &str) {
     let mut command = isolated(python.to_str().expect("a path"), home.path());
     let url = format!("http://{}", emulation.addr);
     command.args(["-c", include_str!("sdk.py"), &url, half]).env("VERCEL_OIDC_TOKEN", token);
-    // It would look for the keys of the real issuer, and does without.
+    // The SDK would otherwise fetch the keys of the real issuer.
     command.env("HTTPS_PROXY", "http://127.0.0.1:1");
     let results = printed(command).await;
 
@@ -170,8 +170,8 @@ async fn jose_verifies_an_oidc_token_by_the_published_keys() {
     }
 }
 
-/// Leads a person with a browser through what an app has begun; what was on the way, and what the app is told then.
-async fn led(emulator: &Emulator, target: &str, mut body: Value, button: &str) -> Option<(Value, Value)> {
+/// Decides a flow in a browser. Returns what the browser saw and the result for the app.
+async fn decide_in_browser(emulator: &Emulator, target: &str, mut body: Value, button: &str) -> Option<(Value, Value)> {
     let (packages, node) = (npm::browser().await?, npm::node(npm::NODES[3]).await?);
     let dir = program(include_str!("browser.mjs"), packages);
     body["returnUrl"] = format!("{}/.well-known/jwks", emulator.url()).into();
@@ -193,7 +193,8 @@ async fn a_person_consents_in_chromium_with_the_keyboard() {
     for (button, said, status, given) in
         [("Deny", "Denied.", "canceled", 422), ("Approve", "Approved.", "success", 200)]
     {
-        let Some((way, told)) = led(&emulator, "/v1/connect/authorize/slack%2Facme-slack", user.clone(), button).await
+        let Some((way, told)) =
+            decide_in_browser(&emulator, "/v1/connect/authorize/slack%2Facme-slack", user.clone(), button).await
         else {
             return;
         };
@@ -216,7 +217,10 @@ async fn an_operator_installs_in_chromium_with_the_keyboard() {
         let path = uid.replace('/', "%2F");
         for (button, status, is_installed) in [("Deny", "canceled", false), ("Approve", "success", true)] {
             let target = format!("/v1/connect/install/{path}");
-            let Some((way, told)) = led(&emulator, &target, json!({"tenantId": "T0NEW"}), button).await else { return };
+            let Some((way, told)) = decide_in_browser(&emulator, &target, json!({"tenantId": "T0NEW"}), button).await
+            else {
+                return;
+            };
             assert_eq!(told["status"], status, "{uid}: {told} {way:#}");
             let target = format!("/v1/connect/token/{path}");
             let token = emulator.oidc_token(DEVELOPMENT_LIFE);
