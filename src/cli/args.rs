@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use crate::config::ConfigError;
 use crate::config::args::{GlobalArgs, RefreshArgs};
-use crate::config::{ConfigError, Mistake};
 
 /// Lets apps on this machine ask Vercel Connect for tokens without holding a credential.
 #[derive(Debug, Parser)]
@@ -32,9 +32,8 @@ impl Cli {
         let before = self.refresh.refresh.clone();
         let refresh = match self.command.as_ref().map(Command::refresh) {
             Some(None) if before.is_some() => {
-                let message =
-                    "this command has no use for it: it goes with `serve`, `run` and `service install`".into();
-                return Err(ConfigError(vec![Mistake { place: "--refresh".into(), message }]));
+                let message = "this command has no use for it: it goes with `serve`, `run` and `service install`";
+                return Err(ConfigError::new("--refresh", message));
             }
             Some(Some(after)) => after.refresh.clone().or(before),
             Some(None) | None => before,

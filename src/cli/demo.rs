@@ -30,10 +30,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::CommandError;
 use super::flags::environment;
-use super::output::say_ready;
-use super::signals::{Stops, until_stopped};
+use super::output::print_ready;
+use super::signals::{StopSignals, until_stopped};
 use crate::config::args::GlobalArgs;
-use crate::config::{self, Config, ConfigError, Environment};
+use crate::config::{self, Config, ConfigError, EnvLookup};
 use crate::daemon::app::App;
 use crate::emulator::world::DEVELOPMENT_LIFE;
 use crate::emulator::{Emulator, Options};
@@ -85,9 +85,9 @@ pub(super) async fn demo(once: bool, global: &GlobalArgs) -> Result<ExitCode, Co
     let color = config.logging.color;
     let _log = logging::start_with(logging::Options { color: false, ..config.logging }, demo.log());
     let app = App::bind(config, Clock::system()).await?;
-    let stops = Stops::listen(Some(app.reloader()))?;
+    let stops = StopSignals::listen(Some(app.reloader()))?;
     let addr = app.addr();
-    say_ready("connect-sidecar", &format!("http://{addr}"));
+    print_ready("connect-sidecar", &format!("http://{addr}"));
     let code = until_stopped(stops, |stop| async {
         let stopping = CancellationToken::new();
         let touring = stopping.run_until_cancelled(async {
@@ -119,9 +119,9 @@ pub struct Demo {
 impl Demo {
     /// Starts the emulator and sets up the project, and says how the sidecar for it is configured. Of the caller's flags
     /// and environment it takes the port and how to log.
-    pub async fn prepare(args: &GlobalArgs, environment: Environment<'_>) -> Result<(Self, Config), DemoError> {
+    pub async fn prepare(args: &GlobalArgs, environment: EnvLookup<'_>) -> Result<(Self, Config), DemoError> {
         let why = "the demo has a project, an upstream and a credential of its own";
-        config::port_of(args, &USEFUL_FLAGS, why)?;
+        config::port_only(args, &USEFUL_FLAGS, why)?;
         let scratch = tempfile::Builder::new()
             .prefix("connect-sidecar-demo-")
             .permissions(std::fs::Permissions::from_mode(0o700))

@@ -14,10 +14,10 @@ use tempfile::TempDir;
 use super::CommandError;
 use super::args::EmulateArgs;
 use super::flags::environment;
-use super::output::say_ready;
-use super::signals::{Stops, until_stopped};
+use super::output::print_ready;
+use super::signals::{StopSignals, until_stopped};
 use crate::config::args::GlobalArgs;
-use crate::config::{self, ConfigError, Environment, Mistake};
+use crate::config::{self, ConfigError, ConfigMistake, EnvLookup};
 use crate::emulator::outside::{Outside, is_issuer, is_variable};
 pub use crate::emulator::seed::EXAMPLE as EXAMPLE_SEED;
 use crate::emulator::seed::{self, SeedError};
@@ -62,12 +62,12 @@ pub(super) async fn emulate(args: &EmulateArgs, global: &GlobalArgs) -> Result<E
         let _ = io::stdout().write_all(EXAMPLE_SEED.as_bytes());
         return Ok(ExitCode::SUCCESS);
     }
-    let stops = Stops::listen(None)?;
+    let stops = StopSignals::listen(None)?;
     let emulation = Emulation::start(args, global, &environment).await?;
     if !global.quiet {
         let _ = io::stderr().write_all(emulation.first_use().as_bytes());
     }
-    say_ready("connect-sidecar emulator", &emulation.url());
+    print_ready("connect-sidecar emulator", &emulation.url());
     Ok(until_stopped(stops, |stop| async {
         stop.await;
         true
@@ -89,12 +89,12 @@ impl Emulation {
     pub async fn start(
         args: &EmulateArgs,
         global: &GlobalArgs,
-        environment: Environment<'_>,
+        environment: EnvLookup<'_>,
     ) -> Result<Self, EmulateError> {
         let why = "the emulator reads no configuration: who and what there is stands in its seed";
         let mut mistakes = Vec::new();
-        let port = config::port_of(global, &[], why).unwrap_or_else(|ConfigError(found)| {
-            mistakes.extend(found.iter().map(|Mistake { place, message }| format!("{place}: {message}")));
+        let port = config::port_only(global, &[], why).unwrap_or_else(|ConfigError(found)| {
+            mistakes.extend(found.iter().map(|ConfigMistake { location, message }| format!("{location}: {message}")));
             None
         });
         let port = port.unwrap_or(EMULATOR_PORT);
@@ -168,7 +168,7 @@ fn read_seed(path: &Path, outside: &Outside, mistakes: &mut Vec<String>) -> Resu
 }
 
 /// What the flags let the seed use.
-fn outside(args: &EmulateArgs, environment: Environment<'_>, mistakes: &mut Vec<String>) -> Outside {
+fn outside(args: &EmulateArgs, environment: EnvLookup<'_>, mistakes: &mut Vec<String>) -> Outside {
     let mut secrets = BTreeMap::new();
     for name in &args.secret_from_env {
         let value = Some(name).filter(|name| is_variable(name)).and_then(|name| environment(name)?.into_string().ok());

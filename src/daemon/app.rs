@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::config::{Auth, Config, Refresh};
+use crate::config::{Auth, Config, RefreshMode};
 use crate::credential::expiry_warnings::{self, WarningSteps};
 use crate::credential::refresh::{self, RefreshHandle, Refresher};
 use crate::credential::warning_history::WarningHistory;
@@ -211,7 +211,7 @@ impl App {
 
         let events = Events::default();
         let (accepted, was_accepted) = watch::channel(None);
-        let by_the_clock = config.refresh == Refresh::Cli;
+        let by_the_clock = config.refresh == RefreshMode::Cli;
         let (refresher, refresh_asker, refresh) = match &watch {
             Some(watch) => {
                 let options = refresh::Options {
@@ -219,7 +219,7 @@ impl App {
                     project: config.project.clone(),
                     state_dir: config.state_dir.clone(),
                     upstream: config.upstream.name(),
-                    surroundings: config.surroundings,
+                    surroundings: config.cli_environment,
                 };
                 let (clock, events) = (clock.clone(), events.clone());
                 let (refresher, asker, refresh) =

@@ -3,7 +3,6 @@
 //! [`find`] tells which of them is meant. The key goes to nobody who has not proven to hold it already: a state file may
 //! outlive its instance, and another program may have its port by now.
 
-use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -19,20 +18,23 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::Selector;
 use super::key::{KEY_HEADER, Key, NONCE_HEADER, PROOF_HEADER};
+use super::run::{Run, RunRequest};
 use super::state_file::{self, Instance};
-use super::{Selector, Settings};
-use crate::os::env_proxy::{self, Environment};
+use super::status::StatusReport;
 use crate::remedy::Remedy;
 
 /// Whoever does not answer by then does not answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// The largest answer, in bytes: the state of some 100,000 tokens.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
+
+/// The path of a sidecar's [`StatusReport`].
+pub const STATUS_PATH: &str = "/_sidecar/v1/status";
 
 /// Why there is no sidecar to ask.
 #[derive(Debug, thiserror::Error)]
@@ -186,57 +188,6 @@ pub struct Client {
     silent: Option<Unresponsive>,
 }
 
-/// What a command needs to go through the sidecar: the answer of `POST /_sidecar/v1/runs`.
-#[derive(Deserialize)]
-pub struct Run {
-    /// The worthless stand-in for the OIDC token.
-    pub placeholder: String,
-    /// The proxy that opens Vercel's hosts, with the run's secret in its URL; absent without interception.
-    pub proxy: Option<String>,
-    /// The certificate that vouches for it, PEM.
-    pub ca: Option<String>,
-    /// Hosts to which a request with the placeholder goes with the real token.
-    #[serde(default)]
-    pub bearer_hosts: Vec<String>,
-    /// What every request of its programs needs, if it needs one.
-    pub key: Option<String>,
-}
-
-/// Of the state, what tells whether it is a sidecar as a command would have it.
-#[derive(Debug, Deserialize)]
-pub struct StatusReport {
-    /// Where Connect is.
-    pub upstream: Upstream,
-    /// The credential.
-    pub oidc: Source,
-    /// What it was told.
-    pub settings: Settings,
-    /// What went wrong.
-    #[serde(default)]
-    pub failures: Failures,
-}
-
-/// Part of [`StatusReport`].
-#[derive(Debug, Default, Deserialize)]
-pub struct Failures {
-    /// Requests that were answered with an error.
-    pub count: u64,
-}
-
-/// Part of [`StatusReport`].
-#[derive(Debug, Deserialize)]
-pub struct Upstream {
-    /// Its origin.
-    pub url: String,
-}
-
-/// Part of [`StatusReport`].
-#[derive(Debug, Deserialize)]
-pub struct Source {
-    /// Of what it is, where it says so.
-    pub environment: Option<String>,
-}
-
 /// An error of the sidecar's own, as it answers with.
 #[derive(Debug, Deserialize)]
 pub struct Refusal {
@@ -247,6 +198,11 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// The refusal of a request by this process's own sidecar.
+    pub fn new(code: &str, message: String, remedy: Remedy) -> Self {
+        Self { code: code.to_owned(), message, remedy: Some(remedy) }
+    }
+
     /// Reads the body of an answer.
     pub fn read(body: &[u8]) -> Option<Self> {
         #[derive(Deserialize)]
@@ -277,6 +233,15 @@ pub enum ClientError {
     /// There was no answer, or it was none of a sidecar of this version.
     #[error("the sidecar at {0} did not answer as one of this version: {1}; end it and try again")]
     Failed(SocketAddr, String),
+}
+
+impl From<Refusal> for ClientError {
+    fn from(refusal: Refusal) -> Self {
+        match &*refusal.code {
+            "interception_unavailable" => Self::NoInterception(refusal.message),
+            _ => Self::Refused(refusal.line()),
+        }
+    }
 }
 
 impl Client {
@@ -314,21 +279,15 @@ impl Client {
         &self.key
     }
 
-    /// The instance's state.
-    pub async fn state(&self) -> Result<StatusReport, ClientError> {
-        self.ask(Method::GET, "/_sidecar/v1/status", "").await
+    /// The sidecar's status.
+    pub async fn status(&self) -> Result<StatusReport, ClientError> {
+        self.ask(Method::GET, STATUS_PATH, "").await
     }
 
-    /// Lets a command go through the sidecar from now on. What it is not intercepted for goes by the proxy of this
-    /// environment.
-    pub async fn begin_run(&self, intercept: bool, environment: Environment<'_>) -> Result<Run, ClientError> {
-        let (https_proxy, no_proxy) = env_proxy::for_https(environment);
-        let https_proxy = https_proxy.as_deref().and_then(OsStr::to_str);
-        let body = match intercept {
-            true => json!({"intercept": true, "environment": {"https_proxy": https_proxy, "no_proxy": no_proxy}}),
-            false => json!({"intercept": false}),
-        };
-        self.ask(Method::POST, "/_sidecar/v1/runs", &body.to_string()).await
+    /// Registers a run, whose requests go through the sidecar from now on.
+    pub async fn begin_run(&self, request: &RunRequest) -> Result<Run, ClientError> {
+        let body = serde_json::to_string(request).map_err(|e| self.failed(e.to_string()))?;
+        self.ask(Method::POST, "/_sidecar/v1/runs", &body).await
     }
 
     /// What happened lately and what happens from now on.
@@ -365,10 +324,7 @@ impl Client {
             return serde_json::from_slice(reply.body()).map_err(|e| self.failed(format!("{path}: {e}")));
         }
         match Refusal::read(reply.body()) {
-            Some(Refusal { code, message, .. }) if code == "interception_unavailable" => {
-                Err(ClientError::NoInterception(message))
-            }
-            Some(refusal) if refusal.code != "route_not_found" => Err(ClientError::Refused(refusal.line())),
+            Some(refusal) if refusal.code != "route_not_found" => Err(refusal.into()),
             _ => Err(self.failed(format!("{path} gave status {}", reply.status()))),
         }
     }

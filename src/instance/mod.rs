@@ -7,7 +7,9 @@
 pub mod client;
 pub mod key;
 pub mod port_owner;
+pub mod run;
 pub mod state_file;
+pub mod status;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

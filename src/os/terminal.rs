@@ -11,19 +11,44 @@ pub struct Palette {
     is_colored: bool,
 }
 
-/// What a text stands out by, as the number that terminals know it by (ECMA-48, SGR).
+/// How text is highlighted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Color {
-    /// A title.
-    Bold = 1,
-    /// Of less weight than what is around it.
-    Dim = 2,
-    /// Bad.
-    Red = 31,
-    /// Good.
-    Green = 32,
-    /// To be looked at.
-    Yellow = 33,
+    /// Titles.
+    Bold,
+    /// Secondary text.
+    Dim,
+    /// Errors.
+    Red,
+    /// Success.
+    Green,
+    /// Warnings.
+    Yellow,
+    /// Labels of errors.
+    BoldRed,
+    /// Labels of success.
+    BoldGreen,
+    /// Labels of warnings.
+    BoldYellow,
+    /// Labels of notes.
+    BoldCyan,
+}
+
+impl Color {
+    /// The parameters of its SGR sequence (ECMA-48).
+    const fn sgr(self) -> &'static str {
+        match self {
+            Self::Bold => "1",
+            Self::Dim => "2",
+            Self::Red => "31",
+            Self::Green => "32",
+            Self::Yellow => "33",
+            Self::BoldRed => "1;31",
+            Self::BoldGreen => "1;32",
+            Self::BoldYellow => "1;33",
+            Self::BoldCyan => "1;36",
+        }
+    }
 }
 
 impl Palette {
@@ -40,7 +65,7 @@ impl Palette {
 
     /// The text in this colour.
     pub fn paint(self, color: Color, text: &str) -> String {
-        if self.is_colored { format!("\x1b[{}m{text}\x1b[0m", color as u8) } else { text.to_owned() }
+        if self.is_colored { format!("\x1b[{}m{text}\x1b[0m", color.sgr()) } else { text.to_owned() }
     }
 }
 

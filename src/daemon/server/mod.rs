@@ -52,6 +52,7 @@ use crate::credential::refresh::RefreshHandle;
 use crate::daemon::status::{Status, page};
 use crate::events::{Event, Refusal};
 use crate::instance::key::{NONCE_HEADER, PROOF_HEADER};
+use crate::instance::run::{Run, RunRequest};
 use crate::proxy::Proxy;
 use crate::proxy::body;
 use crate::proxy::error::{Code, RequestError, excerpt};
@@ -112,6 +113,11 @@ impl Server {
     /// The way of requests to Connect.
     pub fn proxy(&self) -> &Arc<Proxy> {
         &self.proxy
+    }
+
+    /// Begins a run, as `POST /_sidecar/v1/runs` does.
+    pub async fn begin_run(&self, request: &RunRequest) -> Result<Run, RequestError> {
+        runs::begin(request, &self.proxy, &self.interception, self.policy.key_of_runs()).await
     }
 
     /// Keeps the connections within their limits of time, and the log in its own, for as long as it is polled.
@@ -461,8 +467,9 @@ impl Server {
                 no_query(head)?;
                 body::check_content_type(head, &body)?;
                 let body = body::read(body).await?;
-                let given = runs::begin(&body, &self.proxy, &self.interception, self.policy.key_of_runs()).await?;
-                Ok(reply::own(StatusCode::OK, JSON, given))
+                let run = self.begin_run(&runs::parse(&body)?).await?;
+                // Serializing strings cannot fail.
+                Ok(reply::own(StatusCode::OK, JSON, serde_json::to_vec(&run).unwrap_or_default()))
             }
             // The proxy's 404 is that of any unknown path.
             _ => self.proxy.handle(head, body).await,

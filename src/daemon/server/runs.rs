@@ -3,11 +3,11 @@
 //! The credential itself is never among it.
 
 use http::uri::Scheme;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::credential::placeholder;
 use crate::instance::key::Key;
+use crate::instance::run::{Run, RunEnvironment, RunRequest};
 use crate::os::env_proxy::EnvProxy;
 use crate::proxy::Proxy;
 use crate::proxy::error::{Code, RequestError};
@@ -50,69 +50,32 @@ impl Interception {
     }
 }
 
-/// What is asked of us.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Wanted {
-    #[serde(default = "yes")]
-    intercept: bool,
-    environment: Option<Environment>,
+/// The proxy for a run's requests that are not intercepted.
+fn env_proxy(RunEnvironment { https_proxy, no_proxy }: &RunEnvironment) -> EnvProxy {
+    EnvProxy::read(&|name| match name {
+        "https_proxy" => https_proxy.as_ref().map(Into::into),
+        "no_proxy" => no_proxy.as_ref().map(Into::into),
+        _ => None,
+    })
 }
 
-/// What of a run's own environment counts for its tunnels. A secret: a password may be in it.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Environment {
-    /// What the strongest variable for the scheme `https` names.
-    https_proxy: Option<String>,
-    /// All lists as one.
-    no_proxy: Option<String>,
-}
-
-impl Environment {
-    fn proxy(&self) -> EnvProxy {
-        EnvProxy::read(&|name| match name {
-            "https_proxy" => self.https_proxy.as_ref().map(Into::into),
-            "no_proxy" => self.no_proxy.as_ref().map(Into::into),
-            _ => None,
-        })
-    }
-}
-
-fn yes() -> bool {
-    true
-}
-
-/// What we answer.
-#[derive(Serialize)]
-struct Given<'a> {
-    run: String,
-    placeholder: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    proxy: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ca: Option<String>,
-    bearer_hosts: Vec<String>,
-    key_required: bool,
-    /// What the run's requests need in the place of the instance key, if they need one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<&'a str>,
-}
-
-/// Begins a run, whose requests need `key` if there is one: the answer's body, JSON.
-pub(super) async fn begin(
-    body: &[u8],
-    proxy: &Proxy,
-    interception: &Interception,
-    key: Option<&Key>,
-) -> Result<Vec<u8>, RequestError> {
-    let wanted = if body.is_empty() { b"{}" } else { body };
-    let wanted: Wanted = serde_json::from_slice(wanted).map_err(|_| {
+/// Parses the body of a request for a run. Every part of it is optional.
+pub(super) fn parse(body: &[u8]) -> Result<RunRequest, RequestError> {
+    serde_json::from_slice(if body.is_empty() { b"{}" } else { body }).map_err(|_| {
         let shape = r#"{"intercept":true,"environment":{"https_proxy":"…","no_proxy":"…"}}"#;
         RequestError::new(Code::BadJson, format!("The body is nothing, {shape}, or a part of that."))
             .hint(r#"send {"intercept":true}, {"intercept":false} or no body"#)
-    })?;
-    let env_proxy = wanted.environment.as_ref().map(Environment::proxy);
+    })
+}
+
+/// Begins a run. Its requests need `key`, if there is one.
+pub(super) async fn begin(
+    request: &RunRequest,
+    proxy: &Proxy,
+    interception: &Interception,
+    key: Option<&Key>,
+) -> Result<Run, RequestError> {
+    let env_proxy = request.environment.as_ref().map(env_proxy);
     if let Some(unusable) = env_proxy.iter().flat_map(|env_proxy| env_proxy.unusable(&Scheme::HTTPS)).next() {
         let message = format!("{unusable}.");
         return Err(RequestError::new(Code::BadJson, message).command(format!("unset {}", unusable.variable)));
@@ -121,18 +84,16 @@ pub(super) async fn begin(
     let run = name().map_err(|e| unavailable(format!("could not name the run: {e}")))?;
     let identity = proxy.identity.borrow().clone();
     let claims = identity.oidc().map(|token| &token.claims);
-    // By what the machine says, by which the run's programs will go.
+    // The expiry is in local time, since the run's programs compare it with local time.
     let placeholder = placeholder::make(claims, proxy.clock.local().plus(placeholder::LIFE));
-    let way_in = match wanted.intercept {
+    let way_in = match request.intercept {
         true => Some(interception.open_to(run.clone(), env_proxy).await.map_err(unavailable)?),
         false => None,
     };
     let bearer_hosts = proxy.relay.hosts.bearers().iter().map(ToString::to_string).collect();
-    let (way_in, ca) = way_in.map(|way_in| (way_in.proxy, way_in.ca)).unzip();
-    let key = key.map(Key::text);
-    // Plain strings can always be written.
-    let given = Given { run, placeholder, proxy: way_in, ca, bearer_hosts, key_required: key.is_some(), key };
-    Ok(serde_json::to_vec(&given).unwrap_or_default())
+    let (proxy, ca) = way_in.map(|way_in| (way_in.proxy, way_in.ca)).unzip();
+    let key = key.map(|key| key.text().to_owned());
+    Ok(Run { run, placeholder, proxy, ca, bearer_hosts, key_required: key.is_some(), key })
 }
 
 /// Different for each run, and fit to stand in a URL.

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::credential::Identity;
+use crate::instance::status::UsageStatus;
 use crate::os::clock::{Clock, Timestamp};
 use crate::os::private_dir;
 use crate::os::safe_read;
@@ -32,21 +33,6 @@ const SAVE_EVERY: Duration = Duration::from_secs(60);
 const ALLOWANCE: u64 = 500;
 /// What the Pro plan asks for a thousand of them.
 const USD_PER_THOUSAND: u64 = 3;
-
-/// The month so far: `usage` in the state.
-#[derive(Debug, PartialEq, Serialize)]
-pub(super) struct Report {
-    /// The calendar month in UTC, as in `2026-11`.
-    month: String,
-    /// Token requests that Connect answered with a token.
-    requests: u64,
-    /// Those that an app without the sidecar would have made besides.
-    saved: u64,
-    /// What these would have cost at the price of the Pro plan, in US dollars.
-    saved_usd: f64,
-    /// Requests a month that the Hobby plan includes.
-    allowance: u64,
-}
 
 /// What a team's requests of a month come to.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,17 +104,17 @@ pub struct Usage {
 }
 
 impl Usage {
-    pub(super) fn report(&self) -> Report {
+    pub(super) fn report(&self) -> UsageStatus {
         let month = month_of(self.clock.local());
         if !self.is_billed {
-            return Report { month, requests: 0, saved: 0, saved_usd: 0.0, allowance: ALLOWANCE };
+            return UsageStatus { month, requests: 0, saved: 0, saved_usd: 0.0, allowance: ALLOWANCE };
         }
         let ledger = self.ledger.borrow();
         let is_current = ledger.month.month == month;
         let before = ledger.month.teams.get(&ledger.team).filter(|_| is_current).copied().unwrap_or_default();
         let Sum { requests, saved } = before + (Sum::from(self.stats.counts()) - ledger.read);
         let saved_usd = saved.saturating_mul(USD_PER_THOUSAND) as f64 / 1000.0;
-        Report { month, requests, saved, saved_usd, allowance: ALLOWANCE }
+        UsageStatus { month, requests, saved, saved_usd, allowance: ALLOWANCE }
     }
 }
 
@@ -309,7 +295,7 @@ mod tests {
         }
 
         fn shown(&self) -> (u64, u64) {
-            let Report { requests, saved, .. } = self.usage.report();
+            let UsageStatus { requests, saved, .. } = self.usage.report();
             (requests, saved)
         }
     }
