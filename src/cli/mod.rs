@@ -34,7 +34,8 @@ pub use error::CommandError;
 
 use crate::os::hardening::Inherited;
 
-/// Runs the command. `inherited` holds the process limits from before hardening, which are restored for child processes.
+/// Runs the command. `inherited` holds the process limits from before hardening, which are restored for child
+/// processes.
 pub async fn execute(cli: &Cli, inherited: Inherited) -> Result<ExitCode, CommandError> {
     let global = &cli.global_args()?;
     match cli.command.as_ref() {

@@ -1,8 +1,9 @@
 //! Reads flags, environment and files into one validated [`Config`].
 //!
 //! Every source is read and every value is checked before anything starts, so all mistakes are reported at once. A
-//! project's own `sidecar.toml` may come from a hostile repository: it may tune the sidecar, but not redirect a credential
-//! or widen access (docs/configuration.md section 1, docs/security.md X1 to X4). Messages never repeat a value of a file.
+//! project's own `sidecar.toml` may come from a hostile repository: it may tune the sidecar, but not redirect a
+//! credential or widen access (docs/configuration.md section 1, docs/security.md X1 to X4). Messages never repeat a
+//! value of a file.
 
 pub mod args;
 mod directories;
@@ -144,8 +145,8 @@ pub struct ConfigMistake {
 
 impl ConfigMistake {
     /// A mistake at this location.
-    pub fn new(location: &str, message: impl ToString) -> Self {
-        Self { location: location.to_owned(), message: message.to_string() }
+    pub fn new(location: &str, message: impl Into<String>) -> Self {
+        Self { location: location.to_owned(), message: message.into() }
     }
 }
 
@@ -156,7 +157,7 @@ pub fn port_only(args: &GlobalArgs, allowed: &[&str], why: &str) -> Result<Optio
     let mut mistakes = Vec::new();
     let port = flags.iter().find(|(key, _)| *key == "port").and_then(|(_, value)| {
         let port = values::port(value);
-        port.map_err(|e| mistakes.push(ConfigMistake::new(&value.location, e))).ok()
+        port.map_err(|e| mistakes.push(ConfigMistake::new(&value.location, e.to_string()))).ok()
     });
     flags.retain(|(key, _)| *key != "port");
     let paths = [("--config", args.config.is_some()), ("--project", args.project.is_some())];
@@ -167,8 +168,8 @@ pub fn port_only(args: &GlobalArgs, allowed: &[&str], why: &str) -> Result<Optio
     checked((port, mistakes))
 }
 
-/// The flags of a command that may start its own sidecar. It logs only warnings and takes any free port, unless flags or
-/// variables say otherwise: what files say about both is meant for `serve`.
+/// The flags of a command that may start its own sidecar. It logs only warnings and takes any free port, unless flags
+/// or variables say otherwise: what files say about both is meant for `serve`.
 pub fn with_command_defaults(args: &GlobalArgs, environment: EnvLookup<'_>) -> GlobalArgs {
     let is_set = |name: &str| environment(name).is_some();
     let wants_log = args.verbose > 0 || args.log_level.is_some() || is_set("CONNECT_SIDECAR_LOG_LEVEL");
@@ -180,8 +181,8 @@ pub fn with_command_defaults(args: &GlobalArgs, environment: EnvLookup<'_>) -> G
     }
 }
 
-/// Selects the running sidecar that a command asks. Reads no files: their port is meant for `serve`, and a mistake in one
-/// must not keep the command from reaching a running sidecar.
+/// Selects the running sidecar that a command asks. Reads no files: their port is meant for `serve`, and a mistake in
+/// one must not keep the command from reaching a running sidecar.
 pub fn selector(args: &GlobalArgs, environment: EnvLookup<'_>, current_dir: &Path) -> Result<Selector, ConfigError> {
     let mut s = Sources::without_files(args, environment, current_dir);
     // Port 0 tells `serve` to take any free port; it names no instance.
@@ -203,7 +204,7 @@ pub struct ConfigError(pub Vec<ConfigMistake>);
 
 impl ConfigError {
     /// A single mistake at this location.
-    pub fn new(location: &str, message: impl ToString) -> Self {
+    pub fn new(location: &str, message: impl Into<String>) -> Self {
         Self(vec![ConfigMistake::new(location, message)])
     }
 }
@@ -236,8 +237,8 @@ impl Config {
         checked(Self::examine(args, environment, current_dir))
     }
 
-    /// Like [`Config::load`], for a command whose programs are intercepted: their requests to other hosts use the proxy of
-    /// the environment, so that is checked too.
+    /// Like [`Config::load`], for a command whose programs are intercepted: their requests to other hosts use the proxy
+    /// of the environment, so that is checked too.
     pub fn load_to_intercept(
         args: &GlobalArgs,
         environment: EnvLookup<'_>,

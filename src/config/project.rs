@@ -6,8 +6,9 @@ use std::path::Path;
 
 use nix::unistd::Uid;
 
-/// The nearest directory above `dir` that contains one of `names`, and that name. `None` if `dir` itself contains one or
-/// no directory does. Stops at the root of the git work tree, at `home`, and at directories that others may write to.
+/// The nearest directory above `dir` that contains one of `names`, and that name. `None` if `dir` itself contains one
+/// or no directory does. Stops at the root of the git work tree, at `home`, and at directories that others may write
+/// to.
 pub(super) fn above<'d, 'n>(dir: &'d Path, names: &[&'n str], home: Option<&Path>) -> Option<(&'d Path, &'n str)> {
     let home = home.map(|home| home.canonicalize().unwrap_or_else(|_| home.to_owned()));
     for (depth, here) in dir.ancestors().enumerate() {

@@ -36,10 +36,10 @@ impl<'a> Sources<'a> {
         let directory = this.directory.clone();
         let explicit = args.config.clone().or_else(|| environment("CONNECT_SIDECAR_CONFIG").map(PathBuf::from));
         let explicit = explicit.map(|path| current_dir.join(path));
-        if let Some(path) = &explicit {
-            if !this.add_file(path, &directory, false) {
-                this.mistake("--config", format!("{} is not there", path.display()));
-            }
+        if let Some(path) = &explicit
+            && !this.add_file(path, &directory, false)
+        {
+            this.mistake("--config", format!("{} is not there", path.display()));
         }
         if let Some(dir) = config_home(environment) {
             this.add_file(&dir.join("connect-sidecar").join(FILE_NAME), &directory, false);
@@ -114,15 +114,15 @@ impl<'a> Sources<'a> {
             });
             match checked {
                 Ok(parsed) => effective = effective.or(Some(parsed)),
-                Err(e) => mistakes.push(ConfigMistake::new(&value.location, e)),
+                Err(e) => mistakes.push(ConfigMistake::new(&value.location, e.to_string())),
             }
         }
         self.mistakes.extend(mistakes);
         effective
     }
 
-    /// A project's own file may name only an env file inside the project, also after following links, and only by a name
-    /// without characters that disguise it.
+    /// A project's own file may name only an env file inside the project, also after following links, and only by a
+    /// name without characters that disguise it.
     fn check_inside_project(&self, value: &SettingValue) -> Result<(), InvalidValue> {
         let RawValue::Text(text) = &value.raw else { return Ok(()) };
         if text.contains(is_unseen) {

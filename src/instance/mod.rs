@@ -1,5 +1,5 @@
-//! Which sidecar runs where: the file in which each one is found, the key by which it proves itself, the client that asks
-//! it, and who holds a port.
+//! Which sidecar runs where: the file in which each one is found, the key by which it proves itself, the client that
+//! asks it, and who holds a port.
 //!
 //! Nothing here serves a request or reads a setting; what runs is in [`daemon`](crate::daemon), what is set in
 //! [`config`](crate::config). The key goes to nobody who has not proven to hold it.
@@ -14,8 +14,8 @@ pub mod status;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// The settings of a running sidecar, by the names that they have in a file, written as in a variable. What is not set is
-/// not there, and no secret is.
+/// The settings of a running sidecar, by the names that they have in a file, written as in a variable. What is not set
+/// is not there, and no secret is.
 pub type Settings = BTreeMap<String, String>;
 
 /// Which sidecar a command means.

@@ -1,7 +1,7 @@
 //! The body of `GET /_sidecar/v1/status` (docs/http.md section 4), as the daemon writes it and commands read it.
 //!
-//! The field order is the order on the wire. A reader may be newer than the sidecar it asks, so fields that were added later
-//! have a default. The report names connectors and projects but contains no token, body or header.
+//! The field order is the order on the wire. A reader may be newer than the sidecar it asks, so fields that were added
+//! later have a default. The report names connectors and projects but contains no token, body or header.
 
 use serde::{Deserialize, Serialize};
 

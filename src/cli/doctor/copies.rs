@@ -1,4 +1,5 @@
-//! Several copies of the token, or one that programs read differently: which program uses which, and how to fix it. Pure.
+//! Several copies of the token, or one that programs read differently: which program uses which, and how to fix it.
+//! Pure.
 //!
 //! `vercel env pull` updates one file, but a framework may read another (vercel/vercel#13404).
 

@@ -145,8 +145,8 @@ pub(super) fn evaluate_state_dir(
     }
     if let Err(problem) = state_dir.map_or(Err(Problem::NoPlace), private_dir::examine) {
         let severity = if require_key { Severity::Problem } else { Severity::Warning };
-        let lost = "`status`, `run` and all other commands cannot find a running sidecar, and its warnings and usage counts \
-                    are lost when it ends.";
+        let lost = "`status`, `run` and all other commands cannot find a running sidecar, and its warnings and usage \
+                    counts are lost when it ends.";
         let advice = problem.advice().map_or_else(String::new, |advice| format!(" What to do: {advice}."));
         let finding = Finding::new(severity, "state_directory", problem.to_string(), format!("{lost}{advice}"));
         findings.push(problem.command().into_iter().fold(finding, Finding::fix));

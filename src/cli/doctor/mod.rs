@@ -13,8 +13,8 @@
 //! ```
 //!
 //! `severity` is `problem` (a request would fail, now or soon), `warning`, `note` or `ok`; findings are sorted in that
-//! order. `code` is stable. `detail` may be empty. `hint`, `fix` and `command` may be null; `fix` and `command` are equal.
-//! `ok` says whether there is no problem.
+//! order. `code` is stable. `detail` may be empty. `hint`, `fix` and `command` may be null; `fix` and `command` are
+//! equal. `ok` says whether there is no problem.
 
 mod copies;
 mod credential;

@@ -1,4 +1,5 @@
-//! The programs that load env files: which files each reads, in which order and syntax, and which programs a project uses.
+//! The programs that load env files: which files each reads, in which order and syntax, and which programs a project
+//! uses.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,12 +1,13 @@
 //! Runs the command of `run` as a job of its own, with signal forwarding and terminal control.
 //!
-//! The command should behave as if started by the shell: same stdin, stdout, stderr, limits, keyboard input and job control.
-//! So it gets its own process group and, if this process is in the foreground of a terminal, control of that terminal:
-//! Ctrl-C then reaches the command only. Signals sent to this process are forwarded. When the command ends, the rest of its
-//! process group is terminated; processes that created their own group, such as daemons, are left alone.
+//! The command should behave as if started by the shell: same stdin, stdout, stderr, limits, keyboard input and job
+//! control. So it gets its own process group and, if this process is in the foreground of a terminal, control of that
+//! terminal: Ctrl-C then reaches the command only. Signals sent to this process are forwarded. When the command ends,
+//! the rest of its process group is terminated; processes that created their own group, such as daemons, are left
+//! alone.
 //!
-//! In a foreground pipeline (`… | less`) the command stays in this process's group, since the other members need the terminal
-//! too. The terminal then signals all of them, and processes left behind are not terminated.
+//! In a foreground pipeline (`… | less`) the command stays in this process's group, since the other members need the
+//! terminal too. The terminal then signals all of them, and processes left behind are not terminated.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -57,8 +58,8 @@ const FORWARDED: [Signal; 6] =
 pub struct Signals(Vec<(Signal, unix::Signal)>);
 
 impl Signals {
-    /// Starts listening. Signals that this process was started to ignore (`nohup`) stay ignored, and the command inherits
-    /// that.
+    /// Starts listening. Signals that this process was started to ignore (`nohup`) stay ignored, and the command
+    /// inherits that.
     pub fn listen() -> io::Result<Self> {
         let ignored = ignored_signals();
         let is_ignored = |signal: &Signal| ignored & (1 << (*signal as i32 - 1)) != 0;
@@ -138,8 +139,8 @@ fn reason(program: &Path, error: &io::Error) -> String {
     }
 }
 
-/// The file that a shell would run for this name: the name itself if it has a slash, else the first executable file on PATH.
-/// Without one, the first file of that name, which bash names in its error.
+/// The file that a shell would run for this name: the name itself if it has a slash, else the first executable file on
+/// PATH. Without one, the first file of that name, which bash names in its error.
 fn find(name: &OsStr, path: &OsStr) -> Option<PathBuf> {
     if name.as_bytes().contains(&b'/') {
         return Some(name.into());
@@ -303,8 +304,8 @@ impl Job {
         let _ = if self.shares_group { kill(self.id(), signal) } else { killpg(self.id(), signal) };
     }
 
-    /// Stops this process's group when the command is stopped at the terminal, as if both were one job. The shell notices and
-    /// takes the terminal.
+    /// Stops this process's group when the command is stopped at the terminal, as if both were one job. The shell
+    /// notices and takes the terminal.
     async fn stop_with_command(&self, signal: i32) {
         if self.shares_group || self.terminal.is_none() {
             return;

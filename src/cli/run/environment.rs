@@ -1,7 +1,7 @@
 //! Computes the environment variables of the command that `run` starts. Pure.
 //!
-//! The user's own values are kept next to the added ones, except those that would bypass the sidecar. A `run` inside a `run`
-//! changes nothing. The real token is included only on request.
+//! The user's own values are kept next to the added ones, except those that would bypass the sidecar. A `run` inside a
+//! `run` changes nothing. The real token is included only on request.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -70,7 +70,8 @@ pub fn variables(environment: EnvLookup<'_>, run: &RunVariables<'_>) -> Vec<Vari
         Some(_) => removed_exceptions(environment, run.bearer_hosts),
         None => Vec::new(),
     };
-    // Loopback is always excepted: a request to the sidecar, which may carry a key, must not go through the user's proxy.
+    // Loopback is always excepted: a request to the sidecar, which may carry a key, must not go through the user's
+    // proxy.
     let no_proxy = no_proxy(&env_proxy::exceptions(environment), &removed);
     variables.extend(EXCEPTIONS.map(|name| set(name, &no_proxy)));
     if removed.iter().any(|entry| Exception::parse(entry) == Some(Exception::All)) {
@@ -89,9 +90,9 @@ pub fn variables(environment: EnvLookup<'_>, run: &RunVariables<'_>) -> Vec<Vari
     variables
 }
 
-/// The user's options with the preload in front. Next.js up to 15 rewrites these options and breaks an option that occurs
-/// twice. So next to a `--require` of the user's, such as a debugger's, the preload is an `--import`, unless the user has one
-/// of those too. `--require` is preferred because workers whose code is a string ignore `--import`.
+/// The user's options with the preload in front. Next.js up to 15 rewrites these options and breaks an option that
+/// occurs twice. So next to a `--require` of the user's, such as a debugger's, the preload is an `--import`, unless the
+/// user has one of those too. `--require` is preferred because workers whose code is a string ignore `--import`.
 fn node_options(user_options: Option<OsString>, preload: &Path) -> OsString {
     let user_options = without_preload(user_options.unwrap_or_default().into_encoded_bytes());
     let has = |option: &[&str]| {

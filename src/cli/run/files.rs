@@ -1,7 +1,8 @@
 //! The files that the command's variables name: the preload and the certificate bundles.
 //!
-//! They contain no secret, but anyone who could change them could run code in the command, so their directory is accessible
-//! to the user only. A run removes its directory at its end; the next run removes those of runs that were killed.
+//! They contain no secret, but anyone who could change them could run code in the command, so their directory is
+//! accessible to the user only. A run removes its directory at its end; the next run removes those of runs that were
+//! killed.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;

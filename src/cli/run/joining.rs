@@ -1,8 +1,8 @@
 //! Decides whether a command uses the running sidecar, and adopts that sidecar's settings.
 //!
-//! Upstream decides who receives the requests, so an explicit upstream that differs is an error. For an explicit credential
-//! that differs, the command starts its own sidecar, which other commands cannot find. For every other difference, the user
-//! is told which setting is used.
+//! Upstream decides who receives the requests, so an explicit upstream that differs is an error. For an explicit
+//! credential that differs, the command starts its own sidecar, which other commands cannot find. For every other
+//! difference, the user is told which setting is used.
 
 use std::path::Path;
 
@@ -15,7 +15,8 @@ use crate::os::terminal;
 pub enum Decision {
     /// The running one. The notes are for the user.
     Join(Client, Vec<Note>),
-    /// Its own, because of this setting of the credential. The settings that are not explicit are the running sidecar's.
+    /// Its own, because of this setting of the credential. The settings that are not explicit are the running
+    /// sidecar's.
     StartOwn(SettingConflict, Vec<Note>),
 }
 
@@ -76,8 +77,8 @@ impl Note {
     }
 }
 
-/// Decides whether a command with these settings uses the running sidecar, and adopts that sidecar's settings. A command
-/// with an explicit port uses the sidecar at that port whatever its credential.
+/// Decides whether a command with these settings uses the running sidecar, and adopts that sidecar's settings. A
+/// command with an explicit port uses the sidecar at that port whatever its credential.
 pub async fn decide((instance, client): (Instance, Client), config: &mut Config) -> Result<Decision, JoinError> {
     let running = client.status().await?.settings;
     let mut differences = config.differences(&running);

@@ -1,8 +1,8 @@
 //! `run` and `env`: an unmodified app uses the sidecar and holds no credential.
 //!
 //! [`sidecar`] joins the running sidecar or starts one in this process, as [`joining`] decides, and registers the run.
-//! [`files`] writes the files that the variables name. [`environment`] builds the variables of the command, and [`child`]
-//! runs it. stdout belongs to the command.
+//! [`files`] writes the files that the variables name. [`environment`] builds the variables of the command, and
+//! [`child`] runs it. stdout belongs to the command.
 
 pub mod child;
 pub mod environment;
@@ -209,8 +209,8 @@ fn warn_about_no_proxy(environment: EnvLookup<'_>, bearer_hosts: &[String]) {
     }
 }
 
-/// The real token, read by ourselves: it goes over no connection. None where the credential is an access token, which the
-/// command has in its own variable.
+/// The real token, read by ourselves: it goes over no connection. None where the credential is an access token, which
+/// the command has in its own variable.
 async fn exposed_token(auth: &Auth) -> Result<Option<String>, RunError> {
     let Auth::Oidc { env_file, shown } = auth else { return Ok(None) };
     let clock = Clock::system();

@@ -36,8 +36,8 @@ fn lines(variables: &[Variable], line: impl Fn(&Variable) -> Vec<u8>) -> Vec<u8>
     variables.iter().map(line).flat_map(|line| line.into_iter().chain([b'\n'])).collect()
 }
 
-/// In single quotes, which every reader takes literally. A value with a single quote needs double quotes, in which readers
-/// differ.
+/// In single quotes, which every reader takes literally. A value with a single quote needs double quotes, in which
+/// readers differ.
 fn dotenv_quoted(value: &OsStr) -> Vec<u8> {
     let value = value.as_bytes();
     if !value.contains(&b'\'') {

@@ -68,8 +68,8 @@ enum ReplaceError {
 }
 
 impl Sidecar {
-    /// Joins the running sidecar selected by `config`. Starts one if none runs, or if the running one has another credential
-    /// than the one that was set explicitly.
+    /// Joins the running sidecar selected by `config`. Starts one if none runs, or if the running one has another
+    /// credential than the one that was set explicitly.
     pub async fn join_or_start(mut config: Config) -> Result<Self, RunError> {
         let _lock = lock(&config).await;
         match find(&config.selector()).await {

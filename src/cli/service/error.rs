@@ -16,8 +16,8 @@ pub enum ServiceError {
     Manager(String),
     /// The service is installed but failed to start.
     #[error(
-        "{name} is installed, but does not run: {reason}\nits log: {log_command}\nthen `connect-sidecar service install` \
-         again, or `connect-sidecar service uninstall`"
+        "{name} is installed, but does not run: {reason}\nits log: {log_command}\nthen `connect-sidecar service \
+         install` again, or `connect-sidecar service uninstall`"
     )]
     NotStarted {
         /// The service.

@@ -1,4 +1,5 @@
-//! The operations of a service manager, and how its commands are run: by absolute path, without a shell, with a timeout.
+//! The operations of a service manager, and how its commands are run: by absolute path, without a shell, with a
+//! timeout.
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};

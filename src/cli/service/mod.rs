@@ -1,7 +1,7 @@
 //! `service`: a sidecar for one project that systemd or launchd starts at login.
 //!
-//! `install` writes a service definition that runs this program with the current settings. It contains no secret, replaces no
-//! file that another program wrote, and is removed again if the manager refuses it.
+//! `install` writes a service definition that runs this program with the current settings. It contains no secret,
+//! replaces no file that another program wrote, and is removed again if the manager refuses it.
 
 mod error;
 mod launchd;
@@ -33,8 +33,8 @@ use launchd::Launchd;
 use manager::{MARK, Manager, Service, ServiceState};
 use systemd::Systemd;
 
-/// The variables besides the sidecar's own that it needs and that a manager may not set: paths of its files and of the Vercel
-/// CLI's, and certificates. None holds a secret.
+/// The variables besides the sidecar's own that it needs and that a manager may not set: paths of its files and of the
+/// Vercel CLI's, and certificates. None holds a secret.
 const VARIABLES: [&str; 7] = [
     "PATH",
     "XDG_CONFIG_HOME",
@@ -48,8 +48,8 @@ const VARIABLES: [&str; 7] = [
 /// Those that name a file with certificates.
 const CERTIFICATES: [&str; 2] = ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"];
 
-/// Why a certificate file cannot be used by a service, if so. Inside a `run` the variables name the run's own files, which
-/// are temporary and contain a CA that only the run's command should trust.
+/// Why a certificate file cannot be used by a service, if so. Inside a `run` the variables name the run's own files,
+/// which are temporary and contain a CA that only the run's command should trust.
 fn unusable_certificates(file: &Path) -> Option<&'static str> {
     if tls::holds_local_ca(file) {
         Some("belongs to a `connect-sidecar run`; set it to yours, or install the service outside of that")

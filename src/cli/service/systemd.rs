@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use super::ServiceError;
 use super::manager::{MARK, Manager, Service, ServiceState, run, succeed};
 
-/// The settings that are the same for every project. It restarts at once after a crash, before a joined command replaces it
-/// and takes its port (`run` tries twice a second), but at most five times in five minutes. The Vercel CLI may run in it, so
-/// what Node.js needs is allowed: generated code (no MemoryDenyWriteExecute), and netlink for the machine's addresses.
-/// Options that need a mount namespace are left out, since not every user session permits one.
+/// The settings that are the same for every project. It restarts at once after a crash, before a joined command
+/// replaces it and takes its port (`run` tries twice a second), but at most five times in five minutes. The Vercel CLI
+/// may run in it, so what Node.js needs is allowed: generated code (no MemoryDenyWriteExecute), and netlink for the
+/// machine's addresses. Options that need a mount namespace are left out, since not every user session permits one.
 const COMMON_SETTINGS: &str = "\
 # A restart does not help against wrong settings (2) or a taken port (3).
 RestartPreventExitStatus=2 3
