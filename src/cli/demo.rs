@@ -344,7 +344,7 @@ impl Tour<'_> {
             *kinds.entry(reply.cache_status.split("; ttl=").next().unwrap_or_default()).or_default() += 1;
         }
         for (kind, count) in kinds {
-            self.say(&format!("{count:>2} × {kind}"));
+            self.print_result(&format!("{count:>2} × {kind}"));
         }
         let first = replies.first().map_or("", Reply::token);
         self.check(!first.is_empty() && replies.iter().all(|r| r.token() == first), "one token for all of them");
@@ -385,13 +385,13 @@ impl Tour<'_> {
         print(&format!("   $ {command}"));
     }
 
-    fn say(&self, what: &str) {
-        print(&format!("     {what}"));
+    fn print_result(&self, text: &str) {
+        print(&format!("     {text}"));
     }
 
     fn show_reply(&self, reply: &Reply) {
-        self.say(&format!("{}  cache-status: {}", reply.status.as_u16(), reply.cache_status));
-        self.say(&match reply.token() {
+        self.print_result(&format!("{}  cache-status: {}", reply.status.as_u16(), reply.cache_status));
+        self.print_result(&match reply.token() {
             "" => reply.body.to_string(),
             token => format!("token {}…", token.chars().take(12).collect::<String>()),
         });
@@ -409,7 +409,7 @@ impl Tour<'_> {
         let lines = self.demo.log.lines_until(self.shown_log_lines, text).await;
         self.shown_log_lines += lines.len();
         for line in &lines {
-            self.say(&self.palette.paint(Color::Dim, line));
+            self.print_result(&self.palette.paint(Color::Dim, line));
         }
         if !lines.iter().any(|line| line.contains(text)) {
             self.check(false, &format!("the log says `{text}`"));

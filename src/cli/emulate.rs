@@ -91,7 +91,7 @@ impl Emulation {
         global: &GlobalArgs,
         environment: EnvLookup<'_>,
     ) -> Result<Self, EmulateError> {
-        let why = "the emulator reads no configuration: who and what there is stands in its seed";
+        let why = "the emulator reads no configuration, only its seed";
         let mut mistakes = Vec::new();
         let port = config::port_only(global, &[], why).unwrap_or_else(|ConfigError(found)| {
             mistakes.extend(found.iter().map(|ConfigMistake { location, message }| format!("{location}: {message}")));

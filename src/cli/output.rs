@@ -43,7 +43,7 @@ pub(super) async fn print(text: impl AsRef<[u8]>) -> Result<Reader, CommandError
 }
 
 /// Prints the line that says where a server listens. Ignores a closed stdout.
-pub(super) fn print_ready(what: &str, url: &str) {
+pub(super) fn print_ready(server: &str, url: &str) {
     let mut stdout = io::stdout().lock();
-    let _ = writeln!(stdout, "{what} listening on {url}").and_then(|()| stdout.flush());
+    let _ = writeln!(stdout, "{server} listening on {url}").and_then(|()| stdout.flush());
 }

@@ -157,11 +157,11 @@ impl Page {
     }
 }
 
-fn count(number: u64, what: &str) -> String {
+fn count(number: u64, noun: &str) -> String {
     match number {
-        0 => format!("no {what}s"),
-        1 => format!("1 {what}"),
-        number => format!("{number} {what}s"),
+        0 => format!("no {noun}s"),
+        1 => format!("1 {noun}"),
+        number => format!("{number} {noun}s"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! One configuration file: its settings, and what is wrong in it.
+//! Reads one configuration file.
 
 use std::ops::Range;
 use std::path::Path;

@@ -134,7 +134,7 @@ impl Auth {
     }
 }
 
-/// One thing that is wrong with the configuration.
+/// A mistake in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigMistake {
     /// A flag, a variable, or a file with its line.

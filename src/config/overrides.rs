@@ -9,8 +9,10 @@ use super::suggestion;
 use crate::config::args::GlobalArgs;
 use crate::proxy::error::excerpt;
 
-/// The settings given as flags. Relative paths refer to `current_dir`.
-pub(super) fn flags(args: &GlobalArgs, current_dir: &Path) -> Layer {
+const PREFIX: &str = "CONNECT_SIDECAR_";
+
+/// Each setting that has a flag: its key, the flag, and the flag's value if given.
+fn flag_values(args: &GlobalArgs) -> impl Iterator<Item = (&'static str, &'static str, Option<RawValue>)> + use<> {
     let text = |value: &Option<String>| value.clone().map(RawValue::Text);
     let list = |items: &[String]| (!items.is_empty()).then(|| RawValue::List(items.to_vec()));
     let switch = |flag: bool| flag.then_some(RawValue::Boolean(true));
@@ -36,55 +38,43 @@ pub(super) fn flags(args: &GlobalArgs, current_dir: &Path) -> Layer {
         ("log_level", "--log-level", text(&args.log_level)),
     ]
     .into_iter()
-    .filter_map(|(key, flag, raw)| Some((key, SettingValue::from_flag(raw?, flag, current_dir))))
-    .collect()
 }
 
-/// The environment variable of each setting that has one.
-const VARIABLES: &[(&str, &str)] = &[
-    ("env_file", "CONNECT_SIDECAR_ENV_FILE"),
-    ("port", "CONNECT_SIDECAR_PORT"),
-    ("upstream", "CONNECT_SIDECAR_UPSTREAM"),
-    ("upstream_ca", "CONNECT_SIDECAR_UPSTREAM_CA"),
-    ("auth", "CONNECT_SIDECAR_AUTH"),
-    ("team_id", "CONNECT_SIDECAR_TEAM_ID"),
-    ("allowed_hosts", "CONNECT_SIDECAR_ALLOWED_HOST"),
-    ("allowed_origins", "CONNECT_SIDECAR_ALLOWED_ORIGIN"),
-    ("bearer_hosts", "CONNECT_SIDECAR_BEARER_HOST"),
-    ("allow_forwarded", "CONNECT_SIDECAR_ALLOW_FORWARDED"),
-    ("require_key", "CONNECT_SIDECAR_REQUIRE_KEY"),
-    ("unix_socket", "CONNECT_SIDECAR_UNIX_SOCKET"),
-    ("dangerously_listen_on_network", "CONNECT_SIDECAR_DANGEROUSLY_LISTEN_ON_NETWORK"),
-    ("use_env_proxy", "CONNECT_SIDECAR_USE_ENV_PROXY"),
-    ("refresh", "CONNECT_SIDECAR_REFRESH"),
-    ("wait", "CONNECT_SIDECAR_WAIT"),
-    ("desktop_notices", "CONNECT_SIDECAR_DESKTOP_NOTICES"),
-    ("log_format", "CONNECT_SIDECAR_LOG_FORMAT"),
-    ("log_level", "CONNECT_SIDECAR_LOG_LEVEL"),
-];
+/// The settings given as flags. Relative paths refer to `current_dir`.
+pub(super) fn flags(args: &GlobalArgs, current_dir: &Path) -> Layer {
+    let given = flag_values(args).filter_map(|(key, flag, raw)| Some((key, flag, raw?)));
+    given.map(|(key, flag, raw)| (key, SettingValue::from_flag(raw, flag, current_dir))).collect()
+}
+
+/// Each setting that has a variable, with the variable's name after the prefix: `ENV_FILE` for `--env-file`.
+fn variable_names() -> impl Iterator<Item = (&'static str, String)> {
+    let name = |flag: &str| flag.trim_start_matches('-').replace('-', "_").to_uppercase();
+    flag_values(&GlobalArgs::default()).map(move |(key, flag, _)| (key, name(flag)))
+}
 
 /// The settings given as environment variables. Relative paths refer to `current_dir`.
 pub(super) fn variables(environment: EnvLookup<'_>, current_dir: &Path) -> Layer {
-    let set = VARIABLES.iter().filter_map(|(key, name)| {
-        let text = environment(name)?.into_string().map_or(RawValue::Other, RawValue::Text);
-        Some((*key, SettingValue::from_variable(text, name, current_dir)))
+    let set = variable_names().filter_map(|(key, name)| {
+        let name = format!("{PREFIX}{name}");
+        let text = environment(&name)?.into_string().map_or(RawValue::Other, RawValue::Text);
+        Some((key, SettingValue::from_variable(text, &name, current_dir)))
     });
     set.collect()
 }
 
 /// A message for each variable with the sidecar's prefix that is unknown, with a suggestion if a known name is similar.
 pub fn unknown_variables(names: impl Iterator<Item = OsString>) -> Vec<String> {
-    const PREFIX: &str = "CONNECT_SIDECAR_";
-    // Those that select files, and those that `run` sets for its command.
-    const OTHERS: [&str; 5] = ["CONFIG", "PROJECT", "URL", "KEY", "BEARER_HOSTS"];
+    let settable: Vec<_> =
+        variable_names().map(|(_, name)| name).chain(["CONFIG", "PROJECT"].map(String::from)).collect();
+    // `run` sets the others for its command.
     let is_known =
-        |name: &str| OTHERS.contains(&name) || VARIABLES.iter().any(|(_, known)| &known[PREFIX.len()..] == name);
+        |name: &str| settable.iter().any(|known| known == name) || ["URL", "KEY", "BEARER_HOSTS"].contains(&name);
     let mut unknown: Vec<_> = names
         .filter_map(|name| Some(name.to_str()?.strip_prefix(PREFIX)?.to_owned()))
         .filter(|name| !is_known(name))
         .map(|name| {
-            let names = VARIABLES.iter().map(|(_, known)| &known[PREFIX.len()..]).chain(["CONFIG", "PROJECT"]);
-            let suggestion = suggestion::most_similar(names, |known| strsim::jaro_winkler(known, &name))
+            let similarity = |known: &str| strsim::jaro_winkler(known, &name);
+            let suggestion = suggestion::most_similar(settable.iter().map(String::as_str), similarity)
                 .map(|known| format!(", did you mean {PREFIX}{known}?"))
                 .unwrap_or_default();
             format!("unknown variable {PREFIX}{}{suggestion}", excerpt(name.as_bytes()))

@@ -1,4 +1,4 @@
-//! The settings there are, who may set each, and a value with its source before it is checked.
+//! The list of settings with the sources that may set each, and values before they are checked.
 
 use std::path::{Path, PathBuf};
 

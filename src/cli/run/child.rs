@@ -94,10 +94,10 @@ fn ignored_signals() -> u64 {
 
 /// The command could not be started.
 #[derive(Debug, thiserror::Error)]
-#[error("could not {what}")]
+#[error("could not {message}")]
 pub struct SpawnError {
     /// What was tried and why it failed, for people.
-    what: String,
+    message: String,
     #[source]
     error: io::Error,
 }
@@ -106,11 +106,11 @@ impl SpawnError {
     /// `program` is the file that was run, if one was found.
     fn new(command: &OsStr, program: Option<&Path>, error: io::Error) -> Self {
         let command = command.display();
-        let what = match program {
+        let message = match program {
             Some(program) => format!("run {command}: {}", reason(program, &error)),
             None => format!("find {command} on PATH: check the name, or give its path (such as ./{command})"),
         };
-        Self { what, error }
+        Self { message, error }
     }
 
     /// The exit code of shells: 127 if the command was not found, 126 if it could not be run.
