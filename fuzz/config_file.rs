@@ -35,7 +35,7 @@ pub(crate) fn check(toml: &[u8]) {
     for error in [&as_project_file, &as_named].into_iter().filter_map(|loaded| loaded.as_ref().err()) {
         assert!(!error.0.is_empty());
         for mistake in &error.0 {
-            let numbers = mistake.place.split(':').filter_map(|part| part.parse::<usize>().ok());
+            let numbers = mistake.location.split(':').filter_map(|part| part.parse::<usize>().ok());
             assert!(numbers.into_iter().all(|line| (1..=lines).contains(&line)), "{mistake:?} of {lines}");
             assert!(!mistake.message.contains(char::is_control), "{mistake:?}");
         }

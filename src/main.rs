@@ -1,4 +1,4 @@
-//! The command: parses, starts the runtime, runs, and maps an error to stderr and an exit code.
+//! The binary: parses the command line, runs the command, and maps an error to stderr and an exit code.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -27,18 +27,18 @@ fn main() -> ExitCode {
 fn run(cli: &Cli, inherited: Inherited) -> Result<ExitCode, CommandError> {
     let mut runtime = match cli.command.as_ref().is_none_or(Command::serves) {
         true => tokio::runtime::Builder::new_multi_thread(),
-        // What asks one thing is done before threads would have started.
+        // A short command ends before worker threads would have started.
         false => tokio::runtime::Builder::new_current_thread(),
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = runtime
-        // One core in two at the most: the rest is for the apps, and waking another core costs more than it saves.
+        // At most half of the cores: the others are for the apps, and waking another core costs more than it saves.
         .worker_threads((cores / 2).clamp(1, 4))
         .enable_all()
         .build()
         .map_err(|e| CommandError::System("start the runtime", e))?;
     let code = runtime.block_on(cli::execute(cli, inherited));
-    // A file system that does not answer must not keep the process.
+    // A hanging file system must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_millis(100));
     code
 }

@@ -1,40 +1,40 @@
-//! The command line: structs only. What a value means, and whether it may be set, is decided in [`config`](crate::config),
-//! which reports all mistakes at once; so values are taken as text here. No flag takes a token's value.
+//! The command line's structure. Values are taken as text and checked in [`config`](crate::config), which reports all
+//! mistakes at once. No flag takes a token.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use crate::config::ConfigError;
 use crate::config::args::{GlobalArgs, RefreshArgs};
-use crate::config::{ConfigError, Mistake};
 
-/// Lets apps on this machine ask Vercel Connect for tokens without holding a credential.
+/// Let apps on this machine get tokens from Vercel Connect without holding a credential
 #[derive(Debug, Parser)]
 #[command(name = "connect-sidecar", version, max_term_width = 100)]
-#[command(after_help = "Every global flag has an environment twin: --env-file is CONNECT_SIDECAR_ENV_FILE.\n\
+#[command(after_help = "Every global flag has an environment variable: --env-file is CONNECT_SIDECAR_ENV_FILE.\n\
                         Try `connect-sidecar demo`: it needs no account and no network.")]
 pub struct Cli {
-    /// What to do; `serve` if nothing is said.
+    /// The command; `serve` if none is given.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// As for `serve`.
+    /// The flags of `serve`.
     #[command(flatten)]
     pub refresh: RefreshArgs,
-    /// Flags that any command takes.
+    /// The flags of every command.
     #[command(flatten)]
     pub global: GlobalArgs,
 }
 
 impl Cli {
-    /// The flags that any command takes, and `--refresh` wherever it was given: refused before a command that would drop it.
+    /// The flags of every command, with `--refresh` from before or after the command. It is an error if the command
+    /// does not use `--refresh`.
     pub fn global_args(&self) -> Result<GlobalArgs, ConfigError> {
         let before = self.refresh.refresh.clone();
         let refresh = match self.command.as_ref().map(Command::refresh) {
             Some(None) if before.is_some() => {
-                let message =
-                    "this command has no use for it: it goes with `serve`, `run` and `service install`".into();
-                return Err(ConfigError(vec![Mistake { place: "--refresh".into(), message }]));
+                let message = "this command has no use for it: it goes with `serve`, `run` and `service install`";
+                return Err(ConfigError::new("--refresh", message));
             }
             Some(Some(after)) => after.refresh.clone().or(before),
             Some(None) | None => before,
@@ -43,41 +43,41 @@ impl Cli {
     }
 }
 
-/// What the emulator can be told to get wrong; a test holds that all of it is here.
+/// The faults that the emulator can inject. A test checks that the list is complete.
 const FAULTS: &str = "\
-Faults, in [[faults]] of the seed or by POST /_emulator/faults, each with `on` (only requests whose target contains this)
-and `times` (until it is cleared if it is left out):
-  latency        the answer comes later: needs `by`, as \"2s\"
-  hang           no answer ever comes
-  reset          the connection is reset
-  cut            the answer breaks off in the middle
-  wrong_json     the answer is no JSON
-  unauthorized   401, the credential is over
+Faults, set in [[faults]] of the seed or with POST /_emulator/faults. `on` limits a fault to requests whose target
+contains this text; `times` is how often it applies (default: until it is cleared):
+  latency        respond late: needs `by`, as \"2s\"
+  hang           never respond
+  reset          reset the connection
+  cut            break off the response in the middle
+  wrong_json     respond with invalid JSON
+  unauthorized   401, as for an expired credential
   rate_limited   429, with `retry_after`, as \"30\"
-  revoked_grant  422 no_token, the provider took the grant back
+  revoked_grant  422 no_token, as if the provider had revoked the grant
   status         needs `status`, as 503; takes `code`, `message` and `retry_after`
-  clock_skew     the emulator's clock is off: needs `by`, as \"2h\" or \"-5m\"";
+  clock_skew     set the emulator's clock off: needs `by`, as \"2h\" or \"-5m\"";
 
-/// What to do.
+/// A command.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Command {
     /// Serve in the foreground until Ctrl-C (the default)
     Serve(RefreshArgs),
-    /// Show what it does against an emulator of Vercel Connect, without account or network
+    /// Show what the sidecar does, against an emulator of Vercel Connect; needs no account and no network
     Demo {
-        /// End after the tour; the exit code tells whether every step showed what it claims
+        /// Exit after the tour, with code 0 if every step succeeded
         #[arg(long)]
         once: bool,
     },
-    /// Run a command whose requests to Vercel Connect go through the sidecar: it needs no credential and no change
+    /// Run a command that uses the sidecar for Vercel Connect, without a credential and without changes to it
     Run {
-        /// Leave HTTPS_PROXY and certificates alone: only Node.js and plain HTTP at $CONNECT_SIDECAR_URL are served
+        /// Do not set HTTPS_PROXY and certificates; only Node.js and plain HTTP at $CONNECT_SIDECAR_URL work then
         #[arg(long)]
         no_intercept: bool,
-        /// Give the command the real VERCEL_OIDC_TOKEN instead of a worthless stand-in
+        /// Give the command the real VERCEL_OIDC_TOKEN instead of a placeholder
         #[arg(long)]
         expose_token: bool,
-        /// As for `serve`.
+        /// The flags of `serve`.
         #[command(flatten)]
         refresh: RefreshArgs,
         /// The command and its arguments
@@ -86,58 +86,58 @@ pub enum Command {
     },
     /// Print the variables that `run` sets, for the project's running sidecar: `eval "$(connect-sidecar env)"`
     Env {
-        /// Print them for a shell, as JSON or for an env file
+        /// The output format: for a shell, JSON or an env file
         #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
         format: Format,
-        /// Leave HTTPS_PROXY and certificates alone
+        /// Do not set HTTPS_PROXY and certificates
         #[arg(long)]
         no_intercept: bool,
     },
-    /// Print a provider token, and nothing else, on stdout; through the running sidecar, or without one
+    /// Print a provider token on stdout, from the running sidecar or without one
     Token(TokenArgs),
-    /// Say what the running sidecar knows: time left, tokens, warnings; exit code 1 if none runs
+    /// Show the running sidecar's status: token expiry, cached tokens, warnings; exit code 1 if none runs
     Status(StatusArgs),
-    /// Check the whole set-up and name each problem with its fix; exit code 1 if a request would fail now or soon
+    /// Check the whole setup and print each problem with its fix; exit code 1 if a request would fail now or soon
     Doctor {
-        /// One JSON object
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Get a fresh OIDC token for the running sidecar now, by the Vercel CLI; .env.local is not written
+    /// Make the running sidecar fetch a new OIDC token with the Vercel CLI now; does not write .env.local
     Refresh,
-    /// The tokens that the running sidecar keeps
+    /// Manage the running sidecar's token cache
     #[command(subcommand)]
     Cache(CacheCommand),
-    /// What the running sidecar did lately: requests, rotations, warnings
+    /// Print the running sidecar's recent events: requests, rotations, warnings
     Logs {
-        /// Go on with what happens from now on
+        /// Keep printing new events
         #[arg(short, long)]
         follow: bool,
-        /// One JSON object a line
+        /// Print one JSON object per line
         #[arg(long)]
         json: bool,
     },
-    /// Let the sidecar of this project run from login on, as a service of systemd or launchd
+    /// Manage the sidecar of this project as a systemd or launchd service that starts at login
     #[command(subcommand)]
     Service(ServiceCommand),
-    /// Print a script that completes the command line in this shell
+    /// Print a completion script for a shell
     Completions {
         /// The shell
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
-    /// The local CA, which the commands of `run` trust for Vercel's hosts and nobody else does
+    /// Manage the local CA, which only commands of `run` trust, and only for Vercel's hosts
     #[command(subcommand)]
     Ca(CaCommand),
-    /// Stand in for Vercel Connect: the upstream of a sidecar, of the Vercel CLI and of tests, without account or network
+    /// Emulate Vercel Connect for a sidecar, the Vercel CLI and tests; needs no account and no network
     ///
-    /// Listens on 127.0.0.1, on port 2775 unless --port says otherwise.
+    /// Listens on 127.0.0.1, on port 2775 unless --port is given.
     #[command(after_long_help = FAULTS)]
     Emulate(EmulateArgs),
 }
 
 impl Command {
-    /// What was said after its name of refreshing; `None` if it has no use for that.
+    /// The `--refresh` flag after the command's name; `None` if the command does not use it.
     pub fn refresh(&self) -> Option<&RefreshArgs> {
         match self {
             Self::Serve(refresh) | Self::Run { refresh, .. } | Self::Service(ServiceCommand::Install(refresh)) => {
@@ -147,7 +147,7 @@ impl Command {
         }
     }
 
-    /// Whether it answers requests for as long as it runs.
+    /// Whether it serves requests while it runs.
     pub fn serves(&self) -> bool {
         matches!(self, Self::Serve(_) | Self::Demo { .. } | Self::Run { .. } | Self::Emulate(_))
     }
@@ -156,45 +156,45 @@ impl Command {
 /// How the emulator starts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub struct EmulateArgs {
-    /// Who and what there is at the start, in TOML [default: the demo's team]
+    /// Read the initial state from this TOML file [default: the demo's team]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub seed: Option<PathBuf>,
-    /// Let the seed name this variable of the environment where a connector wants a secret; repeatable
+    /// Allow the seed to use this environment variable as a connector's secret; repeatable
     #[arg(long, value_name = "NAME")]
     pub secret_from_env: Vec<String>,
-    /// Let the seed name this provider, which is not on this machine, as an issuer; repeatable
+    /// Allow the seed to use this issuer, which is not on this machine; repeatable
     #[arg(long, value_name = "URL", value_hint = ValueHint::Url)]
     pub allow_issuer: Vec<String>,
-    /// Keep everything in this file across restarts; once it is there, the seed is not read any more
+    /// Keep the state in this file across restarts; if the file exists, the seed is not read
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub state: Option<PathBuf>,
-    /// Speak TLS, with a certificate of a CA made for this run
+    /// Serve over TLS, with a certificate of a temporary CA
     #[arg(long)]
     pub tls: bool,
-    /// Print a seed that shows all there is, and end
+    /// Print a seed that shows every option, and exit
     #[arg(long)]
     pub example_seed: bool,
 }
 
-/// Which token. The flags are those of `vercel connect token`.
+/// The arguments of `token`. The flags are those of `vercel connect token`.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct TokenArgs {
-    /// The connector, by its uid or id, such as slack/acme-slack
+    /// The connector's uid or id, such as slack/acme-slack
     #[arg(value_name = "CONNECTOR")]
     pub connector: String,
-    /// On whose behalf: `app` or `user`
+    /// The subject of the token: `app` or `user`
     #[arg(long, value_enum, value_name = "SUBJECT")]
     pub subject: Option<SubjectArg>,
     /// The user's id, with --subject user
     #[arg(long, value_name = "ID")]
     pub user_id: Option<String>,
-    /// The installation
+    /// The installation's id
     #[arg(long, value_name = "ID")]
     pub installation_id: Option<String>,
-    /// The scopes, with commas between them
+    /// The scopes, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "SCOPES")]
     pub scopes: Vec<String>,
-    /// Ask Connect for another token, whatever is kept
+    /// Ask Connect for a new token, even if one is cached
     #[arg(long)]
     pub refresh: bool,
     /// Print {"version":1,"token":…,"expires_at":…}
@@ -202,7 +202,7 @@ pub struct TokenArgs {
     pub json: bool,
 }
 
-/// Whom a token acts for.
+/// The subject of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SubjectArg {
     /// The app itself.
@@ -211,59 +211,59 @@ pub enum SubjectArg {
     User,
 }
 
-/// How the state is shown.
+/// How the status is shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Args)]
 #[group(multiple = false)]
 pub struct StatusArgs {
-    /// Print the state as JSON
+    /// Print the status as JSON
     #[arg(long)]
     pub json: bool,
     /// Print one short line, for a prompt or a status bar
     #[arg(long)]
     pub short: bool,
-    /// Show it anew every second, until Ctrl-C
+    /// Update every second, until Ctrl-C
     #[arg(long)]
     pub watch: bool,
-    /// Open the status page in the browser
+    /// Open the status page in a browser
     #[arg(long)]
     pub open: bool,
 }
 
-/// What to do with the tokens that are kept.
+/// A command for the token cache.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum CacheCommand {
-    /// Forget them all, or those of one connector
+    /// Remove all cached tokens, or those of one connector
     Clear {
-        /// The connector, by its uid or id
+        /// The connector's uid or id
         connector: Option<String>,
     },
 }
 
-/// What to do with the service.
+/// A command for the service.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum ServiceCommand {
-    /// Write it for this project, with the settings given here, and start it; again, to change them
+    /// Install and start the service with the settings given here; repeat to change them
     Install(RefreshArgs),
-    /// Stop and delete it
+    /// Stop and delete the service
     Uninstall,
-    /// Say whether it is there and runs; exit code 1 if it does not
+    /// Show whether the service is installed and runs; exit code 1 if it does not run
     Status,
 }
 
-/// What to do with the local CA.
+/// A command for the local CA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
 pub enum CaCommand {
-    /// Delete it; the next `run` makes another, and what runs now keeps it in memory until it ends
+    /// Delete the local CA; the next `run` creates another, and running sidecars keep it in memory until they end
     Remove,
 }
 
-/// How variables are printed.
+/// The output format of `env`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// For `eval` in sh, bash or zsh.
     #[default]
     Shell,
-    /// One object; null for a variable that is to be taken away.
+    /// One object; null for a variable to unset.
     Json,
     /// For an env file.
     Dotenv,

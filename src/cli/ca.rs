@@ -1,4 +1,4 @@
-//! `ca`: the local CA, which is made by the first `run` that intercepts.
+//! `ca`: manages the local CA, which the first intercepting `run` creates.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -9,17 +9,17 @@ use crate::config;
 use crate::daemon::intercept::ca;
 use crate::os::terminal::escaped;
 
-/// Deletes it.
+/// Deletes the local CA.
 pub(super) fn remove() -> Result<ExitCode, CommandError> {
     let removed = match config::state_dir(&environment) {
         Some(dir) => ca::remove(&dir).map_err(|e| CommandError::System("remove the local CA", e))?,
         None => None,
     };
-    let said = match removed {
+    let message = match removed {
         Some(dir) => format!("removed the local CA in {}", dir.display()),
         None => "there is no local CA".to_owned(),
     };
-    // A closed stdout is no reason to fail.
-    let _ = writeln!(io::stdout(), "{}", escaped(&said));
+    // A closed stdout is ignored.
+    let _ = writeln!(io::stdout(), "{}", escaped(&message));
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,4 @@
-//! `cache`: the tokens that the running sidecar keeps.
+//! `cache`: manages the running sidecar's token cache.
 
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ use crate::cli::CommandError;
 use crate::config::args::GlobalArgs;
 use crate::os::terminal::escaped;
 
-/// Forgets them all, or those of one connector, and prints how many there were.
+/// Clears the cache, or the entries of one connector, and prints how many tokens were removed.
 pub(super) async fn clear(connector: Option<&str>, global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     #[derive(Deserialize)]
     struct Cleared {

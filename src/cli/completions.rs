@@ -1,4 +1,4 @@
-//! `completions`: a script that completes the command line.
+//! `completions`: prints a shell completion script.
 
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ use clap_complete::Shell;
 use crate::cli::CommandError;
 use crate::cli::args::Cli;
 
-/// The values of flags that are checked with all else that is configured, and not by the parser.
+/// The values of flags that are checked with the rest of the configuration, not by the parser.
 const VALUES: [(&str, &[&str]); 4] = [
     ("auth", &["oidc", "access-token"]),
     ("refresh", &["off", "cli"]),
@@ -17,13 +17,13 @@ const VALUES: [(&str, &[&str]); 4] = [
     ("log_level", &["error", "warn", "info", "debug", "trace"]),
 ];
 
-/// Prints it.
+/// Prints the script.
 pub(super) async fn print(shell: Shell) -> Result<ExitCode, CommandError> {
     let mut command = with_values(Cli::command());
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, name, &mut script);
-    // The script for bash calls a program with a hyphen by two names, and completes nothing after a command
+    // The bash script uses two names for a program with a hyphen, and completes nothing after a subcommand
     // (https://github.com/clap-rs/clap/issues/6421).
     super::output::print(String::from_utf8_lossy(&script).replace("connect__subcmd__sidecar", "connect__sidecar"))
         .await?;

@@ -1,10 +1,11 @@
-//! The main job shown against the emulator, in a scratch project: no account, no network.
+//! `demo`: a tour of the sidecar against the emulator, in a scratch project, without account or network.
 //!
-//! Every step sends real requests to a real sidecar, says what to type to repeat it, and checks what it claims: on the
-//! reply, on what the emulator received, on the sidecar's own log. The tour goes to stderr, as the log does. It must
-//! not touch the user's own project or configuration.
+//! Every step sends real requests to a real sidecar, prints the command that repeats it, and checks what it claims by
+//! the reply, the requests that the emulator received, or the sidecar's log. The tour goes to stderr, as the log does.
+//! It does not touch the user's project or configuration.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::future::Future;
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
@@ -25,15 +26,14 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-
 use tokio_util::sync::CancellationToken;
 
 use super::CommandError;
 use super::flags::environment;
-use super::output::say_ready;
-use super::signals::{Stops, until_stopped};
+use super::output::print_ready;
+use super::signals::{StopSignals, until_stopped};
 use crate::config::args::GlobalArgs;
-use crate::config::{self, Config, ConfigError, Environment};
+use crate::config::{self, Config, ConfigError, EnvLookup};
 use crate::daemon::app::App;
 use crate::emulator::world::DEVELOPMENT_LIFE;
 use crate::emulator::{Emulator, Options};
@@ -45,32 +45,32 @@ use crate::os::terminal::{Color, Palette};
 const SLACK: &str = "slack%2Facme-slack";
 /// A connector that is not linked to the demo's project.
 const UNLINKED: &str = "salesforce%2Fcrm";
-/// The flags that mean something for it, besides the port.
-const USEFUL_FLAGS: [&str; 6] =
+/// The flags that the demo uses, besides the port.
+const USED_FLAGS: [&str; 6] =
     ["--allowed-host", "--allowed-origin", "--allow-forwarded", "--unix-socket", "--log-format", "--log-level"];
-/// The life of the token that is about to end, which is inside the smallest default step of `warn_before`.
+/// The lifetime of the token that is about to expire. Shorter than the shortest default of `warn_before`.
 const SHORT_LIFE: Duration = Duration::from_secs(4 * 60);
-/// The tour's tokens, in their order, were issued this long ago: each is younger than the one before, to the second that
-/// tokens are dated by, and those made by hand are younger than all.
+/// How long ago the tour's tokens were issued. Each is newer than the one before by whole seconds, the resolution of
+/// `iat`, and tokens that the user requests are newer than all of them.
 const ISSUED_AGO: [Duration; 3] = [Duration::from_secs(60), Duration::from_secs(40), Duration::from_secs(20)];
-/// Requests at once, in the step about that.
+/// The number of concurrent requests in the step about single flight.
 const HERD: usize = 20;
-/// Nothing in the tour takes longer than this.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The time limit of each part of the tour.
+const STEP_LIMIT: Duration = Duration::from_secs(10);
 
-/// Why the demo cannot begin.
+/// Why the demo could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
-    /// A flag that the demo has no use for, or one that is wrong. Exit code 2.
+    /// An unused or invalid flag. Exit code 2.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The scratch project or the emulator could not be made.
+    /// The scratch project or the emulator could not be set up.
     #[error("could not {0}: {1}")]
     Setup(&'static str, #[source] io::Error),
 }
 
 impl DemoError {
-    /// What the process ends with.
+    /// The exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
@@ -79,23 +79,23 @@ impl DemoError {
     }
 }
 
-/// Shows it; after the tour it ends, if `once`, or goes on serving.
+/// Runs the tour. Afterwards the sidecar ends if `once`, or else keeps serving.
 pub(super) async fn demo(once: bool, global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     let (demo, config) = Demo::prepare(global, &environment).await?;
     let color = config.logging.color;
     let _log = logging::start_with(logging::Options { color: false, ..config.logging }, demo.log());
     let app = App::bind(config, Clock::system()).await?;
-    let stops = Stops::listen(Some(app.reloader()))?;
+    let stops = StopSignals::listen(Some(app.reloader()))?;
     let addr = app.addr();
-    say_ready("connect-sidecar", &format!("http://{addr}"));
+    print_ready("connect-sidecar", &format!("http://{addr}"));
     let code = until_stopped(stops, |stop| async {
         let stopping = CancellationToken::new();
         let touring = stopping.run_until_cancelled(async {
-            let convinced = demo.tour(addr, color, once).await;
+            let succeeded = demo.tour(addr, color, once).await;
             if once {
                 stopping.cancel();
             }
-            convinced
+            succeeded
         });
         let serving = app.serve(async {
             tokio::select! {
@@ -103,13 +103,13 @@ pub(super) async fn demo(once: bool, global: &GlobalArgs) -> Result<ExitCode, Co
                 () = stopping.cancelled() => {}
             }
         });
-        let (drained, convinced) = tokio::join!(serving, touring);
-        drained && convinced.unwrap_or(true)
+        let (drained, succeeded) = tokio::join!(serving, touring);
+        drained && succeeded.unwrap_or(true)
     });
     Ok(code.await)
 }
 
-/// The emulator and the scratch project; both go when this is dropped.
+/// The emulator and the scratch project. Both are removed when this is dropped.
 pub struct Demo {
     scratch: TempDir,
     emulator: Emulator,
@@ -117,11 +117,11 @@ pub struct Demo {
 }
 
 impl Demo {
-    /// Starts the emulator and sets up the project, and says how the sidecar for it is configured. Of the caller's flags
-    /// and environment it takes the port and how to log.
-    pub async fn prepare(args: &GlobalArgs, environment: Environment<'_>) -> Result<(Self, Config), DemoError> {
+    /// Starts the emulator, sets up the project, and returns the sidecar's configuration. Of the caller's flags and
+    /// environment, the port and the logging options are used.
+    pub async fn prepare(args: &GlobalArgs, environment: EnvLookup<'_>) -> Result<(Self, Config), DemoError> {
         let why = "the demo has a project, an upstream and a credential of its own";
-        config::port_of(args, &USEFUL_FLAGS, why)?;
+        config::port_only(args, &USED_FLAGS, why)?;
         let scratch = tempfile::Builder::new()
             .prefix("connect-sidecar-demo-")
             .permissions(std::fs::Permissions::from_mode(0o700))
@@ -137,7 +137,7 @@ impl Demo {
         let args = GlobalArgs {
             project: Some(demo.project()),
             upstream: Some(demo.emulator.url()),
-            // The tour reads what the sidecar logs.
+            // The tour reads the sidecar's log.
             quiet: false,
             ..args.clone()
         };
@@ -146,7 +146,7 @@ impl Demo {
             &args,
             &|name| match name {
                 "XDG_CONFIG_HOME" => Some(own_files.clone().into()),
-                // What it warns of is no trouble of the user's.
+                // Its warnings are not about the user's own project.
                 "CONNECT_SIDECAR_DESKTOP_NOTICES" => Some("false".into()),
                 "CONNECT_SIDECAR_PORT" | "CONNECT_SIDECAR_LOG_FORMAT" | "NO_COLOR" | "XDG_STATE_HOME" | "HOME" => {
                     environment(name)
@@ -158,13 +158,13 @@ impl Demo {
         Ok((demo, config))
     }
 
-    /// Where the sidecar is to log to: a place that the tour reads.
+    /// The writer for the sidecar's log, which the tour reads.
     pub fn log(&self) -> CapturedLog {
         self.log.clone()
     }
 
-    /// Shows everything with the sidecar at `sidecar`, which ends afterwards if it is shown only `once`. Tells whether each
-    /// step showed what it claims.
+    /// Runs the tour with the sidecar at `sidecar`. With `once`, the sidecar is about to end afterwards. Returns
+    /// whether every step succeeded.
     pub async fn tour(&self, sidecar: SocketAddr, color: bool, once: bool) -> bool {
         let mut tour = Tour {
             demo: self,
@@ -175,7 +175,7 @@ impl Demo {
             steps: 0,
             failures: 0,
         };
-        let ended = tokio::time::timeout(PATIENCE * 3, tour.show_all()).await;
+        let ended = tokio::time::timeout(STEP_LIMIT * 3, tour.show_all()).await;
         tour.failures += u32::from(ended.is_err());
         tour.conclude(once);
         self.log.go_live();
@@ -190,7 +190,7 @@ impl Demo {
         self.project().join(".env.local")
     }
 
-    /// Writes the env file in the CLI's way: over the old content, without a rename.
+    /// Writes the env file as the Vercel CLI does: in place, without a rename.
     fn pull(&self, ago: Duration, left: Duration) -> io::Result<()> {
         let mut file =
             std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(self.env_path())?;
@@ -198,7 +198,7 @@ impl Demo {
     }
 }
 
-/// What the sidecar logs: kept for the tour to show in its place, and straight to stderr afterwards.
+/// The sidecar's log: kept in memory during the tour, then written to stderr.
 #[derive(Clone)]
 pub struct CapturedLog(Arc<watch::Sender<Log>>);
 
@@ -224,7 +224,7 @@ impl CapturedLog {
         let later = |log: &Log| log.text.lines().skip(seen).map(str::to_owned).collect::<Vec<_>>();
         let mut log = self.0.subscribe();
         let waiting = log.wait_for(|log| later(log).iter().any(|line| line.contains(text)));
-        let _ = tokio::time::timeout(PATIENCE, waiting).await;
+        let _ = tokio::time::timeout(STEP_LIMIT, waiting).await;
         later(&self.0.borrow())
     }
 }
@@ -243,7 +243,7 @@ impl Write for CapturedLog {
     }
 }
 
-/// The tour under way.
+/// The state of the tour.
 struct Tour<'a> {
     demo: &'a Demo,
     sidecar: SocketAddr,
@@ -254,7 +254,7 @@ struct Tour<'a> {
     failures: u32,
 }
 
-/// A reply, as far as the tour looks at it.
+/// The parts of a reply that the tour checks.
 struct Reply {
     status: StatusCode,
     cache_status: String,
@@ -298,7 +298,7 @@ impl Tour<'_> {
             "now=$(date +%s); seq {HERD} | xargs -P {HERD} -I{{}} curl -si http://{sidecar}/v1/connect/token/{SLACK} \
              {json} -d '{{\"scopes\":[\"'$now'\"]}}' | grep -i cache-status"
         ));
-        self.show_a_herd().await;
+        self.show_concurrent_requests().await;
 
         self.step(&format!("A warning: this token ends within {}", crate::os::clock::format_duration(SHORT_LIFE)));
         self.command(&format!("curl -s '{emulator}/_emulator/env.local?life=4m' > {env_file}"));
@@ -323,9 +323,9 @@ impl Tour<'_> {
         self.check_log("vercel connect attach salesforce/crm").await;
     }
 
-    async fn show_a_herd(&mut self) {
+    async fn show_concurrent_requests(&mut self) {
         let before = self.demo.emulator.count(SLACK);
-        // Upstream does not answer before all have had their chance to ask.
+        // Upstream does not respond before all requests have been sent.
         let hold = self.demo.emulator.hold_answers();
         let mut asking = JoinSet::new();
         for _ in 0..HERD {
@@ -336,7 +336,7 @@ impl Tour<'_> {
                 self.demo.emulator.wait_for_requests(self.demo.emulator.received().len() + 1).await;
             }
         };
-        let _ = tokio::time::timeout(PATIENCE, arrived).await;
+        let _ = tokio::time::timeout(STEP_LIMIT, arrived).await;
         hold.release();
         let replies = asking.join_all().await;
         let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
@@ -344,7 +344,7 @@ impl Tour<'_> {
             *kinds.entry(reply.cache_status.split("; ttl=").next().unwrap_or_default()).or_default() += 1;
         }
         for (kind, count) in kinds {
-            self.say(&format!("{count:>2} × {kind}"));
+            self.print_result(&format!("{count:>2} × {kind}"));
         }
         let first = replies.first().map_or("", Reply::token);
         self.check(!first.is_empty() && replies.iter().all(|r| r.token() == first), "one token for all of them");
@@ -385,13 +385,13 @@ impl Tour<'_> {
         print(&format!("   $ {command}"));
     }
 
-    fn say(&self, what: &str) {
-        print(&format!("     {what}"));
+    fn print_result(&self, text: &str) {
+        print(&format!("     {text}"));
     }
 
     fn show_reply(&self, reply: &Reply) {
-        self.say(&format!("{}  cache-status: {}", reply.status.as_u16(), reply.cache_status));
-        self.say(&match reply.token() {
+        self.print_result(&format!("{}  cache-status: {}", reply.status.as_u16(), reply.cache_status));
+        self.print_result(&match reply.token() {
             "" => reply.body.to_string(),
             token => format!("token {}…", token.chars().take(12).collect::<String>()),
         });
@@ -409,7 +409,7 @@ impl Tour<'_> {
         let lines = self.demo.log.lines_until(self.shown_log_lines, text).await;
         self.shown_log_lines += lines.len();
         for line in &lines {
-            self.say(&self.palette.paint(Color::Dim, line));
+            self.print_result(&self.palette.paint(Color::Dim, line));
         }
         if !lines.iter().any(|line| line.contains(text)) {
             self.check(false, &format!("the log says `{text}`"));
@@ -425,7 +425,7 @@ impl Tour<'_> {
         self.request(Method::POST, &format!("/v1/connect/token/{connector}"), body).await
     }
 
-    /// Asks the sidecar; a reply that does not come is one that shows nothing.
+    /// Sends a request to the sidecar. Without a reply, returns a 502 that fails the checks.
     fn request(&self, method: Method, path: &str, body: &'static str) -> impl Future<Output = Reply> + use<> {
         let sending = Request::builder()
             .method(method)
@@ -435,10 +435,10 @@ impl Tour<'_> {
             .map(|request| self.client.request(request));
         async move {
             let exchange = async {
-                let (head, body) = sending.map_err(|e| e.to_string())?.await.map_err(|e| e.to_string())?.into_parts();
-                let body = body.collect().await.map_err(|e| e.to_string())?.to_bytes();
+                let (head, body) = sending?.await?.into_parts();
+                let body = body.collect().await?.to_bytes();
                 let cache_status = head.headers.get("cache-status").and_then(|value| value.to_str().ok());
-                Ok::<_, String>(Reply {
+                Ok::<_, Box<dyn Error + Send + Sync>>(Reply {
                     status: head.status,
                     cache_status: cache_status.unwrap_or("none").to_owned(),
                     body: serde_json::from_slice(&body).unwrap_or_default(),
@@ -449,15 +449,15 @@ impl Tour<'_> {
                 cache_status: "none".into(),
                 body: format!("no reply: {reason}").into(),
             };
-            match tokio::time::timeout(PATIENCE, exchange).await {
-                Ok(reply) => reply.unwrap_or_else(failed),
+            match tokio::time::timeout(STEP_LIMIT, exchange).await {
+                Ok(reply) => reply.unwrap_or_else(|e| failed(e.to_string())),
                 Err(_) => failed("too slow".into()),
             }
         }
     }
 }
 
-/// Writes a line of the tour; a closed stderr is no reason to stop.
+/// Writes a line of the tour to stderr. Ignores a closed stderr.
 fn print(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }

@@ -1,6 +1,6 @@
-//! The `emulate` command: the emulator by itself, from a seed or a state file, with the lines for its first use.
+//! `emulate`: runs the emulator with a seed or a state file, and prints commands for its first use.
 //!
-//! What it prints holds no secret but those of the seed, which are made up.
+//! The output contains no secrets except those of the seed, which are fake.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,10 +14,10 @@ use tempfile::TempDir;
 use super::CommandError;
 use super::args::EmulateArgs;
 use super::flags::environment;
-use super::output::say_ready;
-use super::signals::{Stops, until_stopped};
+use super::output::print_ready;
+use super::signals::{StopSignals, until_stopped};
 use crate::config::args::GlobalArgs;
-use crate::config::{self, ConfigError, Environment, Mistake};
+use crate::config::{self, ConfigError, ConfigMistake, EnvLookup};
 use crate::emulator::allowlist::{Allowlist, is_issuer, is_variable};
 pub use crate::emulator::seed::EXAMPLE as EXAMPLE_SEED;
 use crate::emulator::seed::{self, SeedError};
@@ -25,28 +25,28 @@ use crate::emulator::world::World;
 use crate::emulator::{Emulator, Options};
 use crate::proxy::upstream::EMULATOR_PORT;
 
-/// How many of the last requests are remembered.
-const REMEMBERED: usize = 1000;
+/// How many requests the emulator remembers.
+const MAX_REMEMBERED: usize = 1000;
 
-/// Why the emulator does not start.
+/// Why the emulator could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum EmulateError {
-    /// Flags that it has no use for or that are wrong, and all that is wrong with the seed, a line each. Exit code 2.
+    /// Unused or invalid flags, and mistakes in the seed, one a line. Exit code 2.
     #[error("{}", .0.join("\n"))]
     Mistakes(Vec<String>),
-    /// A seed or a state that could not be read. Exit code 2.
+    /// The seed or state file could not be read. Exit code 2.
     #[error("could not read {path}: {1}", path = .0.display())]
     File(PathBuf, #[source] io::Error),
-    /// Somebody listens there already. Exit code 3.
+    /// The port is taken. Exit code 3.
     #[error("could not listen on 127.0.0.1:{0}: the port is taken; end what has it, or choose another with --port")]
     PortTaken(u16),
-    /// Anything else.
+    /// Any other failure.
     #[error("could not {0}: {1}")]
     Setup(&'static str, #[source] io::Error),
 }
 
 impl EmulateError {
-    /// What the process ends with.
+    /// The exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Mistakes(_) | Self::File(..) => 2,
@@ -56,18 +56,18 @@ impl EmulateError {
     }
 }
 
-/// Serves it until a signal comes.
+/// Runs the emulator until a signal arrives.
 pub(super) async fn emulate(args: &EmulateArgs, global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     if args.example_seed {
         let _ = io::stdout().write_all(EXAMPLE_SEED.as_bytes());
         return Ok(ExitCode::SUCCESS);
     }
-    let stops = Stops::listen(None)?;
+    let stops = StopSignals::listen(None)?;
     let emulation = Emulation::start(args, global, &environment).await?;
     if !global.quiet {
         let _ = io::stderr().write_all(emulation.first_use().as_bytes());
     }
-    say_ready("connect-sidecar emulator", &emulation.url());
+    print_ready("connect-sidecar emulator", &emulation.url());
     Ok(until_stopped(stops, |stop| async {
         stop.await;
         true
@@ -75,32 +75,32 @@ pub(super) async fn emulate(args: &EmulateArgs, global: &GlobalArgs) -> Result<E
     .await)
 }
 
-/// A running emulator; what it has made goes when this is dropped.
+/// A running emulator. Its temporary files are removed when this is dropped.
 pub struct Emulation {
     emulator: Emulator,
-    /// The directory with the certificate of its CA, if it speaks TLS.
+    /// With TLS, a temporary directory and in it the certificate of the CA.
     ca: Option<(TempDir, PathBuf)>,
-    /// What it was told of by whom, for people.
+    /// Where its state comes from, as shown to people.
     source: String,
 }
 
 impl Emulation {
-    /// Reads the seed and starts. Of the environment it reads the variables that the flags name.
+    /// Reads the seed and starts the emulator. Reads only the environment variables that flags allow.
     pub async fn start(
         args: &EmulateArgs,
         global: &GlobalArgs,
-        environment: Environment<'_>,
+        environment: EnvLookup<'_>,
     ) -> Result<Self, EmulateError> {
-        let why = "the emulator reads no configuration: who and what there is stands in its seed";
+        let why = "the emulator reads no configuration, only its seed";
         let mut mistakes = Vec::new();
-        let port = config::port_of(global, &[], why).unwrap_or_else(|ConfigError(found)| {
-            mistakes.extend(found.iter().map(|Mistake { place, message }| format!("{place}: {message}")));
+        let port = config::port_only(global, &[], why).unwrap_or_else(|ConfigError(found)| {
+            mistakes.extend(found.iter().map(|ConfigMistake { location, message }| format!("{location}: {message}")));
             None
         });
         let port = port.unwrap_or(EMULATOR_PORT);
         let allowlist = allowlist(args, environment, &mut mistakes);
-        let kept = args.state.as_ref().filter(|state| state.exists());
-        let (mut world, source) = match (kept, &args.seed) {
+        let saved = args.state.as_ref().filter(|state| state.exists());
+        let (mut world, source) = match (saved, &args.seed) {
             (Some(state), _) => (World::demo(), format!("as it was kept in {}", state.display())),
             (None, Some(path)) => {
                 let world = read_seed(path, &allowlist, &mut mistakes)?;
@@ -113,7 +113,7 @@ impl Emulation {
         }
         world.limits.get_or_insert_default();
         let (tls, state) = (args.tls, args.state.clone());
-        let options = Options { port, tls, world, allowlist, state, remember: REMEMBERED, ..Options::default() };
+        let options = Options { port, tls, world, allowlist, state, remember: MAX_REMEMBERED, ..Options::default() };
         let emulator = Emulator::start(options).await.map_err(|e| match (e.kind(), &args.state) {
             (ErrorKind::AddrInUse, _) => EmulateError::PortTaken(port),
             (ErrorKind::InvalidData, Some(state)) => EmulateError::File(state.clone(), e),
@@ -124,12 +124,12 @@ impl Emulation {
         Ok(Self { emulator, ca, source })
     }
 
-    /// Where it is.
+    /// The emulator's URL.
     pub fn url(&self) -> String {
         self.emulator.url()
     }
 
-    /// What to type first.
+    /// Commands for its first use.
     pub fn first_use(&self) -> String {
         let (url, ca) = (self.url(), self.ca.as_ref().map(|(_, path)| path.display().to_string()));
         let with_ca = |text: &str| ca.as_ref().map_or(String::new(), |path| text.replace("{}", path));
@@ -138,9 +138,9 @@ impl Emulation {
             (world.team.clone(), project, world.sessions.first().map(|session| session.token.clone()))
         });
         let mut text = format!("A stand-in for Vercel Connect, {}: team {}.\n", self.source, team.slug);
-        let mut line = |what: &str, how: String| {
-            // Writing to a string does not fail.
-            let _ = writeln!(text, "  {what:<22} {how}");
+        let mut line = |label: &str, value: String| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "  {label:<22} {value}");
         };
         if let Some(path) = &ca {
             line("its CA", path.clone());
@@ -167,15 +167,15 @@ fn read_seed(path: &Path, allowlist: &Allowlist, mistakes: &mut Vec<String>) -> 
     }))
 }
 
-/// What the flags let the seed use.
-fn allowlist(args: &EmulateArgs, environment: Environment<'_>, mistakes: &mut Vec<String>) -> Allowlist {
+/// The environment variables and issuers that flags allow the seed to use.
+fn allowlist(args: &EmulateArgs, environment: EnvLookup<'_>, mistakes: &mut Vec<String>) -> Allowlist {
     let mut secrets = BTreeMap::new();
     for name in &args.secret_from_env {
         let value = Some(name).filter(|name| is_variable(name)).and_then(|name| environment(name)?.into_string().ok());
         if value.is_none() {
             mistakes.push(format!("--secret-from-env {name}: there is no such variable in the environment"));
         }
-        // That the seed names it is no second mistake.
+        // Added even if missing, so that the seed's use of it is not reported as a second mistake.
         secrets.insert(name.clone(), value.unwrap_or_default().into());
     }
     for url in args.allow_issuer.iter().filter(|url| !is_issuer(url)) {

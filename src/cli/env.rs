@@ -1,4 +1,4 @@
-//! `env`: the variables that `run` sets, for a shell or an env file.
+//! `env`: prints the variables that `run` sets, for a shell or an env file.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use super::run::{self, shell};
 use crate::config::args::GlobalArgs;
 use crate::os::logging;
 
-/// Prints them.
+/// Prints the variables.
 pub(super) async fn print(format: Format, intercept: bool, global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     let config = load_for_programs(global, intercept)?;
     let _log = logging::start(config.logging);

@@ -1,6 +1,4 @@
-//! `logs`: what the running sidecar did lately, and what it does from now on.
-//!
-//! No line holds a secret, as no event does.
+//! `logs`: prints the running sidecar's recent events, and follows new ones. Events contain no secrets.
 
 use std::io;
 use std::process::ExitCode;
@@ -15,29 +13,34 @@ use crate::events::line::EventLine;
 use crate::instance::client::EventLines;
 use crate::os::terminal::{self, Color, Palette, escaped};
 
-/// Prints it, until there is no more: where it is followed, until the sidecar ends, a signal comes or nobody reads.
+/// Prints the events. With `follow`, until the sidecar ends, a signal arrives or stdout is closed.
 pub(super) async fn print(follow: bool, json: bool, global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     let (_, client) = super::running::find(global).await?;
     let mut interruptions = Interruptions::listen()?;
     let lines = client.events().await?;
     let palette = Palette::of(&io::stdout());
-    let shown = |line: &[u8]| match json {
+    let format = |line: &[u8]| match json {
         true => terminal::json_for(&io::stdout(), String::from_utf8_lossy(line).into_owned() + "\n"),
         false => text(line, palette),
     };
     tokio::select! {
-        printed = pass_on(lines, follow, shown) => printed?,
+        printed = print_lines(lines, follow, format) => printed?,
         () = interruptions.next() => {}
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn pass_on(mut lines: EventLines, follow: bool, shown: impl Fn(&[u8]) -> String) -> Result<(), CommandError> {
+async fn print_lines(
+    mut lines: EventLines,
+    follow: bool,
+    format: impl Fn(&[u8]) -> String,
+) -> Result<(), CommandError> {
     while let Some(line) = lines.next().await {
         if line.is_empty() && !follow {
             break;
         }
-        let reader = if line.is_empty() { super::output::reader() } else { super::output::print(shown(&line)).await? };
+        let reader =
+            if line.is_empty() { super::output::reader() } else { super::output::print(format(&line)).await? };
         if reader == Reader::Gone {
             break;
         }
@@ -45,7 +48,7 @@ async fn pass_on(mut lines: EventLines, follow: bool, shown: impl Fn(&[u8]) -> S
     Ok(())
 }
 
-/// An event as a line of the log would have it; nothing for one that is not known.
+/// An event in the format of the log. Empty for an unknown event.
 fn text(line: &[u8], palette: Palette) -> String {
     let Some(EventLine { at, level, message, code, status, remedy: _, fields }) = EventLine::read(line) else {
         return String::new();
@@ -67,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_reads_as_a_line_of_the_log() {
+    fn an_event_is_formatted_like_a_log_line() {
         for (event, line) in [
             (
                 r#"{"event":"request","at":"2026-11-23T09:00:00Z","action":"token","connector":"slack/acme","subject":"app","cache":"hit","status":200,"ms":12}"#,

@@ -1,8 +1,7 @@
-//! What people type: a file or folder for each command.
+//! The command line: a file or directory for each command.
 //!
-//! A command parses its own arguments, asks the other parts, prints the answer and maps what went wrong to an exit code.
-//! stdout carries data only, and a reader that closes it has seen enough: that is no failure. Nothing here serves a
-//! request.
+//! A command calls the other parts, prints the result and maps errors to an exit code. stdout carries data only; if its
+//! reader closes it early, that is no failure. Nothing here serves a request.
 
 pub mod args;
 mod browser;
@@ -35,8 +34,8 @@ pub use error::CommandError;
 
 use crate::os::hardening::Inherited;
 
-/// Runs the command of this command line. `inherited` is what the process had before it was hardened, which a child
-/// gets back.
+/// Runs the command. `inherited` holds the process limits from before hardening, which are restored for child
+/// processes.
 pub async fn execute(cli: &Cli, inherited: Inherited) -> Result<ExitCode, CommandError> {
     let global = &cli.global_args()?;
     match cli.command.as_ref() {
@@ -44,7 +43,7 @@ pub async fn execute(cli: &Cli, inherited: Inherited) -> Result<ExitCode, Comman
         Some(Command::Demo { once }) => demo::demo(*once, global).await,
         Some(Command::Run { no_intercept, expose_token, command, .. }) => {
             let options =
-                run::Options { intercept: !no_intercept, expose_token: *expose_token, tells_problems: !global.quiet };
+                run::Options { intercept: !no_intercept, expose_token: *expose_token, report_problems: !global.quiet };
             run::execute(options, command, global, inherited).await
         }
         Some(Command::Env { format, no_intercept }) => env::print(*format, !no_intercept, global).await,

@@ -1,4 +1,4 @@
-//! stdout of a command, which may be closed early or be slow.
+//! Writes to stdout, which may be slow or closed early.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -8,16 +8,16 @@ use tokio::io::AsyncWriteExt;
 
 use super::CommandError;
 
-/// Whether stdout is still read.
+/// Whether somebody still reads stdout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reader {
-    /// It is.
+    /// Yes.
     Reads,
-    /// Nobody will see more.
+    /// No, the other end was closed.
     Gone,
 }
 
-/// Whether anybody reads stdout, as far as can be told without writing.
+/// Whether somebody reads stdout, as far as can be told without writing.
 pub(super) fn reader() -> Reader {
     let stdout = io::stdout();
     let mut polled = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
@@ -28,7 +28,7 @@ pub(super) fn reader() -> Reader {
     }
 }
 
-/// Writes to stdout. Where that is full, only this waits.
+/// Writes to stdout without blocking other tasks.
 pub(super) async fn print(text: impl AsRef<[u8]>) -> Result<Reader, CommandError> {
     let mut stdout = tokio::io::stdout();
     let written = async {
@@ -42,8 +42,8 @@ pub(super) async fn print(text: impl AsRef<[u8]>) -> Result<Reader, CommandError
     }
 }
 
-/// The one line on stdout. A closed stdout is no reason to stop.
-pub(super) fn say_ready(what: &str, url: &str) {
+/// Prints the line that says where a server listens. Ignores a closed stdout.
+pub(super) fn print_ready(server: &str, url: &str) {
     let mut stdout = io::stdout().lock();
-    let _ = writeln!(stdout, "{what} listening on {url}").and_then(|()| stdout.flush());
+    let _ = writeln!(stdout, "{server} listening on {url}").and_then(|()| stdout.flush());
 }

@@ -1,4 +1,4 @@
-//! `refresh`: a fresh OIDC token now.
+//! `refresh`: makes the running sidecar fetch a new OIDC token now.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -12,10 +12,10 @@ use crate::config::args::GlobalArgs;
 use crate::os::clock::Expiry;
 use crate::os::terminal::escaped;
 
-/// The Vercel CLI may take a minute, and a request may, too.
-const LIMIT: Duration = Duration::from_secs(65);
+/// Longer than the minute that the Vercel CLI may take.
+const TIMEOUT: Duration = Duration::from_secs(65);
 
-/// Has the running sidecar get one, and says how long it is good for.
+/// Refreshes the token and prints when the new one expires.
 pub(super) async fn refresh(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     #[derive(Deserialize)]
     struct Refreshed {
@@ -23,11 +23,11 @@ pub(super) async fn refresh(global: &GlobalArgs) -> Result<ExitCode, CommandErro
         expires_in_seconds: u64,
     }
     let (_, client) = super::running::find(global).await?;
-    let client = client.with_timeout(LIMIT);
+    let client = client.with_timeout(TIMEOUT);
     let Refreshed { project, expires_in_seconds } =
         client.request_json(Method::POST, "/_sidecar/v1/refresh", "").await?;
     let expiry = Expiry::In(Duration::from_secs(expires_in_seconds));
-    // A closed stdout is no reason to fail.
+    // A closed stdout is ignored.
     let _ = writeln!(io::stdout(), "refreshed: {}, {expiry}", escaped(&project));
     Ok(ExitCode::SUCCESS)
 }

@@ -1,115 +1,48 @@
-//! The state of a running sidecar, for people: as a page of text, and in one line. Pure.
+//! Formats a sidecar's status for people, as a page of text or one line. Pure.
 //!
-//! Names come from elsewhere: all of it is escaped.
+//! Names are foreign text, so all of them are escaped.
 
 use std::fmt::Write;
 use std::time::Duration;
 
-use serde::Deserialize;
-
+use crate::instance::status::{OidcStatus, StatusReport, TokenStatus, UpstreamStatus, WarningStatus};
 use crate::os::clock::{Timestamp, format_duration};
 use crate::os::terminal::{Color, Palette, escaped};
 use crate::remedy::Remedy;
 
-/// The body of `GET /_sidecar/v1/status` (docs/http.md section 4).
-#[derive(Debug, Deserialize)]
-pub(super) struct Report {
-    version: String,
-    pid: u32,
-    project: String,
-    oidc: Oidc,
-    cache: Cache,
-    upstream: Upstream,
-    #[serde(default)]
-    failures: Failures,
-    tokens: Vec<Token>,
-    warnings: Vec<Warning>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Oidc {
-    state: String,
-    reason: Option<String>,
-    source: String,
-    expires_at: Option<String>,
-    expires_in_seconds: Option<u64>,
-    owner: Option<String>,
-    project: Option<String>,
-    environment: Option<String>,
-    fingerprint: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Cache {
-    entries: u64,
-    hits: u64,
-    misses: u64,
-    collapsed: u64,
-    requests_saved: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Upstream {
-    url: String,
-    requests: u64,
-    errors: u64,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Failures {
-    count: u64,
-    last_at: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Token {
-    connector: String,
-    subject: String,
-    expires_at: String,
-    hits: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Warning {
-    code: String,
-    message: String,
-    #[serde(flatten)]
-    remedy: Option<Remedy>,
-}
-
-impl Report {
-    /// One line without its end, for a prompt: `web 11 h 59 min`, or what is wrong and the command that mends it.
+impl StatusReport {
+    /// One line for a prompt, without a line end: `web 11 h 59 min`, or what is wrong and the command that fixes it.
     pub(super) fn short(&self) -> String {
         let name = self.oidc.project.as_ref().unwrap_or(&self.project);
-        let mut line = format!("{name} {}", self.oidc.in_short());
-        let of_token = self.warnings.iter().find(|warning| warning.code.starts_with("oidc_token_"));
-        match of_token.and_then(|warning| warning.remedy.as_ref()) {
+        let mut line = format!("{name} {}", self.oidc.short());
+        let token_warning = self.warnings.iter().find(|warning| warning.code.starts_with("oidc_token_"));
+        match token_warning.and_then(|warning| warning.remedy.as_ref()) {
             Some(Remedy { command: Some(command), .. }) => write!(line, ", run {command}"),
             Some(Remedy { hint, .. }) => write!(line, ", {hint}"),
             None => Ok(()),
         }
-        // A string can always be written to.
+        // Writing to a string cannot fail.
         .unwrap_or_default();
         escaped(&line)
     }
 
-    /// All there is to know. `local` is this machine's time, which counts where the sidecar does not tell its own.
-    pub(super) fn long(&self, url: &str, palette: Palette, local: Timestamp) -> String {
+    /// The whole status. `local_time` is used if the sidecar's time cannot be derived from the report.
+    pub(super) fn long(&self, url: &str, palette: Palette, local_time: Timestamp) -> String {
         let Self { version, pid, project, oidc, cache, upstream, failures, warnings, .. } = self;
         let mut page = Page { palette, text: String::new() };
         let title = palette.paint(Color::Bold, &escaped(oidc.project.as_ref().unwrap_or(project)));
-        let state = palette.paint(oidc.color(), &escaped(&oidc.in_words()));
+        let state = palette.paint(oidc.color(), &escaped(&oidc.long()));
         let _ = writeln!(page.text, "{title}  {state}\n");
 
-        let named = [("project", &oidc.project), ("team", &oidc.owner), ("environment", &oidc.environment)];
-        let known = named.iter().filter_map(|(name, value)| Some(format!("{name} {}", value.as_ref()?)));
+        let claims = [("project", &oidc.project), ("team", &oidc.owner), ("environment", &oidc.environment)];
+        let known = claims.iter().filter_map(|(name, value)| Some(format!("{name} {}", value.as_ref()?)));
         page.row("identity", &known.collect::<Vec<_>>().join(", "));
         let fingerprint = oidc.fingerprint.iter().map(|fingerprint| format!("fingerprint {fingerprint}"));
         let end = oidc.expires_at.iter().map(|end| format!("until {end}"));
         let token: Vec<_> = [oidc.source.clone()].into_iter().chain(fingerprint).chain(end).collect();
         page.row("token", &token.join(", "));
         page.row("sidecar", &format!("{url}, version {version}, process {pid}"));
-        page.row("upstream", &format!("{}, {}", upstream.url, upstream.in_words(failures.count > 0)));
+        page.row("upstream", &format!("{}, {}", upstream.url, upstream.request_counts(failures.count > 0)));
         if failures.count > 0 {
             let last = failures.last_at.as_ref().map(|at| format!(", the last at {at}")).unwrap_or_default();
             let failed = palette.paint(Color::Yellow, &count(failures.count, "request"));
@@ -119,15 +52,15 @@ impl Report {
             "cache",
             &format!(
                 "{}; hits {}, misses {}, collapsed {}: {} saved",
-                count(cache.entries, "token"),
+                count(cache.entries as u64, "token"),
                 cache.hits,
                 cache.misses,
                 cache.collapsed,
                 count(cache.requests_saved, "request")
             ),
         );
-        page.tokens(&self.tokens, oidc.now().unwrap_or(local));
-        for Warning { message, remedy, .. } in warnings {
+        page.tokens(&self.tokens, oidc.now().unwrap_or(local_time));
+        for WarningStatus { message, remedy, .. } in warnings {
             let _ = writeln!(page.text, "\n{} {}", palette.paint(Color::Yellow, "warning:"), escaped(message));
             if let Some(remedy) = remedy {
                 let _ = writeln!(page.text, "         {}", escaped(&remedy.to_string()));
@@ -137,25 +70,25 @@ impl Report {
     }
 }
 
-impl Oidc {
+impl OidcStatus {
     fn left(&self) -> Option<Duration> {
         self.expires_in_seconds.map(Duration::from_secs).filter(|left| !left.is_zero())
     }
 
-    fn in_short(&self) -> String {
+    fn short(&self) -> String {
         match self.state.as_str() {
             "valid" | "expiring" => self.left().map_or_else(|| self.state.clone(), format_duration),
             state => state.to_owned(),
         }
     }
 
-    fn in_words(&self) -> String {
-        let more = match (&self.reason, self.left()) {
+    fn long(&self) -> String {
+        let details = match (&self.reason, self.left()) {
             (Some(reason), _) => format!(": {reason}"),
             (None, Some(left)) => format!(", {} left", format_duration(left)),
             (None, None) => String::new(),
         };
-        format!("{}{more}", self.state)
+        format!("{}{details}", self.state)
     }
 
     fn color(&self) -> Color {
@@ -166,14 +99,14 @@ impl Oidc {
         }
     }
 
-    /// The time by the sidecar's clock, which upstream's corrects, when it told its state.
+    /// The time of the report by the sidecar's clock, which is corrected by upstream's.
     fn now(&self) -> Option<Timestamp> {
         Some(Timestamp::parse(self.expires_at.as_ref()?)?.minus(self.left()?))
     }
 }
 
-impl Upstream {
-    fn in_words(&self, has_failures: bool) -> String {
+impl UpstreamStatus {
+    fn request_counts(&self, has_failures: bool) -> String {
         match (self.requests, self.errors) {
             (0, 0) => "nothing sent yet".to_owned(),
             (requests, 0) if has_failures => count(requests, "request"),
@@ -194,16 +127,16 @@ impl Page {
         }
     }
 
-    /// A value that is escaped already.
+    /// A row with a value that is already escaped.
     fn colored_row(&mut self, name: &str, value: &str) {
         let name = self.palette.paint(Color::Dim, &format!("{name:<10}"));
         let _ = writeln!(self.text, "  {name}{value}");
     }
 
-    fn tokens(&mut self, tokens: &[Token], now: Timestamp) {
+    fn tokens(&mut self, tokens: &[TokenStatus], now: Timestamp) {
         let mut rows: Vec<_> = tokens
             .iter()
-            .map(|Token { connector, subject, expires_at, hits }| {
+            .map(|TokenStatus { connector, subject, expires_at, hits, .. }| {
                 let left = Timestamp::parse(expires_at)
                     .map_or_else(|| expires_at.clone(), |end| format_duration(end.since(now)));
                 [escaped(connector), escaped(subject), escaped(&left), hits.to_string()]
@@ -224,11 +157,11 @@ impl Page {
     }
 }
 
-fn count(number: u64, what: &str) -> String {
+fn count(number: u64, noun: &str) -> String {
     match number {
-        0 => format!("no {what}s"),
-        1 => format!("1 {what}"),
-        number => format!("{number} {what}s"),
+        0 => format!("no {noun}s"),
+        1 => format!("1 {noun}"),
+        number => format!("{number} {noun}s"),
     }
 }
 
@@ -251,11 +184,11 @@ mod tests {
                 {"connector": "slack/acme-slack", "subject": "app", "expires_at": "2026-11-23T01:00:00Z", "hits": 4},
                 {"connector": "a\u{1b}[2J", "subject": "user", "expires_at": "2026-11-23T00:00:31Z", "hits": 0},
             ],
-            "warnings": [],
+            "warnings": [], "settings": {},
         })
     }
 
-    fn report(change: impl FnOnce(&mut Value)) -> Report {
+    fn report(change: impl FnOnce(&mut Value)) -> StatusReport {
         let mut state = state();
         change(&mut state);
         serde_json::from_value(state).expect("a state")
@@ -269,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn one_line_says_what_is_left_or_what_to_run() {
+    fn one_line_has_the_time_left_or_the_command_to_run() {
         let pull = Some("vercel env pull");
         for (line, report) in [
             ("web 11 h 59 min", report(|_| {})),
@@ -287,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_is_aligned_and_times_are_by_the_sidecars_clock() {
+    fn the_page_is_aligned_and_uses_the_sidecars_clock() {
         let report = report(|state| warn(state, "expiring", 43_199, Some("vercel env pull")));
         assert_eq!(
             report.long("http://127.0.0.1:2774", Palette::new(false), Timestamp::from_millis(0)),
@@ -311,7 +244,7 @@ warning: It is.
     }
 
     #[test]
-    fn a_state_without_a_token_says_why() {
+    fn a_status_without_a_token_says_why() {
         let report = report(|state| {
             state["oidc"] = json!({"state": "invalid", "reason": "it is \u{1b}[2J", "source": ".env.local"});
             state["tokens"] = json!([]);
@@ -322,7 +255,7 @@ warning: It is.
     }
 
     #[test]
-    fn no_errors_means_that_something_was_sent_and_nothing_failed() {
+    fn no_errors_is_shown_only_if_requests_were_sent_and_none_failed() {
         for (requests, errors, failures, upstream, failed) in [
             (0, 0, 0, "https://api.vercel.com, nothing sent yet\n", None),
             (3, 0, 0, "https://api.vercel.com, 3 requests, no errors\n", None),

@@ -1,4 +1,4 @@
-//! `serve`: a sidecar in the foreground.
+//! `serve`: runs a sidecar in the foreground.
 
 use std::process::ExitCode;
 
@@ -6,9 +6,9 @@ use tracing::{info, warn};
 
 use super::CommandError;
 use super::flags::load;
-use super::output::say_ready;
+use super::output::print_ready;
 use super::service::readiness;
-use super::signals::{Stops, until_stopped};
+use super::signals::{StopSignals, until_stopped};
 use crate::config;
 use crate::config::args::GlobalArgs;
 use crate::credential::TokenState;
@@ -16,7 +16,7 @@ use crate::daemon::app::App;
 use crate::os::clock::Clock;
 use crate::os::logging;
 
-/// Serves until a signal comes.
+/// Serves until a signal arrives.
 pub(super) async fn serve(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     let config = load(global)?;
     let _log = logging::start(config.logging);
@@ -27,24 +27,24 @@ pub(super) async fn serve(global: &GlobalArgs) -> Result<ExitCode, CommandError>
         info!("{note}");
     }
     let app = App::bind(config, Clock::system()).await?;
-    let stops = Stops::listen(Some(app.reloader()))?;
+    let stops = StopSignals::listen(Some(app.reloader()))?;
     let manager = std::env::var_os("NOTIFY_SOCKET");
-    let tell_manager = |state: &str| readiness::tell(manager.as_deref(), state);
-    say_first_words(&app);
-    say_ready("connect-sidecar", &format!("http://{}", app.addr()));
-    tell_manager("READY=1");
-    let stopping = |stop| async {
+    let notify_manager = |state: &str| readiness::notify(manager.as_deref(), state);
+    log_hint_without_token(&app);
+    print_ready("connect-sidecar", &format!("http://{}", app.addr()));
+    notify_manager("READY=1");
+    let serve = |stop| async {
         let stop = async {
             Box::pin(stop).await;
-            tell_manager("STOPPING=1");
+            notify_manager("STOPPING=1");
         };
         app.serve(stop).await
     };
-    Ok(until_stopped(stops, stopping).await)
+    Ok(until_stopped(stops, serve).await)
 }
 
-/// Whoever begins without a token is told where requests would go, and what can be done without an account.
-fn say_first_words(app: &App) {
+/// If there is no token, logs where requests would go and what works without an account.
+fn log_hint_without_token(app: &App) {
     if !matches!(app.identity().borrow().state, TokenState::Missing) {
         return;
     }

@@ -1,4 +1,4 @@
-//! The signals that end a command which would go on by itself.
+//! The signals that end long-running commands.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -10,9 +10,9 @@ use tokio::sync::watch;
 use super::CommandError;
 use crate::credential::ReloadHandle;
 
-/// Serves until a signal, then lets it drain; a second signal ends at once.
+/// Serves until a signal arrives, then lets requests in flight finish. A second signal ends at once.
 pub(super) async fn until_stopped<F>(
-    mut stops: Stops,
+    mut stops: StopSignals,
     serve: impl FnOnce(Pin<Box<dyn Future<Output = ()>>>) -> F,
 ) -> ExitCode
 where
@@ -28,16 +28,16 @@ where
     }
 }
 
-/// SIGINT and SIGTERM, counted; SIGHUP reads the env file again, or is one of them where there is none.
-pub(super) struct Stops {
+/// Counts SIGINT and SIGTERM. SIGHUP reloads the env file, or counts too if there is none.
+pub(super) struct StopSignals {
     count: watch::Receiver<u32>,
 }
 
-impl Stops {
+impl StopSignals {
     pub(super) fn listen(reloader: Option<ReloadHandle>) -> Result<Self, CommandError> {
-        let on = |kind| signal(kind).map_err(|e| CommandError::System("listen for signals", e));
+        let listen = |kind| signal(kind).map_err(|e| CommandError::System("listen for signals", e));
         let (mut interrupt, mut terminate, mut hangup): (Signal, Signal, Signal) =
-            (on(SignalKind::interrupt())?, on(SignalKind::terminate())?, on(SignalKind::hangup())?);
+            (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
         let (counter, count) = watch::channel(0);
         tokio::spawn(async move {
             loop {
@@ -55,7 +55,7 @@ impl Stops {
     }
 }
 
-/// The signals that ask a command to end which would go on by itself. They do not end it any more once this is there.
+/// SIGINT and SIGTERM as events. They no longer end the process once this exists.
 pub(super) struct Interruptions {
     interrupt: Signal,
     terminate: Signal,
@@ -63,11 +63,11 @@ pub(super) struct Interruptions {
 
 impl Interruptions {
     pub(super) fn listen() -> Result<Self, CommandError> {
-        let on = |kind| signal(kind).map_err(|e| CommandError::System("listen for signals", e));
-        Ok(Self { interrupt: on(SignalKind::interrupt())?, terminate: on(SignalKind::terminate())? })
+        let listen = |kind| signal(kind).map_err(|e| CommandError::System("listen for signals", e));
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
     }
 
-    /// Returns when one has come.
+    /// Returns when a signal arrives.
     pub(super) async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}

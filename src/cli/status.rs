@@ -1,4 +1,4 @@
-//! `status`: what the running sidecar knows, as text, as JSON, in one line, again and again, or as its page.
+//! `status`: the running sidecar's status as text, JSON or one line, once or repeatedly, or in the browser.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -10,23 +10,23 @@ use terminal_size::{Height, terminal_size};
 
 use super::browser;
 use super::output::Reader;
-use super::report::Report;
 use super::signals::Interruptions;
 use crate::cli::CommandError;
 use crate::cli::args::StatusArgs;
 use crate::config::args::GlobalArgs;
-use crate::instance::client::{self, Client, ClientError};
+use crate::instance::client::{self, Client, ClientError, STATUS_PATH};
 use crate::instance::state_file::Instance;
+use crate::instance::status::StatusReport;
 use crate::os::clock::Clock;
 use crate::os::terminal::{self, Palette, escaped};
 use crate::proxy::guard::SIDECAR_PREFIX;
 
-/// Time between two looks of `--watch`.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// With what the start of the process takes, a prompt is there within 300 ms.
+/// Time between two updates of `--watch`.
+const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
+/// Time limit of `--short`. Together with the start of the process, a prompt waits at most 300 ms.
 const SHORT_LIMIT: Duration = Duration::from_millis(200);
 
-/// Shows it.
+/// Shows the status.
 pub(super) async fn show(args: StatusArgs, global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     if args.watch {
         return watch(global).await;
@@ -38,29 +38,27 @@ pub(super) async fn show(args: StatusArgs, global: &GlobalArgs) -> Result<ExitCo
     if args.open {
         return open(&instance).await;
     }
-    let state: Box<RawValue> = client.request_json(Method::GET, PATH, "").await?;
+    let json: Box<RawValue> = client.request_json(Method::GET, STATUS_PATH, "").await?;
     super::output::print(match args.json {
-        true => terminal::json_for(&io::stdout(), format!("{}\n", state.get())),
-        false => read(&state, &client)?.long(&instance.url, Palette::of(&io::stdout()), Clock::system().local()),
+        true => terminal::json_for(&io::stdout(), format!("{}\n", json.get())),
+        false => parse(&json, &client)?.long(&instance.url, Palette::of(&io::stdout()), Clock::system().local()),
     })
     .await?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// One line for a prompt, which waits for it: within `SHORT_LIMIT`, or not at all.
+/// One line for a prompt, or an error, within [`SHORT_LIMIT`].
 async fn short(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
-    let begun = Instant::now();
-    let (_, client) = client::find_with_timeout(&super::running::wanted(global)?, SHORT_LIMIT * 2 / 3).await?;
-    let client = client.with_timeout(SHORT_LIMIT.saturating_sub(begun.elapsed()));
-    let state: Box<RawValue> = client.request_json(Method::GET, PATH, "").await?;
-    super::output::print(format!("{}\n", read(&state, &client)?.short())).await?;
+    let started = Instant::now();
+    let (_, client) = client::find_with_timeout(&super::running::selector(global)?, SHORT_LIMIT * 2 / 3).await?;
+    let client = client.with_timeout(SHORT_LIMIT.saturating_sub(started.elapsed()));
+    let json: Box<RawValue> = client.request_json(Method::GET, STATUS_PATH, "").await?;
+    super::output::print(format!("{}\n", parse(&json, &client)?.short())).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-const PATH: &str = "/_sidecar/v1/status";
-
-fn read(state: &RawValue, client: &Client) -> Result<Report, ClientError> {
-    serde_json::from_str(state.get()).map_err(|e| ClientError::Failed(client.address(), format!("{PATH}: {e}")))
+fn parse(json: &RawValue, client: &Client) -> Result<StatusReport, ClientError> {
+    serde_json::from_str(json.get()).map_err(|e| ClientError::Failed(client.address(), format!("{STATUS_PATH}: {e}")))
 }
 
 async fn open(Instance { url, key, project, .. }: &Instance) -> Result<ExitCode, CommandError> {
@@ -68,62 +66,59 @@ async fn open(Instance { url, key, project, .. }: &Instance) -> Result<ExitCode,
     if let Err(reason) = browser::open(&format!("{page}#key={key}"), project).await {
         let port = url.rsplit(':').next().unwrap_or_default();
         super::output::print(format!("{page}\n")).await?;
-        return Err(CommandError::Other(format!(
-            "could not open it in a browser ({reason}): open it by hand, with `#key=` and the `key` in \
-             $XDG_STATE_HOME/connect-sidecar/{port}.json (or ~/.local/state/…) behind it"
-        )));
+        return Err(CommandError::Browser { reason, port: port.to_owned() });
     }
     super::output::print(format!("opened {page}\n")).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows it anew every second, also while none runs, until a signal comes or nobody reads.
+/// Shows the status every second, even while no sidecar runs, until a signal arrives or stdout is closed.
 async fn watch(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     let mut interruptions = Interruptions::listen()?;
     let mut screen = Screen::open().await?;
-    let watching = async {
+    let updating = async {
         loop {
-            if screen.show(&look(global).await?).await? == Reader::Gone {
+            if screen.show(&current_text(global).await?).await? == Reader::Gone {
                 return Ok(());
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(UPDATE_INTERVAL).await;
         }
     };
     let watched: Result<(), CommandError> = tokio::select! {
-        ended = watching => ended,
+        ended = updating => ended,
         () = interruptions.next() => Ok(()),
     };
     watched.map(|()| ExitCode::SUCCESS)
 }
 
-/// The state as text, or why there is none; an error is one that another look would not mend.
-async fn look(global: &GlobalArgs) -> Result<String, CommandError> {
-    let looked = async {
+/// The status as text, or why there is none. Returns an error only if another attempt would fail too.
+async fn current_text(global: &GlobalArgs) -> Result<String, CommandError> {
+    let status = async {
         let (instance, client) = super::running::find(global).await?;
-        let state: Box<RawValue> = client.request_json(Method::GET, PATH, "").await?;
-        let report = read(&state, &client)?;
+        let json: Box<RawValue> = client.request_json(Method::GET, STATUS_PATH, "").await?;
+        let report = parse(&json, &client)?;
         Ok(report.long(&instance.url, Palette::of(&io::stdout()), Clock::system().local()))
     };
-    match looked.await {
-        Err(passing @ (CommandError::NotFound(_) | CommandError::ClientError(_))) => {
-            let lines = passing.to_string();
+    match status.await {
+        Err(transient @ (CommandError::NotFound(_) | CommandError::ClientError(_))) => {
+            let lines = transient.to_string();
             Ok(lines.lines().map(|line| escaped(line) + "\n").collect())
         }
-        looked => looked,
+        result => result,
     }
 }
 
-/// Where the state is shown again and again: on a terminal, in one place of its own; else as text whenever it changes.
+/// The output of `--watch`: on a terminal the alternate screen, otherwise text whenever it changes.
 struct Screen {
     is_terminal: bool,
-    shown: String,
+    last_text: String,
 }
 
 impl Screen {
     async fn open() -> Result<Self, CommandError> {
-        let this = Self { is_terminal: terminal::is_capable(&io::stdout()), shown: String::new() };
+        let this = Self { is_terminal: terminal::is_capable(&io::stdout()), last_text: String::new() };
         if this.is_terminal {
-            // Another screen, no cursor, no wrapping of lines.
+            // The alternate screen, no cursor, no line wrapping.
             super::output::print("\x1b[?1049h\x1b[?25l\x1b[?7l").await?;
         }
         Ok(this)
@@ -135,11 +130,11 @@ impl Screen {
             let lines = text.lines().take(rows.saturating_sub(1)).map(|line| format!("{line}\x1b[K\n"));
             return super::output::print(format!("\x1b[H{}\x1b[J", lines.collect::<String>())).await;
         }
-        if self.shown == text {
+        if self.last_text == text {
             return Ok(super::output::reader());
         }
-        let gap = if self.shown.is_empty() { "" } else { "\n" };
-        text.clone_into(&mut self.shown);
+        let gap = if self.last_text.is_empty() { "" } else { "\n" };
+        text.clone_into(&mut self.last_text);
         super::output::print(format!("{gap}{text}")).await
     }
 }

@@ -1,6 +1,6 @@
-//! `token`: a provider token on stdout, and nothing else.
+//! `token`: prints a provider token on stdout, and nothing else.
 //!
-//! By the running sidecar, which may have it already; by one in this process where none runs.
+//! Uses the running sidecar, which may have the token cached, or one in this process if none runs.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,145 +13,161 @@ use serde_json::json;
 
 use crate::cli::CommandError;
 use crate::cli::args::{SubjectArg, TokenArgs};
+use crate::cli::flags::environment;
 use crate::cli::run::child::Signals;
-use crate::cli::run::joining::{self, Joined, Note};
+use crate::cli::run::joining::{self, Decision, Note};
 use crate::cli::run::sidecar::Sidecar;
 use crate::config::args::GlobalArgs;
-use crate::config::{self, Config, ConfigError, Mistake};
-use crate::instance::client::{self, Client, NotFound, Refusal};
+use crate::config::{self, Config, ConfigError};
+use crate::instance::client::{self, Client, ClientError, NotFound, Refusal};
 use crate::os::clock::Timestamp;
 use crate::os::logging;
 use crate::os::terminal;
 use crate::proxy::remediation::{self, UpstreamError};
 
-/// The sidecar answers every request within 60 s.
-const PATIENCE: Duration = Duration::from_secs(65);
+/// Longer than the 60 s within which the sidecar answers every request.
+const TIMEOUT: Duration = Duration::from_secs(65);
 
-/// Prints it, or says why there is none and what to do.
+/// Why there is no token. Exit code 1.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// A signal arrived first.
+    #[error("interrupted before there was an answer")]
+    Interrupted,
+    /// The sidecar or Connect refused the request. The message says why and what to do.
+    #[error("{0}")]
+    Refused(String),
+    /// Connect's response could not be read.
+    #[error("Connect's answer holds no token")]
+    NoToken(#[source] serde_json::Error),
+}
+
+/// Prints the token, or says why there is none and what to do.
 pub(super) async fn print(args: &TokenArgs, global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     let path = format!("/v1/connect/token/{}", super::running::segment(&args.connector)?);
-    let ask = Ask { connector: &args.connector, path, body: body(args)?, is_forced: args.refresh };
-    let answer = match way(global).await? {
-        Way::Running(client) => ask.by(client).await?,
-        Way::Own(config) => ask_without_sidecar(&ask, *config).await?,
+    let request = TokenRequest { connector: &args.connector, path, body: body(args)?, force_refresh: args.refresh };
+    let response = match select_sidecar(global).await? {
+        SelectedSidecar::Running(client) => request.send(client).await?,
+        SelectedSidecar::Own(config) => send_in_process(&request, *config).await?,
     };
-    super::output::print(if args.json { answer.json() } else { answer.token + "\n" }).await?;
+    super::output::print(if args.json { response.json() } else { response.token + "\n" }).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Who is asked.
-enum Way {
-    /// The running sidecar that is meant.
+/// The sidecar that the request goes to.
+enum SelectedSidecar {
+    /// The running one.
     Running(Client),
-    /// One in this process: none runs, or none by the credential that was named.
+    /// One in this process: none runs, or the running one has another credential than the explicit one.
     Own(Box<Config>),
 }
 
-async fn way(global: &GlobalArgs) -> Result<Way, CommandError> {
-    let found = match client::find(&super::running::wanted(global)?).await {
-        // A port in the environment may be meant for `serve`.
+async fn select_sidecar(global: &GlobalArgs) -> Result<SelectedSidecar, CommandError> {
+    let found = match client::find(&super::running::selector(global)?).await {
+        // A port in the environment may be meant for `serve`; one given as a flag selects a running sidecar.
         Err(NotFound::NotRunning(_)) if global.port.is_none() => None,
         found => Some(found?),
     };
-    let environment = |name: &str| std::env::var_os(name);
-    let global = config::of_a_command(global, &environment);
+    let global = config::with_command_defaults(global, &environment);
     let (mut config, mistakes) = Config::examine(&global, &environment, &super::current_dir()?);
     if let Some(found) = found {
-        match joining::join(found, &mut config).await?? {
-            Joined::Through(client, notes) => {
-                notes.iter().for_each(Note::tell);
-                return Ok(Way::Running(client));
+        match joining::decide(found, &mut config).await? {
+            Decision::Join(client, notes) => {
+                notes.iter().for_each(Note::print);
+                return Ok(SelectedSidecar::Running(client));
             }
-            Joined::OtherCredential(_, notes) => notes.iter().for_each(Note::tell),
+            Decision::StartOwn(_, notes) => notes.iter().for_each(Note::print),
         }
     }
-    // They are none of one that runs.
-    if mistakes.is_empty() { Ok(Way::Own(Box::new(config))) } else { Err(ConfigError(mistakes).into()) }
+    // Mistakes do not matter to a running sidecar.
+    if mistakes.is_empty() { Ok(SelectedSidecar::Own(Box::new(config))) } else { Err(ConfigError(mistakes).into()) }
 }
 
-async fn ask_without_sidecar(ask: &Ask<'_>, config: Config) -> Result<Answer, CommandError> {
-    let system = |what| move |e| CommandError::System(what, e);
+async fn send_in_process(request: &TokenRequest<'_>, config: Config) -> Result<TokenResponse, CommandError> {
     let _log = logging::start(config.logging);
     config.project_note().iter().for_each(|note| terminal::note(note));
-    let mut signals = Signals::listen().map_err(system("listen for signals"))?;
+    let mut signals = Signals::listen().map_err(|e| CommandError::System("listen for signals", e))?;
     let sidecar = Sidecar::start_alone(config).await?;
-    let answer = tokio::select! {
-        answer = ask.by(sidecar.client()) => answer,
-        () = signals.end() => Err(CommandError::Other("interrupted before there was an answer".into())),
+    let response = tokio::select! {
+        response = request.send(sidecar.client()) => response,
+        () = signals.end() => Err(TokenError::Interrupted.into()),
     };
-    sidecar.end(&mut signals).await;
-    answer
+    sidecar.stop(&mut signals).await;
+    response
 }
 
-/// What is asked for.
-struct Ask<'a> {
+struct TokenRequest<'a> {
     connector: &'a str,
     path: String,
     body: String,
-    is_forced: bool,
+    force_refresh: bool,
 }
 
-/// Of the answer of Connect's token route, what is printed.
+/// The fields of the response of Connect's token route that are printed.
 #[derive(Deserialize)]
-struct Answer {
+struct TokenResponse {
     token: String,
     /// In milliseconds since the epoch.
     #[serde(rename = "expiresAt")]
     expires_at: Option<f64>,
 }
 
-impl Ask<'_> {
-    async fn by(&self, client: Client) -> Result<Answer, CommandError> {
-        let client = client.with_timeout(PATIENCE);
-        let mut request =
-            client.request(Method::POST, &self.path, &self.body).map_err(|e| CommandError::Other(e.to_string()))?;
-        if self.is_forced {
+impl TokenRequest<'_> {
+    async fn send(&self, client: Client) -> Result<TokenResponse, CommandError> {
+        let client = client.with_timeout(TIMEOUT);
+        let mut request = client
+            .request(Method::POST, &self.path, &self.body)
+            .map_err(|reason| ClientError::Failed(client.address(), reason.to_string()))?;
+        if self.force_refresh {
             request.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         }
-        let reply = client.send(request).await?;
-        if !reply.status().is_success() {
-            return Err(CommandError::Other(why_not(&client, self.connector, &reply).await));
+        let response = client.send(request).await?;
+        if !response.status().is_success() {
+            return Err(TokenError::Refused(failure_message(&client, self.connector, &response).await).into());
         }
-        serde_json::from_slice(reply.body()).map_err(|_| CommandError::Other("Connect's answer holds no token".into()))
+        serde_json::from_slice(response.body()).map_err(|e| TokenError::NoToken(e).into())
     }
 }
 
-impl Answer {
+impl TokenResponse {
     fn json(self) -> String {
         #[derive(Serialize)]
-        struct Printed {
+        struct Output {
             version: u32,
             token: String,
             expires_at: Option<String>,
         }
         let expires_at = self.expires_at.map(|ms| Timestamp::from_millis(ms as u64).to_string());
-        let printed = Printed { version: 1, token: self.token, expires_at };
-        // Plain strings and numbers can always be written.
-        serde_json::to_string(&printed).unwrap_or_default() + "\n"
+        let output = Output { version: 1, token: self.token, expires_at };
+        // Serializing strings and numbers cannot fail.
+        serde_json::to_string(&output).unwrap_or_default() + "\n"
     }
 }
 
-/// What went wrong, and the command that mends it.
-async fn why_not(client: &Client, connector: &str, reply: &Response<Bytes>) -> String {
-    let error = UpstreamError::read(reply.body());
-    if reply.headers().contains_key("sidecar-error") {
-        return Refusal::read(reply.body()).map_or(error.message, |refusal| refusal.line());
+/// What went wrong, and the command that fixes it.
+async fn failure_message(client: &Client, connector: &str, response: &Response<Bytes>) -> String {
+    let error = UpstreamError::read(response.body());
+    if response.headers().contains_key("sidecar-error") {
+        return Refusal::read(response.body()).map_or(error.message, |refusal| refusal.line());
     }
-    let environment = client.status().await.ok().and_then(|state| state.oidc.environment);
+    let environment = client.status().await.ok().and_then(|status| status.oidc.environment);
     let environment = environment.as_deref().unwrap_or("development");
-    let remedy = remediation::remedy(reply.status(), &error, connector, environment);
+    let remedy = remediation::remedy(response.status(), &error, connector, environment);
     let remedy = remedy.map(|remedy| format!(": {remedy}")).unwrap_or_default();
     let UpstreamError { code, message, .. } = &error;
-    format!("Connect answered {} {code} ({message}){remedy}", reply.status().as_u16())
+    format!("Connect answered {} {code} ({message}){remedy}", response.status().as_u16())
 }
 
-/// The body that `vercel connect token` would send, for the app where no subject is named: we have no session of a user.
+/// The body that `vercel connect token` would send. Without a subject it is for the app, since there is no session of a
+/// user.
 fn body(args: &TokenArgs) -> Result<String, ConfigError> {
     let TokenArgs { subject, user_id, installation_id, scopes, .. } = args;
     let subject = match (subject, user_id) {
         (Some(SubjectArg::App), Some(_)) => {
-            let message = "names a user, and --subject app is none; leave one of them out".to_owned();
-            return Err(ConfigError(vec![Mistake { place: "--user-id".into(), message }]));
+            return Err(ConfigError::new(
+                "--user-id",
+                "names a user, and --subject app is none; leave one of them out",
+            ));
         }
         (Some(SubjectArg::App) | None, None) => json!({"type": "app"}),
         (Some(SubjectArg::User), None) => json!({"type": "user"}),
@@ -183,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_body_is_that_of_the_cli() {
+    fn the_body_is_the_same_as_the_vercel_clis() {
         for (flags, expected) in [
             ("", r#"{"scopes":["*"],"subject":{"type":"app"}}"#),
             ("--subject app --scopes a,b", r#"{"scopes":["a","b"],"subject":{"type":"app"}}"#),

@@ -1,17 +1,24 @@
-//! Flags, environment and files → one validated [`Config`]; and who may set what.
+//! Reads flags, environment and files into one validated [`Config`].
 //!
-//! Every source is read and every value checked before anything starts, so that all mistakes are reported in one run.
-//! A project's own `sidecar.toml` came with a repository that may be hostile: it may tune, but not redirect a credential
-//! or widen access (docs/configuration.md section 1, docs/security.md X1 to X4). No value of a file is repeated in a mistake.
+//! Every source is read and every value is checked before anything starts, so all mistakes are reported at once. A
+//! project's own `sidecar.toml` may come from a hostile repository: it may tune the sidecar, but not redirect a
+//! credential or widen access (docs/configuration.md section 1, docs/security.md X1 to X4). Messages never repeat a
+//! value of a file.
 
 pub mod args;
+mod directories;
+mod file;
+mod overrides;
 mod portable;
 mod project;
+mod setting;
 mod settings;
 mod sources;
+mod suggestion;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
@@ -33,15 +40,19 @@ use crate::proxy::hosts::Hosts;
 use crate::proxy::resolver::Names;
 use crate::proxy::upstream;
 use args::GlobalArgs;
+pub use directories::{config_home, state_dir};
+pub use overrides::unknown_variables;
 pub use portable::{PortableSettings, portable_settings};
 pub use settings::Difference;
 use sources::Sources;
-pub use sources::{Environment, config_home, state_dir, unknown_variables};
-pub use values::Refresh;
+pub use values::RefreshMode;
 
-/// The port unless another is asked for.
+/// Looks up an environment variable.
+pub type EnvLookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// The port if none is set.
 pub const DEFAULT_PORT: u16 = 2774;
-/// The env file in the project unless another is named.
+/// The env file in the project if none is set.
 pub const DEFAULT_ENV_FILE: &str = ".env.local";
 const DEFAULT_UPSTREAM: &str = "https://api.vercel.com";
 const DEFAULT_WARN_BEFORE: [Duration; 3] =
@@ -50,50 +61,50 @@ const DEFAULT_MAX_ENTRIES: NonZeroUsize = NonZeroUsize::new(1024).expect("not ze
 const DEFAULT_BUFFER: Duration = Duration::from_secs(30);
 const DEFAULT_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// Everything there is to know before the start. Only `app` and `main` see the whole of it.
+/// All settings of a sidecar. Each part gets only the options that it needs.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The port on both loopback addresses; 0 for any free one.
     pub port: u16,
-    /// The instance key, if it is known already; no setting.
+    /// The instance key, if it is already known. Not a setting.
     pub instance_key: Option<Key>,
-    /// Whether other commands may find this instance; no setting.
+    /// Whether other commands can find this instance. Not a setting.
     pub is_announced: bool,
-    /// Where to listen besides: a unix socket.
+    /// An additional unix socket to listen on.
     pub unix_socket: Option<PathBuf>,
-    /// Where to listen besides: an address that is not loopback. Set only with a required key and further hosts.
+    /// An additional, non-loopback address to listen on. Set only with a required key and allowed hosts.
     pub network: Option<IpAddr>,
-    /// The directory that the command is for, absolute: the project's, or one below it.
+    /// The directory that the command runs for, absolute: the project's or one below it.
     pub directory: PathBuf,
     /// The project's directory, absolute.
     pub project: PathBuf,
-    /// What the project was found by, where it is above that directory.
-    pub found_by: Option<String>,
-    /// The settings that some source names, each with its place.
-    pub named: BTreeMap<&'static str, String>,
+    /// The file that marks `project` as a project, if it is above `directory`.
+    pub project_marker: Option<String>,
+    /// The settings that any source sets, each with its location.
+    pub explicit: BTreeMap<&'static str, String>,
     /// Where the credential comes from.
     pub auth: Auth,
-    /// When to warn before the token's end.
+    /// How long before the token expires to warn.
     pub warn_before: Vec<Duration>,
     /// The cache's limits.
     pub cache: Limits,
     /// If set, all other connectors are refused.
     pub allowed_connectors: Option<BTreeSet<String>>,
-    /// The way to Connect.
+    /// How to reach Connect.
     pub upstream: upstream::Options,
-    /// The hosts that are Vercel's.
+    /// Vercel's hosts, and those that get the OIDC token.
     pub hosts: Hosts,
-    /// Who may ask; the key is added at the start.
+    /// Which requests are allowed. The key is added at startup.
     pub policy: Policy,
-    /// Who sees to it that the OIDC token is fresh.
-    pub refresh: Refresh,
-    /// What the Vercel CLI is given of our environment.
-    pub surroundings: CliEnvironment,
-    /// How long a request that meets no good credential waits for one.
+    /// Who refreshes the OIDC token.
+    pub refresh: RefreshMode,
+    /// The environment that the Vercel CLI runs with.
+    pub cli_environment: CliEnvironment,
+    /// How long a request waits for a valid credential if there is none.
     pub wait: Duration,
-    /// Where the state of running instances is kept, if there is a place.
+    /// Where running instances keep their state; `None` without a home directory.
     pub state_dir: Option<PathBuf>,
-    /// Whether warnings are shown as desktop notices, too: where there is a desktop and nobody said no.
+    /// Whether to show warnings as desktop notices: true if there is a desktop, unless turned off.
     pub desktop_notices: bool,
     /// How to log.
     pub logging: logging::Options,
@@ -102,19 +113,19 @@ pub struct Config {
 /// Where the credential comes from.
 #[derive(Debug, Clone)]
 pub enum Auth {
-    /// `VERCEL_OIDC_TOKEN` in this file, which people know by this name.
+    /// `VERCEL_OIDC_TOKEN` in a file.
     Oidc {
         /// The file.
         env_file: PathBuf,
-        /// What to call it.
+        /// Its path as shown to people.
         shown: String,
     },
-    /// `VERCEL_TOKEN` of our environment.
+    /// `VERCEL_TOKEN` in the environment.
     AccessToken(SecretString),
 }
 
 impl Auth {
-    /// What people call the source.
+    /// The source as shown to people.
     pub fn name(&self) -> &str {
         match self {
             Self::Oidc { shown, .. } => shown,
@@ -123,36 +134,43 @@ impl Auth {
     }
 }
 
-/// One thing that is wrong with the configuration.
+/// A mistake in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mistake {
-    /// Where: a flag, a variable, or a file with its line.
-    pub place: String,
-    /// What is wrong and what would be right.
+pub struct ConfigMistake {
+    /// A flag, a variable, or a file with its line.
+    pub location: String,
+    /// What is wrong and what is expected.
     pub message: String,
 }
 
-/// Reads `--port` for a command that is not configured otherwise, and refuses the flags that it has no use for: all but
-/// `allowed`, for the reason `why`.
-pub fn port_of(args: &GlobalArgs, allowed: &[&str], why: &str) -> Result<Option<u16>, ConfigError> {
-    let mut flags = sources::flags(args, Path::new(""));
+impl ConfigMistake {
+    /// A mistake at this location.
+    pub fn new(location: &str, message: impl Into<String>) -> Self {
+        Self { location: location.to_owned(), message: message.into() }
+    }
+}
+
+/// Reads `--port` for a command that takes no other settings. Refuses all flags except `--port` and `allowed`, with the
+/// reason `why`.
+pub fn port_only(args: &GlobalArgs, allowed: &[&str], why: &str) -> Result<Option<u16>, ConfigError> {
+    let mut flags = overrides::flags(args, Path::new(""));
     let mut mistakes = Vec::new();
     let port = flags.iter().find(|(key, _)| *key == "port").and_then(|(_, value)| {
         let port = values::port(value);
-        port.map_err(|message| mistakes.push(Mistake { place: value.place.clone(), message })).ok()
+        port.map_err(|e| mistakes.push(ConfigMistake::new(&value.location, e.to_string()))).ok()
     });
     flags.retain(|(key, _)| *key != "port");
     let paths = [("--config", args.config.is_some()), ("--project", args.project.is_some())];
-    let paths = paths.into_iter().filter(|(_, is_given)| *is_given).map(|(flag, _)| flag.to_owned());
-    let given = paths.chain(flags.into_iter().map(|(_, value)| value.place));
-    let useless = given.filter(|flag| !allowed.contains(&flag.as_str()));
-    mistakes.extend(useless.map(|place| Mistake { place, message: format!("{why}; leave this out") }));
-    if mistakes.is_empty() { Ok(port) } else { Err(ConfigError(mistakes)) }
+    let paths = paths.into_iter().filter(|(_, is_set)| *is_set).map(|(flag, _)| flag.to_owned());
+    let flags = paths.chain(flags.into_iter().map(|(_, value)| value.location));
+    let unused = flags.filter(|flag| !allowed.contains(&flag.as_str()));
+    mistakes.extend(unused.map(|flag| ConfigMistake::new(&flag, format!("{why}; leave this out"))));
+    checked((port, mistakes))
 }
 
-/// The flags of a command that may start a sidecar for itself. The terminal is the command's, and so is the choice of
-/// ports: what a file says of both is meant for `serve`.
-pub fn of_a_command(args: &GlobalArgs, environment: Environment<'_>) -> GlobalArgs {
+/// The flags of a command that may start its own sidecar. It logs only warnings and takes any free port, unless flags
+/// or variables say otherwise: what files say about both is meant for `serve`.
+pub fn with_command_defaults(args: &GlobalArgs, environment: EnvLookup<'_>) -> GlobalArgs {
     let is_set = |name: &str| environment(name).is_some();
     let wants_log = args.verbose > 0 || args.log_level.is_some() || is_set("CONNECT_SIDECAR_LOG_LEVEL");
     let wants_port = args.port.is_some() || is_set("CONNECT_SIDECAR_PORT");
@@ -163,69 +181,71 @@ pub fn of_a_command(args: &GlobalArgs, environment: Environment<'_>) -> GlobalAr
     }
 }
 
-/// Which sidecar a command means that asks a running one. No file counts: what one says of ports is meant for `serve`,
-/// and a mistake in one must not hide the state of what runs.
-pub fn wanted(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Result<Selector, ConfigError> {
+/// Selects the running sidecar that a command asks. Reads no files: their port is meant for `serve`, and a mistake in
+/// one must not keep the command from reaching a running sidecar.
+pub fn selector(args: &GlobalArgs, environment: EnvLookup<'_>, current_dir: &Path) -> Result<Selector, ConfigError> {
     let mut s = Sources::without_files(args, environment, current_dir);
-    // Any free port is a port for `serve` to take, and names no instance.
+    // Port 0 tells `serve` to take any free port; it names no instance.
     let port = s.get("port", values::port).filter(|port| *port != 0);
-    let wanted = Selector { state_dir: state_dir(environment), directory: s.directory().to_owned(), port };
-    match s.mistakes() {
-        mistakes if mistakes.is_empty() => Ok(wanted),
-        mistakes => Err(ConfigError(mistakes)),
+    let selector = Selector { state_dir: state_dir(environment), directory: s.directory().to_owned(), port };
+    checked((selector, s.mistakes()))
+}
+
+/// Whether a flag or a variable sets a setting that is compared with the running sidecar's.
+pub fn sets_compared_setting(args: &GlobalArgs, environment: EnvLookup<'_>) -> bool {
+    let base = Path::new("");
+    let set = overrides::flags(args, base).into_iter().chain(overrides::variables(environment, base));
+    set.into_iter().any(|(key, _)| settings::COMPARED_SETTINGS.contains(&key))
+}
+
+/// Everything that is wrong with the configuration, one mistake a line. Exit code 2.
+#[derive(Debug, thiserror::Error)]
+pub struct ConfigError(pub Vec<ConfigMistake>);
+
+impl ConfigError {
+    /// A single mistake at this location.
+    pub fn new(location: &str, message: impl Into<String>) -> Self {
+        Self(vec![ConfigMistake::new(location, message)])
     }
 }
 
-/// Whether the command line or the environment names a setting that a running sidecar may have otherwise.
-pub fn names_settings(args: &GlobalArgs, environment: Environment<'_>) -> bool {
-    let nowhere = Path::new("");
-    let named = sources::flags(args, nowhere).into_iter().chain(sources::variables(environment, nowhere));
-    named.into_iter().any(|(key, _)| settings::COMPARED.contains(&key))
-}
-
-/// All that is wrong with the configuration. Ends the process with exit code 2.
-#[derive(Debug)]
-pub struct ConfigError(pub Vec<Mistake>);
-
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, Mistake { place, message }) in self.0.iter().enumerate() {
+        for (i, ConfigMistake { location, message }) in self.0.iter().enumerate() {
             let end = if i + 1 < self.0.len() { "\n" } else { "" };
-            write!(f, "{place}: {message}{end}")?;
+            write!(f, "{location}: {message}{end}")?;
         }
         Ok(())
     }
 }
 
-impl std::error::Error for ConfigError {}
-
 impl Config {
-    /// Which running sidecar a command with these settings means.
-    pub fn wanted(&self) -> Selector {
-        let port = self.named.contains_key("port").then_some(self.port).filter(|port| *port != 0);
+    /// Selects the running sidecar that a command with these settings uses.
+    pub fn selector(&self) -> Selector {
+        let port = self.explicit.contains_key("port").then_some(self.port).filter(|port| *port != 0);
         Selector { state_dir: self.state_dir.clone(), directory: self.directory.clone(), port }
     }
 
-    /// What people are to know of the project where it is not the directory that they are in.
+    /// A note on which directory is the project, if it is above the command's directory.
     pub fn project_note(&self) -> Option<String> {
-        let name = self.found_by.as_ref()?;
+        let name = self.project_marker.as_ref()?;
         Some(format!("the project is {}, the nearest directory above with {name}", self.project.display()))
     }
 
-    /// Reads and checks all sources. `current_dir` is what relative flags refer to.
-    pub fn load(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> Result<Self, ConfigError> {
+    /// Reads and checks all sources. Relative paths in flags and variables refer to `current_dir`.
+    pub fn load(args: &GlobalArgs, environment: EnvLookup<'_>, current_dir: &Path) -> Result<Self, ConfigError> {
         checked(Self::examine(args, environment, current_dir))
     }
 
-    /// The same for a command whose programs are intercepted: what they send elsewhere goes by the proxy of the
-    /// environment.
+    /// Like [`Config::load`], for a command whose programs are intercepted: their requests to other hosts use the proxy
+    /// of the environment, so that is checked too.
     pub fn load_to_intercept(
         args: &GlobalArgs,
-        environment: Environment<'_>,
+        environment: EnvLookup<'_>,
         current_dir: &Path,
     ) -> Result<Self, ConfigError> {
         let (config, mut mistakes) = Self::examine(args, environment, current_dir);
-        for mut mistake in mistakes_of(&config.upstream.env_proxy, &Scheme::HTTPS) {
+        for mut mistake in proxy_mistakes(&config.upstream.env_proxy, &Scheme::HTTPS) {
             if !mistakes.contains(&mistake) {
                 mistake.message.push_str("; --no-intercept does without the proxy");
                 mistakes.push(mistake);
@@ -234,9 +254,9 @@ impl Config {
         checked((config, mistakes))
     }
 
-    /// The same with all mistakes, for whoever only looks: what is set by mistake is as if it were not set, and an access
-    /// token that is missing is empty.
-    pub fn examine(args: &GlobalArgs, environment: Environment<'_>, current_dir: &Path) -> (Self, Vec<Mistake>) {
+    /// The configuration with its mistakes, for commands that only inspect. Invalid values are ignored, and a missing
+    /// access token is empty.
+    pub fn examine(args: &GlobalArgs, environment: EnvLookup<'_>, current_dir: &Path) -> (Self, Vec<ConfigMistake>) {
         let mut s = Sources::read(args, environment, current_dir);
 
         let origin = s.get("upstream", values::upstream);
@@ -251,7 +271,8 @@ impl Config {
         };
         if upstream.use_env_proxy {
             let scheme = upstream.origin.scheme().unwrap_or(&Scheme::HTTPS);
-            mistakes_of(&upstream.env_proxy, scheme).for_each(|mistake| s.mistake(&mistake.place, mistake.message));
+            proxy_mistakes(&upstream.env_proxy, scheme)
+                .for_each(|mistake| s.mistake(&mistake.location, mistake.message));
         }
         let hosts = s.get("bearer_hosts", values::bearer_hosts).unwrap_or_default();
         let policy = Policy {
@@ -264,7 +285,7 @@ impl Config {
         };
         let network = s.get("dangerously_listen_on_network", values::network_address);
         if network.is_some() {
-            refuse_open_network(&policy, &mut s);
+            check_network_access(&policy, &mut s);
         }
         let cache = Limits {
             max_entries: s.get("cache.max_entries", values::count).unwrap_or(DEFAULT_MAX_ENTRIES),
@@ -301,14 +322,14 @@ impl Config {
                     && s.variable("TERM").is_none_or(|terminal| terminal != "dumb"),
             },
             refresh: s.get("refresh", values::refresh).unwrap_or_default(),
-            surroundings: CliEnvironment::of(environment, upstream.use_env_proxy),
+            cli_environment: CliEnvironment::of(environment, upstream.use_env_proxy),
             wait: s.get("wait", values::wait).unwrap_or_default(),
             desktop_notices: s.get("desktop_notices", values::boolean).unwrap_or(true) && has_desktop(&s),
             state_dir: state_dir(environment),
             directory: s.directory().to_owned(),
             project: s.project().to_owned(),
-            found_by: s.found_by(),
-            named: s.named(),
+            project_marker: s.project_marker(),
+            explicit: s.explicit(),
             cache,
             upstream,
             hosts,
@@ -319,31 +340,29 @@ impl Config {
     }
 }
 
-fn checked((config, mistakes): (Config, Vec<Mistake>)) -> Result<Config, ConfigError> {
-    if mistakes.is_empty() { Ok(config) } else { Err(ConfigError(mistakes)) }
+fn checked<T>((value, mistakes): (T, Vec<ConfigMistake>)) -> Result<T, ConfigError> {
+    if mistakes.is_empty() { Ok(value) } else { Err(ConfigError(mistakes)) }
 }
 
-/// What is wrong with the proxy that the environment names for this scheme.
-fn mistakes_of(env_proxy: &EnvProxy, scheme: &Scheme) -> impl Iterator<Item = Mistake> {
-    let mistake =
-        |unusable: &Unusable| Mistake { place: unusable.variable.into(), message: unusable.reason.to_string() };
+/// What is wrong with the environment's proxy for this scheme.
+fn proxy_mistakes(env_proxy: &EnvProxy, scheme: &Scheme) -> impl Iterator<Item = ConfigMistake> {
+    let mistake = |unusable: &Unusable| ConfigMistake::new(unusable.variable, unusable.reason.to_string());
     env_proxy.unusable(scheme).iter().map(mistake)
 }
 
-/// Whether there is a desktop that could show something. Without the address of its bus, none is looked for.
+/// Whether there is a desktop to show notices: on Linux, whether the address of its message bus is set.
 fn has_desktop(s: &Sources<'_>) -> bool {
     cfg!(target_os = "macos") || s.variable("DBUS_SESSION_BUS_ADDRESS").is_some_and(|address| !address.is_empty())
 }
 
-/// The network may only ask with the key, and under a name that is expected: a page that rebinds its own name to the
-/// address is stopped by the one, everybody else by the other.
-fn refuse_open_network(policy: &Policy, s: &mut Sources<'_>) {
-    let place = "--dangerously-listen-on-network";
+/// Network access needs both the key, which stops other machines, and allowed hosts, which stop DNS rebinding.
+fn check_network_access(policy: &Policy, s: &mut Sources<'_>) {
+    let flag = "--dangerously-listen-on-network";
     if !policy.require_key {
-        s.mistake(place, "needs --require-key, too: without the key, the whole network could take tokens".into());
+        s.mistake(flag, "needs --require-key, too: without the key, the whole network could take tokens".into());
     }
     if policy.allowed_hosts.iter().all(|host| guard::is_loopback_name(host.name.as_bytes())) {
-        s.mistake(place, "needs --allowed-host, too, with the name or address that others use for this machine".into());
+        s.mistake(flag, "needs --allowed-host, too, with the name or address that others use for this machine".into());
     }
 }
 

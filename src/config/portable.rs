@@ -1,71 +1,72 @@
-//! The settings of this command line and environment, for a process that is started elsewhere and later.
+//! The settings of this command line and environment in a form that a service can be started with later.
 //!
-//! Never a secret: no flag takes one, and of the environment only our own settings are taken.
+//! Contains no secret: no flag takes one, and only the sidecar's own variables are included.
 
 use std::path::Path;
 
-use super::sources::{self, Environment, Raw, Value};
-use super::{ConfigError, Mistake};
+use super::setting::{RawValue, SettingValue};
+use super::{ConfigError, ConfigMistake, EnvLookup, overrides};
 use crate::config::args::GlobalArgs;
 
-/// What gives `serve` the settings that were given here, and in the same order of precedence. Files it reads by itself.
+/// Arguments and variables that give `serve` the settings of this process, with the same precedence. `serve` reads
+/// configuration files itself.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct PortableSettings {
-    /// Arguments, each of which is whole by itself. Their paths are absolute.
+    /// Arguments, each with its value in the same argument. Paths are absolute.
     pub flags: Vec<String>,
-    /// Variables of ours. Their paths are absolute.
+    /// `CONNECT_SIDECAR_*` variables. Paths are absolute.
     pub variables: Vec<(String, String)>,
 }
 
-/// The flags that take a path.
-const PATHS: [&str; 3] = ["env_file", "upstream_ca", "unix_socket"];
+/// The settings whose values are paths.
+const PATH_SETTINGS: [&str; 3] = ["env_file", "upstream_ca", "unix_socket"];
 
-/// What was given, but for the project: that is the caller's to name. Values are not checked here.
+/// Collects the flags and variables, except the project, which the caller adds. Values are not checked.
 pub fn portable_settings(
     args: &GlobalArgs,
-    environment: Environment<'_>,
+    environment: EnvLookup<'_>,
     current_dir: &Path,
 ) -> Result<PortableSettings, ConfigError> {
     let mut mistakes = Vec::new();
-    let mut unicode = |place: &str, text: Option<String>| {
+    let mut unicode = |location: &str, text: Option<String>| {
         if text.is_none() {
-            mistakes.push(Mistake { place: place.into(), message: "it is not UTF-8, and cannot be handed on".into() });
+            mistakes.push(ConfigMistake::new(location, "it is not UTF-8"));
         }
         text.unwrap_or_default()
     };
     let absolute = |path: &Path| current_dir.join(path).into_os_string().into_string().ok();
 
-    let mut carried = PortableSettings::default();
+    let mut portable = PortableSettings::default();
     if let Some(path) = &args.config {
-        carried.flags.push(format!("--config={}", unicode("--config", absolute(path))));
+        portable.flags.push(format!("--config={}", unicode("--config", absolute(path))));
     }
-    for (key, Value { raw, place, .. }) in sources::flags(args, current_dir) {
+    for (key, SettingValue { raw, location, .. }) in overrides::flags(args, current_dir) {
         match raw {
-            Raw::Text(path) if PATHS.contains(&key) => {
-                carried.flags.push(format!("{place}={}", unicode(&place, absolute(path.as_ref()))));
+            RawValue::Text(path) if PATH_SETTINGS.contains(&key) => {
+                portable.flags.push(format!("{location}={}", unicode(&location, absolute(path.as_ref()))));
             }
-            Raw::Text(text) => carried.flags.push(format!("{place}={text}")),
-            Raw::List(items) => carried.flags.extend(items.iter().map(|item| format!("{place}={item}"))),
-            Raw::Integer(_) | Raw::Boolean(_) | Raw::Other => carried.flags.push(place),
+            RawValue::Text(text) => portable.flags.push(format!("{location}={text}")),
+            RawValue::List(items) => portable.flags.extend(items.iter().map(|item| format!("{location}={item}"))),
+            RawValue::Integer(_) | RawValue::Boolean(_) | RawValue::Other => portable.flags.push(location),
         }
     }
-    carried.flags.extend(args.quiet.then(|| "--quiet".to_owned()));
-    carried.flags.extend((0..args.verbose).map(|_| "--verbose".to_owned()));
+    portable.flags.extend(args.quiet.then(|| "--quiet".to_owned()));
+    portable.flags.extend((0..args.verbose).map(|_| "--verbose".to_owned()));
 
     if let Some(path) = environment("CONNECT_SIDECAR_CONFIG") {
         let name = "CONNECT_SIDECAR_CONFIG";
-        carried.variables.push((name.into(), unicode(name, absolute(path.as_ref()))));
+        portable.variables.push((name.into(), unicode(name, absolute(path.as_ref()))));
     }
-    for (key, Value { raw, place, .. }) in sources::variables(environment, current_dir) {
+    for (key, SettingValue { raw, location, .. }) in overrides::variables(environment, current_dir) {
         let text = match raw {
-            Raw::Text(path) if PATHS.contains(&key) => absolute(path.as_ref()),
-            Raw::Text(text) => Some(text),
+            RawValue::Text(path) if PATH_SETTINGS.contains(&key) => absolute(path.as_ref()),
+            RawValue::Text(text) => Some(text),
             _ => None,
         };
-        let text = unicode(&place, text);
-        carried.variables.push((place, text));
+        let text = unicode(&location, text);
+        portable.variables.push((location, text));
     }
-    if mistakes.is_empty() { Ok(carried) } else { Err(ConfigError(mistakes)) }
+    if mistakes.is_empty() { Ok(portable) } else { Err(ConfigError(mistakes)) }
 }
 
 #[cfg(test)]
@@ -109,10 +110,10 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_is_carried_and_means_the_same_from_anywhere() {
+    fn every_flag_is_included_and_means_the_same_in_any_directory() {
         let given: Vec<_> = FLAGS.map(str::to_owned).into_iter().chain(["--refresh=cli".into()]).collect();
         let before = global(&given);
-        let here = portable_settings(&before, &|_| None, Path::new("/here/now")).expect("carried");
+        let here = portable_settings(&before, &|_| None, Path::new("/here/now")).expect("portable settings");
         let there = global(&here.flags);
         let expected = GlobalArgs {
             config: Some("/here/now/my.toml".into()),
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn every_variable_is_carried_but_for_the_project_and_a_foreign_one() {
+    fn every_variable_is_included_except_the_project_and_those_of_other_programs() {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::write(dir.path().join("c.toml"), "").expect("written");
         let environment = |name: &str| -> Option<OsString> {
@@ -144,7 +145,7 @@ mod tests {
                 _ => return None,
             })
         };
-        let carried = portable_settings(&global(&[]), &environment, dir.path()).expect("carried");
+        let portable = portable_settings(&global(&[]), &environment, dir.path()).expect("portable settings");
         let at = |name: &str| dir.path().join(name).display().to_string();
         let expected = [
             ("CONNECT_SIDECAR_CONFIG", at("c.toml")),
@@ -152,20 +153,20 @@ mod tests {
             ("CONNECT_SIDECAR_ALLOWED_HOST", "a.test,b.test".into()),
             ("CONNECT_SIDECAR_REQUIRE_KEY", "0".into()),
         ];
-        assert_eq!(carried.flags, [""; 0]);
-        assert_eq!(carried.variables, expected.map(|(name, value)| (name.to_owned(), value)));
+        assert_eq!(portable.flags, [""; 0]);
+        assert_eq!(portable.variables, expected.map(|(name, value)| (name.to_owned(), value)));
         let elsewhere = |name: &str| {
-            carried.variables.iter().find(|(known, _)| known == name).map(|(_, value)| OsString::from(value))
+            portable.variables.iter().find(|(known, _)| known == name).map(|(_, value)| OsString::from(value))
         };
         let config = Config::load(&global(&[]), &elsewhere, Path::new("/")).expect("settings");
         assert_eq!((config.policy.require_key, config.policy.allowed_hosts.len()), (false, 2));
     }
 
     #[test]
-    fn a_path_that_cannot_be_written_down_is_refused() {
+    fn a_path_that_is_not_utf8_is_refused() {
         use std::os::unix::ffi::OsStringExt;
         let args = GlobalArgs { config: Some(OsString::from_vec(b"/\xff".to_vec()).into()), ..GlobalArgs::default() };
         let ConfigError(mistakes) = portable_settings(&args, &|_| None, Path::new("/")).expect_err("refused");
-        assert_eq!(mistakes[0].place, "--config");
+        assert_eq!(mistakes[0].location, "--config");
     }
 }

@@ -1,4 +1,4 @@
-//! The rules of docs/configuration.md section 1: what each source may set, which one wins, and what is said of a mistake.
+//! The rules of docs/configuration.md section 1: what each source may set, precedence, and messages for mistakes.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -9,12 +9,12 @@ use clap::{CommandFactory, Parser};
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
 
-use super::sources::SETTINGS;
+use super::setting::SETTINGS;
 use super::*;
 use crate::cli::args::Cli;
 use crate::config::args::GlobalArgs;
 
-/// A machine with a project, a user's file, a file for `--config`, an environment and a command line.
+/// A machine with a project, a user's configuration file, a file for `--config`, an environment and a command line.
 struct Machine {
     dir: TempDir,
     environment: HashMap<String, String>,
@@ -70,16 +70,16 @@ impl Machine {
         Config::load(&cli.global_args()?, &|name| self.environment.get(name).map(Into::into), &self.path("web"))
     }
 
-    /// All that comes of the settings, but for who named them.
+    /// The configuration without the locations of its settings.
     fn effect(&self) -> String {
-        format!("{:?}", Config { named: BTreeMap::new(), ..self.load() })
+        format!("{:?}", Config { explicit: BTreeMap::new(), ..self.load() })
     }
 
     fn load(&self) -> Config {
         self.try_load().unwrap_or_else(|e| panic!("{e}"))
     }
 
-    /// The mistakes, one a line, as the command shows them; paths of this machine are shortened.
+    /// The mistakes as the command prints them, without this machine's directory.
     fn mistakes(&self) -> Vec<String> {
         let error = self.try_load().expect_err("a mistake").to_string();
         error.replace(&self.path("").display().to_string(), "").lines().map(Into::into).collect()
@@ -98,7 +98,7 @@ fn minutes(minutes: &[u64]) -> Vec<Duration> {
 }
 
 #[test]
-fn without_any_setting_the_defaults_of_the_interface_hold() {
+fn defaults_are_those_of_the_documentation() {
     let machine = Machine::new();
     let config = machine.load();
     assert_eq!((config.port, config.project.as_path()), (2774, machine.path("web").as_path()));
@@ -119,7 +119,7 @@ fn without_any_setting_the_defaults_of_the_interface_hold() {
 }
 
 #[test]
-fn notices_are_shown_where_there_is_a_desktop_and_nobody_said_no() {
+fn notices_are_shown_if_there_is_a_desktop_unless_turned_off() {
     let desktop = || Machine::new().variable("DBUS_SESSION_BUS_ADDRESS", "unix:path=/bus");
     for (machine, shown) in [
         (desktop(), true),
@@ -134,7 +134,7 @@ fn notices_are_shown_where_there_is_a_desktop_and_nobody_said_no() {
 }
 
 #[test]
-fn no_color_is_used_where_it_is_not_wanted_or_not_known() {
+fn no_color_and_a_dumb_terminal_turn_colors_off() {
     for (name, value, color) in
         [("NO_COLOR", "1", false), ("NO_COLOR", "", true), ("TERM", "dumb", false), ("TERM", "xterm", true)]
     {
@@ -143,7 +143,7 @@ fn no_color_is_used_where_it_is_not_wanted_or_not_known() {
 }
 
 #[test]
-fn the_sidecar_toml_of_this_repository_names_every_key_of_a_project_with_its_default() {
+fn the_example_sidecar_toml_contains_every_project_setting_with_its_default() {
     let text = include_str!("../../sidecar.toml");
     let machine = Machine::new();
     let defaults = machine.effect();
@@ -158,7 +158,7 @@ fn the_sidecar_toml_of_this_repository_names_every_key_of_a_project_with_its_def
 }
 
 #[test]
-fn the_strongest_source_wins() {
+fn flags_override_variables_and_variables_override_files() {
     let project = || Machine::new().projects_file("port = 5");
     let user = || project().users_file("port = 4");
     let given = || user().given_file("port = 3");
@@ -169,7 +169,7 @@ fn the_strongest_source_wins() {
 }
 
 #[test]
-fn a_value_replaces_and_lists_are_not_merged() {
+fn a_list_replaces_the_list_of_a_weaker_source() {
     let machine = Machine::new()
         .projects_file("warn_before = [\"3m\"]\n[cache]\nbuffer = \"7s\"\n[connectors]\nallow = [\"a/b\"]")
         .users_file("warn_before = [\"1m\", \"2m\"]\nallowed_hosts = [\"user.test\"]\n[connectors]\nallow = [\"c/d\"]")
@@ -186,17 +186,17 @@ fn a_value_replaces_and_lists_are_not_merged() {
 }
 
 #[test]
-fn a_projects_file_is_not_read_where_another_is_given() {
+fn a_projects_file_is_not_read_if_config_names_another() {
     for broken in ["port = 5", "port = ", "upstream = \"https://evil.example\"", "unknown = 1"] {
         let machine = Machine::new().projects_file(broken).given_file("");
         assert_eq!(machine.load().port, DEFAULT_PORT, "{broken}");
     }
     let machine = Machine::new().variable("CONNECT_SIDECAR_CONFIG", "none.toml");
-    assert_eq!(machine.mistakes(), ["--config: web/none.toml is not there"], "relative to where we are");
+    assert_eq!(machine.mistakes(), ["--config: web/none.toml is not there"], "relative to the current directory");
 }
 
 #[test]
-fn every_flag_has_a_variable_of_its_name_that_means_the_same() {
+fn every_flag_has_an_equivalent_variable() {
     let certificate = rcgen::generate_simple_self_signed(["x".into()]).expect("a certificate").cert.pem();
     let cases = [
         ("config", "other.toml"),
@@ -249,7 +249,7 @@ fn every_flag_has_a_variable_of_its_name_that_means_the_same() {
 }
 
 #[test]
-fn what_could_redirect_a_credential_or_widen_access_is_refused_in_a_projects_file_only() {
+fn settings_that_redirect_credentials_or_widen_access_are_refused_in_a_projects_file_only() {
     let certificate = rcgen::generate_simple_self_signed(["x".into()]).expect("a certificate").cert.pem();
     let cases = [
         ("upstream", "\"https://other.example\""),
@@ -285,7 +285,7 @@ fn what_could_redirect_a_credential_or_widen_access_is_refused_in_a_projects_fil
 }
 
 #[test]
-fn a_root_certificate_is_looked_for_beside_the_file_that_names_it_and_never_in_the_project() {
+fn a_relative_root_certificate_lies_beside_the_file_that_names_it() {
     let pem = || rcgen::generate_simple_self_signed(["x".into()]).expect("a certificate").cert.pem();
     let setting = "upstream_ca = \"ca.pem\"";
     let beside = Machine::new().users_file(setting).file("config/connect-sidecar/ca.pem", &pem());
@@ -295,7 +295,7 @@ fn a_root_certificate_is_looked_for_beside_the_file_that_names_it_and_never_in_t
 }
 
 #[test]
-fn a_unix_socket_lies_beside_the_file_that_names_it_and_never_in_the_project() {
+fn a_relative_unix_socket_lies_beside_the_file_that_names_it() {
     let socket = |machine: Machine| machine.load().unix_socket.map(|path| (path, machine));
     for (machine, expected) in [
         (Machine::new().users_file("unix_socket = \"run/s\""), "config/connect-sidecar/run/s"),
@@ -309,7 +309,7 @@ fn a_unix_socket_lies_beside_the_file_that_names_it_and_never_in_the_project() {
 }
 
 #[test]
-fn the_network_is_let_in_only_with_a_key_and_under_names_that_are_expected() {
+fn network_access_needs_a_key_and_allowed_hosts() {
     const FLAG: &str = "--dangerously-listen-on-network";
     let machine = |flags: &[&str]| Machine::new().flags(&[FLAG, "192.0.2.1"]).flags(flags);
     let (no_key, no_host) = (format!("{FLAG}: needs --require-key"), format!("{FLAG}: needs --allowed-host"));
@@ -334,7 +334,7 @@ fn the_network_is_let_in_only_with_a_key_and_under_names_that_are_expected() {
         }
     }
     let files = "require_key = true\nallowed_hosts = [\"dev.test\"]";
-    assert!(machine(&[]).users_file(files).load().network.is_some(), "what it needs may come from files");
+    assert!(machine(&[]).users_file(files).load().network.is_some(), "the other two settings may come from files");
     for (address, expected) in [
         ("192.0.2.1", Ok("192.0.2.1")),
         ("0.0.0.0", Ok("0.0.0.0")),
@@ -362,7 +362,7 @@ fn the_network_is_let_in_only_with_a_key_and_under_names_that_are_expected() {
 }
 
 #[test]
-fn an_address_where_a_port_belongs_is_answered_with_the_flag_that_takes_one() {
+fn an_address_given_as_port_names_the_flag_for_addresses() {
     let flag = "--dangerously-listen-on-network";
     for (port, names_flag) in
         [("0.0.0.0:2774", true), ("[::]:2774", true), (":2774", true), ("0:2774", true), ("192.0.2.1:2774", true)]
@@ -381,7 +381,7 @@ fn an_address_where_a_port_belongs_is_answered_with_the_flag_that_takes_one() {
 }
 
 #[test]
-fn a_projects_file_names_an_env_file_of_the_project_only() {
+fn a_projects_file_may_name_only_an_env_file_inside_the_project() {
     let machine = Machine::new().file("outside.env", "");
     fs::create_dir_all(machine.path("web/sub")).expect("a directory");
     for (target, link) in [
@@ -434,7 +434,7 @@ fn a_projects_file_names_an_env_file_of_the_project_only() {
 }
 
 #[test]
-fn a_projects_file_names_no_env_file_that_looks_like_another() {
+fn a_projects_file_may_not_name_an_env_file_with_a_disguised_name() {
     for name in [".env\n", ".env\u{1b}[2J", ".env\u{7f}", ".env\u{9b}", "\u{202e}vne.", "\u{61c}.env", "\u{2066}.env"] {
         let escaped: String = name.chars().map(|c| format!("\\u{:04x}", u32::from(c))).collect();
         let toml = format!("env_file = \"{escaped}\"");
@@ -522,7 +522,7 @@ fn an_unknown_key_names_file_line_and_the_nearest_key() {
 }
 
 #[test]
-fn a_value_of_the_wrong_type_is_a_mistake_that_says_what_is_expected() {
+fn a_value_of_the_wrong_type_is_answered_with_what_is_expected() {
     for (toml, expected) in [
         ("port = \"2774\"", "port: expected a port number"),
         ("port = 65536", "port: expected a port number"),
@@ -565,7 +565,7 @@ fn a_value_of_the_wrong_type_is_a_mistake_that_says_what_is_expected() {
 }
 
 #[test]
-fn what_is_no_toml_is_named_with_its_line() {
+fn a_toml_syntax_error_has_its_line() {
     for (toml, line) in [
         ("port = 1\nport", 2),
         ("port = 1\n\nport = 2", 3),
@@ -592,7 +592,7 @@ fn a_file_that_is_not_safe_to_read_is_a_mistake() {
 }
 
 #[test]
-fn all_mistakes_of_all_sources_are_found_in_one_run() {
+fn all_mistakes_of_all_sources_are_reported_at_once() {
     let machine = Machine::new()
         .projects_file("prot = 1\nupstream = \"https://evil.example\"\nenv_file = \"../x\"\n[cache]\nbuffer = 30\n]")
         .users_file("port = \"x\"\nupstream = \"http://example.com\"\n")
@@ -641,14 +641,14 @@ fn no_value_is_repeated_in_a_mistake() {
     }
     let machine = Machine::new().file("secret.pem", "-----BEGIN CANARY\nCANARY\n");
     let toml = format!("upstream_ca = {:?}", machine.path("secret.pem"));
-    assert!(!machine.given_file(&toml).mistakes()[0].contains(CANARY), "nor what is in another file");
+    assert!(!machine.given_file(&toml).mistakes()[0].contains(CANARY), "the content of another file is not repeated");
     let machine = Machine::new().variable("VERCEL_TOKEN", "CANARY\n1").flags(&["--auth", "access-token"]);
     assert_eq!(machine.mistakes(), ["VERCEL_TOKEN: it holds characters that no token has"]);
 }
 
 #[test]
-fn plain_http_upstream_is_taken_for_a_loopback_literal_only() {
-    for (url, is_taken) in [
+fn plain_http_upstream_is_accepted_for_a_loopback_address_only() {
+    for (url, is_accepted) in [
         ("https://api.vercel.com", true),
         ("https://api.vercel.com/", true),
         ("https://connect.internal:8443", true),
@@ -673,9 +673,9 @@ fn plain_http_upstream_is_taken_for_a_loopback_literal_only() {
     ] {
         let machine = Machine::new().flags(&["--upstream", url]);
         match machine.try_load() {
-            Ok(_) => assert!(is_taken, "{url}"),
+            Ok(_) => assert!(is_accepted, "{url}"),
             Err(error) => {
-                assert!(!is_taken, "{url}: {error}");
+                assert!(!is_accepted, "{url}: {error}");
                 assert!(error.to_string().starts_with("--upstream: expected "), "{error}");
             }
         }
@@ -683,7 +683,7 @@ fn plain_http_upstream_is_taken_for_a_loopback_literal_only() {
 }
 
 #[test]
-fn bearer_hosts_replace_the_list_and_say_where_they_are_as_upstream_does() {
+fn bearer_hosts_replace_the_default_list_and_their_origins_follow_the_rules_of_upstream() {
     let machine = || Machine::new().given_file("bearer_hosts = [\"given.example\"]");
     let variable = machine().variable("CONNECT_SIDECAR_BEARER_HOST", "AI.example/v1=http://[::1]:8, *.queue.example");
     let flags = machine().flags(&["--bearer-host", "a.example=https://b.example", "--bearer-host", "c.example"]);
@@ -721,11 +721,11 @@ fn an_access_token_comes_from_vercel_token_and_needs_no_team() {
         Auth::Oidc { .. } => panic!("no access token"),
     }
     let oidc = Machine::new().variable("VERCEL_TOKEN", "vcp_1").load();
-    assert!(matches!(oidc.auth, Auth::Oidc { .. }), "nor is one used unasked");
+    assert!(matches!(oidc.auth, Auth::Oidc { .. }), "the token is not used by default");
 }
 
 #[test]
-fn quiet_and_verbose_outdo_the_level_that_is_set() {
+fn quiet_and_verbose_override_the_log_level() {
     let level =
         |flags: &[&str]| Machine::new().projects_file("log_level = \"error\"").flags(flags).load().logging.level;
     assert_eq!(level(&[]), tracing::Level::ERROR);
@@ -735,14 +735,14 @@ fn quiet_and_verbose_outdo_the_level_that_is_set() {
 }
 
 #[test]
-fn port_0_is_any_and_names_no_running_sidecar() {
+fn port_0_selects_no_running_sidecar() {
     let args = |port: &str| GlobalArgs { port: Some(port.into()), ..GlobalArgs::default() };
-    let port = |port: &str| wanted(&args(port), &|_| None, &Machine::new().path("web")).expect("no mistake").port;
+    let port = |port: &str| selector(&args(port), &|_| None, &Machine::new().path("web")).expect("no mistake").port;
     assert_eq!((port("0"), port("2774")), (None, Some(2774)));
 }
 
 #[test]
-fn a_variable_that_begins_as_ours_and_is_none_is_named_with_what_was_meant() {
+fn an_unknown_variable_is_reported_with_a_suggestion() {
     let names = ["CONNECT_SIDECAR_PROT", "CONNECT_SIDECAR_PORT", "CONNECT_SIDECAR_KEY", "CONNECT_SIDECAR_ZZZ", "PROT"];
     let named = unknown_variables(names.into_iter().map(OsString::from));
     let expected = [

@@ -3,7 +3,6 @@
 //! [`find`] finds the sidecar. The key is only sent to an instance that has proven to have it: a state file may outlive
 //! its instance, and another program may have taken the port.
 
-use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -19,16 +18,18 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::Selector;
 use super::key::{KEY_HEADER, Key, NONCE_HEADER, PROOF_HEADER};
+use super::run::{Run, RunRequest};
 use super::state_file::{self, Instance};
-use super::{Selector, Settings};
-use crate::os::env_proxy::{self, Environment};
+use super::status::StatusReport;
 use crate::remedy::Remedy;
 
+/// The path of a sidecar's [`StatusReport`].
+pub const STATUS_PATH: &str = "/_sidecar/v1/status";
 /// The default timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// The size limit of a response body, in bytes: the status with some 100,000 tokens.
@@ -188,57 +189,6 @@ pub struct Client {
     unresponsive: Option<Unresponsive>,
 }
 
-/// The response of `POST /_sidecar/v1/runs`: what a command needs to use the sidecar.
-#[derive(Deserialize)]
-pub struct Run {
-    /// The placeholder for the OIDC token.
-    pub placeholder: String,
-    /// The proxy that intercepts Vercel's hosts, with the run's secret in its URL; absent without interception.
-    pub proxy: Option<String>,
-    /// The local CA's certificate, in PEM; absent without interception.
-    pub ca: Option<String>,
-    /// Hosts for which the placeholder is replaced by the real token.
-    #[serde(default)]
-    pub bearer_hosts: Vec<String>,
-    /// The key that the command's requests must carry, if required.
-    pub key: Option<String>,
-}
-
-/// Of the state, what tells whether it is a sidecar as a command would have it.
-#[derive(Debug, Deserialize)]
-pub struct StatusReport {
-    /// Where Connect is.
-    pub upstream: Upstream,
-    /// The credential.
-    pub oidc: Source,
-    /// What it was told.
-    pub settings: Settings,
-    /// What went wrong.
-    #[serde(default)]
-    pub failures: Failures,
-}
-
-/// Part of [`StatusReport`].
-#[derive(Debug, Default, Deserialize)]
-pub struct Failures {
-    /// Requests that were answered with an error.
-    pub count: u64,
-}
-
-/// Part of [`StatusReport`].
-#[derive(Debug, Deserialize)]
-pub struct Upstream {
-    /// Its origin.
-    pub url: String,
-}
-
-/// Part of [`StatusReport`].
-#[derive(Debug, Deserialize)]
-pub struct Source {
-    /// Of what it is, where it says so.
-    pub environment: Option<String>,
-}
-
 /// The body of an error response of the sidecar.
 #[derive(Debug, Deserialize)]
 pub struct Refusal {
@@ -249,6 +199,11 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// The refusal of a request by this process's own sidecar.
+    pub fn new(code: &str, message: String, remedy: Remedy) -> Self {
+        Self { code: code.to_owned(), message, remedy: Some(remedy) }
+    }
+
     /// Parses a response body.
     pub fn read(body: &[u8]) -> Option<Self> {
         #[derive(Deserialize)]
@@ -299,6 +254,15 @@ enum ExchangeError {
     Status { path: String, status: StatusCode },
 }
 
+impl From<Refusal> for ClientError {
+    fn from(refusal: Refusal) -> Self {
+        match &*refusal.code {
+            "interception_unavailable" => Self::NoInterception(refusal.message),
+            _ => Self::Refused(refusal.line()),
+        }
+    }
+}
+
 impl Client {
     /// A client for an instance whose identity is known.
     pub fn new(address: SocketAddr, key: Key) -> Self {
@@ -337,18 +301,13 @@ impl Client {
 
     /// The instance's status.
     pub async fn status(&self) -> Result<StatusReport, ClientError> {
-        self.request_json(Method::GET, "/_sidecar/v1/status", "").await
+        self.request_json(Method::GET, STATUS_PATH, "").await
     }
 
-    /// Registers a run. Hosts that are not intercepted are reached by the proxy of this environment.
-    pub async fn begin_run(&self, intercept: bool, environment: Environment<'_>) -> Result<Run, ClientError> {
-        let (https_proxy, no_proxy) = env_proxy::for_https(environment);
-        let https_proxy = https_proxy.as_deref().and_then(OsStr::to_str);
-        let body = match intercept {
-            true => json!({"intercept": true, "environment": {"https_proxy": https_proxy, "no_proxy": no_proxy}}),
-            false => json!({"intercept": false}),
-        };
-        self.request_json(Method::POST, "/_sidecar/v1/runs", &body.to_string()).await
+    /// Registers a run, whose requests go through the sidecar from now on.
+    pub async fn begin_run(&self, request: &RunRequest) -> Result<Run, ClientError> {
+        let body = serde_json::to_string(request).map_err(|e| self.failed(e.to_string()))?;
+        self.request_json(Method::POST, "/_sidecar/v1/runs", &body).await
     }
 
     /// The most recent events and all from now on.
@@ -388,10 +347,7 @@ impl Client {
             return serde_json::from_slice(response.body()).map_err(|e| self.failed(format!("{path}: {e}")));
         }
         match Refusal::read(response.body()) {
-            Some(Refusal { code, message, .. }) if code == "interception_unavailable" => {
-                Err(ClientError::NoInterception(message))
-            }
-            Some(refusal) if refusal.code != "route_not_found" => Err(ClientError::Refused(refusal.line())),
+            Some(refusal) if refusal.code != "route_not_found" => Err(refusal.into()),
             _ => Err(self.error(&ExchangeError::Status { path: path.to_owned(), status: response.status() })),
         }
     }

@@ -1,18 +1,20 @@
-//! Running sidecars: the state file of each instance, the key that proves its identity, the client for its API, and the
-//! owner of a port.
+//! Which sidecar runs where: the file in which each one is found, the key by which it proves itself, the client that
+//! asks it, and who holds a port.
 //!
 //! The server is in [`daemon`](crate::daemon), the configuration in [`config`](crate::config).
 
 pub mod client;
 pub mod key;
 pub mod port_owner;
+pub mod run;
 pub mod state_file;
+pub mod status;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// The settings of a running sidecar: names as in the configuration file, values as in an environment variable.
-/// Contains only settings with a value, and no secrets.
+/// The settings of a running sidecar, by the names that they have in a file, written as in a variable. What is not set
+/// is not there, and no secret is.
 pub type Settings = BTreeMap<String, String>;
 
 /// The sidecar that a command is for.

@@ -18,7 +18,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer, Registry, fmt};
 
 use crate::os::clock::Clock;
-use crate::os::terminal::escaped;
+use crate::os::terminal::{Color, Palette, escaped};
 
 /// The number of lines that are buffered for a slow reader.
 const BUFFERED_LINES: usize = 4096;
@@ -105,8 +105,8 @@ where
     match options.format {
         Format::Text => base
             .fmt_fields(debug_fn(write_field))
-            .with_ansi(options.color)
-            .event_format(TextLine(Clock::system()))
+            .with_ansi(false)
+            .event_format(TextLine { clock: Clock::system(), palette: Palette::new(options.color) })
             .with_filter(filter)
             .boxed(),
         Format::Json => {
@@ -115,9 +115,11 @@ where
     }
 }
 
-/// Formats a text line: the machine's time to the second, the level, the message and the fields. With colours, errors
-/// and warnings are coloured as a whole.
-struct TextLine(Clock);
+/// A line for people: local time to the second, level, message. Warnings and errors are coloured.
+struct TextLine {
+    clock: Clock,
+    palette: Palette,
+}
 
 impl<S, F> FormatEvent<S, F> for TextLine
 where
@@ -131,14 +133,13 @@ where
         event: &Event<'_>,
     ) -> std::fmt::Result {
         let level = *event.metadata().level();
-        let (color, plain) = match level {
-            Level::ERROR if writer.has_ansi_escapes() => ("\x1b[31m", "\x1b[0m"),
-            Level::WARN if writer.has_ansi_escapes() => ("\x1b[33m", "\x1b[0m"),
-            _ => ("", ""),
-        };
-        write!(writer, "{color}{} {level:>5} ", self.0.local())?;
-        context.format_fields(writer.by_ref(), event)?;
-        writeln!(writer, "{plain}")
+        let mut line = format!("{} {level:>5} ", self.clock.local());
+        context.format_fields(Writer::new(&mut line), event)?;
+        match level {
+            Level::ERROR => writeln!(writer, "{}", self.palette.paint(Color::Red, &line)),
+            Level::WARN => writeln!(writer, "{}", self.palette.paint(Color::Yellow, &line)),
+            _ => writeln!(writer, "{line}"),
+        }
     }
 }
 

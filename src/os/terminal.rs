@@ -10,19 +10,44 @@ pub struct Palette {
     is_colored: bool,
 }
 
-/// A style, with its SGR code (ECMA-48).
+/// How text is highlighted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Color {
-    /// For titles.
-    Bold = 1,
-    /// For secondary text.
-    Dim = 2,
-    /// For errors.
-    Red = 31,
-    /// For success.
-    Green = 32,
-    /// For warnings.
-    Yellow = 33,
+    /// Titles.
+    Bold,
+    /// Secondary text.
+    Dim,
+    /// Errors.
+    Red,
+    /// Success.
+    Green,
+    /// Warnings.
+    Yellow,
+    /// Labels of errors.
+    BoldRed,
+    /// Labels of success.
+    BoldGreen,
+    /// Labels of warnings.
+    BoldYellow,
+    /// Labels of notes.
+    BoldCyan,
+}
+
+impl Color {
+    /// The parameters of its SGR sequence (ECMA-48).
+    const fn sgr(self) -> &'static str {
+        match self {
+            Self::Bold => "1",
+            Self::Dim => "2",
+            Self::Red => "31",
+            Self::Green => "32",
+            Self::Yellow => "33",
+            Self::BoldRed => "1;31",
+            Self::BoldGreen => "1;32",
+            Self::BoldYellow => "1;33",
+            Self::BoldCyan => "1;36",
+        }
+    }
 }
 
 impl Palette {
@@ -38,7 +63,7 @@ impl Palette {
 
     /// The text in this colour, if there are colours.
     pub fn paint(self, color: Color, text: &str) -> String {
-        if self.is_colored { format!("\x1b[{}m{text}\x1b[0m", color as u8) } else { text.to_owned() }
+        if self.is_colored { format!("\x1b[{}m{text}\x1b[0m", color.sgr()) } else { text.to_owned() }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The real Vercel CLI from npm, against the emulator: what it writes is what the sidecar reads.
+//! The real Vercel CLI from npm against the emulator: the sidecar reads what the CLI writes.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ async fn vercel(stage: &Stage, cli: &Path, args: &[&str]) -> Ended {
 }
 
 #[tokio::test]
-async fn what_vercel_link_and_vercel_env_pull_write_is_used_at_once() {
+async fn token_written_by_the_vercel_cli_is_used_at_once() {
     let Some(cli) = npm::vercel_cli().await else { return };
     let mut stage = Scene::new().without_env_file().start().await;
     let refused = stage.token("{}").send().await;

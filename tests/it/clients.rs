@@ -1,5 +1,5 @@
-//! The clients that apps really use, run as processes against the sidecar: `curl` as people paste it, Node's own `fetch`,
-//! Python's `urllib`. They set headers of their own, choose between IPv4 and IPv6, and frame bodies their way.
+//! Real HTTP clients as processes: `curl`, Node's `fetch`, Python's `urllib`. They set their own headers, choose
+//! between IPv4 and IPv6, and frame bodies differently.
 
 use tokio::process::Command;
 
@@ -25,7 +25,7 @@ print(reply.status, reply.read().decode())
 "#;
 const CURL: [&str; 6] = ["--silent", "--show-error", "--max-time", "20", "--write-out", "\n%{http_code}"];
 
-/// A command of this machine with nothing of our environment, such as a proxy, in it.
+/// A program of this machine without this process's environment, such as its proxy variables.
 fn tool(name: &str, install: &str) -> Command {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let is_there = std::env::split_paths(&path).any(|dir| dir.join(name).is_file());
@@ -35,34 +35,34 @@ fn tool(name: &str, install: &str) -> Command {
     command
 }
 
-/// A client's reply to a POST of `body`.
+/// The response that a client received.
 #[derive(Debug)]
-pub struct Answered {
+pub struct ClientResponse {
     pub status: u16,
     pub body: String,
 }
 
-impl Answered {
+impl ClientResponse {
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
 }
 
-pub async fn curl(arguments: &[&str]) -> Answered {
+pub async fn curl(arguments: &[&str]) -> ClientResponse {
     let mut command = tool("curl", "curl 7.82 or later");
     command.args(CURL).args(arguments);
     let ended = run(command).await;
     assert_eq!(ended.code, Some(0), "{arguments:?}: {ended:?}");
     let (body, status) = ended.stdout.rsplit_once('\n').expect("a status");
-    Answered { status: status.parse().expect("a number"), body: body.into() }
+    ClientResponse { status: status.parse().expect("a number"), body: body.into() }
 }
 
-async fn script(mut command: Command, url: &str, body: &str) -> Answered {
+async fn script(mut command: Command, url: &str, body: &str) -> ClientResponse {
     command.args([url, body]);
     let ended = run(command).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let (status, body) = ended.stdout.trim_end().split_once(' ').expect("status and body");
-    Answered { status: status.parse().expect("a number"), body: body.into() }
+    ClientResponse { status: status.parse().expect("a number"), body: body.into() }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -76,7 +76,7 @@ pub enum Client {
 impl Client {
     pub const ALL: [Self; 4] = [Self::CurlData, Self::CurlJson, Self::Node, Self::Python];
 
-    pub async fn post(self, url: &str, body: &str) -> Answered {
+    pub async fn post(self, url: &str, body: &str) -> ClientResponse {
         match self {
             Self::CurlData => curl(&["-H", "content-type: application/json", "-d", body, url]).await,
             Self::CurlJson => curl(&["--json", body, url]).await,
@@ -94,7 +94,7 @@ impl Client {
     }
 }
 
-/// All names by which an app may call the sidecar.
+/// All origins by which an app may reach the sidecar.
 fn origins(stage: &Stage) -> [String; 3] {
     ["127.0.0.1", "localhost", "[::1]"].map(|host| format!("http://{host}:{}", stage.addr.port()))
 }
@@ -117,11 +117,11 @@ async fn each_client_gets_a_token_a_typed_error_and_a_refusal() {
         assert_eq!((refusal.status, json["error"]["code"].as_str()), (404, Some("route_not_found")), "{client:?}");
         assert_eq!(json["error"]["hint"], SLACK, "{client:?}");
     }
-    assert_eq!(stage.emulator.count("acme-slack"), 1, "they all share one token");
+    assert_eq!(stage.emulator.count("acme-slack"), 1, "all clients share one token");
 }
 
 #[tokio::test]
-async fn every_loopback_name_reaches_it_from_each_client() {
+async fn every_client_reaches_the_sidecar_by_every_loopback_name() {
     let stage = Scene::new().start().await;
     let has_ipv6 = tokio::net::TcpListener::bind("[::1]:0").await.is_ok();
     for origin in origins(&stage).iter().filter(|origin| has_ipv6 || !origin.contains("::1")) {
@@ -133,7 +133,7 @@ async fn every_loopback_name_reaches_it_from_each_client() {
 }
 
 #[tokio::test]
-async fn curl_without_a_json_type_is_told_what_to_add() {
+async fn curl_without_a_json_content_type_gets_a_hint() {
     let stage = Scene::new().start().await;
     let url = format!("http://{}{SLACK}", stage.addr);
     for arguments in [&["-d", "{}", &url][..], &["-X", "POST", &url]] {
@@ -146,7 +146,7 @@ async fn curl_without_a_json_type_is_told_what_to_add() {
 }
 
 #[tokio::test]
-async fn a_client_that_sends_too_much_gets_to_read_why() {
+async fn a_client_that_sends_too_much_can_read_the_error() {
     let stage = Scene::new().start().await;
     let body = format!("{{\"a\":\"{}\"}}", "x".repeat(120_000));
     for client in Client::ALL {

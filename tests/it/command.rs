@@ -1,5 +1,5 @@
-//! The built binary as a user runs it: exit codes, what goes to stdout and to stderr, signals, and that no secret ever
-//! leaves it (docs/configuration.md section 1).
+//! The built binary as a user runs it: exit codes, stdout and stderr, signals, and that it leaks no secret
+//! (docs/configuration.md section 1).
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -29,7 +29,7 @@ pub fn ask(serving: &Serving, body: &str) -> Request {
 }
 
 #[tokio::test]
-async fn the_ready_line_is_all_there_is_on_stdout() {
+async fn stdout_has_only_the_ready_line() {
     let desk = Desk::new().await;
     for (arguments, signal) in [(&[][..], Signal::SIGTERM), (&["serve", "-vv"][..], Signal::SIGINT)] {
         let serving = desk.serve(arguments).await;
@@ -47,7 +47,7 @@ async fn the_ready_line_is_all_there_is_on_stdout() {
 }
 
 #[tokio::test]
-async fn mistakes_end_it_with_2_all_of_them_in_one_run() {
+async fn all_mistakes_are_reported_at_once_with_exit_code_2() {
     let desk = Desk::new().await;
     fs::write(desk.project().join("sidecar.toml"), "prot = 1\nupstream = \"https://evil.example\"").expect("written");
     let ended = run(desk.sidecar(&["--log-level", "loud", "--auth", "access-token"])).await;
@@ -67,7 +67,7 @@ async fn mistakes_end_it_with_2_all_of_them_in_one_run() {
 }
 
 #[tokio::test]
-async fn a_wish_for_refreshing_is_refused_before_a_command_that_has_no_use_for_it() {
+async fn refresh_is_refused_for_commands_that_do_not_use_it() {
     let desk = Desk::new().await;
     let to_none = "this command has no use for it: it goes with `serve`, `run` and `service install`";
     for (arguments, message) in [
@@ -88,13 +88,13 @@ async fn a_wish_for_refreshing_is_refused_before_a_command_that_has_no_use_for_i
 }
 
 #[tokio::test]
-async fn a_taken_port_ends_it_with_3_and_its_owner_is_named() {
+async fn a_taken_port_exits_with_3_and_names_its_owner() {
     let desk = Desk::new().await;
     let other = Desk::new().await;
     let first = desk.serve(&[]).await;
     let foreign = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a listener");
     let foreign = (foreign.local_addr().expect("an address"), foreign);
-    // What a killed sidecar left behind names nobody.
+    // The state file of a killed sidecar.
     let state = desk.home.path().join(".local/state/connect-sidecar");
     let left = r#"{"pid":1,"url":"","key":"","project":"/gone"}"#;
     write_private(&state.join(format!("{}.json", foreign.0.port())), left);
@@ -120,7 +120,7 @@ async fn a_taken_port_ends_it_with_3_and_its_owner_is_named() {
 }
 
 #[tokio::test]
-async fn a_signal_lets_requests_finish_and_waits_for_no_idle_connection() {
+async fn a_signal_waits_for_requests_but_not_for_idle_connections() {
     let desk = Desk::new().await;
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let serving = desk.serve(&[]).await;
@@ -130,12 +130,12 @@ async fn a_signal_lets_requests_finish_and_waits_for_no_idle_connection() {
         soon("the request", desk.emulator.wait_for_requests(before + 1)).await;
         let idle = kept_alive(serving.addr).await;
         let fresh = TcpStream::connect(serving.addr).await.expect("a connection");
-        // Its turn to be accepted has come once a later one has had a reply.
+        // `fresh` has been accepted once a later connection has had a reply.
         drop(kept_alive(serving.addr).await);
         serving.signal(signal);
         closed(idle).await;
         closed(fresh).await;
-        assert!(TcpStream::connect(serving.addr).await.is_err(), "nobody is let in any more");
+        assert!(TcpStream::connect(serving.addr).await.is_err(), "no new connections are accepted");
         hold.release();
         let reply = asking.await.expect("no panic");
         assert_eq!(reply.status, 200, "{reply:?}");
@@ -144,11 +144,15 @@ async fn a_signal_lets_requests_finish_and_waits_for_no_idle_connection() {
     }
     let state = desk.home.path().join(".local/state/connect-sidecar");
     let left: Vec<_> = fs::read_dir(&state).expect("a directory").flatten().map(|file| file.file_name()).collect();
-    assert_eq!(left, [".gitignore"], "the instance's file goes with it, and an upstream on this machine costs nothing");
+    assert_eq!(
+        left,
+        [".gitignore"],
+        "the state file is removed, and usage of an upstream on this machine is not recorded"
+    );
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
+async fn a_second_signal_exits_at_once() {
     let desk = Desk::new().await;
     let serving = desk.serve(&[]).await;
     let _hold = desk.emulator.hold_answers();
@@ -166,9 +170,9 @@ async fn a_second_signal_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn a_hangup_reads_the_env_file_again_and_ends_nothing() {
+async fn sighup_reloads_the_env_file() {
     let desk = Desk::new().await;
-    // An edit in another directory raises no event in the project's.
+    // An edit in another directory causes no event in the project directory.
     let elsewhere = desk.home.path().join("env");
     fs::rename(desk.project().join(".env.local"), &elsewhere).expect("renamed");
     symlink(&elsewhere, desk.project().join(".env.local")).expect("a link");
@@ -187,10 +191,10 @@ async fn a_hangup_reads_the_env_file_again_and_ends_nothing() {
 }
 
 #[tokio::test]
-async fn a_reader_that_goes_away_or_stands_still_does_not_stop_it() {
+async fn a_closed_or_blocked_stdout_or_stderr_does_not_stop_the_sidecar() {
     let desk = Desk::new().await;
 
-    // Nobody reads stdout from the start.
+    // stdout is closed from the start.
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
     let mut command = desk.sidecar(&[]);
@@ -203,7 +207,7 @@ async fn a_reader_that_goes_away_or_stands_still_does_not_stop_it() {
     let addr = own.find(SocketAddr::is_ipv4).expect("its address");
     assert_eq!(Request::new(addr, "POST", SLACK).json("{}").send().await.status, 200);
 
-    // Nobody reads stderr any more.
+    // stderr is closed later.
     let mut serving = desk.serve(&[]).await;
     drop(serving.take_stderr());
     for _ in 0..3 {
@@ -213,7 +217,7 @@ async fn a_reader_that_goes_away_or_stands_still_does_not_stop_it() {
     serving.signal(Signal::SIGTERM);
     assert_eq!(soon("its end", serving.child.wait()).await.expect("a status").code(), Some(0));
 
-    // Somebody holds stderr and reads nothing, until the pipe is more than full. Each request has a long line.
+    // stderr is open but not read until the pipe is full. Each request logs a long line.
     let mut serving = desk.serve(&[]).await;
     let stderr = serving.take_stderr();
     #[cfg(target_os = "linux")]
@@ -228,7 +232,7 @@ async fn a_reader_that_goes_away_or_stands_still_does_not_stop_it() {
 }
 
 #[tokio::test]
-async fn json_logs_are_one_object_a_line() {
+async fn json_logs_have_one_object_per_line() {
     let desk = Desk::new().await;
     let serving = desk.serve(&["--log-format", "json", "--log-level", "trace"]).await;
     ask(&serving, "{}").send().await;
@@ -245,7 +249,7 @@ async fn json_logs_are_one_object_a_line() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn it_dumps_no_core_and_has_room_for_its_connections() {
+async fn core_dumps_are_off_and_the_file_limit_is_raised() {
     let desk = Desk::new().await;
     let serving = desk.serve(&[]).await;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", serving.pid())).expect("limits");
@@ -275,7 +279,7 @@ async fn help_and_version_go_to_stdout() {
 }
 
 #[test]
-fn a_commands_own_options_come_before_the_global_ones_and_those_that_let_more_in_last() {
+fn help_lists_own_options_first_and_those_that_widen_access_last() {
     for (command, own) in [("token", "--user-id <ID>"), ("run", "--expose-token"), ("emulate", "--state <FILE>")] {
         let help = Cli::command().try_get_matches_from(["connect-sidecar", command, "--help"]).expect_err("help");
         let help = help.to_string();
@@ -291,7 +295,7 @@ fn no_option_takes_a_secret() {
     let cli = Cli::command();
     let commands = std::iter::once(&cli).chain(cli.get_subcommands());
     for argument in commands.flat_map(clap::Command::get_arguments).filter(|a| a.get_action().takes_values()) {
-        // A host that takes one is none, nor is the name of a variable that holds one.
+        // A host name or a variable name is not a secret.
         if ["bearer_hosts", "secret_from_env"].contains(&argument.get_id().as_str()) {
             continue;
         }
@@ -302,7 +306,7 @@ fn no_option_takes_a_secret() {
     }
 }
 
-/// Good and failing requests of every kind, each with a secret in its body or its headers where it may have one.
+/// Successful and failing requests of every kind, with secrets in their bodies and headers.
 async fn tour(desk: &Desk, serving: &Serving, secret_word: &str) -> Vec<String> {
     let body = format!(r#"{{"subject":{{"type":"user","id":"{secret_word}"}},"scopes":["{secret_word}"]}}"#);
     let app = r#"{"subject":{"type":"app"},"scopes":["read:everything"]}"#;
@@ -358,7 +362,7 @@ async fn tour(desk: &Desk, serving: &Serving, secret_word: &str) -> Vec<String> 
 }
 
 #[tokio::test]
-async fn no_secret_appears_whatever_is_asked_and_however_much_is_logged() {
+async fn no_secret_appears_in_any_response_or_log() {
     const SECRET_WORD: &str = "CANARY-of-a-caller-0123456789";
     let desk = Desk::new().await;
     let env_path = desk.project().join(".env.local");
@@ -393,32 +397,35 @@ async fn no_secret_appears_whatever_is_asked_and_however_much_is_logged() {
         let ended = serving.stop().await;
         shown.extend([ended.stdout, ended.stderr]);
         let shown = shown.join("\n");
-        assert!(shown.contains("forbidden") && shown.contains("connect_sidecar_build_info"), "there was much to see");
+        assert!(
+            shown.contains("forbidden") && shown.contains("connect_sidecar_build_info"),
+            "the output covers errors and metrics"
+        );
         assert_no_slice_of(secrets.iter().map(String::as_str), &shown);
     }
 }
 
 #[tokio::test]
-async fn a_first_start_without_a_token_says_where_requests_go_and_what_can_be_done_without_an_account() {
+async fn a_start_without_a_token_logs_the_upstream_and_what_works_without_an_account() {
     let desk = Desk::new().await;
     let words = "without an account, see `connect-sidecar demo`, or start `connect-sidecar emulate`";
     let ended = desk.serve(&[]).await.stop().await;
     assert!(!ended.stderr.contains(words), "there is a token: {}", ended.stderr);
     fs::remove_file(desk.project().join(".env.local")).expect("removed");
     let ended = desk.serve(&[]).await.stop().await;
-    for said in [
+    for text in [
         words,
         &format!("requests go to {}", desk.emulator.url()),
         "`connect-sidecar status --open`",
         "vercel env pull",
     ] {
-        assert!(ended.stderr.contains(said), "{said}: {}", ended.stderr);
+        assert!(ended.stderr.contains(text), "{text}: {}", ended.stderr);
     }
 }
 
-/// Ways to spoil the state directory, what is said of each, and what to do.
-type Spoilt = (fn(&std::path::Path), &'static str, &'static str);
-const SPOILT: [Spoilt; 3] = [
+/// An unusable state directory: how to make it, the expected reason, and the expected remedy.
+type UnusableStateDir = (fn(&std::path::Path), &'static str, &'static str);
+const UNUSABLE_STATE_DIRS: [UnusableStateDir; 3] = [
     (
         |state| {
             fs::create_dir(state).expect("a directory");
@@ -436,12 +443,12 @@ const SPOILT: [Spoilt; 3] = [
 ];
 
 #[tokio::test]
-async fn with_a_state_directory_that_cannot_be_used_it_serves_and_says_once_what_is_lost() {
-    for (spoil, reason, remedy) in SPOILT {
+async fn an_unusable_state_directory_is_one_warning_and_requests_are_served() {
+    for (break_dir, reason, remedy) in UNUSABLE_STATE_DIRS {
         let desk = Desk::new().await;
         let home = desk.home.path().join(".local/state");
         fs::create_dir_all(&home).expect("a directory");
-        spoil(&home.join("connect-sidecar"));
+        break_dir(&home.join("connect-sidecar"));
         let serving = desk.serve(&[]).await;
         assert_eq!(ask(&serving, "{}").send().await.status, 200);
         only_one_warning(&serving.stop().await.stderr, reason, remedy);
@@ -460,7 +467,7 @@ async fn with_a_state_directory_that_cannot_be_used_it_serves_and_says_once_what
 }
 
 #[tokio::test]
-async fn a_disk_that_takes_nothing_is_named() {
+async fn a_full_or_read_only_disk_is_named() {
     let can_mount =
         std::process::Command::new("unshare").args(["-rm", "mount", "-t", "tmpfs", "none", "/mnt"]).status();
     if !can_mount.is_ok_and(|status| status.success()) {

@@ -1,4 +1,4 @@
-//! The demo as a newcomer runs it.
+//! `demo` as a new user runs it.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::support::process::{Serving, run, sidecar};
 use crate::support::soon;
 
 #[tokio::test]
-async fn the_tour_shows_what_it_claims_and_leaves_nothing_behind() {
+async fn the_tour_succeeds_and_leaves_nothing_behind() {
     let home = tempfile::tempdir().expect("a directory");
     let mut command = sidecar(home.path());
     command.args(["demo", "--once", "--port", "0"]).env("TMPDIR", home.path());
@@ -35,9 +35,9 @@ async fn the_tour_shows_what_it_claims_and_leaves_nothing_behind() {
         assert!(ended.stderr.contains(shown), "{shown}\n{}", ended.stderr);
     }
     let left: Vec<_> = std::fs::read_dir(home.path()).expect("a directory").flatten().map(|f| f.file_name()).collect();
-    assert_eq!(left, [".local"], "the state directory alone");
+    assert_eq!(left, [".local"], "only the state directory is left");
     let usage = home.path().join(".local/state/connect-sidecar/usage.json");
-    assert!(!usage.exists(), "nobody bills a demo");
+    assert!(!usage.exists(), "usage of the demo is not recorded");
 }
 
 #[tokio::test]
@@ -78,7 +78,7 @@ async fn every_command_of_the_tour_can_be_repeated() {
 }
 
 #[tokio::test]
-async fn a_tour_that_does_not_show_what_it_claims_says_so() {
+async fn a_tour_with_a_failed_check_fails() {
     let home = tempfile::tempdir().expect("a directory");
     let args = GlobalArgs { port: Some("0".into()), ..GlobalArgs::default() };
     let state = home.path().as_os_str().to_owned();
@@ -99,7 +99,7 @@ async fn a_tour_that_does_not_show_what_it_claims_says_so() {
 }
 
 #[tokio::test]
-async fn flags_that_the_demo_has_no_use_for_are_named_all_at_once() {
+async fn unused_flags_are_refused_all_at_once() {
     let home = tempfile::tempdir().expect("a directory");
     let mut command = sidecar(home.path());
     command.args(["demo", "--once", "--upstream", "https://api.vercel.com", "--project", "."]);

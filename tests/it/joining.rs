@@ -1,5 +1,5 @@
-//! Which sidecar a command goes through: the one that runs for this directory or the nearest above it, whatever its port and
-//! its upstream; and what is said where a setting of the command is another. Which directory is the project where none runs.
+//! Which sidecar a command uses: the one of this directory or the nearest above, whatever its port and upstream; what
+//! is printed if settings differ; and which directory is the project if no sidecar runs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,10 @@ use crate::support::desk::Desk;
 use crate::support::process::{Ended, Running, Serving, run};
 use crate::support::{SLACK, SLACK_UID, env_file, write_private};
 
-/// Says where its sidecar is.
+/// Prints the sidecar's URL.
 const SHOW: &str = "echo $CONNECT_SIDECAR_URL";
 
-/// The command in this directory, with no setting in its environment but for the state of this desk.
+/// The command in this directory, with no settings in its environment except the desk's state directory.
 fn plain(desk: &Desk, dir: &Path, arguments: &[&str]) -> Command {
     let mut command = desk.sidecar_in(dir, arguments);
     command.env_remove("CONNECT_SIDECAR_UPSTREAM").env_remove("CONNECT_SIDECAR_PORT").process_group(0);
@@ -28,8 +28,8 @@ fn through(desk: &Desk, dir: &Path, flags: &[&str], script: &str) -> Command {
     plain(desk, dir, &[&["run", "--no-intercept"], flags, &["--", "sh", "-c", script]].concat())
 }
 
-/// A command that says where its sidecar is, and goes on until its stdin ends.
-async fn goes_on(mut command: Command) -> (Running, String) {
+/// Starts a command that prints its sidecar's URL and runs until its stdin is closed.
+async fn start_printing_url(mut command: Command) -> (Running, String) {
     let mut running = Running::start({
         command.stdin(Stdio::piped());
         command
@@ -47,14 +47,14 @@ fn directory(path: PathBuf) -> PathBuf {
     path
 }
 
-/// Who the running sidecar is, as those say that print it.
-fn said_url(ended: &Ended) -> String {
+/// The URL in the JSON that `env` prints.
+fn printed_url(ended: &Ended) -> String {
     let json: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{e}: {ended:?}"));
     json["CONNECT_SIDECAR_URL"].as_str().expect("a URL").to_owned()
 }
 
 #[tokio::test]
-async fn one_sidecar_is_found_from_the_project_and_below_it_whatever_its_upstream_and_port() {
+async fn a_sidecar_is_found_from_the_project_and_below_whatever_its_upstream_and_port() {
     let desk = Desk::new().await;
     let (web, below) = (desk.project(), directory(desk.project().join("apps/web")));
     let serving = desk.serve(&[]).await;
@@ -69,7 +69,7 @@ async fn one_sidecar_is_found_from_the_project_and_below_it_whatever_its_upstrea
         assert_eq!((ended.code, ended.stdout), (Some(0), format!("{}\n", url(&serving))), "{}", ended.stderr);
         assert_eq!(ended.stderr, note);
         let ended = run(plain(&desk, dir, &["env", "--format", "json"])).await;
-        assert_eq!((said_url(&ended), ended.stderr.as_str()), (url(&serving), note.as_str()));
+        assert_eq!((printed_url(&ended), ended.stderr.as_str()), (url(&serving), note.as_str()));
         let ended = run(plain(&desk, dir, &["token", SLACK_UID])).await;
         assert!(ended.code == Some(0) && ended.stdout.starts_with("xox"), "{ended:?}");
         for arguments in [&["status"][..], &["status", "--short"], &["logs"], &["refresh"]] {
@@ -77,15 +77,15 @@ async fn one_sidecar_is_found_from_the_project_and_below_it_whatever_its_upstrea
             assert!(!ended.stderr.contains("no sidecar runs"), "{arguments:?}: {}", ended.stderr);
         }
     }
-    // Named as it is, nothing is said of it.
+    // An equal explicit upstream prints nothing.
     let upstream = desk.emulator.url();
     let ended = run(through(&desk, &below, &["--upstream", &upstream], SHOW)).await;
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
-    assert_eq!(desk.emulator.count(SLACK), 1, "one cache");
+    assert_eq!(desk.emulator.count(SLACK), 1, "the cache is shared");
 }
 
 #[tokio::test]
-async fn a_command_that_names_another_upstream_does_not_begin_however_it_names_it() {
+async fn a_command_with_another_explicit_upstream_fails() {
     let desk = Desk::new().await;
     let web = desk.project();
     let serving = desk.serve(&[]).await;
@@ -120,13 +120,13 @@ async fn a_command_that_names_another_upstream_does_not_begin_however_it_names_i
 }
 
 #[tokio::test]
-async fn a_command_that_names_another_credential_has_a_sidecar_of_its_own_that_nobody_else_finds() {
+async fn a_command_with_another_explicit_credential_starts_its_own_sidecar() {
     let desk = Desk::new().await;
     let web = desk.project();
     write_private(&web.join("other.env"), &env_file(&desk.token));
     let serving = desk.serve(&[]).await;
     let of_its_own = format!("for {}, at {}): this command has a sidecar of its own\n", web.display(), url(&serving));
-    // What it does not name is as in the other.
+    // Settings that are not explicit are those of the running sidecar.
     let upstream = format!("note: requests to Connect go to {}, ", desk.emulator.url());
     for (flags, place) in [
         (&["--env-file", "other.env"][..], "--env-file says "),
@@ -138,23 +138,23 @@ async fn a_command_that_names_another_credential_has_a_sidecar_of_its_own_that_n
             command
         };
         let (mut running, own) =
-            goes_on(with_token(through(&desk, &web, flags, "echo $CONNECT_SIDECAR_URL; cat"))).await;
+            start_printing_url(with_token(through(&desk, &web, flags, "echo $CONNECT_SIDECAR_URL; cat"))).await;
         assert_ne!(own, url(&serving), "{place}");
         let found = run(plain(&desk, &web, &["env", "--format", "json"])).await;
-        assert_eq!(said_url(&found), url(&serving), "{place}");
+        assert_eq!(printed_url(&found), url(&serving), "{place}");
         drop(running.sidecar.stdin.take());
         let ended = running.end().await;
         for part in [place, &of_its_own, &upstream] {
             assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
         }
         let ended = run(with_token(plain(&desk, &web, &[&["env"], flags].concat()))).await;
-        assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "it starts none: {ended:?}");
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "`env` starts no sidecar: {ended:?}");
         assert!(ended.stderr.contains(place), "{}", ended.stderr);
     }
 }
 
 #[tokio::test]
-async fn of_other_settings_it_is_said_which_counts() {
+async fn a_warning_says_which_of_two_different_settings_is_used() {
     let desk = Desk::new().await;
     let web = desk.project();
     let serving = desk.serve(&["--wait", "2s"]).await;
@@ -181,7 +181,7 @@ async fn of_other_settings_it_is_said_which_counts() {
 }
 
 #[tokio::test]
-async fn a_port_names_the_sidecar_that_runs_there() {
+async fn an_explicit_port_selects_the_sidecar_at_that_port() {
     let desk = Desk::new().await;
     let (web, api) = (desk.project(), desk.add_project("api"));
     let (serving, other) = (desk.serve(&[]).await, desk.serve_in(&api, &[]).await);
@@ -190,21 +190,21 @@ async fn a_port_names_the_sidecar_that_runs_there() {
     assert_eq!(ended.stdout, format!("{}\n", url(&other)), "{ended:?}");
     assert!(ended.stderr.contains(&api.display().to_string()), "{}", ended.stderr);
     let ended = run(plain(&desk, &web, &["env", "--format", "json", "--port", &port])).await;
-    assert_eq!(said_url(&ended), url(&other));
+    assert_eq!(printed_url(&ended), url(&other));
     let ended = run(plain(&desk, &web, &["env", "--port", "9"])).await;
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{ended:?}");
     drop(serving);
 }
 
 #[tokio::test]
-async fn who_takes_the_place_of_the_sidecar_that_it_joined_has_its_settings() {
+async fn a_replacement_sidecar_has_the_settings_of_the_one_that_ended() {
     let desk = Desk::new().await;
     let below = directory(desk.project().join("apps/web"));
     write_private(&desk.project().join("other.env"), &env_file(&desk.token));
     fs::remove_file(desk.project().join(".env.local")).expect("removed");
     let serving = desk.serve(&["--env-file", "other.env"]).await;
     let script = "echo $CONNECT_SIDECAR_URL; cat";
-    let (mut running, joined) = goes_on(through(&desk, &below, &["-v"], script)).await;
+    let (mut running, joined) = start_printing_url(through(&desk, &below, &["-v"], script)).await;
     assert_eq!(joined, url(&serving));
     serving.signal(Signal::SIGKILL);
     running.wait_for_log("this process has taken its place").await;
@@ -219,7 +219,7 @@ async fn who_takes_the_place_of_the_sidecar_that_it_joined_has_its_settings() {
 }
 
 #[tokio::test]
-async fn an_env_file_of_the_directorys_own_that_does_not_count_is_named() {
+async fn a_nearer_env_file_that_is_not_used_is_named() {
     let desk = Desk::new().await;
     let nested = desk.add_project("web/apps/api");
     let serving = desk.serve(&[]).await;
@@ -233,13 +233,13 @@ async fn an_env_file_of_the_directorys_own_that_does_not_count_is_named() {
     assert_eq!(ended.stderr, expected);
 }
 
-/// The directory `apps/web` of the desk's project, which has none of the project's files.
+/// The directory `apps/web` of the desk's project, without project files.
 fn app(desk: &Desk) -> PathBuf {
     directory(desk.project().join("apps/web"))
 }
 
 #[tokio::test]
-async fn where_none_runs_the_nearest_directory_above_with_an_env_file_or_a_link_is_the_project() {
+async fn without_a_running_sidecar_the_nearest_directory_with_a_marker_file_is_the_project() {
     let note = |project: &Path, name: &str| {
         format!("note: the project is {}, the nearest directory above with {name}\n", project.display())
     };
@@ -274,14 +274,14 @@ async fn where_none_runs_the_nearest_directory_above_with_an_env_file_or_a_link_
         }
         let project = expected.map_or(&app, |_| &web);
         let found = run(plain(&desk, project, &["env", "--format", "json"])).await;
-        assert_eq!(said_url(&found), url(&serving), "{what}");
+        assert_eq!(printed_url(&found), url(&serving), "{what}");
         let found = run(plain(&desk, &web, &["env", "--format", "json"])).await;
         assert_eq!(found.code == Some(0), expected.is_some(), "{what}: {found:?}");
     }
 }
 
 #[tokio::test]
-async fn the_projects_settings_are_those_of_the_directory_that_was_found() {
+async fn settings_are_read_from_the_project_that_was_found() {
     let desk = Desk::new().await;
     let (web, app) = (desk.project(), app(&desk));
     fs::rename(web.join(".env.local"), web.join("mine.env")).expect("renamed");
@@ -293,7 +293,7 @@ async fn the_projects_settings_are_those_of_the_directory_that_was_found() {
     fs::write(web.join("sidecar.toml"), "env_file = \"mine.env\"\n").expect("written");
     let ended = run(desk.sidecar_in(&app, &["token", SLACK_UID])).await;
     assert!(ended.stdout.starts_with("xox"), "{ended:?}");
-    // The user's own file means its env file from the project, whichever that is.
+    // An env file in the user's configuration file is relative to the project.
     fs::remove_file(web.join("sidecar.toml")).expect("removed");
     let mine = directory(desk.home.path().join(".config/connect-sidecar")).join("sidecar.toml");
     write_private(&mine, "env_file = \"mine.env\"\n");
@@ -302,7 +302,7 @@ async fn the_projects_settings_are_those_of_the_directory_that_was_found() {
 }
 
 #[tokio::test]
-async fn who_names_the_project_or_the_env_file_means_that() {
+async fn an_explicit_project_or_env_file_turns_off_the_search() {
     let desk = Desk::new().await;
     let app = app(&desk);
     for flags in [&["--project", "."][..], &["--env-file", ".env.local"]] {
@@ -324,12 +324,17 @@ async fn two_projects_have_a_sidecar_each() {
     let other_upstream = Emulator::start(Options::default()).await.expect("an emulator");
     let (web, api) = (desk.project(), desk.add_project("api"));
     let first = desk.serve(&[]).await;
-    let (mut running, own) =
-        goes_on(through(&desk, &api, &["--upstream", &other_upstream.url()], "echo $CONNECT_SIDECAR_URL; cat")).await;
+    let (mut running, own) = start_printing_url(through(
+        &desk,
+        &api,
+        &["--upstream", &other_upstream.url()],
+        "echo $CONNECT_SIDECAR_URL; cat",
+    ))
+    .await;
     assert_ne!(own, url(&first));
     for (dir, there) in [(&web, url(&first)), (&api, own)] {
         let found = run(plain(&desk, dir, &["env", "--format", "json"])).await;
-        assert_eq!(said_url(&found), there);
+        assert_eq!(printed_url(&found), there);
     }
     drop(running.sidecar.stdin.take());
     assert_eq!(running.end().await.stderr, "");

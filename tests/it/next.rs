@@ -1,4 +1,4 @@
-//! A real Next.js app in development, run through the sidecar: it is edited while it runs.
+//! A real Next.js app in development mode, edited while it runs through the sidecar.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::support::{npm, soon};
 
 const CONFIG: &str = "module.exports = { turbopack: { root: require('node:path').dirname(__dirname) } };";
 const LAYOUT: &str = "export default ({ children }) => <html><body>{children}</body></html>;";
-/// Answers with a token and the number of the edit.
+/// Responds with a token and the number of the edit.
 const ROUTE: &str = r#"
 import { getToken } from "@vercel/connect";
 export const dynamic = "force-dynamic";
@@ -38,7 +38,7 @@ impl Next {
         let mut command = desk.sidecar(&["--project", project, "run", "--", "node"]);
         command.args(["../node_modules/next/dist/bin/next", "dev", "--hostname", "127.0.0.1", "--port", "0"]);
         command.current_dir(app).env("PATH", path_with(node)).env("NEXT_TELEMETRY_DISABLED", "1");
-        // What is dropped is asked to end, and ends what it runs.
+        // Ended with SIGTERM on drop, so that it terminates its own children.
         let mut child = command.kill_on_drop(false).spawn().expect("a process");
         let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
         let addr = async {
@@ -50,26 +50,26 @@ impl Next {
             panic!("it ended");
         };
         let addr = soon("Next.js", addr).await;
-        // It writes a line for each request, which nobody reads.
+        // Drains the lines that it prints for each request.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Self { child, addr }
     }
 
-    /// Asks it to end.
+    /// Sends SIGTERM.
     fn signal(&self) {
         if let Some(id) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
             let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
         }
     }
 
-    /// Returns once all of it has ended.
+    /// Ends it and checks that nothing is left.
     async fn end(mut self) {
         self.signal();
         soon("the end", self.child.wait()).await.expect("a status");
-        assert!(TcpStream::connect(self.addr).await.is_err(), "nothing stays behind");
+        assert!(TcpStream::connect(self.addr).await.is_err(), "nothing is left");
     }
 
-    /// The token that the route gives once it is at this edit.
+    /// The token that the route returns once this edit is active.
     async fn token(&self, edit: u64) -> String {
         let answer = async {
             loop {
@@ -92,7 +92,7 @@ impl Drop for Next {
 }
 
 #[tokio::test]
-async fn a_route_handler_keeps_its_token_while_it_is_edited() {
+async fn a_next_route_handler_keeps_its_token_across_edits() {
     let Some(node) = npm::node(npm::NODES[2]).await else { return };
     let Some(packages) = npm::next().await else { return };
     let desk = Desk::new().await;
@@ -116,5 +116,5 @@ async fn a_route_handler_keeps_its_token_while_it_is_edited() {
     let restarted = Next::start(&desk, project.path(), &node).await;
     assert_eq!(restarted.token(3).await, first);
     restarted.end().await;
-    assert_eq!(desk.emulator.received().len(), 1, "edits and a restart cost nothing");
+    assert_eq!(desk.emulator.received().len(), 1, "edits and a restart cause no request");
 }

@@ -1,5 +1,5 @@
-//! `run` and `env`: a command finds the project's sidecar, or has one of its own, and works through it with no credential;
-//! it never loses it, and nothing is left behind (docs/configuration.md section 1).
+//! `run` and `env`: a command uses the project's sidecar or its own, without a credential, keeps one available, and
+//! leaves nothing behind (docs/configuration.md section 1).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,33 +21,33 @@ use crate::support::scripted::Scripted;
 use crate::support::tls::{authority, server};
 use crate::support::{SLACK, npm, soon, write_private};
 
-/// Asks for a token with curl, at `$1`.
+/// Requests a token with curl at `$1`.
 const ASK: &str = r#"curl --silent --show-error --max-time 20 -H 'content-type: application/json' -d '{"subject":{"type":"app"}}' "$1""#;
 
 /// `run FLAGS -- sh -c SCRIPT sh ARGUMENTS`.
 fn through(desk: &Desk, flags: &[&str], script: &str, arguments: &[&str]) -> Command {
     let mut command = desk.sidecar(&["run"]);
     command.args(flags).args(["--", "sh", "-c", script, "sh"]).args(arguments);
-    // Not in the foreground of the terminal that these tests may run in.
+    // Own group: the tests may run in the foreground of a terminal.
     command.process_group(0);
     command
 }
 
-/// A command that says where its sidecar is and goes on until its stdin ends.
-fn going_on(desk: &Desk, flags: &[&str]) -> Command {
+/// A command that prints its sidecar's URL and runs until its stdin is closed.
+fn printing_url(desk: &Desk, flags: &[&str]) -> Command {
     let mut command = through(desk, flags, "echo $CONNECT_SIDECAR_URL; cat", &[]);
     command.stdin(Stdio::piped());
     command
 }
 
-/// The same, once it has said so.
-async fn goes_on(desk: &Desk, flags: &[&str]) -> (Running, String) {
-    let mut running = Running::start(going_on(desk, flags));
+/// The same, started, with the URL.
+async fn start_printing_url(desk: &Desk, flags: &[&str]) -> (Running, String) {
+    let mut running = Running::start(printing_url(desk, flags));
     let url = running.line().await;
     (running, url)
 }
 
-/// Lets it end.
+/// Closes its stdin and waits for its end.
 async fn end(mut running: Running) -> Ended {
     drop(running.sidecar.stdin.take());
     let ended = running.end().await;
@@ -81,38 +81,38 @@ fn token_in(ended: &Ended) -> String {
 }
 
 #[tokio::test]
-async fn a_command_gets_a_token_with_no_credential_and_leaves_nothing_behind() {
+async fn a_command_gets_a_token_without_a_credential_and_leaves_nothing_behind() {
     let desk = Desk::new().await;
     let plain = format!("{} --no-progress-meter", ASK.replace("$1", &format!("$CONNECT_SIDECAR_URL{SLACK}")));
     let ended = run(through(&desk, &["--no-intercept"], &plain, &[])).await;
     assert!(!token_in(&ended).is_empty());
-    assert_eq!(names_in(&state_dir(&desk)), [".gitignore"], "an upstream on this machine costs nothing");
+    assert_eq!(names_in(&state_dir(&desk)), [".gitignore"], "usage of an upstream on this machine is not recorded");
 
     let connect = format!("https://api.vercel.com{SLACK}");
     let ended = run(through(&desk, &[], ASK, &[&connect])).await;
     assert!(!token_in(&ended).is_empty(), "intercepted");
-    assert_eq!(names_in(&state_dir(&desk)), [".gitignore", "ca"], "the CA is this machine's");
+    assert_eq!(names_in(&state_dir(&desk)), [".gitignore", "ca"], "the CA stays");
     assert_eq!(desk.emulator.count(SLACK), 2);
 }
 
 #[tokio::test]
-async fn a_running_sidecar_is_joined_and_its_cache_shared() {
+async fn a_running_sidecar_is_joined_and_its_cache_is_shared() {
     let desk = Desk::new().await;
     let serving = desk.serve(&[]).await;
     let connect = format!("https://api.vercel.com{SLACK}");
     let first = token_in(&run(through(&desk, &[], ASK, &[&connect])).await);
-    let (running, url) = goes_on(&desk, &["--port", "1"]).await;
-    assert_eq!(url, format!("http://{}", serving.addr), "wherever it is");
+    let (running, url) = start_printing_url(&desk, &["--port", "1"]).await;
+    assert_eq!(url, format!("http://{}", serving.addr), "whatever its port");
     assert_eq!(ask(&url).send().await.token(), first);
     end(running).await;
     assert_eq!(desk.emulator.count(SLACK), 1);
-    assert_eq!(serving.stop().await.code, Some(0), "it outlives its commands");
+    assert_eq!(serving.stop().await.code, Some(0), "it keeps running after its commands");
 }
 
 #[tokio::test]
-async fn commands_at_once_share_one_sidecar() {
+async fn concurrent_commands_share_one_sidecar() {
     let desk = Desk::new().await;
-    let mut running: Vec<_> = (0..4).map(|_| Running::start(going_on(&desk, &["--no-intercept"]))).collect();
+    let mut running: Vec<_> = (0..4).map(|_| Running::start(printing_url(&desk, &["--no-intercept"]))).collect();
     let mut urls = Vec::new();
     for command in &mut running {
         urls.push(command.line().await);
@@ -126,9 +126,9 @@ async fn commands_at_once_share_one_sidecar() {
 }
 
 #[tokio::test]
-async fn the_key_goes_to_nobody_who_cannot_prove_to_have_it() {
+async fn the_key_is_not_sent_to_a_server_that_cannot_prove_to_have_it() {
     let desk = Desk::new().await;
-    // A program that has the port of an instance that ended badly.
+    // Another program listens on the port of a killed instance.
     let impostor = Scripted::start().await;
     impostor.otherwise(|_, _| "HTTP/1.1 200 OK\r\nsidecar-proof: AAAA\r\ncontent-length: 2\r\n\r\n{}".into());
     let dir = state_dir(&desk);
@@ -149,7 +149,7 @@ async fn the_key_goes_to_nobody_who_cannot_prove_to_have_it() {
 }
 
 #[tokio::test]
-async fn a_command_keeps_its_sidecar_when_the_one_that_it_joined_ends() {
+async fn a_command_keeps_working_when_the_joined_sidecar_ends() {
     let desk = Desk::new().await;
     let connect = format!("https://api.vercel.com{SLACK}");
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
@@ -160,7 +160,7 @@ async fn a_command_keeps_its_sidecar_when_the_one_that_it_joined_ends() {
         let mut running = Running::start(command);
         let url = running.line().await;
         assert_eq!(url, format!("http://{}", serving.addr));
-        // Even while the one that ends finishes what is under way.
+        // Even while the ending sidecar finishes requests in flight.
         let before = desk.emulator.received().len();
         let hold = desk.emulator.hold_answers();
         let asking = Request::new(serving.addr, "POST", SLACK).json(r#"{"scopes":["slow"]}"#).begin().await;
@@ -176,14 +176,14 @@ async fn a_command_keeps_its_sidecar_when_the_one_that_it_joined_ends() {
         tokio::io::AsyncWriteExt::write_all(running.sidecar.stdin.as_mut().expect("stdin"), b"\n").await.expect("sent");
         let ended = running.end().await;
         let reply: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{e}: {ended:?}"));
-        assert_eq!(reply["token"], token, "by the same proxy, with the same secret");
+        assert_eq!(reply["token"], token, "through the same proxy with the same secret");
         drop(serving);
     }
 }
 
-/// Another user's program could bind the port when the sidecar has ended, be sent the command's secrets, and answer.
+/// Otherwise another user's program could bind the port after the sidecar's end, and receive the command's secrets.
 #[tokio::test]
-async fn nobody_gets_the_ports_or_a_secret_between_the_end_of_a_sidecar_and_its_successor() {
+async fn no_other_program_gets_the_ports_or_a_secret_during_a_takeover() {
     let desk = Desk::new().await;
     let mut serving = desk.serve(&["--require-key"]).await;
     let mut command = through(
@@ -196,12 +196,12 @@ async fn nobody_gets_the_ports_or_a_secret_between_the_end_of_a_sidecar_and_its_
     let mut running = Running::start(command);
     let [url, run_key, proxy] = [running.line().await, running.line().await, running.line().await];
     let key = key_at(&desk, &url);
-    let asked_by_the_run = || ask(&url).header("sidecar-key", &run_key);
+    let request_of_the_run = || ask(&url).header("sidecar-key", &run_key);
     let begin = |key: &str| ask(&url).target("/_sidecar/v1/runs").json("{}").header("sidecar-key", key);
-    assert_eq!(asked_by_the_run().send().await.status, 200);
-    assert_eq!(begin(&run_key).send().await.status, 401, "it is for what apps ask");
+    assert_eq!(request_of_the_run().send().await.status, 200);
+    assert_eq!(begin(&run_key).send().await.status, 401, "the run key is valid for app requests only");
 
-    // Nobody can take the place yet.
+    // The successor is stopped, so it cannot take over yet.
     running.signal(Signal::SIGSTOP);
     serving.signal(Signal::SIGKILL);
     soon("its end", serving.child.wait()).await.expect("a status");
@@ -216,14 +216,14 @@ async fn nobody_gets_the_ports_or_a_secret_between_the_end_of_a_sidecar_and_its_
             assert!(stranger.is_err(), "{host}:{port}");
         }
     }
-    let waiting = asked_by_the_run().begin().await;
+    let waiting = request_of_the_run().begin().await;
     running.signal(Signal::SIGCONT);
     running.wait_for_log("this process has taken its place").await;
-    assert_eq!(waiting.reply().await.status, 200, "it waits for the successor");
+    assert_eq!(waiting.reply().await.status, 200, "the request waits for the successor");
 
-    assert_eq!(asked_by_the_run().send().await.status, 200, "the command's environment is good as it is");
+    assert_eq!(request_of_the_run().send().await.status, 200, "the command's environment stays valid");
     for (forged, what) in
-        [(key.as_str(), "the key of a process that is gone"), ("", "none"), (run_key.as_str(), "the run's")]
+        [(key.as_str(), "the key of the ended process"), ("", "none"), (run_key.as_str(), "the run's")]
     {
         assert_eq!(begin(forged).send().await.status, 401, "{what}");
     }
@@ -234,7 +234,7 @@ async fn nobody_gets_the_ports_or_a_secret_between_the_end_of_a_sidecar_and_its_
     end(running).await;
     assert!(
         std::net::TcpListener::bind(("127.0.0.1", port_of(&url))).is_ok(),
-        "the port is free with the command's end"
+        "the port is free after the command's end"
     );
 }
 
@@ -249,18 +249,18 @@ fn key_at(desk: &Desk, url: &str) -> String {
 }
 
 #[tokio::test]
-async fn of_several_commands_one_takes_over_and_the_others_join_it() {
+async fn one_of_several_commands_takes_over_and_the_others_join_it() {
     let desk = Desk::new().await;
-    let (first, url) = goes_on(&desk, &["--no-intercept"]).await;
-    let (mut second, second_url) = goes_on(&desk, &["--no-intercept", "-v"]).await;
-    let (mut third, third_url) = goes_on(&desk, &["--no-intercept", "-v"]).await;
+    let (first, url) = start_printing_url(&desk, &["--no-intercept"]).await;
+    let (mut second, second_url) = start_printing_url(&desk, &["--no-intercept", "-v"]).await;
+    let (mut third, third_url) = start_printing_url(&desk, &["--no-intercept", "-v"]).await;
     assert_eq!([&second_url, &third_url], [&url, &url]);
     let key = key_at(&desk, &url);
     end(first).await;
-    let has_it = "this process has taken its place";
+    let took_over = "this process has taken its place";
     let (owner, mut other) = tokio::select! {
-        () = second.wait_for_log(has_it) => (second, third),
-        () = third.wait_for_log(has_it) => (third, second),
+        () = second.wait_for_log(took_over) => (second, third),
+        () = third.wait_for_log(took_over) => (third, second),
     };
     let pid = instance_at(&desk, &url)["pid"].as_u64();
     let second_key = key_at(&desk, &url);
@@ -268,15 +268,15 @@ async fn of_several_commands_one_takes_over_and_the_others_join_it() {
     assert_ne!(second_key, key);
     let token = ask(&url).send().await.token();
     end(owner).await;
-    other.wait_for_log(has_it).await;
+    other.wait_for_log(took_over).await;
     assert!(![key, second_key].contains(&key_at(&desk, &url)));
     assert_ne!(ask(&url).send().await.token(), token, "its cache is its own");
     end(other).await;
-    assert_eq!(names_in(&state_dir(&desk)), [".gitignore"], "an upstream on this machine costs nothing");
+    assert_eq!(names_in(&state_dir(&desk)), [".gitignore"], "usage of an upstream on this machine is not recorded");
 }
 
 #[tokio::test]
-async fn the_real_token_is_nowhere_in_the_commands_environment_unless_that_was_asked_for() {
+async fn the_real_token_is_in_the_commands_environment_only_with_expose_token() {
     let desk = Desk::new().await;
     let show = "cat /proc/self/environ | tr '\\0' '\\n'";
     let hidden = run(through(&desk, &[], show, &[])).await;
@@ -303,7 +303,7 @@ async fn the_real_token_is_nowhere_in_the_commands_environment_unless_that_was_a
     assert_eq!(variable(&keyed, "CONNECT_SIDECAR_KEY").map(str::len), Some(43));
 }
 
-/// What makes a JWT a credential: the claims before its signature are the placeholder's, too.
+/// The signature of a JWT. The placeholder has the same claims, so only the signature is secret.
 pub fn secret_part(token: &str) -> &str {
     token.rsplit_once('.').expect("a JWT").1
 }
@@ -313,7 +313,7 @@ fn variable<'a>(ended: &'a Ended, name: &str) -> Option<&'a str> {
 }
 
 #[tokio::test]
-async fn without_a_good_token_the_command_runs_but_none_is_exposed() {
+async fn without_a_valid_token_the_command_runs_but_expose_token_fails() {
     let desk = Desk::new().await;
     let expired = desk.emulator.env_file(DEVELOPMENT_LIFE, Duration::ZERO);
     write_private(&desk.project().join(".env.local"), &expired);
@@ -330,13 +330,13 @@ async fn without_a_good_token_the_command_runs_but_none_is_exposed() {
 }
 
 #[tokio::test]
-async fn its_port_is_any_free_one_but_the_one_that_is_asked_for() {
+async fn the_port_is_any_free_one_unless_a_flag_sets_it() {
     let desk = Desk::new().await;
     fs::write(desk.project().join("sidecar.toml"), "port = 1\nlog_level = \"debug\"").expect("written");
     let mut command = through(&desk, &["--no-intercept"], "echo $CONNECT_SIDECAR_URL", &[]);
     command.env_remove("CONNECT_SIDECAR_PORT");
     let ended = run(command).await;
-    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "a file's settings of these are for `serve`");
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "port and log level of a file are for `serve`");
     assert_ne!(ended.stdout, "http://127.0.0.1:1\n");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("an address").port().to_string();
@@ -348,8 +348,9 @@ async fn its_port_is_any_free_one_but_the_one_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn node_finds_its_preload_wherever_the_state_is_kept_and_beside_one_of_the_users() {
-    // In the main thread, in a process below, and in a worker: whether the user's was loaded, and ours.
+async fn node_loads_the_preload_from_any_path_and_next_to_the_users_own() {
+    // Prints for the main thread, a child process and a worker whether the user's preload and the sidecar's were
+    // loaded.
     const PROGRAM: &str = "
         const { isMainThread, Worker } = require('node:worker_threads');
         const look = '[globalThis.users === 1, fetch.toString().includes(`divert`)].join()';
@@ -383,7 +384,7 @@ async fn node_finds_its_preload_wherever_the_state_is_kept_and_beside_one_of_the
 }
 
 #[tokio::test]
-async fn a_command_in_a_command_shares_its_sidecar() {
+async fn a_run_inside_a_run_shares_its_sidecar() {
     let desk = Desk::new().await;
     let connect = format!("https://api.vercel.com{SLACK}");
     let inner = format!("echo $CONNECT_SIDECAR_URL; echo $NODE_OPTIONS | grep -o require; {ASK}");
@@ -399,7 +400,7 @@ async fn a_command_in_a_command_shares_its_sidecar() {
 }
 
 #[tokio::test]
-async fn behind_a_proxy_connect_is_asked_through_it_only_if_that_is_said() {
+async fn the_environments_proxy_is_used_only_with_use_env_proxy() {
     let desk = Desk::new().await;
     let proxy = Scripted::start().await;
     proxy.otherwise(|_, _| "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n".into());
@@ -433,7 +434,7 @@ async fn behind_a_proxy_connect_is_asked_through_it_only_if_that_is_said() {
 }
 
 #[tokio::test]
-async fn with_a_local_ca_that_is_not_safe_to_use_it_runs_only_without_interception() {
+async fn with_an_unsafe_local_ca_a_command_runs_only_without_interception() {
     let desk = Desk::new().await;
     assert_eq!(run(through(&desk, &[], "true", &[])).await.code, Some(0));
     fs::set_permissions(state_dir(&desk).join("ca"), PermissionsExt::from_mode(0o755)).expect("a mode");
@@ -445,9 +446,9 @@ async fn with_a_local_ca_that_is_not_safe_to_use_it_runs_only_without_intercepti
 }
 
 #[tokio::test]
-async fn what_a_killed_run_left_goes_with_the_next_one() {
+async fn files_of_a_killed_run_are_removed_by_the_next_one() {
     let desk = Desk::new().await;
-    let (running, _) = goes_on(&desk, &["--no-intercept"]).await;
+    let (running, _) = start_printing_url(&desk, &["--no-intercept"]).await;
     running.signal(Signal::SIGKILL);
     let mut killed = running.sidecar;
     soon("its end", killed.wait()).await.expect("a status");
@@ -460,7 +461,7 @@ async fn what_a_killed_run_left_goes_with_the_next_one() {
 }
 
 #[tokio::test]
-async fn the_variables_of_a_running_sidecar_can_be_had_by_a_shell() {
+async fn env_prints_the_variables_of_a_running_sidecar() {
     let desk = Desk::new().await;
     let none = run(desk.sidecar(&["env"])).await;
     assert_eq!((none.code, none.stdout.as_str()), (Some(1), ""));
@@ -488,13 +489,13 @@ async fn the_variables_of_a_running_sidecar_can_be_had_by_a_shell() {
 }
 
 #[tokio::test]
-async fn our_own_client_trusts_whom_the_user_trusts_and_never_a_local_ca() {
+async fn the_sidecar_trusts_the_users_roots_but_no_local_ca() {
     let desk = Desk::new().await;
     let ((users, by_users), (local, by_local)) =
         (authority("Acme Root"), authority("connect-sidecar local CA 0a1b2c3d"));
     let bundle = desk.home.path().join("bundle.pem");
     fs::write(&bundle, format!("{users}{local}")).expect("written");
-    // For which none runs.
+    // A project without a running sidecar.
     let other = desk.project().with_file_name("other");
     fs::create_dir(&other).expect("a project");
     fs::copy(desk.project().join(".env.local"), other.join(".env.local")).expect("copied");
@@ -514,7 +515,7 @@ async fn our_own_client_trusts_whom_the_user_trusts_and_never_a_local_ca() {
 }
 
 #[tokio::test]
-async fn a_home_that_is_a_git_work_tree_is_no_obstacle_and_nothing_of_ours_is_added_to_it() {
+async fn git_ignores_the_state_in_a_home_that_is_a_work_tree() {
     let desk = Desk::new().await;
     let git = |arguments: &[&str]| {
         let mut git = std::process::Command::new("git");
@@ -532,7 +533,7 @@ async fn a_home_that_is_a_git_work_tree_is_no_obstacle_and_nothing_of_ours_is_ad
 }
 
 #[tokio::test]
-async fn what_goes_wrong_in_a_joined_sidecar_is_said_once_in_the_terminal_of_the_command() {
+async fn problems_of_a_joined_sidecar_are_printed_once_by_run() {
     let desk = Desk::new().await;
     let _serving = desk.serve(&[]).await;
     let unlinked = "/v1/connect/token/salesforce%2Fcrm";

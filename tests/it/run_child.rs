@@ -1,5 +1,4 @@
-//! The command of `run` as a job: the terminal is its own, signals reach it once, its exit code is ours, and nothing of it
-//! stays behind.
+//! The command of `run` as a job: terminal control, signal forwarding, exit codes, and cleanup of its process group.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -16,12 +15,12 @@ use crate::support::terminal::Terminal;
 /// `run -- sh -c SCRIPT`.
 fn script(desk: &Desk, script: &str) -> Command {
     let mut command = desk.sidecar(&["run", "--no-intercept", "--", "sh", "-c", script]);
-    // Not in the foreground of the terminal that these tests may run in.
+    // Own group: the tests may run in the foreground of a terminal.
     command.process_group(0);
     command
 }
 
-/// A command as one would type it.
+/// A command as a line for a shell.
 fn shell_line(command: &Command) -> String {
     let command = command.as_std();
     let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -29,7 +28,7 @@ fn shell_line(command: &Command) -> String {
     quoted.collect::<Vec<_>>().join(" ")
 }
 
-fn is_there(pid: Pid) -> bool {
+fn exists(pid: Pid) -> bool {
     kill(pid, None).is_ok()
 }
 
@@ -40,7 +39,7 @@ fn command_of(desk: &Desk, words: &[&str]) -> Command {
     command
 }
 
-/// The same words as a command of this shell, which tells its exit code; `None` where there is no such shell.
+/// The exit code of the same command in this shell; `None` if there is no such shell.
 async fn code_in(shell: &str, desk: &Desk, words: &[&str]) -> Option<i32> {
     let mut command = isolated(shell, desk.home.path());
     command.args(["-c", "\"$@\"; exit $?", shell]).args(words).current_dir(desk.project()).process_group(0);
@@ -49,7 +48,7 @@ async fn code_in(shell: &str, desk: &Desk, words: &[&str]) -> Option<i32> {
 }
 
 #[tokio::test]
-async fn its_exit_code_is_ours() {
+async fn run_exits_with_the_commands_exit_code() {
     let desk = Desk::new().await;
     for (body, code) in
         [("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("kill -KILL $$", 137), ("kill -TERM $$", 143)]
@@ -61,7 +60,7 @@ async fn its_exit_code_is_ours() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn every_signal_that_ends_it_gives_the_code_that_a_shell_gives() {
+async fn a_command_killed_by_a_signal_gives_the_exit_code_of_shells() {
     let desk = Desk::new().await;
     let [ignored, stops, unnamed] = [&[17, 18, 23, 28][..], &[19, 20, 21, 22], &[32, 33]];
     let ending = (1..=64).filter(|signal| ![ignored, stops, unnamed].concat().contains(signal));
@@ -81,14 +80,14 @@ async fn every_signal_that_ends_it_gives_the_code_that_a_shell_gives() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn signals_that_stop_it_end_nothing() {
+async fn a_stopped_command_is_continued() {
     let desk = Desk::new().await;
     for signal in [Signal::SIGSTOP, Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU] {
         let mut command = script(&desk, "echo $$; read -r line; exit 7");
         command.stdin(Stdio::piped());
         let mut running = Running::start(command);
         let pid = running.pid().await;
-        // Again, if it was let go on as it is at its start.
+        // Repeated, since `run` continues the command once at its start.
         let stopped = async {
             while !std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it is there").contains(") T ") {
                 kill(pid, signal).expect("sent");
@@ -103,7 +102,7 @@ async fn signals_that_stop_it_end_nothing() {
 }
 
 #[tokio::test]
-async fn in_a_terminal_a_stop_by_any_signal_is_the_shells_to_continue() {
+async fn in_a_terminal_the_shell_can_continue_a_stopped_command() {
     let desk = Desk::new().await;
     let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
     for signal in ["STOP", "TSTP", "TTIN", "TTOU"] {
@@ -116,10 +115,10 @@ async fn in_a_terminal_a_stop_by_any_signal_is_the_shells_to_continue() {
     terminal.close().await;
 }
 
-/// With SIGCHLD as the parent has left it, who would hear of its end?
+/// The parent's handling of SIGCHLD must not keep `run` from noticing the command's end.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn its_end_is_seen_whatever_is_ignored_or_blocked_at_the_start() {
+async fn the_commands_end_is_noticed_whatever_signals_are_ignored_or_blocked() {
     const WITH: &str = "
 import os, signal, sys
 exec(sys.argv[1])
@@ -131,7 +130,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
         "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])",
         "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())",
     ] {
-        // It says what it has blocked, and ends with 2 for what is not there.
+        // `grep` prints the blocked signals and exits with 2 because of the missing file.
         let blocked = ["grep", "-s", "SigBlk", "/proc/self/status", "/none"];
         let program = desk.sidecar(&[]).as_std().get_program().to_owned();
         let mut ends = Vec::new();
@@ -144,12 +143,12 @@ os.execvp(sys.argv[2], sys.argv[2:])
             ends.push((ended.code, ended.stdout));
         }
         assert_eq!(ends[0].0, Some(2), "{before}");
-        assert_eq!(ends[0], ends[1], "{before}: the same as without us");
+        assert_eq!(ends[0], ends[1], "{before}: the same as without `run`");
     }
 }
 
 #[tokio::test]
-async fn a_command_that_cannot_be_run_is_told_as_shells_do_with_what_to_do() {
+async fn a_command_that_cannot_be_run_has_the_exit_code_of_shells_and_advice() {
     let desk = Desk::new().await;
     std::fs::write(desk.project().join("script"), "#!/bin/sh\n").expect("written");
     for (program, code, advice) in [
@@ -166,9 +165,9 @@ async fn a_command_that_cannot_be_run_is_told_as_shells_do_with_what_to_do() {
     assert_eq!(nothing.code, Some(2), "{}", nothing.stderr);
 }
 
-/// Puts files there that a shell tells apart when it runs them. By another process: what one of ours has open to write
-/// cannot be run.
-fn plant(dir: &std::path::Path, files: &[(&str, u32, &str)]) {
+/// Creates files that a shell handles differently. A child process writes them, since a file that is open for writing
+/// in this process could not be executed.
+fn create_files(dir: &std::path::Path, files: &[(&str, u32, &str)]) {
     for (name, mode, content) in files {
         let file = dir.join(name);
         std::fs::create_dir_all(file.parent().expect("a directory")).expect("made");
@@ -180,10 +179,10 @@ fn plant(dir: &std::path::Path, files: &[(&str, u32, &str)]) {
 }
 
 #[tokio::test]
-async fn whatever_is_to_be_run_gives_the_code_that_bash_gives() {
+async fn files_that_cannot_be_executed_are_handled_like_in_bash() {
     let desk = Desk::new().await;
     let dir = desk.project();
-    plant(
+    create_files(
         &dir,
         &[
             ("no-first-line", 0o755, "echo $0 $1; exit 5\n"),
@@ -245,18 +244,18 @@ async fn whatever_is_to_be_run_gives_the_code_that_bash_gives() {
         let mut command = command_of(&desk, words);
         command.env("PATH", &path);
         let ended = run(command).await;
-        let said = format!("{words:?} on {path}: {ended:?}");
-        assert_eq!(ended.code, Some(code), "{said}");
-        assert_eq!(ended.stderr.lines().count(), usize::from(code > 125), "{said}");
+        let context = format!("{words:?} on {path}: {ended:?}");
+        assert_eq!(ended.code, Some(code), "{context}");
+        assert_eq!(ended.stderr.lines().count(), usize::from(code > 125), "{context}");
         let mut bash = isolated("bash", desk.home.path());
         bash.args(["-c", "PATH=$0; \"$@\"; exit $?", &path]).args(words).current_dir(&dir).process_group(0);
         if let Ok(bash) = bash.output().await {
             let code = bash.status.code().expect("an exit code");
-            assert_eq!(ended.code, Some(code), "{said} {}", String::from_utf8_lossy(&bash.stderr));
-            assert_eq!(ended.stdout, String::from_utf8_lossy(&bash.stdout), "{said}");
+            assert_eq!(ended.code, Some(code), "{context} {}", String::from_utf8_lossy(&bash.stderr));
+            assert_eq!(ended.stdout, String::from_utf8_lossy(&bash.stdout), "{context}");
         }
     }
-    // What root may, no mode keeps it from.
+    // File modes do not apply to root.
     if !nix::unistd::Uid::effective().is_root() {
         use std::os::unix::fs::PermissionsExt;
         let closed = |mode| std::fs::set_permissions(dir.join("closed"), PermissionsExt::from_mode(mode));
@@ -271,9 +270,9 @@ async fn whatever_is_to_be_run_gives_the_code_that_bash_gives() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn too_long_or_open_to_be_written_it_cannot_be_run_as_in_a_shell() {
+async fn too_long_an_environment_or_a_busy_file_fails_like_in_a_shell() {
     let desk = Desk::new().await;
-    // With the preload before it, one variable is longer than the system takes.
+    // With the preload's option added, one variable exceeds the system's limit.
     let mut command = command_of(&desk, &["true"]);
     command.env("NODE_OPTIONS", "x".repeat(131_000));
     let ended = run(command).await;
@@ -289,7 +288,7 @@ async fn too_long_or_open_to_be_written_it_cannot_be_run_as_in_a_shell() {
 }
 
 #[tokio::test]
-async fn stdin_and_arguments_reach_it_untouched_whatever_they_look_like() {
+async fn stdin_and_arguments_reach_the_command_unchanged() {
     let desk = Desk::new().await;
     let mut command = desk.sidecar(&[
         "run",
@@ -311,16 +310,16 @@ async fn stdin_and_arguments_reach_it_untouched_whatever_they_look_like() {
     assert_eq!(ended.stderr, "<-v><--><--port><>");
 }
 
-/// A server that starts daemons would fill the table of processes otherwise.
+/// Otherwise a server that starts daemons would fill the process table.
 #[tokio::test]
-async fn its_orphans_are_waited_for_while_it_goes_on() {
+async fn orphans_of_the_command_are_reaped_while_it_runs() {
     let desk = Desk::new().await;
     let line = "(sh -c 'echo $$ > id' &); while [ ! -s id ]; do :; done; while [ -e /proc/$(cat id) ]; do :; done";
     let ended = run(desk.sidecar(&["run", "--no-intercept", "--", "sh", "-c", line])).await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
 }
 
-/// Says which signals it gets, and ends at SIGUSR2.
+/// Prints the signals that it receives, and exits on SIGUSR2.
 const LISTENER: &str = "
 import os, signal
 signals = [getattr(signal, \"SIG\" + name) for name in (\"INT\", \"TERM\", \"HUP\", \"QUIT\", \"USR1\", \"USR2\")]
@@ -339,7 +338,7 @@ fn listener(desk: &Desk) -> Command {
 }
 
 #[tokio::test]
-async fn signals_that_reach_us_reach_it_once() {
+async fn signals_are_forwarded_once() {
     let desk = Desk::new().await;
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1] {
         let mut running = Running::start(listener(&desk));
@@ -354,7 +353,7 @@ async fn signals_that_reach_us_reach_it_once() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_a_command_that_does_not_heed_the_first() {
+async fn a_second_signal_kills_a_command_that_ignores_the_first() {
     let desk = Desk::new().await;
     for (first, second) in [(Signal::SIGTERM, Signal::SIGTERM), (Signal::SIGINT, Signal::SIGTERM)] {
         let mut running = Running::start(listener(&desk));
@@ -368,15 +367,15 @@ async fn a_second_signal_ends_a_command_that_does_not_heed_the_first() {
 }
 
 #[tokio::test]
-async fn a_command_that_does_not_heed_a_signal_has_ten_seconds() {
+async fn a_command_that_ignores_a_signal_is_killed_after_ten_seconds() {
     let desk = Desk::new().await;
-    // The terminal is gone, and so is whoever could ask twice.
+    // SIGHUP: the terminal is gone, so nobody can send a second signal.
     let mut running = Running::start(listener(&desk));
     running.pid().await;
     let sent = Instant::now();
     running.signal(Signal::SIGHUP);
     running.line().await;
-    // This ends nothing, and takes nothing off.
+    // This neither ends the command nor shortens the time limit.
     running.signal(Signal::SIGUSR1);
     assert_eq!(running.end().await.code, Some(137));
     let took = sent.elapsed();
@@ -384,7 +383,7 @@ async fn a_command_that_does_not_heed_a_signal_has_ten_seconds() {
 }
 
 #[tokio::test]
-async fn a_stopped_command_is_ended_too() {
+async fn a_stopped_command_is_terminated() {
     let desk = Desk::new().await;
     let mut running = Running::start(script(&desk, "echo $$; exec sleep 60"));
     let pid = running.pid().await;
@@ -394,7 +393,7 @@ async fn a_stopped_command_is_ended_too() {
 }
 
 #[tokio::test]
-async fn what_it_leaves_behind_in_its_group_is_ended_and_what_left_its_group_is_not() {
+async fn processes_left_in_the_commands_group_are_terminated_and_daemons_are_not() {
     let desk = Desk::new().await;
     let body = "sleep 60 & echo $!; (trap '' TERM; echo ignoring; sleep 60) & echo $!; setsid sh -c 'echo $$; exec sleep 60' & read -r _ <begun";
     let fifo = desk.project().join("begun");
@@ -408,23 +407,23 @@ async fn what_it_leaves_behind_in_its_group_is_ended_and_what_left_its_group_is_
         lines.retain(|line| line != "ignoring");
         let pids: Vec<_> = lines.iter().map(|line| Pid::from_raw(line.parse().expect("a process id"))).collect();
         let [plain, ignoring, daemon] = pids[..] else { panic!("{pids:?}") };
-        assert!(pids.iter().all(|pid| is_there(*pid)));
+        assert!(pids.iter().all(|pid| exists(*pid)));
         match signal {
-            // Its end comes by itself.
+            // The command ends by itself.
             None => std::fs::write(&fifo, "\n").expect("written"),
             Some(signal) => running.signal(signal),
         }
         let status = soon("its end", running.sidecar.wait()).await.expect("a status");
         assert_eq!(status.code(), Some(if signal.is_some() { 143 } else { 0 }));
-        assert!(!is_there(plain) && !is_there(ignoring), "{signal:?}");
-        assert!(is_there(daemon), "{signal:?}");
+        assert!(!exists(plain) && !exists(ignoring), "{signal:?}");
+        assert!(exists(daemon), "{signal:?}");
         kill(daemon, Signal::SIGKILL).expect("sent");
     }
 }
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn it_has_the_limits_and_the_signals_that_it_would_have_without_us() {
+async fn the_command_has_the_limits_and_signals_of_the_shell() {
     let desk = Desk::new().await;
     let shown =
         "ulimit -Sn; ulimit -Hn; ulimit -Sc; ulimit -Hc; grep -E '^(SigBlk|SigIgn):' /proc/self/status | cut -c 17-";
@@ -448,7 +447,7 @@ async fn it_has_the_limits_and_the_signals_that_it_would_have_without_us() {
 }
 
 #[tokio::test]
-async fn control_c_in_a_terminal_reaches_the_command_once_and_not_us() {
+async fn control_c_in_a_terminal_reaches_only_the_command() {
     let desk = Desk::new().await;
     let mut terminal = Terminal::like(&listener(&desk)).await;
     terminal.enter(&shell_line(&listener(&desk))).await;
@@ -458,7 +457,7 @@ async fn control_c_in_a_terminal_reaches_the_command_once_and_not_us() {
         let before = terminal.sees(signal).await;
         assert_eq!(before.matches("got").count(), 1, "{before:?}");
     }
-    // Had we heard of it, the second SIGINT would have been its end.
+    // If `run` had received them, the second SIGINT would have killed the command.
     terminal.press("\x1a").await;
     terminal.sees("Stopped").await;
     terminal.enter("kill -USR2 %1; fg").await;
@@ -468,10 +467,10 @@ async fn control_c_in_a_terminal_reaches_the_command_once_and_not_us() {
 }
 
 #[tokio::test]
-async fn the_terminal_is_the_commands_from_the_start_and_the_shells_at_the_end() {
+async fn the_command_has_the_terminal_and_the_shell_gets_it_back() {
     let desk = Desk::new().await;
     let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
-    // To change its settings is refused to whoever is not in the foreground.
+    // Only a foreground process may change the terminal's settings.
     let line = shell_line(&script(&desk, "stty -echo && read -r line && echo \"read $line\""));
     for word in ["a", "b", "c"] {
         terminal.enter(&line).await;
@@ -479,7 +478,7 @@ async fn the_terminal_is_the_commands_from_the_start_and_the_shells_at_the_end()
         terminal.sees(&format!("read {word}\r\n")).await;
         assert_eq!(terminal.code().await, 0);
     }
-    // A script's shell does not take it back by itself.
+    // A non-interactive shell does not take the terminal back by itself.
     let line = shell_line(&script(&desk, "exit 3"));
     let lines = format!("{line}; echo \"code $?\"; read -r line; echo \"after $line\"");
     terminal.enter(&format!("sh -c '{}'", lines.replace('\'', "'\\''"))).await;
@@ -490,7 +489,7 @@ async fn the_terminal_is_the_commands_from_the_start_and_the_shells_at_the_end()
 }
 
 #[tokio::test]
-async fn started_in_the_background_it_waits_for_the_terminal_there() {
+async fn a_background_command_waits_for_the_terminal() {
     let desk = Desk::new().await;
     let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
     let line = shell_line(&script(&desk, "echo begun; read -r line; echo \"read $line\""));
@@ -507,7 +506,7 @@ async fn started_in_the_background_it_waits_for_the_terminal_there() {
 }
 
 #[tokio::test]
-async fn in_a_pipeline_the_other_parts_have_the_terminal_too() {
+async fn in_a_pipeline_the_other_commands_have_the_terminal_too() {
     let desk = Desk::new().await;
     let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
     let line = shell_line(&script(&desk, "echo piped; exec sleep 60"));

@@ -1,4 +1,4 @@
-//! What a run is given, by whom, and for how long.
+//! The registration of runs (`POST /_sidecar/v1/runs`) and the local CA.
 
 use std::fs::{self, Permissions};
 use std::net::SocketAddr;
@@ -28,7 +28,7 @@ fn ca_dir(stage: &Stage) -> PathBuf {
 }
 
 #[tokio::test]
-async fn there_is_no_port_and_no_ca_before_a_run_wants_them() {
+async fn the_interception_port_and_the_ca_are_created_by_the_first_run() {
     let stage = Scene::new().start().await;
     let key = stage.key();
     let plain = ask(stage.addr, &key).json(r#"{"intercept":false}"#).send().await;
@@ -50,7 +50,7 @@ async fn there_is_no_port_and_no_ca_before_a_run_wants_them() {
 }
 
 #[tokio::test]
-async fn a_run_is_for_who_has_the_key_and_never_for_a_web_page() {
+async fn a_run_needs_the_key_and_is_refused_to_web_pages() {
     let stage = Scene::new().start().await;
     let key = stage.key();
     let good = ask(stage.addr, &key).json("{}");
@@ -74,25 +74,25 @@ async fn a_run_is_for_who_has_the_key_and_never_for_a_web_page() {
         request.send().await.assert_refused(status, code, what);
     }
     assert!(!ca_dir(&stage).exists());
-    assert_eq!(ask(stage.addr, &key).json("").send().await.status, 200, "no body asks for all");
+    assert_eq!(ask(stage.addr, &key).json("").send().await.status, 200, "no body means the defaults");
 }
 
 #[tokio::test]
-async fn a_run_is_given_nothing_of_the_credential() {
+async fn a_run_gets_no_part_of_the_credential() {
     let stage = Scene::new().start().await;
     let run = Run::of(&stage).await;
     let token = fs::read_to_string(stage.env_path()).expect("a file");
     let token = token.split('"').rfind(|part| part.starts_with("eyJ")).expect("a token");
     let [_, payload, signature] = token.split('.').collect::<Vec<_>>()[..] else { panic!("three parts") };
-    let given = run.json.to_string();
-    assert!(!given.contains(payload), "its claims are in it, their bytes are not");
-    assert_no_slice_of([signature], &given);
+    let response = run.json.to_string();
+    assert!(!response.contains(payload), "the claims are in it, but in another encoding");
+    assert_no_slice_of([signature], &response);
     let placeholder = run.json["placeholder"].as_str().expect("a placeholder");
     assert!(placeholder.ends_with(".connect-sidecar-placeholder"), "{placeholder}");
 }
 
 #[tokio::test]
-async fn a_ca_that_is_not_ours_alone_is_not_used_until_that_is_mended() {
+async fn a_ca_that_others_can_access_is_not_used_until_fixed() {
     let stage = Scene::new().start().await;
     let key = stage.key();
     let (dir, file) = (ca_dir(&stage), ca_dir(&stage).join("key-and-certificate.pem"));
@@ -112,7 +112,7 @@ async fn a_ca_that_is_not_ours_alone_is_not_used_until_that_is_mended() {
     fs::remove_file(&file).expect("removed");
     std::os::unix::fs::symlink(stage.env_path(), &file).expect("a link");
     refused("a link", "is a link").await;
-    assert_eq!(stage.token(APP).send().await.status, 200, "all else works");
+    assert_eq!(stage.token(APP).send().await.status, 200, "everything else works");
     assert_eq!(ask(stage.addr, &key).json(r#"{"intercept":false}"#).send().await.status, 200);
     fs::remove_file(&file).expect("removed");
     let run = Run::of(&stage).await;
@@ -121,7 +121,7 @@ async fn a_ca_that_is_not_ours_alone_is_not_used_until_that_is_mended() {
 }
 
 #[tokio::test]
-async fn a_ca_near_its_end_is_replaced_for_the_next_run() {
+async fn an_expiring_ca_is_replaced_by_the_next_run() {
     let stage = Scene::new().start().await;
     let first = Run::of(&stage).await;
     stage.pass(Duration::from_secs(84 * 24 * 3600));
@@ -133,7 +133,7 @@ async fn a_ca_near_its_end_is_replaced_for_the_next_run() {
 }
 
 #[tokio::test]
-async fn who_takes_anothers_place_is_reached_by_that_ones_runs() {
+async fn a_replacement_sidecar_serves_the_runs_of_the_one_that_ended() {
     let dir = tempfile::tempdir().expect("a directory");
     fs::create_dir(dir.path().join("web")).expect("a project");
     let emulator = Emulator::start(Options::default()).await.expect("an emulator");
@@ -170,7 +170,7 @@ async fn who_takes_anothers_place_is_reached_by_that_ones_runs() {
     drop(stop);
     assert!(serving.await.expect("no panic"));
     soon("the end", place.sidecar_ended()).await;
-    assert!(TcpListener::bind(run.addr).await.is_err(), "nobody else gets its port");
+    assert!(TcpListener::bind(run.addr).await.is_err(), "no other program gets its port");
 
     let (successor, _stop, _serving) = start(Some(&place)).await;
     assert_eq!(successor, addr);
@@ -200,7 +200,7 @@ async fn the_ca_can_be_removed() {
 }
 
 #[tokio::test]
-async fn a_command_is_not_begun_with_a_ca_that_is_not_ours_alone() {
+async fn a_command_is_not_started_with_a_ca_that_others_can_access() {
     let desk = Desk::new().await;
     let dir = desk.home.path().join(".local/state/connect-sidecar/ca");
     let file = dir.join("key-and-certificate.pem");

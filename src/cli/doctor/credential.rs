@@ -1,4 +1,4 @@
-//! Whether there is a credential that upstream would take, now and for a while. Pure.
+//! Whether the env file's token is valid, now and for a while. Pure.
 
 use std::time::Duration;
 
@@ -8,24 +8,24 @@ use crate::credential::token_file::TokenReading;
 use crate::credential::warning;
 use crate::os::clock::{Expiry, Timestamp, format_duration};
 
-/// What a verdict depends on besides the file.
+/// What the findings depend on besides the file.
 pub(super) struct Circumstances {
     pub(super) now: Timestamp,
-    /// A token with less life than this is about to end.
+    /// A token that expires within this time is about to expire.
     pub(super) expiring_below: Duration,
-    /// Why a bad token in the file stops no request, if it does not.
+    /// Why requests succeed even without a valid token in the file, if so.
     pub(super) covered: Option<&'static str>,
 }
 
-/// Judges the token of the env file.
-pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Finding> {
+/// Findings about the token of the env file.
+pub(super) fn evaluate(file: &EnvFile, circumstances: &Circumstances) -> Vec<Finding> {
     let Circumstances { now, expiring_below, covered } = circumstances;
     let source = &file.shown;
     let bad = |code: &'static str, title: String, detail: &str| match covered {
         None => Finding::new(Severity::Problem, code, title, detail),
         Some(why) => Finding::new(Severity::Warning, code, title, *why),
     };
-    let refused = "Without a good token nothing is sent to Connect: requests get 503.";
+    let refused = "Without a valid token nothing is sent to Connect: requests get 503.";
     let token = match &file.found {
         TokenReading::Missing => {
             let title = match file.oddity {
@@ -50,12 +50,11 @@ pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Findin
         findings.push(bad("oidc_token_expired", title, refused).fix("vercel env pull"));
     } else if !token.is_valid_at(*now) {
         let title = format!("the OIDC token in {source} is not valid yet");
-        let detail =
-            "Either this machine's clock is behind, or that of the machine that the token came from was ahead.";
+        let detail = "Either this machine's clock is slow, or the clock of the machine that issued the token was fast.";
         findings.push(bad("oidc_token_invalid", title, detail).remedy(warning::set_clock()));
     } else if left <= *expiring_below {
         let title = format!("the OIDC token of {project} {}", Expiry::In(left));
-        let detail = "From then on requests get 503, but for tokens that are cached already.";
+        let detail = "After that, requests get 503, except for tokens that are already cached.";
         findings.push(bad("oidc_token_expiring", title, detail).fix("vercel env pull"));
     } else {
         let title = format!("token of {project} in {source} ({}), {} left", token.fingerprint(), format_duration(left));
@@ -65,7 +64,7 @@ pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Findin
         Some("development") => {}
         other => {
             let title = format!("the OIDC token is of environment {}, not development", other.unwrap_or("unknown"));
-            let detail = "Requests act there: with its connectors, and on its data.";
+            let detail = "Requests use that environment's connectors and data.";
             findings.push(
                 Finding::new(Severity::Warning, "not_development", title, detail)
                     .fix("vercel env pull --environment=development"),
@@ -76,7 +75,7 @@ pub(super) fn judge(file: &EnvFile, circumstances: &Circumstances) -> Vec<Findin
         && warnings.duplicate_assignments
     {
         let title = format!("{source} assigns VERCEL_OIDC_TOKEN more than once; the last one counts");
-        let detail = "What writes the file may change another line than the one that is read; Deno takes the first.";
+        let detail = "A program that writes the file may change a line that is not read; Deno uses the first.";
         findings.push(Finding::new(Severity::Warning, "duplicate_assignments", title, detail).fix("vercel link --yes"));
     }
     findings
@@ -88,14 +87,14 @@ mod tests {
     use crate::cli::doctor::env_files::fixtures::{NOW, NOW_SECONDS, file, token};
     use crate::os::safe_read::{Defect, DefectCause};
 
-    fn judged(found: &str, covered: Option<&'static str>) -> Vec<(Severity, String, Option<String>)> {
+    fn evaluated(found: &str, covered: Option<&'static str>) -> Vec<(Severity, String, Option<String>)> {
         let circumstances = Circumstances { now: NOW, expiring_below: Duration::from_secs(3600), covered };
-        let judged = judge(&file(".env.local", found), &circumstances);
-        judged.into_iter().map(|f| (f.severity, f.code.into_owned(), f.fix)).collect()
+        let findings = evaluate(&file(".env.local", found), &circumstances);
+        findings.into_iter().map(|f| (f.severity, f.code.into_owned(), f.fix)).collect()
     }
 
     #[test]
-    fn every_state_of_the_token_has_its_verdict() {
+    fn every_state_of_the_token_has_a_finding() {
         let of = |left: i64| token("web", left, "development");
         let pull = Some("vercel env pull");
         for (found, severity, code, fix) in [
@@ -108,17 +107,17 @@ mod tests {
             (of(3601), Severity::Ok, "credential", None),
         ] {
             let expected = (severity, code.to_owned(), fix.map(str::to_owned));
-            assert_eq!(judged(&found, None), std::slice::from_ref(&expected), "{found}");
+            assert_eq!(evaluated(&found, None), std::slice::from_ref(&expected), "{found}");
             if severity == Severity::Problem {
                 let covered = (Severity::Warning, expected.1, expected.2);
-                assert_eq!(judged(&found, Some("it is fresh elsewhere")), [covered]);
+                assert_eq!(evaluated(&found, Some("the sidecar has a token")), [covered]);
             }
         }
     }
 
     #[test]
-    fn what_is_wrong_besides_is_said_besides() {
-        let codes = |found: &str| judged(found, None).into_iter().map(|(_, code, _)| code).collect::<Vec<_>>();
+    fn further_faults_are_further_findings() {
+        let codes = |found: &str| evaluated(found, None).into_iter().map(|(_, code, _)| code).collect::<Vec<_>>();
         assert_eq!(codes(&token("web", 9000, "production")), ["credential", "not_development"]);
         let twice =
             format!("{}\nVERCEL_OIDC_TOKEN={}", token("a", 9000, "development"), token("b", 9000, "development"));
@@ -129,16 +128,16 @@ mod tests {
     }
 
     #[test]
-    fn what_dotenvx_has_encrypted_is_decrypted() {
+    fn the_fix_for_a_token_encrypted_by_dotenvx_is_to_decrypt() {
         let fix = Some("npx dotenvx decrypt -f .env.local".to_owned());
-        assert_eq!(judged("encrypted:BDq", None), [(Severity::Problem, "oidc_token_invalid".into(), fix)]);
+        assert_eq!(evaluated("encrypted:BDq", None), [(Severity::Problem, "oidc_token_invalid".into(), fix)]);
     }
 
     #[test]
-    fn a_file_that_all_may_write_is_closed_and_not_pulled_again() {
+    fn the_fix_for_a_world_writable_file_is_chmod() {
         let mut file = file(".env.local", "");
         file.found = TokenReading::Invalid(Defect::new("everybody may write to it", DefectCause::WritableByAll));
         let circumstances = Circumstances { now: NOW, expiring_below: Duration::ZERO, covered: None };
-        assert_eq!(judge(&file, &circumstances)[0].fix.as_deref(), Some("chmod 600 .env.local"));
+        assert_eq!(evaluate(&file, &circumstances)[0].fix.as_deref(), Some("chmod 600 .env.local"));
     }
 }

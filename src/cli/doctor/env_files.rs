@@ -1,30 +1,30 @@
-//! Where `VERCEL_OIDC_TOKEN` is set: in the env files of the project and in the shell's environment. Reads, judges nothing.
+//! Finds `VERCEL_OIDC_TOKEN` in the env files of the project and in the shell's environment. Only gathers facts.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 
-use super::readers::{Counts, Reader};
+use super::readers::{Precedence, Reader};
 use crate::credential::env_file::KEY;
 use crate::credential::env_file::syntax::Syntax;
 use crate::credential::token_file::{self, TokenReading};
 use crate::credential::{FileWarnings, OidcToken, placeholder};
 use crate::os::safe_read::{self, Defect, ReadError};
 
-/// More env files than this are not looked at.
-const MOST_FILES: usize = 64;
+/// The most env files that are read.
+const MAX_FILES: usize = 64;
 
-/// What a program makes of an env file.
+/// The value that a program finds in an env file.
 #[derive(Debug)]
 pub(super) enum Reading {
-    /// It does not find the variable there.
+    /// It does not find the variable.
     Unset,
-    /// The variable is set, to nothing.
+    /// The variable is empty.
     Empty,
     /// A well-formed token.
     Token(Box<OidcToken>),
-    /// Something else.
+    /// Anything else.
     Other,
 }
 
@@ -36,7 +36,7 @@ impl Reading {
         }
     }
 
-    /// Whether a program would use the same of both: nothing is nothing.
+    /// Whether both have the same effect on a program. An unset and an empty variable do.
     pub(super) fn is_same_as(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Token(a), Self::Token(b)) => a.is_same_text(b),
@@ -46,14 +46,14 @@ impl Reading {
     }
 }
 
-/// What a file is there for, by its name.
+/// The purpose of a file, derived from its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Programs load it.
+    /// Loaded by programs.
     Loaded,
-    /// It is published, for people to copy it.
+    /// Published as an example to copy.
     Template,
-    /// An editor or a person has put it aside.
+    /// A copy made by an editor or a person.
     Backup,
 }
 
@@ -77,35 +77,35 @@ impl Purpose {
 /// An env file, or the shell's environment.
 #[derive(Debug)]
 pub(super) struct EnvFile {
-    /// `None`: the shell's environment.
+    /// `None` for the shell's environment.
     pub(super) path: Option<PathBuf>,
-    /// What people call it.
+    /// Its name as shown to people.
     pub(super) shown: String,
-    /// Whether it is the one that the sidecar reads.
+    /// Whether the sidecar reads it.
     pub(super) is_source: bool,
     pub(super) purpose: Purpose,
-    /// What the sidecar makes of it.
+    /// What the sidecar reads in it.
     pub(super) found: TokenReading,
-    /// What others make of it.
-    pub(super) readings: Vec<(Syntax, Counts, Reading)>,
-    /// What in it is read in different ways.
+    /// What other programs read in it.
+    pub(super) readings: Vec<(Syntax, Precedence, Reading)>,
+    /// A construct that programs read in different ways.
     pub(super) oddity: Option<Oddity>,
-    /// Blanks or line ends stand in the quotes around the token.
+    /// Whether there is whitespace around the token inside its quotes.
     pub(super) is_padded: bool,
     pub(super) is_readable_by_others: bool,
 }
 
-/// What in a file is read in different ways, as far as it is known.
+/// A construct that programs read in different ways.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Oddity {
     ByteOrderMark,
     /// `NAME: value`.
     Colon,
-    /// So many assignments.
+    /// This many assignments.
     Duplicates(usize),
-    /// This line, counted from 1, opens a quote that it does not close.
+    /// An unclosed quote on this line, counted from 1.
     OpenQuote(usize),
-    /// Lines end in a lone carriage return.
+    /// Lines end with a carriage return only.
     CarriageReturns,
 }
 
@@ -149,22 +149,22 @@ impl EnvFile {
         }
     }
 
-    /// Whether it sets the variable to something.
-    pub(super) fn has_a_value(&self) -> bool {
+    /// Whether it sets the variable to a non-empty value.
+    pub(super) fn has_value(&self) -> bool {
         !matches!(self.found, TokenReading::Missing)
     }
 
-    /// Whether anybody finds the variable in it.
+    /// Whether any program finds the variable in it.
     fn is_set(&self) -> bool {
-        self.has_a_value() || self.readings.iter().any(|(_, _, reading)| !matches!(reading, Reading::Unset))
+        self.has_value() || self.readings.iter().any(|(_, _, reading)| !matches!(reading, Reading::Unset))
     }
 
-    /// What a reader makes of it.
+    /// What this reader finds in it.
     pub(super) fn reading(&self, reader: &Reader) -> &Reading {
-        let as_it_does = |(syntax, counts, _): &&(Syntax, Counts, Reading)| {
-            self.path.is_none() || (*syntax == reader.syntax && *counts == reader.counts)
+        let matches_reader = |(syntax, precedence, _): &&(Syntax, Precedence, Reading)| {
+            self.path.is_none() || (*syntax == reader.syntax && *precedence == reader.precedence)
         };
-        self.readings.iter().find(as_it_does).map_or(&Reading::Unset, |(_, _, reading)| reading)
+        self.readings.iter().find(matches_reader).map_or(&Reading::Unset, |(_, _, reading)| reading)
     }
 
     fn read(path: PathBuf, shown: String, is_source: bool) -> Self {
@@ -176,8 +176,8 @@ impl EnvFile {
         let mut is_padded = false;
         for syntax in [Syntax::Dotenv, Syntax::Node, Syntax::Python, Syntax::Dotenvy] {
             let values = syntax.values(KEY, &text);
-            for (counts, value) in [(Counts::First, values.first()), (Counts::Last, values.last())] {
-                readings.push((syntax, counts, value.map_or(Reading::Unset, |value| Reading::of(value))));
+            for (precedence, value) in [(Precedence::First, values.first()), (Precedence::Last, values.last())] {
+                readings.push((syntax, precedence, value.map_or(Reading::Unset, |value| Reading::of(value))));
             }
             is_padded |= values.last().is_some_and(|value| value.trim_ascii() != value);
         }
@@ -224,7 +224,7 @@ impl EnvFile {
             is_source: false,
             purpose: Purpose::Loaded,
             found,
-            readings: vec![(Syntax::Node, Counts::Last, reading)],
+            readings: vec![(Syntax::Node, Precedence::Last, reading)],
             oddity: None,
             is_padded: false,
             is_readable_by_others: false,
@@ -232,19 +232,19 @@ impl EnvFile {
     }
 }
 
-/// All of them that set the variable, be it to nothing, and the one that the sidecar reads in any case. The stand-in that
-/// `run` gives its command is no token.
+/// All env files that set the variable, even if to an empty value, and always the one that the sidecar reads. The
+/// placeholder that `run` sets in its command's environment is ignored.
 pub(super) fn gather(project: &Path, source: Option<(PathBuf, String)>, shell: Option<String>) -> Vec<EnvFile> {
     let shell = shell.filter(|value| !placeholder::is_placeholder(value.as_bytes()));
     let mut files: Vec<_> = shell.map(EnvFile::of_shell).into_iter().collect();
     let entries = fs::read_dir(project).into_iter().flatten().flatten();
     let names = entries.map(|entry| PathBuf::from(entry.file_name()));
-    // The last are of vim's and Emacs's making.
-    let starts = [".env", ".dev.vars", ".flaskenv", ".local.env", "..env", "#.env"].map(str::as_bytes);
-    let is_one = |name: &[u8]| starts.iter().any(|start| name.starts_with(start));
-    let mut names: Vec<_> = names.filter(|name| is_one(name.as_os_str().as_encoded_bytes())).collect();
+    // The last two are made by vim and Emacs.
+    let prefixes = [".env", ".dev.vars", ".flaskenv", ".local.env", "..env", "#.env"].map(str::as_bytes);
+    let is_env_file = |name: &[u8]| prefixes.iter().any(|prefix| name.starts_with(prefix));
+    let mut names: Vec<_> = names.filter(|name| is_env_file(name.as_os_str().as_encoded_bytes())).collect();
     names.sort();
-    names.truncate(MOST_FILES);
+    names.truncate(MAX_FILES);
     // Written by `vercel pull`.
     names.push(".vercel/.env.development.local".into());
     if let Some((path, shown)) = source {
@@ -252,13 +252,13 @@ pub(super) fn gather(project: &Path, source: Option<(PathBuf, String)>, shell: O
         files.push(EnvFile::read(path, shown, true));
     }
     let others = names.iter().map(|name| EnvFile::read(project.join(name), name.display().to_string(), false));
-    // A directory such as `.envs` is none. That there is a `.dev.vars` matters in itself.
-    let counts = |file: &EnvFile| file.is_set() || file.shown == ".dev.vars";
-    files.extend(others.filter(|file| counts(file) && file.path.as_ref().is_some_and(|path| path.is_file())));
+    // A directory such as `.envs` is skipped. A `.dev.vars` matters even if it does not set the variable.
+    let is_relevant = |file: &EnvFile| file.is_set() || file.shown == ".dev.vars";
+    files.extend(others.filter(|file| is_relevant(file) && file.path.as_ref().is_some_and(|path| path.is_file())));
     files
 }
 
-/// Makes env files for the unit tests of this folder.
+/// Env files for the unit tests of this directory.
 #[cfg(test)]
 pub(super) mod fixtures {
     use base64::Engine;
@@ -281,7 +281,7 @@ pub(super) mod fixtures {
         format!("{}.{}.c2ln", part(r#"{"alg":"RS256"}"#), part(&all.to_string()))
     }
 
-    /// A token of this project of team `acme`, with so many seconds left.
+    /// A token of this project of team `acme` that expires in `left` seconds.
     pub(in crate::cli::doctor) fn token(project: &str, left: i64, environment: &str) -> String {
         with_claims(&json!({
             "owner": "acme", "owner_id": "team_acme", "project": project, "project_id": format!("prj_{project}"),
@@ -289,7 +289,7 @@ pub(super) mod fixtures {
         }))
     }
 
-    /// An env file that sets the variable to this; `.env.local` is the source, and the empty name the shell.
+    /// An env file that sets the variable to `value`. `.env.local` is the source; the empty name stands for the shell.
     pub(in crate::cli::doctor) fn file(name: &str, value: &str) -> EnvFile {
         if name.is_empty() {
             return EnvFile::of_shell(value.to_owned());
@@ -315,7 +315,7 @@ mod tests {
     use fixtures::token;
 
     #[test]
-    fn every_env_file_of_the_project_is_found_and_nothing_else() {
+    fn exactly_the_env_files_of_the_project_are_found() {
         let dir = tempfile::tempdir().expect("a directory");
         let line = format!("VERCEL_OIDC_TOKEN={}\n", token("web", 60, "development"));
         fs::create_dir_all(dir.path().join(".vercel")).expect("a directory");
@@ -333,13 +333,13 @@ mod tests {
         let of_files = [".env.local", ".env", ".env.development.local", ".env.test", ".vercel/.env.development.local"];
         assert_eq!(names(None), of_files);
         assert_eq!(names(Some("x"))[0], "the shell's environment");
-        let stand_in = placeholder::make(None, fixtures::NOW);
-        assert_eq!(names(Some(&stand_in)), of_files);
-        assert_eq!(names(Some(""))[0], "the shell's environment", "an empty one hides what the files say");
+        let placeholder = placeholder::make(None, fixtures::NOW);
+        assert_eq!(names(Some(&placeholder)), of_files);
+        assert_eq!(names(Some(""))[0], "the shell's environment", "an empty variable hides those in files");
     }
 
     #[test]
-    fn a_files_name_tells_what_it_is_for() {
+    fn the_purpose_of_a_file_follows_from_its_name() {
         use Purpose::{Backup, Loaded, Template};
         for (names, purpose) in [
             (".env .env.local .env.development.local .env.test .env.dev .envrc .dev.vars .env.vault", Loaded),

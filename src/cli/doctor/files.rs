@@ -1,6 +1,6 @@
-//! Who else could get at what is secret: the env files, git, the state directory, the local CA.
+//! Whether secrets are exposed: permissions of the env files, git, the state directory, the local CA.
 //!
-//! A repository may be hostile: nothing that it configures is run by the git that is asked.
+//! A repository may be hostile: git is run such that nothing configured in the repository is executed.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -16,30 +16,30 @@ use crate::os::private_dir::{self, Problem};
 use crate::os::shell_quoting;
 use crate::os::subprocess::{self, Limits};
 
-/// Limits of one git command.
+/// How long each git command may take.
 const GIT_LIMITS: Limits = Limits { time: Duration::from_secs(2), stdout: 64 * 1024, stderr: 0 };
 
-/// What git makes of a file.
+/// Whether git tracks or ignores a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tracking {
     /// There is no git, no repository, or no answer.
     Unknown,
-    /// It is in the index.
+    /// In the index.
     Tracked,
-    /// It would go into the next `git add .`.
+    /// The next `git add .` would add it.
     Unignored,
-    /// It is left out.
+    /// Ignored.
     Ignored,
 }
 
-/// The git that is asked, and its variables.
+/// The git program and the variables that it is run with.
 pub(super) struct Git {
     program: PathBuf,
     variables: Vec<(&'static str, OsString)>,
 }
 
 impl Git {
-    /// That of `path`; `home` is where the user's own rules on what to ignore are.
+    /// Finds git on the `PATH` value `path`. `home` and `config_home` contain the user's own ignore rules.
     pub(super) fn find(
         path: &OsStr,
         home: Option<OsString>,
@@ -48,8 +48,9 @@ impl Git {
     ) -> Option<Self> {
         let program = executable::find("git", path, project)?.checked.ok()?;
         let path = executable::trusted_path(path, &program, project);
-        let given = [("HOME", home), ("XDG_CONFIG_HOME", config_home), ("PATH", Some(path))];
-        let mut variables: Vec<_> = given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+        let user_variables = [("HOME", home), ("XDG_CONFIG_HOME", config_home), ("PATH", Some(path))];
+        let mut variables: Vec<_> =
+            user_variables.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
         for (name, value) in [
             ("GIT_OPTIONAL_LOCKS", "0"),
             ("GIT_NO_LAZY_FETCH", "1"),
@@ -62,12 +63,12 @@ impl Git {
         Some(Self { program, variables })
     }
 
-    /// What it makes of a file.
-    pub(super) async fn ask(&self, file: &Path) -> Tracking {
+    /// Whether git tracks or ignores a file.
+    pub(super) async fn tracking(&self, file: &Path) -> Tracking {
         let (Some(dir), Some(name)) = (file.parent(), file.file_name()) else { return Tracking::Unknown };
-        // Never a pattern, which a name may look like.
+        // With a leading `./` the name is not taken for an option or pathspec magic.
         let name = Path::new(".").join(name);
-        let ask = async |arguments: &[&str]| {
+        let run = async |arguments: &[&str]| {
             let fixed = ["-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"];
             let mut all: Vec<&OsStr> = fixed.iter().chain(arguments).map(OsStr::new).collect();
             all.extend([OsStr::new("--"), name.as_os_str()]);
@@ -76,12 +77,12 @@ impl Git {
             command.current_dir(dir);
             subprocess::run(command, GIT_LIMITS).await.ok()
         };
-        match ask(&["--literal-pathspecs", "ls-files", "--cached"]).await {
+        match run(&["--literal-pathspecs", "ls-files", "--cached"]).await {
             Some(ended) if ended.status.success() && !ended.stdout.is_empty() => return Tracking::Tracked,
             Some(ended) if ended.status.success() => {}
             _ => return Tracking::Unknown,
         }
-        match ask(&["check-ignore", "--quiet"]).await.and_then(|ended| ended.status.code()) {
+        match run(&["check-ignore", "--quiet"]).await.and_then(|ended| ended.status.code()) {
             Some(0) => Tracking::Ignored,
             Some(1) => Tracking::Unignored,
             _ => Tracking::Unknown,
@@ -89,9 +90,9 @@ impl Git {
     }
 }
 
-/// Judges one env file.
-pub(super) fn judge(file: &EnvFile, tracking: Tracking, project: &Path) -> Vec<Finding> {
-    let (Some(path), true) = (&file.path, file.has_a_value()) else { return Vec::new() };
+/// Findings about one env file.
+pub(super) fn evaluate(file: &EnvFile, tracking: Tracking, project: &Path) -> Vec<Finding> {
+    let (Some(path), true) = (&file.path, file.has_value()) else { return Vec::new() };
     let (shown, word) = (&file.shown, shell_quoting::path(&file.shown));
     let ignore = match (path.parent(), path.file_name()) {
         (Some(dir), Some(name)) if Path::new(shown).is_absolute() => {
@@ -101,17 +102,17 @@ pub(super) fn judge(file: &EnvFile, tracking: Tracking, project: &Path) -> Vec<F
         _ => format!("echo {} >> .gitignore", shell_quoting::word(shown)),
     };
     if file.purpose == Purpose::Template {
-        // It is meant to be read, and to be published.
+        // A template is meant to be published.
         return Vec::new();
     }
     let mut findings = Vec::new();
     if file.is_readable_by_others {
         let title = format!("other users of this machine can read {shown}");
-        let detail = "Whoever has the token acts for the project until it expires.";
+        let detail = "Anyone who has the token can act for the project until it expires.";
         let finding = Finding::new(Severity::Warning, "env_file_readable_by_others", title, detail);
         findings.push(finding.fix(format!("chmod 600 {word}")));
     }
-    let published = "The token, and all else that is in it, goes where the repository goes.";
+    let published = "The token and everything else in the file is published with the repository.";
     match tracking {
         Tracking::Tracked => {
             let finding = Finding::new(Severity::Warning, "env_file_tracked", format!("git tracks {shown}"), published);
@@ -127,15 +128,15 @@ pub(super) fn judge(file: &EnvFile, tracking: Tracking, project: &Path) -> Vec<F
     let real = path.canonicalize().ok().filter(|real| path.is_symlink() && !real.starts_with(project));
     if let Some(real) = real {
         let title = format!("{shown} is a link to {}, outside the project", real.display());
-        let detail = "What writes it changes the token of all who share it.";
+        let detail = "Writing to it changes the token of every project that shares it.";
         findings.push(Finding::new(Severity::Note, "env_file_link", title, detail));
     }
     findings
 }
 
-/// Judges where the state of running sidecars and the local CA are kept, if there is a place. Reads. `xdg` is
-/// `XDG_STATE_HOME`; with `require_key` no sidecar starts without it.
-pub(super) fn judge_state(
+/// Findings about the state directory and the local CA in it. `xdg` is `XDG_STATE_HOME`. With `require_key`, no sidecar
+/// starts without a state directory.
+pub(super) fn evaluate_state_dir(
     state_dir: Option<&Path>,
     xdg: Option<OsString>,
     require_key: bool,
@@ -143,24 +144,21 @@ pub(super) fn judge_state(
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
     if xdg.is_some_and(|xdg| !xdg.is_empty() && Path::new(&xdg).is_relative()) {
-        let title = "XDG_STATE_HOME is a relative path, which does not count";
-        let detail = "State is kept below HOME: in ~/.local/state/connect-sidecar.";
+        let title = "XDG_STATE_HOME is a relative path and is ignored";
+        let detail = "State is stored in ~/.local/state/connect-sidecar instead.";
         findings.push(Finding::new(Severity::Note, "relative_state_home", title, detail).fix("unset XDG_STATE_HOME"));
     }
     if let Err(problem) = state_dir.map_or(Err(Problem::NoStateDir), private_dir::examine) {
         let severity = if require_key { Severity::Problem } else { Severity::Warning };
-        let lost = "What runs is not found by `status`, `run` and all other commands, and what is warned of and counted \
-                    is forgotten.";
+        let lost = "`status`, `run` and all other commands cannot find a running sidecar, and its warnings and usage \
+                    counts are lost when it ends.";
         let advice = problem.advice().map_or_else(String::new, |advice| format!(" What to do: {advice}."));
         let finding = Finding::new(severity, "state_directory", problem.to_string(), format!("{lost}{advice}"));
-        findings.push(match problem.command() {
-            Some(command) => finding.fix(command),
-            None => finding,
-        });
+        findings.push(problem.command().into_iter().fold(finding, Finding::fix));
     }
     let Some(state_dir) = state_dir else { return findings };
     if let Err(unfit) = ca::exists(state_dir, project) {
-        let detail = "`connect-sidecar run` intercepts nothing with it.";
+        let detail = "`connect-sidecar run` cannot intercept requests with it.";
         let finding = Finding::new(Severity::Warning, "local_ca", unfit.to_string(), detail);
         findings.push(finding.fix("connect-sidecar ca remove"));
     }
@@ -173,12 +171,12 @@ mod tests {
     use crate::cli::doctor::env_files::fixtures::{file, token};
 
     #[test]
-    fn what_lies_open_is_told_with_what_closes_it() {
+    fn an_exposed_file_has_a_fix() {
         let good = token("web", 9000, "development");
         let codes = |tracking, is_readable_by_others, value: &str| {
             let file = EnvFile { is_readable_by_others, ..file(".env.local", value) };
-            let judged = judge(&file, tracking, Path::new("/web"));
-            judged.into_iter().map(|f| (f.code.into_owned(), f.fix.expect("a fix"))).collect::<Vec<_>>()
+            let findings = evaluate(&file, tracking, Path::new("/web"));
+            findings.into_iter().map(|f| (f.code.into_owned(), f.fix.expect("a fix"))).collect::<Vec<_>>()
         };
         let pair = |code: &str, fix: &str| (code.to_owned(), fix.to_owned());
         let readable = pair("env_file_readable_by_others", "chmod 600 .env.local");
@@ -188,17 +186,17 @@ mod tests {
         assert!(codes(Tracking::Unknown, false, &good).is_empty());
         assert_eq!(codes(Tracking::Unignored, true, &good), [readable, unignored]);
         assert_eq!(codes(Tracking::Tracked, false, &good), [tracked]);
-        assert!(codes(Tracking::Tracked, true, "").is_empty(), "there is nothing to lose");
+        assert!(codes(Tracking::Tracked, true, "").is_empty(), "there is no secret in it");
     }
 
     #[test]
-    fn a_template_is_there_to_be_published() {
+    fn a_template_may_be_published() {
         let good = token("web", 9000, "development");
         for (name, count) in
             [(".env.example", 0), (".env.local.sample", 0), (".env.local.bak", 2), (".env.development", 2)]
         {
             let file = EnvFile { is_readable_by_others: true, ..file(name, &good) };
-            assert_eq!(judge(&file, Tracking::Tracked, Path::new("/web")).len(), count, "{name}");
+            assert_eq!(evaluate(&file, Tracking::Tracked, Path::new("/web")).len(), count, "{name}");
         }
     }
 }

@@ -1,27 +1,27 @@
-//! One thing that was found out, and all of them as text or JSON.
+//! Findings, and the report of all findings as text or JSON.
 //!
-//! Foreign text (names of projects, files, processes, what a server said) is escaped when it is printed. Nothing secret may
-//! stand in a finding: of a token only its fingerprint.
+//! Foreign text (names of projects, files and processes, messages of servers) is escaped when it is printed. A finding
+//! contains no secret; a token is named by its fingerprint.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::os::terminal::escaped;
+use crate::os::terminal::{Color, Palette, escaped};
 use crate::remedy::Remedy;
 
-/// How much it matters.
+/// How severe a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Severity {
     /// A request would fail, now or soon.
     Problem,
-    /// Something is not as it should be.
+    /// Something is wrong, but requests succeed.
     Warning,
     /// Good to know.
     Note,
-    /// It was checked and is well.
+    /// The check passed.
     Ok,
 }
 
@@ -35,30 +35,29 @@ impl Severity {
         }
     }
 
-    /// SGR parameters.
-    const fn color(self) -> &'static str {
+    const fn color(self) -> Color {
         match self {
-            Self::Problem => "1;31",
-            Self::Warning => "1;33",
-            Self::Note => "1;36",
-            Self::Ok => "1;32",
+            Self::Problem => Color::BoldRed,
+            Self::Warning => Color::BoldYellow,
+            Self::Note => Color::BoldCyan,
+            Self::Ok => Color::BoldGreen,
         }
     }
 }
 
-/// One thing that was found out.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Finding {
     pub(super) severity: Severity,
-    /// Stable: scripts go by it.
+    /// Stable; scripts may rely on it.
     pub(super) code: Cow<'static, str>,
-    /// What.
+    /// What was found.
     pub(super) title: String,
     /// Why it matters.
     pub(super) detail: String,
     /// What to run or change.
     pub(super) hint: Option<String>,
-    /// The command that mends it.
+    /// The command that fixes it.
     pub(super) fix: Option<String>,
 }
 
@@ -72,22 +71,22 @@ impl Finding {
         Self { severity, code: code.into(), title: title.into(), detail: detail.into(), hint: None, fix: None }
     }
 
-    /// All is well there.
+    /// A check that passed.
     pub(super) fn ok(code: &'static str, title: impl Into<String>) -> Self {
         Self::new(Severity::Ok, code, title, "")
     }
 
-    /// The command that mends it.
+    /// Adds the command that fixes it.
     pub(super) fn fix(self, command: impl Into<Cow<'static, str>>) -> Self {
         self.remedy(Remedy::run(command))
     }
 
-    /// What mends it, in words.
+    /// Adds what to do about it, in words.
     pub(super) fn advice(self, hint: impl Into<Cow<'static, str>>) -> Self {
         self.remedy(Remedy::advice(hint))
     }
 
-    /// What mends it.
+    /// Adds what to do about it.
     pub(super) fn remedy(mut self, Remedy { hint, command }: Remedy) -> Self {
         self.hint = Some(hint.into_owned());
         self.fix = command.map(Cow::into_owned);
@@ -95,7 +94,7 @@ impl Finding {
     }
 }
 
-/// All findings, the worst first.
+/// All findings, the most severe first.
 pub(super) struct Report(Vec<Finding>);
 
 impl Report {
@@ -104,7 +103,7 @@ impl Report {
         Self(findings)
     }
 
-    /// Whether requests would be served, now and soon.
+    /// Whether there is no problem.
     pub(super) fn is_ok(&self) -> bool {
         self.count(Severity::Problem) == 0
     }
@@ -116,47 +115,44 @@ impl Report {
     /// One object on one line.
     pub(super) fn json(&self) -> String {
         #[derive(Serialize)]
-        struct Shape<'a> {
+        struct JsonReport<'a> {
             version: u32,
             ok: bool,
-            findings: Vec<Shown<'a>>,
+            findings: Vec<JsonFinding<'a>>,
         }
         #[derive(Serialize)]
-        struct Shown<'a> {
+        struct JsonFinding<'a> {
             #[serde(flatten)]
             finding: &'a Finding,
-            /// `fix` by the name that it has everywhere else.
+            /// `fix` under the name used in all other JSON.
             command: Option<&'a str>,
         }
-        let shown = |finding| Shown { finding, command: finding.fix.as_deref() };
-        let shape = Shape { version: 1, ok: self.is_ok(), findings: self.0.iter().map(shown).collect() };
-        // Texts can always be written.
-        serde_json::to_string(&shape).unwrap_or_default() + "\n"
+        let finding = |finding| JsonFinding { finding, command: finding.fix.as_deref() };
+        let report = JsonReport { version: 1, ok: self.is_ok(), findings: self.0.iter().map(finding).collect() };
+        // Serializing strings cannot fail.
+        serde_json::to_string(&report).unwrap_or_default() + "\n"
     }
 
-    /// A block for each finding, one for all that is well, and a last line that counts.
-    pub(super) fn text(&self, color: bool) -> String {
-        let label = |severity: Severity| {
-            let name = format!("{:<8}", severity.name());
-            if color { format!("\x1b[{}m{name}\x1b[0m", severity.color()) } else { name }
-        };
+    /// A block for each finding, one for all passed checks, and a line with the counts.
+    pub(super) fn text(&self, palette: Palette) -> String {
+        let label = |severity: Severity| palette.paint(severity.color(), &format!("{:<8}", severity.name()));
         let mut text = String::new();
         for finding in self.0.iter().filter(|finding| finding.severity != Severity::Ok) {
-            let _ = writeln!(text, "{} {}", label(finding.severity), indented(&escaped(&finding.title)));
+            let _ = writeln!(text, "{} {}", label(finding.severity), wrapped(&escaped(&finding.title)));
             if !finding.detail.is_empty() {
-                let _ = writeln!(text, "{:9}{}", "", indented(&escaped(&finding.detail)));
+                let _ = writeln!(text, "{:9}{}", "", wrapped(&escaped(&finding.detail)));
             }
             if let Some(hint) = finding.hint.as_ref().filter(|hint| finding.fix.as_ref() != Some(hint)) {
-                let _ = writeln!(text, "{:9}{}", "", indented(&escaped(hint)));
+                let _ = writeln!(text, "{:9}{}", "", wrapped(&escaped(hint)));
             }
             if let Some(fix) = &finding.fix {
                 let _ = writeln!(text, "{:9}fix: {}", "", escaped(fix));
             }
             text.push('\n');
         }
-        let well: Vec<_> = self.0.iter().filter(|f| f.severity == Severity::Ok).map(|f| escaped(&f.title)).collect();
-        if !well.is_empty() {
-            let _ = writeln!(text, "{} {}\n", label(Severity::Ok), indented(&well.join("; ")));
+        let passed: Vec<_> = self.0.iter().filter(|f| f.severity == Severity::Ok).map(|f| escaped(&f.title)).collect();
+        if !passed.is_empty() {
+            let _ = writeln!(text, "{} {}\n", label(Severity::Ok), wrapped(&passed.join("; ")));
         }
         let counted = |severity: Severity| {
             let (count, name) = (self.count(severity), severity.name());
@@ -167,8 +163,8 @@ impl Report {
     }
 }
 
-/// In lines of at most 90 characters where words permit, all but the first indented to stand below it.
-fn indented(text: &str) -> String {
+/// Wraps a text into lines of at most 90 characters, all but the first indented to the column of the first.
+fn wrapped(text: &str) -> String {
     let (mut out, mut column) = (String::new(), 0);
     for word in text.split(' ') {
         let width = word.chars().count();
@@ -200,26 +196,26 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_comes_first_and_what_is_well_is_summed_up() {
-        let text = report().text(false);
+    fn the_most_severe_comes_first_and_passed_checks_are_one_block() {
+        let text = report().text(Palette::new(false));
         let expected = "problem  d\n         fix: mend 'd'\n\nnote     b\\u{1b}[2J\\u{202e}\n         why\n         try\\u{a}again\n\n\
                         ok       all of a; c\n\n1 problem, 0 warnings, 1 note\n";
         assert_eq!(text, expected);
     }
 
     #[test]
-    fn color_is_about_the_labels_alone() {
-        let plain: String = report().text(false);
-        let mut colored = report().text(true);
+    fn only_labels_are_colored() {
+        let plain: String = report().text(Palette::new(false));
+        let mut colored = report().text(Palette::new(true));
         for code in ["\x1b[1;31m", "\x1b[1;33m", "\x1b[1;36m", "\x1b[1;32m", "\x1b[0m"] {
             colored = colored.replace(code, "");
         }
         assert_eq!(colored, plain);
-        assert_ne!(report().text(true), plain);
+        assert_ne!(report().text(Palette::new(true)), plain);
     }
 
     #[test]
-    fn json_has_every_field_of_every_finding() {
+    fn json_has_all_fields_of_every_finding() {
         let json: serde_json::Value = serde_json::from_str(&report().json()).expect("JSON");
         assert_eq!((&json["version"], &json["ok"]), (&1.into(), &false.into()));
         let first = serde_json::json!(

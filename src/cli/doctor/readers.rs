@@ -1,5 +1,5 @@
-//! The programs that load env files: in which order each looks at which files, in which syntax it reads them, and which of
-//! them a project uses.
+//! The programs that load env files: which files each reads, in which order and syntax, and which programs a project
+//! uses.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,47 +10,47 @@ use serde_json::{Map, Value};
 use crate::credential::env_file::syntax::Syntax;
 use crate::os::safe_read;
 
-/// What a variable of the process's environment does to the same one in a file.
+/// How a program treats a variable that is both in its environment and in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Environment {
-    /// It counts more.
-    Wins,
-    /// It counts less.
-    Loses,
-    /// It is not looked at.
-    Unseen,
+pub(super) enum EnvironmentRule {
+    /// The environment overrides the file.
+    OverridesFile,
+    /// The file overrides the environment.
+    OverriddenByFile,
+    /// The environment is ignored.
+    Ignored,
 }
 
-/// Which of two assignments in one file counts.
+/// Which of several assignments in one file is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Counts {
+pub(super) enum Precedence {
     First,
     Last,
 }
 
-/// Something that loads env files, and which of several it takes: the first that sets the variable.
+/// A program that loads env files. Of several files it uses the first that sets the variable.
 #[derive(Debug)]
 pub(super) struct Reader {
     pub(super) name: &'static str,
-    /// In development, highest first.
+    /// The files that it reads in development, the one with the highest precedence first.
     pub(super) order: &'static [&'static str],
-    /// The same where `NODE_ENV` is `test`, if that is another.
+    /// The files that it reads if `NODE_ENV` is `test`, if they differ.
     in_tests: Option<&'static [&'static str]>,
-    pub(super) environment: Environment,
+    pub(super) environment: EnvironmentRule,
     pub(super) syntax: Syntax,
-    pub(super) counts: Counts,
-    /// Whether it reads the files of the project without being told to.
+    pub(super) precedence: Precedence,
+    /// Whether it reads the project's files by default.
     pub(super) is_framework: bool,
-    /// Names of packages and of files (up to their extension) by which a project shows that it uses it.
+    /// What shows that a project uses it.
     signs: &'static [Sign],
 }
 
 #[derive(Debug)]
 enum Sign {
     Package(&'static str),
-    /// `next.config` stands for `next.config.js` as well.
+    /// A file name; `*.config` matches any extension.
     File(&'static str),
-    /// A package of Python.
+    /// A Python package.
     Python(&'static str),
     /// A crate.
     Crate(&'static str),
@@ -66,14 +66,14 @@ const DEFAULT: Reader = Reader {
     name: "",
     order: &[".env"],
     in_tests: None,
-    environment: Environment::Wins,
+    environment: EnvironmentRule::OverridesFile,
     syntax: Syntax::Dotenv,
-    counts: Counts::Last,
+    precedence: Precedence::Last,
     is_framework: true,
     signs: &[],
 };
 
-/// All that are known. `node --env-file` and the like, which read what they are told to, stand at the end.
+/// All known readers. Those that read only files named on their command line come last.
 pub(super) const READERS: &[Reader] = &[
     Reader {
         name: "Next.js",
@@ -123,7 +123,7 @@ pub(super) const READERS: &[Reader] = &[
     Reader {
         name: "Wrangler",
         order: &[".dev.vars", ".env.local", ".env"],
-        environment: Environment::Unseen,
+        environment: EnvironmentRule::Ignored,
         signs: &[
             Package("wrangler"),
             File("wrangler.toml"),
@@ -140,7 +140,13 @@ pub(super) const READERS: &[Reader] = &[
         signs: &[File(".flaskenv"), Python("flask")],
         ..DEFAULT
     },
-    Reader { name: "direnv", order: &[".envrc"], environment: Environment::Loses, signs: &[File(".envrc")], ..DEFAULT },
+    Reader {
+        name: "direnv",
+        order: &[".envrc"],
+        environment: EnvironmentRule::OverriddenByFile,
+        signs: &[File(".envrc")],
+        ..DEFAULT
+    },
     Reader { name: "dotenv", is_framework: false, signs: &[Package("dotenv")], ..DEFAULT },
     Reader {
         name: "python-dotenv",
@@ -152,7 +158,7 @@ pub(super) const READERS: &[Reader] = &[
     Reader {
         name: "dotenvy",
         syntax: Syntax::Dotenvy,
-        counts: Counts::First,
+        precedence: Precedence::First,
         is_framework: false,
         signs: &[Crate("dotenvy")],
         ..DEFAULT
@@ -162,7 +168,7 @@ pub(super) const READERS: &[Reader] = &[
         name: "Deno",
         order: &[],
         syntax: Syntax::Node,
-        counts: Counts::First,
+        precedence: Precedence::First,
         is_framework: false,
         signs: &[File("deno.json"), File("deno.jsonc"), File("deno.lock")],
         ..DEFAULT
@@ -170,13 +176,13 @@ pub(super) const READERS: &[Reader] = &[
 ];
 
 impl Reader {
-    /// The files that it looks at, highest first, where `NODE_ENV` is this and these files are there. One that is told
-    /// what to read is taken to be told to read the source.
+    /// The files that it reads, the one with the highest precedence first. A reader that gets its files on the command
+    /// line is assumed to get `source`.
     pub(super) fn order<'a>(
         &self,
         source: &'a str,
         node_env: Option<&str>,
-        is_there: impl Fn(&str) -> bool,
+        exists: impl Fn(&str) -> bool,
     ) -> Vec<&'a str>
     where
         'static: 'a,
@@ -184,19 +190,19 @@ impl Reader {
         match self.in_tests {
             _ if self.order.is_empty() => vec![source],
             Some(order) if node_env == Some("test") => order.to_vec(),
-            // The first of Wrangler's, if there, is the only one.
-            _ if self.order[0] == ".dev.vars" && is_there(".dev.vars") => vec![".dev.vars"],
+            // If Wrangler finds its first file, it reads no other.
+            _ if self.order[0] == ".dev.vars" && exists(".dev.vars") => vec![".dev.vars"],
             _ => self.order.to_vec(),
         }
     }
 }
 
-/// What a project shows of the readers that it uses.
+/// The readers that a project uses, by name.
 #[derive(Debug, Default)]
-pub(super) struct Used(BTreeSet<&'static str>);
+pub(super) struct UsedReaders(BTreeSet<&'static str>);
 
-impl Used {
-    /// Looks at the project's packages and files. Reads.
+impl UsedReaders {
+    /// Detects them by the project's packages and files.
     pub(super) fn gather(project: &Path) -> Self {
         let read = |name: &str| safe_read::read(&project.join(name)).map(|content| content.bytes).unwrap_or_default();
         let package: Map<String, Value> = serde_json::from_slice(&read("package.json")).unwrap_or_default();
@@ -214,7 +220,7 @@ impl Used {
         let python: BTreeSet<_> = python.split(|c| !is_word(c)).collect();
         let manifest = String::from_utf8_lossy(&read("Cargo.toml")).into_owned();
         let crates: BTreeSet<_> = manifest.split(|c| !is_word(c)).collect();
-        let shows = |sign: &Sign| match sign {
+        let is_present = |sign: &Sign| match sign {
             Package(name) => packages.contains(name),
             Python(name) => python.contains(name),
             Crate(name) => crates.contains(name),
@@ -223,28 +229,29 @@ impl Used {
                     || (stem.ends_with(".config") && names.iter().any(|name| name.starts_with(&format!("{stem}."))))
             }
         };
-        Self(READERS.iter().filter(|reader| reader.signs.iter().any(shows)).map(|reader| reader.name).collect())
+        Self(READERS.iter().filter(|reader| reader.signs.iter().any(is_present)).map(|reader| reader.name).collect())
     }
 
-    /// That it uses these.
+    /// A project that uses these.
     #[cfg(test)]
     pub(super) fn of(names: &[&'static str]) -> Self {
         Self(names.iter().copied().collect())
     }
 
-    /// Whether the project uses it.
+    /// Whether the project uses this reader.
     pub(super) fn has(&self, reader: &Reader) -> bool {
         self.0.contains(reader.name)
     }
 
-    /// Whether what it takes matters here: where no framework shows, that of each that reads `.env.local` does.
-    pub(super) fn matters(&self, reader: &Reader) -> bool {
+    /// Whether the token that this reader finds matters. If no framework is detected, every one that reads `.env.local`
+    /// does.
+    pub(super) fn is_relevant(&self, reader: &Reader) -> bool {
         let is_any_used = || READERS.iter().any(|other| other.is_framework && self.has(other));
         reader.is_framework && (self.has(reader) || (reader.order.contains(&".env.local") && !is_any_used()))
     }
 
     /// All readers, those that the project uses first.
-    pub(super) fn first(&self) -> impl Iterator<Item = &'static Reader> {
+    pub(super) fn used_first(&self) -> impl Iterator<Item = &'static Reader> {
         let (used, others): (Vec<_>, Vec<_>) = READERS.iter().partition(|reader| self.has(reader));
         used.into_iter().chain(others)
     }
@@ -259,12 +266,12 @@ mod tests {
         for (name, content) in files {
             fs::write(dir.path().join(name), content).expect("a file");
         }
-        let used = Used::gather(dir.path());
-        used.first().take_while(|reader| used.has(reader)).map(|reader| reader.name).collect()
+        let used = UsedReaders::gather(dir.path());
+        used.used_first().take_while(|reader| used.has(reader)).map(|reader| reader.name).collect()
     }
 
     #[test]
-    fn a_project_shows_by_its_packages_and_files_what_it_uses() {
+    fn used_readers_are_detected_by_packages_and_files() {
         let next = r#"{"dependencies":{"next":"16.0.0","nextra":"4"},"devDependencies":{"wrangler":"4"}}"#;
         for (files, expected) in [
             (vec![], vec![]),
@@ -296,14 +303,14 @@ mod tests {
     }
 
     #[test]
-    fn wrangler_reads_its_own_file_alone_where_there_is_one() {
+    fn wrangler_reads_only_its_own_file_if_it_exists() {
         let wrangler = READERS.iter().find(|reader| reader.name == "Wrangler").expect("it is known");
         assert_eq!(wrangler.order(".env.local", None, |_| true), [".dev.vars"]);
         assert_eq!(wrangler.order(".env.local", None, |name| name != ".dev.vars")[1..], [".env.local", ".env"]);
     }
 
     #[test]
-    fn in_tests_next_and_bun_leave_the_local_file_out() {
+    fn next_and_bun_do_not_read_the_local_file_in_tests() {
         let without = READERS.iter().filter(|reader| {
             let reads = |node_env| reader.order(".env.local", node_env, |_| false).contains(&".env.local");
             reads(None) && !reads(Some("test"))

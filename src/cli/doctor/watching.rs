@@ -1,4 +1,4 @@
-//! Whether a change of the env file is noticed by an event, or by the poll alone.
+//! Whether changes of the env file are noticed by file system events, or by polling only.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -9,28 +9,28 @@ use notify::{ErrorKind, RecursiveMode, Watcher};
 
 use super::finding::{Finding, Severity};
 
-/// How a directory can be watched.
+/// How the env file's directory can be watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Watching {
     /// By events.
     ByEvents,
-    /// Its file system, of this name, tells no change that is made elsewhere.
+    /// The file system of this name reports no changes made on other machines or outside a container.
     WithoutEvents(&'static str),
-    /// The system lets us watch no more directories.
+    /// The system's limit on watched directories is reached.
     TooManyWatches,
-    /// Nor open another queue of events.
+    /// The system's limit on event queues, or the limit on open files, is reached.
     TooManyQueues,
-    /// Not at all, for this reason.
-    Not(String),
-    /// The env file is mounted by itself, and another has taken its place where it came from.
+    /// It cannot be watched, for this reason.
+    Impossible(String),
+    /// The env file is a mount of its own and was replaced outside, so the mount shows the old file.
     Replaced,
-    /// The env file is mounted by itself.
+    /// The env file is a mount of its own.
     FileMount,
-    /// It is in a lower layer of an overlay.
+    /// The env file is in a lower layer of an overlay.
     LowerLayer,
 }
 
-/// Tries it, for a file or, if there is none to be, for a directory.
+/// Tries to watch `dir`, and checks how `file` is mounted.
 pub(super) fn gather(dir: &Path, file: Option<&Path>) -> Watching {
     if let Some(found) = file.and_then(file_mount) {
         return found;
@@ -42,7 +42,7 @@ pub(super) fn gather(dir: &Path, file: Option<&Path>) -> Watching {
         Err(error) => match &error.kind {
             ErrorKind::MaxFilesWatch => Watching::TooManyWatches,
             ErrorKind::Io(e) if e.raw_os_error() == Some(Errno::EMFILE as i32) => Watching::TooManyQueues,
-            _ => Watching::Not(error.to_string()),
+            _ => Watching::Impossible(error.to_string()),
         },
     }
 }
@@ -51,7 +51,7 @@ fn file_mount(file: &Path) -> Option<Watching> {
     if fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.nlink() == 0) {
         return Some(Watching::Replaced);
     }
-    // There is such a list on Linux alone.
+    // Exists on Linux only.
     let mounts = fs::read("/proc/self/mountinfo").ok()?;
     let file = file.canonicalize().ok()?;
     let mount = mount_of(&String::from_utf8_lossy(&mounts), &file)?;
@@ -64,14 +64,14 @@ fn file_mount(file: &Path) -> Option<Watching> {
 /// A line of `/proc/self/mountinfo` (proc(5)).
 #[derive(Debug, PartialEq, Eq)]
 struct Mount {
-    /// What of the file system is mounted.
+    /// The part of the file system that is mounted.
     root: PathBuf,
     point: PathBuf,
     kind: String,
     options: String,
 }
 
-/// That which a file is on: of the longest paths that lead to it, the last.
+/// The mount that a file is on: among the mount points with the longest matching path, the last.
 fn mount_of(mounts: &str, file: &Path) -> Option<Mount> {
     let parsed = mounts.lines().filter_map(|line| {
         let (fields, special) = line.split_once(" - ")?;
@@ -84,7 +84,7 @@ fn mount_of(mounts: &str, file: &Path) -> Option<Mount> {
     parsed.filter(|mount| file.starts_with(&mount.point)).max_by_key(|mount| mount.point.components().count())
 }
 
-/// Blanks and backslashes stand there as three octal digits.
+/// Replaces the octal escapes of whitespace and backslashes.
 fn unescaped(text: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .into_iter()
@@ -92,7 +92,7 @@ fn unescaped(text: &str) -> String {
 }
 
 impl Mount {
-    /// Whether it is an overlay whose upper layer has no copy of the file yet, and a lower one that we see has it.
+    /// Whether this is an overlay with the file in an accessible lower layer, but not in the upper layer.
     fn has_in_lower_layer(&self, file: &Path) -> bool {
         let Ok(below) = file.strip_prefix(&self.point) else { return false };
         let path = self.root.strip_prefix("/").unwrap_or(&self.root).join(below);
@@ -105,10 +105,10 @@ impl Mount {
     }
 }
 
-/// The name of a file system whose changes may be made on another machine, or outside of this container.
+/// The name of the file system, if it can be changed from another machine or from outside a container.
 #[cfg(target_os = "linux")]
 fn shared_file_system(dir: &Path) -> Option<&'static str> {
-    // As `statfs` numbers them; narrower on some machines than on others.
+    // The magic number of `statfs`, whose width depends on the platform.
     let number = nix::sys::statfs::statfs(dir).ok()?.filesystem_type().0 as u64 & 0xFFFF_FFFF;
     name_of(number)
 }
@@ -122,9 +122,9 @@ fn shared_file_system(_: &Path) -> Option<&'static str> {
 fn name_of(number: u64) -> Option<&'static str> {
     Some(match number {
         0x6969 => "NFS",
-        // Windows' drives in WSL are such.
+        // Windows drives in WSL.
         0x0102_1997 => "9p",
-        // Of this kind are sshfs, virtiofs, and the shares of Docker Desktop.
+        // sshfs, virtiofs and the shares of Docker Desktop.
         0x6573_5546 => "FUSE",
         0xFF53_4D42 | 0xFE53_4D42 => "SMB",
         0x786F_4256 => "VirtualBox's",
@@ -132,42 +132,44 @@ fn name_of(number: u64) -> Option<&'static str> {
     })
 }
 
-/// Judges it.
-pub(super) fn judge(watching: &Watching) -> Finding {
-    let detail = "Changes of the env file are found by the poll, within two seconds.";
+/// The finding about watching.
+pub(super) fn evaluate(watching: &Watching) -> Finding {
+    let detail = "Changes of the env file are found by polling, within two seconds.";
     let finding = |severity, code, title: String| Finding::new(severity, code, title, detail);
     match watching {
         Watching::ByEvents => Finding::ok("watching", "changes are noticed at once"),
         Watching::WithoutEvents(name) => {
-            let title = format!("the project is on a file system ({name}) that may tell no change made elsewhere");
+            let title = format!("the project is on a file system ({name}) that may not report changes made elsewhere");
             finding(Severity::Note, "no_file_events", title)
         }
         Watching::TooManyWatches => {
             finding(Severity::Warning, "watch_limit", "this user's file watches are used up".into())
                 .fix("sudo sysctl fs.inotify.max_user_watches=524288")
         }
-        Watching::TooManyQueues => {
-            finding(Severity::Warning, "watch_limit", "this user's watchers, or our open files, are used up".into())
-                .fix("sudo sysctl fs.inotify.max_user_instances=1024")
-        }
-        Watching::Not(reason) => {
+        Watching::TooManyQueues => finding(
+            Severity::Warning,
+            "watch_limit",
+            "this user's watchers, or this process's open files, are used up".into(),
+        )
+        .fix("sudo sysctl fs.inotify.max_user_instances=1024"),
+        Watching::Impossible(reason) => {
             let title = format!("the project cannot be watched: {reason}");
             finding(Severity::Warning, "no_file_events", title)
         }
         Watching::Replaced => {
             let title =
                 "the env file was replaced outside, and its mount shows the old one: mount the directory instead";
-            let detail = "A mount of a single file stays with that very file, so that a new token is never seen.";
+            let detail = "A mount of a single file keeps showing that file, so a new token is never seen.";
             Finding::new(Severity::Warning, "env_file_replaced", title, detail)
         }
         Watching::FileMount => {
-            let title = "the env file is mounted by itself: mount its directory instead";
-            let detail = "What is written into it is noticed; once it is replaced outside, no change is seen any more.";
+            let title = "the env file is a mount of its own: mount its directory instead";
+            let detail = "Writes to it are noticed. Once it is replaced outside, no change is seen any more.";
             Finding::new(Severity::Note, "env_file_mounted", title, detail)
         }
         Watching::LowerLayer => {
             let title = "the env file is in a lower layer of an overlay";
-            let detail = "Changes that are made in that layer may never be seen; those made in the project are.";
+            let detail = "Changes made in that layer may never be seen; changes made in the project are.";
             Finding::new(Severity::Note, "env_file_in_lower_layer", title, detail)
         }
     }
@@ -178,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_system_that_others_change_is_known_by_its_number() {
+    fn shared_file_systems_are_recognized_by_their_magic_number() {
         for (number, name) in [
             (0x6969, Some("NFS")),
             (0x0102_1997, Some("9p")),
@@ -194,27 +196,27 @@ mod tests {
     }
 
     #[test]
-    fn without_events_there_is_the_poll() {
+    fn every_way_of_watching_has_a_finding() {
         for (watching, severity, code) in [
             (Watching::ByEvents, Severity::Ok, "watching"),
             (Watching::WithoutEvents("NFS"), Severity::Note, "no_file_events"),
             (Watching::TooManyWatches, Severity::Warning, "watch_limit"),
             (Watching::TooManyQueues, Severity::Warning, "watch_limit"),
-            (Watching::Not("it is gone".into()), Severity::Warning, "no_file_events"),
+            (Watching::Impossible("it is gone".into()), Severity::Warning, "no_file_events"),
             (Watching::Replaced, Severity::Warning, "env_file_replaced"),
             (Watching::FileMount, Severity::Note, "env_file_mounted"),
             (Watching::LowerLayer, Severity::Note, "env_file_in_lower_layer"),
         ] {
-            let finding = judge(&watching);
+            let finding = evaluate(&watching);
             assert_eq!((finding.severity, finding.code.as_ref()), (severity, code));
         }
         let dir = tempfile::tempdir().expect("a directory");
         assert!(matches!(gather(dir.path(), None), Watching::ByEvents | Watching::WithoutEvents(_)));
-        assert!(matches!(gather(&dir.path().join("none"), None), Watching::Not(_)));
+        assert!(matches!(gather(&dir.path().join("none"), None), Watching::Impossible(_)));
     }
 
     #[test]
-    fn the_mount_of_a_file_is_the_last_of_those_that_lead_closest_to_it() {
+    fn the_mount_of_a_file_is_the_last_of_those_closest_to_it() {
         let mounts = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
                       30 22 8:1 /home/me/.env.local /app/.env.local rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
                       31 22 0:40 / /my\\040app rw - overlay overlay rw,lowerdir=/l\n\
@@ -233,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_a_lower_layer_is_one_that_the_upper_has_no_copy_of() {
+    fn a_file_is_in_a_lower_layer_if_the_upper_layer_has_no_copy() {
         let dir = tempfile::tempdir().expect("a directory");
         let (lower, upper) = (dir.path().join("lower"), dir.path().join("upper"));
         fs::create_dir_all(lower.join("web")).expect("a directory");
@@ -246,12 +248,15 @@ mod tests {
         };
         let file = Path::new("/merged/web/.env.local");
         let is_lower = || mount("overlay", "/").has_in_lower_layer(file);
-        assert!(!is_lower(), "it is nowhere that we see");
+        assert!(!is_lower(), "it is in no accessible layer");
         fs::write(lower.join("web/.env.local"), "").expect("a file");
         assert!(is_lower());
-        assert!(mount("overlay", "/web").has_in_lower_layer(Path::new("/merged/.env.local")), "a part is mounted");
+        assert!(
+            mount("overlay", "/web").has_in_lower_layer(Path::new("/merged/.env.local")),
+            "a subdirectory is mounted"
+        );
         assert!(!mount("ext4", "/").has_in_lower_layer(file));
         fs::write(upper.join("web/.env.local"), "").expect("a file");
-        assert!(!is_lower(), "it was written to since");
+        assert!(!is_lower(), "the upper layer has a copy");
     }
 }

@@ -1,12 +1,13 @@
-//! The command that is run: a job of its own in front of the same terminal, and its end.
+//! Runs the command of `run` as a job of its own, with signal forwarding and terminal control.
 //!
-//! It is to find what it would find without us: stdin, stdout and stderr, the limits, the keys that are typed, the jobs
-//! of the shell. So it gets a process group of its own and, where we are in the foreground of a terminal, that terminal:
-//! Ctrl-C reaches it once and us not at all. Signals that reach us are passed on to it, and when it has ended, what is
-//! left of its group is ended, too. What made a group of its own, as daemons do, is left alone.
+//! The command should behave as if started by the shell: same stdin, stdout, stderr, limits, keyboard input and job
+//! control. So it gets its own process group and, if this process is in the foreground of a terminal, control of that
+//! terminal: Ctrl-C then reaches the command only. Signals sent to this process are forwarded. When the command ends,
+//! the rest of its process group is terminated; processes that created their own group, such as daemons, are left
+//! alone.
 //!
-//! As a part of a pipeline in the foreground (`… | less`) it stays in our group, as the other parts need the terminal,
-//! too; there the terminal's signals reach everybody by themselves, and what it leaves behind stays as it would without us.
+//! In a foreground pipeline (`… | less`) the command stays in this process's group, since the other members need the
+//! terminal too. The terminal then signals all of them, and processes left behind are not terminated.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -25,7 +26,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{AccessFlags, Pid, access, getpgrp, tcgetpgrp, tcsetpgrp};
-// Its status is the system's own: that of nix knows no real-time signal.
+// nix cannot represent a wait status with a real-time signal.
 use rustix::process::{self as wait, WaitOptions, waitpgid, waitpid};
 use tokio::signal::unix::{self, SignalKind};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -35,35 +36,35 @@ use tracing::warn;
 use crate::os::child_processes;
 use crate::os::hardening::Inherited;
 
-/// After a signal that asks it to end, the command may take this long.
-const ENDING_LIMIT: Duration = Duration::from_secs(10);
-/// After the command's end, the rest of its group may take this long, and this long again to be gone once killed.
-const REST_LIMIT: Duration = Duration::from_secs(2);
-/// Time between two looks at the rest of the group.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// A process that asks to be stopped and goes on for this long is one that nobody could continue.
-const STOPPING_TAKES: Duration = Duration::from_millis(100);
+/// How long the command may take to end after SIGTERM or SIGINT before it is killed.
+const TERMINATION_LIMIT: Duration = Duration::from_secs(10);
+/// How long the rest of the group may take to end after SIGTERM, and again after SIGKILL.
+const GROUP_LIMIT: Duration = Duration::from_secs(2);
+/// Time between two checks of the rest of the group.
+const GROUP_CHECK_INTERVAL: Duration = Duration::from_millis(5);
+/// How long to wait for a stop signal to take effect. It has none if no shell could continue this process.
+const STOP_DELAY: Duration = Duration::from_millis(100);
 
-/// Where a shell looks for a command if there is no PATH.
+/// The search path that shells use without PATH.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
-/// The exit code of a command of which nobody knows how it ended.
-const UNKNOWN_END: u8 = 1;
+/// The exit code if the command's is unknown.
+const UNKNOWN_EXIT_CODE: u8 = 1;
 
-/// What is passed on.
-const PASSED_ON: [Signal; 6] =
+/// The signals that are forwarded to the command.
+const FORWARDED: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// The signals that reach us from now on.
+/// The signals sent to this process.
 pub struct Signals(Vec<(Signal, unix::Signal)>);
 
 impl Signals {
-    /// Listens for all that matter to a running command. Those that we were started to ignore (`nohup`) stay ignored, by
-    /// the command as well.
+    /// Starts listening. Signals that this process was started to ignore (`nohup`) stay ignored, and the command
+    /// inherits that.
     pub fn listen() -> io::Result<Self> {
         let ignored = ignored_signals();
         let is_ignored = |signal: &Signal| ignored & (1 << (*signal as i32 - 1)) != 0;
-        let passed_on = PASSED_ON.into_iter().filter(|signal| !is_ignored(signal));
-        let all = passed_on.chain([Signal::SIGCHLD, Signal::SIGCONT]);
+        let forwarded = FORWARDED.into_iter().filter(|signal| !is_ignored(signal));
+        let all = forwarded.chain([Signal::SIGCHLD, Signal::SIGCONT]);
         all.map(|signal| Ok((signal, unix::signal(SignalKind::from_raw(signal as i32))?)))
             .collect::<io::Result<_>>()
             .map(Self)
@@ -78,13 +79,13 @@ impl Signals {
         .await
     }
 
-    /// Returns when one has come that asks a process to end at once.
+    /// Returns when SIGINT or SIGTERM arrives.
     pub async fn end(&mut self) {
         while !matches!(self.next().await, Signal::SIGINT | Signal::SIGTERM) {}
     }
 }
 
-/// A bit for each signal that this process ignores, the lowest for signal 1; none where the system does not tell.
+/// A bit mask of the signals that this process ignores, the lowest bit for signal 1. Empty on systems without `/proc`.
 fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -93,26 +94,26 @@ fn ignored_signals() -> u64 {
 
 /// The command could not be started.
 #[derive(Debug, thiserror::Error)]
-#[error("could not {what}")]
-pub struct CannotStart {
-    /// And why, for people.
-    what: String,
+#[error("could not {message}")]
+pub struct SpawnError {
+    /// What was tried and why it failed, for people.
+    message: String,
     #[source]
     error: io::Error,
 }
 
-impl CannotStart {
-    /// `program` is the file that was to be run, if one was found.
+impl SpawnError {
+    /// `program` is the file that was run, if one was found.
     fn new(command: &OsStr, program: Option<&Path>, error: io::Error) -> Self {
         let command = command.display();
-        let what = match program {
+        let message = match program {
             Some(program) => format!("run {command}: {}", reason(program, &error)),
             None => format!("find {command} on PATH: check the name, or give its path (such as ./{command})"),
         };
-        Self { what, error }
+        Self { message, error }
     }
 
-    /// As shells have it: 127 for what is not there, 126 for what cannot be run.
+    /// The exit code of shells: 127 if the command was not found, 126 if it could not be run.
     pub fn exit_code(&self) -> u8 {
         if self.error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
     }
@@ -138,19 +139,20 @@ fn reason(program: &Path, error: &io::Error) -> String {
     }
 }
 
-/// The file that a shell would run for this name: itself if it has a slash, else the first executable file on PATH. Where
-/// there is none, bash names what comes first of that name, unless it is a directory.
+/// The file that a shell would run for this name: the name itself if it has a slash, else the first executable file on
+/// PATH. Without one, the first file of that name, which bash names in its error.
 fn find(name: &OsStr, path: &OsStr) -> Option<PathBuf> {
     if name.as_bytes().contains(&b'/') {
         return Some(name.into());
     }
-    let here = |dir: PathBuf| if dir.as_os_str().is_empty() { ".".into() } else { dir };
-    let mut named = env::split_paths(path).map(|dir| here(dir).join(name)).filter(|file| file.exists()).peekable();
-    let first = named.peek().filter(|first| first.is_file()).cloned();
-    named.find(|file| file.is_file() && access(file, AccessFlags::X_OK).is_ok()).or(first)
+    let or_current = |dir: PathBuf| if dir.as_os_str().is_empty() { ".".into() } else { dir };
+    let mut candidates =
+        env::split_paths(path).map(|dir| or_current(dir).join(name)).filter(|file| file.exists()).peekable();
+    let first = candidates.peek().filter(|first| first.is_file()).cloned();
+    candidates.find(|file| file.is_file() && access(file, AccessFlags::X_OK).is_ok()).or(first)
 }
 
-/// Whether a file that the system does not know how to run is a script, by what bash goes by: no program begins so.
+/// Whether a file that the system cannot execute is a shell script, by the rules of bash.
 fn is_script(program: &Path) -> io::Result<bool> {
     let mut sample = Vec::new();
     File::open(program)?.take(80).read_to_end(&mut sample)?;
@@ -161,11 +163,11 @@ fn is_script(program: &Path) -> io::Result<bool> {
     Ok(!sample.starts_with(b"\x7fELF") && !first_line.contains(&0))
 }
 
-/// Starts, by `spawn`, what a shell would start for these words: a name and its arguments.
-fn start<T>(words: (&OsStr, &[OsString]), mut spawn: impl FnMut(Command) -> io::Result<T>) -> Result<T, CannotStart> {
+/// Spawns what a shell would for these words, a name and its arguments.
+fn start<T>(words: (&OsStr, &[OsString]), mut spawn: impl FnMut(Command) -> io::Result<T>) -> Result<T, SpawnError> {
     let (name, arguments) = words;
     let path = env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
-    let file = find(name, &path).ok_or_else(|| CannotStart::new(name, None, io::ErrorKind::NotFound.into()))?;
+    let file = find(name, &path).ok_or_else(|| SpawnError::new(name, None, io::ErrorKind::NotFound.into()))?;
     let mut command = Command::new(&file);
     command.arg0(name).args(arguments);
     let started = spawn(command).or_else(|error| {
@@ -177,38 +179,38 @@ fn start<T>(words: (&OsStr, &[OsString]), mut spawn: impl FnMut(Command) -> io::
         shell.arg(if is_an_option { Path::new(".").join(&file) } else { file.clone() }).args(arguments);
         spawn(shell)
     });
-    started.map_err(|error| CannotStart::new(name, Some(&file), error))
+    started.map_err(|error| SpawnError::new(name, Some(&file), error))
 }
 
-/// Runs a command to its end; its exit code, which is 128 + n after signal n. `set` gives it its variables.
+/// Runs a command. Returns its exit code, which is 128 + n after signal n. `set_variables` sets its environment.
 pub async fn run(
     words: (&OsStr, &[OsString]),
-    set: impl Fn(&mut Command),
+    set_variables: impl Fn(&mut Command),
     signals: &mut Signals,
     limits: Inherited,
-) -> Result<u8, CannotStart> {
+) -> Result<u8, SpawnError> {
     let terminal = Terminal::open();
-    let shares_our_group = terminal.as_ref().is_some_and(Terminal::is_ours) && is_in_pipeline();
+    let shares_group = terminal.as_ref().is_some_and(Terminal::is_foreground) && is_in_pipeline();
     #[cfg(target_os = "linux")]
     child_processes::adopt_orphans();
     let child = start(words, |mut command| {
-        set(&mut command);
-        if !shares_our_group {
+        set_variables(&mut command);
+        if !shares_group {
             command.process_group(0);
         }
         limits.during(|| command.spawn())
     })?;
-    let job = Job { leader: wait::Pid::from_child(&child), shares_our_group, terminal };
+    let job = Job { leader: wait::Pid::from_child(&child), shares_group, terminal };
     job.resume();
-    let code = job.attend(signals).await;
-    job.step_back();
-    if !shares_our_group {
+    let code = job.wait(signals).await;
+    job.reclaim_terminal();
+    if !shares_group {
         end_group(job.leader, signals).await;
     }
     Ok(code)
 }
 
-/// Whether our stdin or stdout is another program's end of a pipe.
+/// Whether stdin or stdout of this process is a pipe or socket.
 fn is_in_pipeline() -> bool {
     let is_pipe = |file: &dyn AsFd| {
         let kind = fstat(file.as_fd()).map(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
@@ -217,18 +219,18 @@ fn is_in_pipeline() -> bool {
     is_pipe(&io::stdin()) || is_pipe(&io::stdout())
 }
 
-/// The command as it runs.
+/// The running command.
 struct Job {
     leader: wait::Pid,
-    shares_our_group: bool,
+    shares_group: bool,
     terminal: Option<Terminal>,
 }
 
-/// What has become of the command.
+/// A change of the command's state.
 enum Change {
-    /// It has ended, which gives this exit code.
+    /// It has ended with this exit code.
     Ended(u8),
-    /// A signal has stopped it.
+    /// This signal has stopped it.
     Stopped(i32),
 }
 
@@ -237,14 +239,16 @@ impl Job {
         Pid::from_raw(self.leader.as_raw_nonzero().get())
     }
 
-    /// What has become of it since the last look.
+    /// The next change of its state, if there is one.
     fn change(&self) -> Option<Change> {
         let status = match waitpid(Some(self.leader), WaitOptions::NOHANG | WaitOptions::UNTRACED) {
             Ok(status) => status?.1,
-            // Whatever it is, no later look tells more.
+            // A later call would fail too.
             Err(error) => {
-                warn!("the command has ended, but it is not known how ({error}): taken as exit code {UNKNOWN_END}");
-                return Some(Change::Ended(UNKNOWN_END));
+                warn!(
+                    "the command has ended, but it is not known how ({error}): taken as exit code {UNKNOWN_EXIT_CODE}"
+                );
+                return Some(Change::Ended(UNKNOWN_EXIT_CODE));
             }
         };
         let code = status.exit_status().or_else(|| Some(128 + status.terminating_signal()?));
@@ -254,16 +258,16 @@ impl Job {
         }
     }
 
-    /// Passes signals on until the command has ended; its exit code.
-    async fn attend(&self, signals: &mut Signals) -> u8 {
-        let mut asked_to_end = false;
+    /// Forwards signals until the command has ended. Returns its exit code.
+    async fn wait(&self, signals: &mut Signals) -> u8 {
+        let mut termination_requested = false;
         let mut deadline: Option<Instant> = None;
         loop {
-            // Whatever has woken us: a signal may be lost, an end may not.
+            // Checked after every wake-up, since SIGCHLD may be lost.
             while let Some(change) = self.change() {
                 match change {
                     Change::Ended(code) => return code,
-                    Change::Stopped(signal) => self.stop_as_well(signal).await,
+                    Change::Stopped(signal) => self.stop_with_command(signal).await,
                 }
             }
             #[cfg(target_os = "linux")]
@@ -279,15 +283,15 @@ impl Job {
             match signal {
                 Signal::SIGCHLD => {}
                 Signal::SIGCONT => self.resume(),
-                // The terminal has sent it to the command, too.
-                Signal::SIGINT | Signal::SIGQUIT if self.shares_our_group => {}
-                Signal::SIGINT | Signal::SIGTERM if asked_to_end => self.send(Signal::SIGKILL),
+                // The terminal has sent it to the command as well.
+                Signal::SIGINT | Signal::SIGQUIT if self.shares_group => {}
+                Signal::SIGINT | Signal::SIGTERM if termination_requested => self.send(Signal::SIGKILL),
                 signal => {
                     self.send(signal);
-                    asked_to_end |= matches!(signal, Signal::SIGINT | Signal::SIGTERM);
-                    if asked_to_end || signal == Signal::SIGHUP {
-                        deadline.get_or_insert_with(|| Instant::now() + ENDING_LIMIT);
-                        // What is stopped cannot heed it.
+                    termination_requested |= matches!(signal, Signal::SIGINT | Signal::SIGTERM);
+                    if termination_requested || signal == Signal::SIGHUP {
+                        deadline.get_or_insert_with(|| Instant::now() + TERMINATION_LIMIT);
+                        // A stopped process cannot handle it.
                         self.send(Signal::SIGCONT);
                     }
                 }
@@ -296,45 +300,45 @@ impl Job {
     }
 
     fn send(&self, signal: Signal) {
-        // It fails only for what has ended, of which we are about to hear.
-        let _ = if self.shares_our_group { kill(self.id(), signal) } else { killpg(self.id(), signal) };
+        // Fails only if the command has ended, which the next check notices.
+        let _ = if self.shares_group { kill(self.id(), signal) } else { killpg(self.id(), signal) };
     }
 
-    /// Was the command stopped at the terminal, our own group is, as it would have been as one job with the command; the
-    /// shell sees that and takes the terminal.
-    async fn stop_as_well(&self, signal: i32) {
-        if self.shares_our_group || self.terminal.is_none() {
+    /// Stops this process's group when the command is stopped at the terminal, as if both were one job. The shell
+    /// notices and takes the terminal.
+    async fn stop_with_command(&self, signal: i32) {
+        if self.shares_group || self.terminal.is_none() {
             return;
         }
-        // By the same signal, which the shell tells. Not by the one that stops also who could not be continued.
+        // With the same signal, which the shell reports. Not SIGSTOP: it would stop a process that no shell continues.
         let signal = Signal::try_from(signal).ok().filter(|signal| *signal != Signal::SIGSTOP);
         let _ = killpg(getpgrp(), signal.unwrap_or(Signal::SIGTSTP));
-        // This is over when the shell has continued us. A group that no shell looks after is not stopped at all.
-        sleep(STOPPING_TAKES).await;
+        // Continues once the shell has continued this process. A group without a shell is not stopped at all.
+        sleep(STOP_DELAY).await;
         self.resume();
     }
 
-    /// Puts the command where we are, in the foreground or not, and lets it go on.
+    /// Gives the command the terminal if this process has it, and continues the command.
     fn resume(&self) {
-        if self.shares_our_group {
+        if self.shares_group {
             return;
         }
-        if let Some(terminal) = self.terminal.as_ref().filter(|terminal| terminal.is_ours()) {
-            terminal.give_to(self.id());
+        if let Some(terminal) = self.terminal.as_ref().filter(|terminal| terminal.is_foreground()) {
+            terminal.set_foreground(self.id());
         }
-        // Also at the start: it may have asked for the terminal before it had it, and was stopped for that.
+        // Also at the start: it may have been stopped for using the terminal before it had control of it.
         self.send(Signal::SIGCONT);
     }
 
-    /// Takes the terminal back, unless somebody else has it by now.
-    fn step_back(&self) {
-        if let Some(terminal) = self.terminal.as_ref().filter(|terminal| terminal.is_of(self.id())) {
-            terminal.give_to(getpgrp());
+    /// Takes the terminal back, unless another group has it by now.
+    fn reclaim_terminal(&self) {
+        if let Some(terminal) = self.terminal.as_ref().filter(|terminal| terminal.is_held_by(self.id())) {
+            terminal.set_foreground(getpgrp());
         }
     }
 }
 
-/// Ends what is left of the command's group.
+/// Terminates what is left of the command's group.
 async fn end_group(leader: wait::Pid, signals: &mut Signals) {
     let group = Pid::from_raw(leader.as_raw_nonzero().get());
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
@@ -342,14 +346,14 @@ async fn end_group(leader: wait::Pid, signals: &mut Signals) {
             return;
         }
         let _ = killpg(group, Signal::SIGCONT);
-        let limit = Instant::now() + REST_LIMIT;
+        let limit = Instant::now() + GROUP_LIMIT;
         let gone = async {
             while Instant::now() < limit {
                 while let Ok(Some(_)) = waitpgid(leader, WaitOptions::NOHANG) {}
                 if killpg(group, None).is_err() {
                     return true;
                 }
-                sleep(LOOK_EVERY).await;
+                sleep(GROUP_CHECK_INTERVAL).await;
             }
             false
         };
@@ -368,22 +372,22 @@ impl Terminal {
         File::options().read(true).write(true).open("/dev/tty").ok().map(Self)
     }
 
-    /// Whether our group is in the foreground.
-    fn is_ours(&self) -> bool {
+    /// Whether this process's group is in the foreground.
+    fn is_foreground(&self) -> bool {
         tcgetpgrp(&self.0) == Ok(getpgrp())
     }
 
-    /// Whether this group, or one that is gone, is in the foreground.
-    fn is_of(&self, group: Pid) -> bool {
+    /// Whether this group is in the foreground, or one that no longer exists.
+    fn is_held_by(&self, group: Pid) -> bool {
         tcgetpgrp(&self.0).is_ok_and(|front| front == group || killpg(front, None) == Err(Errno::ESRCH))
     }
 
-    /// Puts a group in the foreground, also from the background: there the system would stop us for it.
-    fn give_to(&self, group: Pid) {
+    /// Puts a group in the foreground. SIGTTOU is blocked, since it would stop this process if it is in the background.
+    fn set_foreground(&self, group: Pid) {
         let mut stop = SigSet::empty();
         stop.add(Signal::SIGTTOU);
         let Ok(before) = stop.thread_swap_mask(SigmaskHow::SIG_BLOCK) else { return };
-        // It fails for a group that has ended already.
+        // Fails if the group has already ended.
         let _ = tcsetpgrp(&self.0, group);
         let _ = before.thread_set_mask();
     }
@@ -394,10 +398,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_child_that_another_wait_has_taken_has_ended_and_no_success_is_made_up() {
+    fn a_child_reaped_elsewhere_has_an_unknown_exit_code() {
         let mut child = Command::new("true").spawn().expect("a process");
-        let job = Job { leader: wait::Pid::from_child(&child), shares_our_group: true, terminal: None };
+        let job = Job { leader: wait::Pid::from_child(&child), shares_group: true, terminal: None };
         assert!(child.wait().expect("a status").success());
-        assert!(matches!(job.change(), Some(Change::Ended(UNKNOWN_END))));
+        assert!(matches!(job.change(), Some(Change::Ended(UNKNOWN_EXIT_CODE))));
     }
 }

@@ -1,86 +1,88 @@
-//! What the command finds in its environment. Pure: from ours and from what the sidecar answered, to the variables that
-//! differ.
+//! Computes the environment variables of the command that `run` starts. Pure.
 //!
-//! Whatever the user has set is kept beside ours, but for what would lead past the sidecar, and to do it again, as in a
-//! `run` within a `run`, changes nothing. The real token is among the variables only where that was asked for.
+//! The user's own values are kept next to the added ones, except those that would bypass the sidecar. A `run` inside a
+//! `run` changes nothing. The real token is included only on request.
 
 use std::ffi::OsString;
 use std::path::Path;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
+use crate::config::EnvLookup;
 use crate::os::env_proxy::{self, EXCEPTIONS, Exception, FOR_THE_REST};
 use crate::proxy::hosts::{BearerHost, HTTPS_PORT, Hosts};
 
-/// The preload's file name, by which it is found again among other options.
+/// The preload's file name, which identifies its option in `NODE_OPTIONS`.
 pub const PRELOAD_FILE: &str = "connect-sidecar-preload.cjs";
-/// Variables that name a file of certificates which takes the place of the system's: each gets the bundle.
+/// Variables that name a file with certificates to use instead of the system's. Each is set to the bundle.
 pub const BUNDLE_VARIABLES: [&str; 5] =
     ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "DENO_CERT"];
-/// How the preload is loaded: a path or a URL follows, and a quote.
+/// The options that load the preload; a path or URL and a quote follow.
 const REQUIRE: &[u8] = b"--require \"";
 const IMPORT: &[u8] = b"--import \"";
-/// Names a file of certificates that Node.js trusts besides its own.
+/// Names a file with certificates that Node.js trusts in addition to its own.
 pub const NODE_EXTRA_CERTIFICATES: &str = "NODE_EXTRA_CA_CERTS";
-/// Hosts that are never asked through a proxy.
+/// Hosts that are never reached through a proxy.
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
-/// Looks a variable up in our own environment.
-pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
-/// A variable and its value; `None`: it is taken away.
+/// A variable and its value; `None` if it is removed.
 pub type Variable = (&'static str, Option<OsString>);
 
-/// What the command is to be given.
-pub struct Given<'a> {
-    /// The sidecar.
+/// The values that a run passes to its command.
+pub struct RunVariables<'a> {
+    /// The sidecar's URL.
     pub url: &'a str,
-    /// The key of runs, where every request needs one.
+    /// The key for requests, if they need one.
     pub key: Option<&'a str>,
-    /// The stand-in for the OIDC token; the token itself only where that was asked for.
+    /// The placeholder for the OIDC token, or on request the token itself.
     pub oidc_token: &'a str,
-    /// Hosts that take the token as a bearer.
+    /// The hosts for which the sidecar replaces the placeholder with the real token.
     pub bearer_hosts: &'a [String],
-    /// The preload's file.
+    /// The path of the preload.
     pub preload: &'a Path,
-    /// The way to intercept, if it is to be intercepted.
+    /// How the command's requests are intercepted, if they are.
     pub interception: Option<Interception<'a>>,
-    /// Whether the credential is `VERCEL_TOKEN`, which is then to stay with us.
-    pub hides_access_token: bool,
+    /// Whether to remove `VERCEL_TOKEN`, because it is the sidecar's credential.
+    pub remove_access_token: bool,
 }
 
 /// How requests of programs other than Node.js are intercepted.
 pub struct Interception<'a> {
-    /// The proxy, with the run's secret.
+    /// The proxy's URL, with the run's secret.
     pub proxy: &'a str,
-    /// The system's certificates and ours.
+    /// A file with the system's, the user's and the local CA's certificates.
     pub bundle: &'a Path,
-    /// Ours, and what the user has Node.js trust.
+    /// A file with the local CA's certificate and those of the user's `NODE_EXTRA_CA_CERTS`.
     pub node_certificates: &'a Path,
 }
 
-/// The variables of the command that differ from ours.
-pub fn variables(environment: Lookup<'_>, given: &Given<'_>) -> Vec<Variable> {
+/// The variables of the command that differ from this process's environment.
+pub fn variables(environment: EnvLookup<'_>, run: &RunVariables<'_>) -> Vec<Variable> {
     let set = |name, value: &str| (name, Some(OsString::from(value)));
     let mut variables = vec![
-        set("CONNECT_SIDECAR_URL", given.url),
-        set("CONNECT_SIDECAR_BEARER_HOSTS", &given.bearer_hosts.join(",")),
-        set("VERCEL_OIDC_TOKEN", given.oidc_token),
-        ("CONNECT_SIDECAR_KEY", given.key.map(OsString::from)),
-        ("NODE_OPTIONS", Some(node_options(environment("NODE_OPTIONS"), given.preload))),
+        set("CONNECT_SIDECAR_URL", run.url),
+        set("CONNECT_SIDECAR_BEARER_HOSTS", &run.bearer_hosts.join(",")),
+        set("VERCEL_OIDC_TOKEN", run.oidc_token),
+        ("CONNECT_SIDECAR_KEY", run.key.map(OsString::from)),
+        ("NODE_OPTIONS", Some(node_options(environment("NODE_OPTIONS"), run.preload))),
     ];
-    let taken_out = if given.interception.is_some() { taken_out(environment, given.bearer_hosts) } else { Vec::new() };
-    // A proxy of the user's, too, is nowhere to send what is for this machine, least of all with a key.
-    let no_proxy = no_proxy(&env_proxy::exceptions(environment), &taken_out);
+    let removed = match run.interception {
+        Some(_) => removed_exceptions(environment, run.bearer_hosts),
+        None => Vec::new(),
+    };
+    // Loopback is always excepted: a request to the sidecar, which may carry a key, must not go through the user's
+    // proxy.
+    let no_proxy = no_proxy(&env_proxy::exceptions(environment), &removed);
     variables.extend(EXCEPTIONS.map(|name| set(name, &no_proxy)));
-    if taken_out.iter().any(|entry| Exception::parse(entry) == Some(Exception::All)) {
-        // They were without effect, and stay so.
+    if removed.iter().any(|entry| Exception::parse(entry) == Some(Exception::All)) {
+        // With `*`, the user's proxy variables had no effect. They must not get one now.
         let without_effect = FOR_THE_REST.into_iter().filter(|name| environment(name).is_some());
         variables.extend(without_effect.map(|name| (name, None)));
     }
-    if given.hides_access_token {
+    if run.remove_access_token {
         variables.push(("VERCEL_TOKEN", None));
     }
-    if let Some(Interception { proxy, bundle, node_certificates }) = &given.interception {
+    if let Some(Interception { proxy, bundle, node_certificates }) = &run.interception {
         variables.extend(["HTTPS_PROXY", "https_proxy"].map(|name| set(name, proxy)));
         variables.extend(BUNDLE_VARIABLES.map(|name| (name, Some(bundle.as_os_str().to_owned()))));
         variables.push((NODE_EXTRA_CERTIFICATES, Some(node_certificates.as_os_str().to_owned())));
@@ -88,31 +90,31 @@ pub fn variables(environment: Lookup<'_>, given: &Given<'_>) -> Vec<Variable> {
     variables
 }
 
-/// The preload, before what the user has there. Next.js up to 15 writes these options anew, and of one that is there twice
-/// makes a broken one: beside a `--require` of the user's, such as a debugger's, ours is an `--import`, unless the user has
-/// one of those, too. It is only the second best: workers whose code is a string load no `--import`.
-fn node_options(users: Option<OsString>, preload: &Path) -> OsString {
-    let users = without_preload(users.unwrap_or_default().into_encoded_bytes());
-    let names = |option: &[&str]| {
-        let mut words = users.split(u8::is_ascii_whitespace);
+/// The user's options with the preload in front. Next.js up to 15 rewrites these options and breaks an option that
+/// occurs twice. So next to a `--require` of the user's, such as a debugger's, the preload is an `--import`, unless the
+/// user has one of those too. `--require` is preferred because workers whose code is a string ignore `--import`.
+fn node_options(user_options: Option<OsString>, preload: &Path) -> OsString {
+    let user_options = without_preload(user_options.unwrap_or_default().into_encoded_bytes());
+    let has = |option: &[&str]| {
+        let mut words = user_options.split(u8::is_ascii_whitespace);
         words.any(|word| {
             option.iter().any(|o| word.strip_prefix(o.as_bytes()).is_some_and(|v| v.is_empty() || v[0] == b'='))
         })
     };
     let file = preload.as_os_str().as_encoded_bytes();
-    // The URL of a file with a backslash in its path is none to Node.js.
-    let mut options = match names(&["--require", "-r"]) && !names(&["--import"]) && !file.contains(&b'\\') {
+    // Node.js does not accept the URL of a file with a backslash in its path.
+    let mut options = match has(&["--require", "-r"]) && !has(&["--import"]) && !file.contains(&b'\\') {
         true => [IMPORT, &file_url(file), b"\""].concat(),
         false => [REQUIRE, &escaped(file), b"\""].concat(),
     };
-    if !users.is_empty() {
+    if !user_options.is_empty() {
         options.push(b' ');
-        options.extend(users);
+        options.extend(user_options);
     }
     os_string(options)
 }
 
-/// As Node.js reads an option in double quotes: a backslash stands before what is meant as it is.
+/// Escapes a value for an option of Node.js in double quotes.
 fn escaped(bytes: &[u8]) -> Vec<u8> {
     let mut escaped = Vec::new();
     for byte in bytes {
@@ -124,13 +126,13 @@ fn escaped(bytes: &[u8]) -> Vec<u8> {
     escaped
 }
 
-/// The URL of a file.
+/// The `file:` URL of a path.
 fn file_url(path: &[u8]) -> Vec<u8> {
     const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
     format!("file://{}", percent_encode(path, ENCODED)).into_bytes()
 }
 
-/// The options without the preload of another `run`.
+/// Removes the preload of an outer `run` from the options.
 fn without_preload(mut options: Vec<u8>) -> Vec<u8> {
     let end = format!("/{PRELOAD_FILE}\"").into_bytes();
     while let Some(end_at) = find(&options, &end) {
@@ -142,32 +144,32 @@ fn without_preload(mut options: Vec<u8>) -> Vec<u8> {
     options.trim_ascii().to_vec()
 }
 
-fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
-    bytes.windows(wanted.len()).position(|window| window == wanted)
+fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
+    bytes.windows(needle.len()).position(|window| window == needle)
 }
 
-/// The entries of the user's `NO_PROXY` that would lead requests past the sidecar, which opens Vercel's hosts.
-pub fn taken_out(environment: Lookup<'_>, bearer_hosts: &[String]) -> Vec<String> {
+/// The entries of the user's `NO_PROXY` that match intercepted hosts. They would make requests bypass the sidecar.
+pub fn removed_exceptions(environment: EnvLookup<'_>, bearer_hosts: &[String]) -> Vec<String> {
     let hosts = Hosts::new(bearer_hosts.iter().filter_map(|host| BearerHost::parse(host)).collect());
-    let leads_past = |entry: &&str| match Exception::parse(entry) {
+    let bypasses = |entry: &&str| match Exception::parse(entry) {
         Some(Exception::All) => true,
         Some(Exception::Name(name, port)) => port.is_none_or(|port| port == HTTPS_PORT) && hosts.any_ends_in(&name),
         Some(Exception::Network(..)) | None => false,
     };
-    let mut taken_out = Vec::new();
-    for entry in env_proxy::entries(&env_proxy::exceptions(environment)).filter(leads_past) {
-        if !taken_out.iter().any(|known| known == entry) {
-            taken_out.push(entry.to_owned());
+    let mut removed = Vec::new();
+    for entry in env_proxy::entries(&env_proxy::exceptions(environment)).filter(bypasses) {
+        if !removed.iter().any(|known| known == entry) {
+            removed.push(entry.to_owned());
         }
     }
-    taken_out
+    removed
 }
 
-/// The user's list without these, and loopback.
-fn no_proxy(users: &str, taken_out: &[String]) -> String {
+/// The user's list without the removed entries, plus loopback.
+fn no_proxy(user_list: &str, removed: &[String]) -> String {
     let mut hosts: Vec<&str> = Vec::new();
-    let stays = |entry: &&str| !taken_out.iter().any(|taken| taken == entry);
-    for host in env_proxy::entries(users).filter(stays).chain(LOOPBACK) {
+    let stays = |entry: &&str| !removed.iter().any(|removed| removed == entry);
+    for host in env_proxy::entries(user_list).filter(stays).chain(LOOPBACK) {
         if !hosts.contains(&host) {
             hosts.push(host);
         }
@@ -188,8 +190,8 @@ mod tests {
 
     const HOSTS: [&str; 1] = ["ai-gateway.vercel.sh"];
 
-    fn given<'a>(hosts: &'a [String], preload: &'a Path) -> Given<'a> {
-        Given {
+    fn run_variables<'a>(hosts: &'a [String], preload: &'a Path) -> RunVariables<'a> {
+        RunVariables {
             url: "http://127.0.0.1:2774",
             key: None,
             oidc_token: "e30.e30.placeholder",
@@ -200,22 +202,22 @@ mod tests {
                 bundle: Path::new("/run/bundle.pem"),
                 node_certificates: Path::new("/run/node.pem"),
             }),
-            hides_access_token: false,
+            remove_access_token: false,
         }
     }
 
-    /// The command's environment, from ours.
+    /// The command's environment, given the environment of `run`.
     fn environment_of(
-        ours: &[(&str, &str)],
+        before: &[(&str, &str)],
         preload: &str,
-        change: impl FnOnce(&mut Given<'_>),
+        change: impl FnOnce(&mut RunVariables<'_>),
     ) -> BTreeMap<String, String> {
         let hosts = HOSTS.map(String::from);
-        let mut given = given(&hosts, Path::new(preload));
-        change(&mut given);
-        let mut all: BTreeMap<String, String> = ours.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect();
+        let mut run = run_variables(&hosts, Path::new(preload));
+        change(&mut run);
+        let mut all: BTreeMap<String, String> = before.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect();
         let before = all.clone();
-        for (name, value) in variables(&|name| before.get(name).map(OsString::from), &given) {
+        for (name, value) in variables(&|name| before.get(name).map(OsString::from), &run) {
             match value {
                 Some(value) => all.insert(name.into(), value.into_string().expect("UTF-8")),
                 None => all.remove(name),
@@ -225,9 +227,9 @@ mod tests {
     }
 
     #[test]
-    fn the_command_finds_the_sidecar_and_no_credential() {
-        let ours = [("PATH", "/bin"), ("VERCEL_OIDC_TOKEN", "the real one"), ("CONNECT_SIDECAR_KEY", "another's")];
-        let theirs = environment_of(&ours, "/run/connect-sidecar-preload.cjs", |_| {});
+    fn the_command_gets_the_sidecars_variables_and_no_credential() {
+        let outer = [("PATH", "/bin"), ("VERCEL_OIDC_TOKEN", "the real one"), ("CONNECT_SIDECAR_KEY", "another's")];
+        let inner = environment_of(&outer, "/run/connect-sidecar-preload.cjs", |_| {});
         for (name, value) in [
             ("PATH", "/bin"),
             ("CONNECT_SIDECAR_URL", "http://127.0.0.1:2774"),
@@ -245,36 +247,36 @@ mod tests {
             ("DENO_CERT", "/run/bundle.pem"),
             ("NODE_EXTRA_CA_CERTS", "/run/node.pem"),
         ] {
-            assert_eq!(theirs.get(name).map(String::as_str), Some(value), "{name}");
+            assert_eq!(inner.get(name).map(String::as_str), Some(value), "{name}");
         }
-        assert!(!theirs.contains_key("CONNECT_SIDECAR_KEY") && !theirs.contains_key("NODE_USE_ENV_PROXY"));
-        assert_eq!(theirs.len(), 15, "{theirs:#?}");
+        assert!(!inner.contains_key("CONNECT_SIDECAR_KEY") && !inner.contains_key("NODE_USE_ENV_PROXY"));
+        assert_eq!(inner.len(), 15, "{inner:#?}");
     }
 
     #[test]
-    fn without_interception_proxies_and_certificates_are_the_users_own() {
-        let ours = [("HTTPS_PROXY", "http://corp:3128"), ("NO_PROXY", "a"), ("SSL_CERT_FILE", "/corp.pem")];
-        let theirs = environment_of(&ours, "/p.cjs", |given| given.interception = None);
-        assert_eq!((&*theirs["HTTPS_PROXY"], &*theirs["SSL_CERT_FILE"]), ("http://corp:3128", "/corp.pem"));
-        // But the sidecar is not asked through a proxy.
+    fn without_interception_proxies_and_certificates_stay_the_users() {
+        let outer = [("HTTPS_PROXY", "http://corp:3128"), ("NO_PROXY", "a"), ("SSL_CERT_FILE", "/corp.pem")];
+        let inner = environment_of(&outer, "/p.cjs", |run| run.interception = None);
+        assert_eq!((&*inner["HTTPS_PROXY"], &*inner["SSL_CERT_FILE"]), ("http://corp:3128", "/corp.pem"));
+        // Requests to the sidecar still do not go through a proxy.
         assert_eq!(
-            (&*theirs["NO_PROXY"], &*theirs["no_proxy"]),
+            (&*inner["NO_PROXY"], &*inner["no_proxy"]),
             ("a,localhost,127.0.0.1,::1", "a,localhost,127.0.0.1,::1")
         );
-        assert_eq!(theirs.len(), ours.len() + 5, "{theirs:#?}");
+        assert_eq!(inner.len(), outer.len() + 5, "{inner:#?}");
     }
 
     #[test]
-    fn the_key_is_there_only_where_it_is_needed_and_the_access_token_only_where_it_is_no_secret_of_ours() {
-        let ours = [("VERCEL_TOKEN", "vcp_x")];
-        let theirs = environment_of(&ours, "/p.cjs", |given| given.key = Some("k"));
-        assert_eq!((&*theirs["CONNECT_SIDECAR_KEY"], &*theirs["VERCEL_TOKEN"]), ("k", "vcp_x"));
-        let theirs = environment_of(&ours, "/p.cjs", |given| given.hides_access_token = true);
-        assert!(!theirs.contains_key("VERCEL_TOKEN"));
+    fn the_key_is_set_only_if_needed_and_the_access_token_is_removed_if_it_is_the_credential() {
+        let outer = [("VERCEL_TOKEN", "vcp_x")];
+        let inner = environment_of(&outer, "/p.cjs", |run| run.key = Some("k"));
+        assert_eq!((&*inner["CONNECT_SIDECAR_KEY"], &*inner["VERCEL_TOKEN"]), ("k", "vcp_x"));
+        let inner = environment_of(&outer, "/p.cjs", |run| run.remove_access_token = true);
+        assert!(!inner.contains_key("VERCEL_TOKEN"));
     }
 
     #[test]
-    fn the_preload_comes_before_what_the_user_has_and_only_once() {
+    fn the_preload_comes_before_the_users_options_and_only_once() {
         let path = |dir: &str| format!("{dir}/{PRELOAD_FILE}");
         let outer = format!("--require \"{}\"", path("/outer run"));
         let outer_import = format!("--import \"file://{}\"", path("/outer%20run"));
@@ -294,7 +296,7 @@ mod tests {
             ("--import /b".into(), &require, " --import /b"),
             ("--require-module -rx".into(), &require, " --require-module -rx"),
             (format!("--require \"/a\" {outer} --x {outer}"), &import, " --require \"/a\"  --x"),
-            // Not ours: another file's name, however alike.
+            // Another file with a similar name.
             (format!("--require \"/my-{PRELOAD_FILE}\""), &import, " --require \"/my-connect-sidecar-preload.cjs\""),
         ] {
             let options = node_options(Some(users.clone().into()), Path::new(&path("/my \"run\" dé")));
@@ -305,11 +307,11 @@ mod tests {
     }
 
     #[test]
-    fn a_run_in_a_run_changes_nothing() {
+    fn a_run_inside_a_run_changes_nothing() {
         for options in ["--inspect", "--require /a"] {
-            let ours = [("NODE_OPTIONS", options), ("no_proxy", "corp.example, 127.0.0.1"), ("NO_PROXY", ".intern")];
+            let outer = [("NODE_OPTIONS", options), ("no_proxy", "corp.example, 127.0.0.1"), ("NO_PROXY", ".intern")];
             let preload = format!("/run/{PRELOAD_FILE}");
-            let once = environment_of(&ours, &preload, |_| {});
+            let once = environment_of(&outer, &preload, |_| {});
             assert_eq!(once["no_proxy"], ".intern,corp.example,127.0.0.1,localhost,::1");
             assert_eq!(once["NO_PROXY"], once["no_proxy"]);
             let again: Vec<_> = once.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
@@ -318,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_lead_past_the_sidecar_is_taken_out_and_the_rest_stays() {
+    fn no_proxy_entries_that_bypass_the_sidecar_are_removed() {
         for (users, rest) in [
             (".vercel.com", ""),
             ("vercel.com", ""),
@@ -330,7 +332,7 @@ mod tests {
             ("https://api.vercel.com", ""),
             ("api-iad1.vercel.com", ""),
             ("com,.com", ""),
-            // requests compares ends, and not labels.
+            // Python's requests compares suffixes, not labels.
             ("el.com", ""),
             ("*", ""),
             ("corp.test, * ,10.0.0.0/8", "corp.test,10.0.0.0/8,"),
@@ -344,40 +346,40 @@ mod tests {
             ("0.0.0.0/0,::/0,.,api.*.com", "0.0.0.0/0,::/0,.,api.*.com,"),
         ] {
             for variable in EXCEPTIONS {
-                let theirs = environment_of(&[(variable, users)], "/p", |_| {});
+                let inner = environment_of(&[(variable, users)], "/p", |_| {});
                 for name in EXCEPTIONS {
-                    assert_eq!(theirs[name], format!("{rest}localhost,127.0.0.1,::1"), "{variable}={users}");
+                    assert_eq!(inner[name], format!("{rest}localhost,127.0.0.1,::1"), "{variable}={users}");
                 }
-                let theirs = environment_of(&[(variable, users)], "/p", |given| given.interception = None);
-                let kept = users.split([',', ' ', '\t']).all(|entry| theirs["NO_PROXY"].contains(entry));
-                assert!(kept, "without interception {users} stays: {}", theirs["NO_PROXY"]);
+                let inner = environment_of(&[(variable, users)], "/p", |run| run.interception = None);
+                let kept = users.split([',', ' ', '\t']).all(|entry| inner["NO_PROXY"].contains(entry));
+                assert!(kept, "without interception {users} stays: {}", inner["NO_PROXY"]);
             }
         }
         let listed = ["*.vercel-queue.com".to_owned(), "vercel.com/api/blob".to_owned()];
-        for (users, is_taken) in [
+        for (users, is_removed) in [
             ("vercel-queue.com", true),
             ("iad1.vercel-queue.com", true),
             ("a.b.vercel-queue.com", false),
             ("ai-gateway.vercel.sh", false),
         ] {
-            let taken = taken_out(&|name| (name == "no_proxy").then(|| users.into()), &listed);
-            assert_eq!(!taken.is_empty(), is_taken, "{users}");
+            let removed = removed_exceptions(&|name| (name == "no_proxy").then(|| users.into()), &listed);
+            assert_eq!(!removed.is_empty(), is_removed, "{users}");
         }
     }
 
     #[test]
-    fn what_had_no_effect_for_all_hosts_gets_none() {
-        let ours = [("HTTP_PROXY", "http://corp:1"), ("all_proxy", "socks5://corp:2"), ("ALL_PROXY", "")];
+    fn proxy_variables_without_effect_are_removed() {
+        let outer = [("HTTP_PROXY", "http://corp:1"), ("all_proxy", "socks5://corp:2"), ("ALL_PROXY", "")];
         for (users, stay) in [("*", false), ("corp.test,*", false), ("vercel.com", true), ("corp.test", true)] {
-            let theirs = environment_of(&[&ours[..], &[("NO_PROXY", users)]].concat(), "/p", |_| {});
-            for (name, _) in ours {
-                assert_eq!(theirs.contains_key(name), stay, "{users} {name}");
+            let inner = environment_of(&[&outer[..], &[("NO_PROXY", users)]].concat(), "/p", |_| {});
+            for (name, _) in outer {
+                assert_eq!(inner.contains_key(name), stay, "{users} {name}");
             }
         }
     }
 
     #[test]
-    fn options_that_are_not_utf_8_stay_as_they_are() {
+    fn options_that_are_not_utf8_are_kept() {
         let users = os_string(b"--title=\xff".to_vec());
         let options = node_options(Some(users), Path::new("/p"));
         assert_eq!(options, os_string(b"--require \"/p\" --title=\xff".to_vec()));

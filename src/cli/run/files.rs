@@ -1,7 +1,8 @@
-//! The files that the command's variables name: the preload, and bundles of certificates.
+//! The files that the command's variables name: the preload and the certificate bundles.
 //!
-//! They hold no secret, but whoever could change them could run code in the command: they lie in a directory that nobody
-//! else may enter. A run's own directory goes with it; what a run that was killed left behind goes with the next one.
+//! They contain no secret, but anyone who could change them could run code in the command, so their directory is
+//! accessible to the user only. A run removes its directory at its end; the next run removes those of runs that were
+//! killed.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -13,18 +14,20 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::digest;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::environment::{BUNDLE_VARIABLES, Lookup, NODE_EXTRA_CERTIFICATES, PRELOAD_FILE};
+use super::environment::{BUNDLE_VARIABLES, NODE_EXTRA_CERTIFICATES, PRELOAD_FILE};
+use crate::config::EnvLookup;
 use crate::os::atomic_file::{self, Durability};
 use crate::os::private_dir;
 
 const PRELOAD: &[u8] = include_bytes!("preload.cjs");
 const BUNDLE_FILE: &str = "ca-bundle.pem";
 const NODE_FILE: &str = "node-extra-ca.pem";
-/// What the names of runs' directories begin with.
+/// The prefix of the directories of runs.
 const RUN_PREFIX: &str = "run-";
-/// Where the lasting ones are.
-const LASTING: &str = "env";
-/// Where Linux systems keep all their roots in one file. To take it as it is costs a tenth of reading each root.
+/// The directory for the files of `env`.
+const PERSISTENT_DIR: &str = "env";
+/// Files in which Linux distributions keep all root certificates. Copying one takes a tenth of the time of parsing the
+/// roots.
 const SYSTEM_BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
@@ -32,32 +35,32 @@ const SYSTEM_BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-bundle.crt",
 ];
 
-/// What is written: names and contents.
+/// The names and contents of the files.
 pub struct Contents(Vec<(&'static str, Vec<u8>)>);
 
 impl Contents {
-    /// The preload, and with interception the certificates: the system's, the user's (the files that `environment` names)
-    /// and `ca`.
-    pub fn new(environment: Lookup<'_>, ca: Option<&str>) -> Self {
+    /// The preload and, with `ca`, the certificate bundles: the system's roots, the user's certificates (the files that
+    /// `environment` names) and `ca`.
+    pub fn new(environment: EnvLookup<'_>, ca: Option<&str>) -> Self {
         let mut contents = vec![(PRELOAD_FILE, PRELOAD.to_vec())];
         if let Some(ca) = ca {
-            let users = |names: &[&str]| {
+            let user_files = |names: &[&str]| {
                 let paths: BTreeSet<_> = names.iter().filter_map(|name| environment(name)).collect();
                 paths.iter().filter_map(|path| fs::read(path).ok()).collect::<Vec<_>>()
             };
-            contents.push((BUNDLE_FILE, bundle(system_roots, users(&BUNDLE_VARIABLES), ca)));
-            contents.push((NODE_FILE, bundle(Vec::new, users(&[NODE_EXTRA_CERTIFICATES]), ca)));
+            contents.push((BUNDLE_FILE, bundle(system_roots, user_files(&BUNDLE_VARIABLES), ca)));
+            contents.push((NODE_FILE, bundle(Vec::new, user_files(&[NODE_EXTRA_CERTIFICATES]), ca)));
         }
         Self(contents)
     }
 }
 
-/// One after another, each once. A file that has `ca` in it is a bundle of ours, which has the rest, too.
-fn bundle(roots: impl FnOnce() -> Vec<u8>, users: Vec<Vec<u8>>, ca: &str) -> Vec<u8> {
-    let is_ours = |file: &Vec<u8>| file.windows(ca.len()).any(|window| window == ca.as_bytes());
-    let parts = match users.iter().find(|file| is_ours(file)) {
-        Some(ours) => vec![ours.clone()],
-        None => [roots()].into_iter().chain(users).chain([ca.as_bytes().to_vec()]).collect(),
+/// Concatenates the certificates. A user's file that contains `ca` is a bundle of an outer run and contains all others.
+fn bundle(roots: impl FnOnce() -> Vec<u8>, user_files: Vec<Vec<u8>>, ca: &str) -> Vec<u8> {
+    let contains_ca = |file: &Vec<u8>| file.windows(ca.len()).any(|window| window == ca.as_bytes());
+    let parts = match user_files.iter().find(|file| contains_ca(file)) {
+        Some(outer) => vec![outer.clone()],
+        None => [roots()].into_iter().chain(user_files).chain([ca.as_bytes().to_vec()]).collect(),
     };
     let mut bundle = Vec::new();
     for part in parts.iter().map(|part| part.trim_ascii()).filter(|part| !part.is_empty()) {
@@ -75,23 +78,23 @@ fn system_roots() -> Vec<u8> {
     })
 }
 
-/// Where they are.
+/// The files as written.
 pub struct Files {
     directory: PathBuf,
-    /// Held for as long as the run needs them, after which they go.
+    /// Held while the run needs the files; they are removed afterwards. `None`: they stay.
     lock: Option<Flock<File>>,
 }
 
 impl Files {
-    /// Writes them for one run, below the state directory if there is one that is ours alone: in another's, whoever has
-    /// made it could put files of his own in their place.
+    /// Writes them for one run: into the state directory if that is accessible to the user only, or else into the
+    /// directory for temporary files.
     pub fn for_run(state_dir: Option<&Path>, contents: &Contents) -> io::Result<Self> {
         let parent = state_dir.filter(|dir| private_dir::check(dir).is_ok()).map(Path::to_owned);
         if let Some(dir) = &parent {
             remove_abandoned(dir);
         }
         let parent = parent.unwrap_or_else(std::env::temp_dir);
-        // A directory with a run's name is a locked one, unless its run has ended.
+        // Renamed only once it is locked: an unlocked directory with the prefix of runs may be removed by another run.
         let made =
             tempfile::Builder::new().prefix(".new-").permissions(Permissions::from_mode(0o700)).tempdir_in(&parent)?;
         let lock = try_lock(made.path())?;
@@ -102,9 +105,9 @@ impl Files {
         Ok(Self { directory, lock: Some(lock) })
     }
 
-    /// Writes them where they stay. What is there already is not touched, as others may be using it.
-    pub fn lasting(state_dir: &Path, contents: &Contents) -> io::Result<Self> {
-        let directory = private_dir::make_within(state_dir, Path::new(LASTING).join(contents.digest()))
+    /// Writes them where they stay. Existing files are left alone, since other programs may be using them.
+    pub fn persistent(state_dir: &Path, contents: &Contents) -> io::Result<Self> {
+        let directory = private_dir::make_within(state_dir, Path::new(PERSISTENT_DIR).join(contents.digest()))
             .map_err(|problem| io::Error::other(String::from(problem)))?;
         contents.write(&directory)?;
         Ok(Self { directory, lock: None })
@@ -115,12 +118,12 @@ impl Files {
         self.directory.join(PRELOAD_FILE)
     }
 
-    /// The system's certificates, the user's and ours.
+    /// The bundle of the system's roots, the user's certificates and the CA.
     pub fn bundle(&self) -> PathBuf {
         self.directory.join(BUNDLE_FILE)
     }
 
-    /// What Node.js is to trust besides its own.
+    /// The certificates that Node.js trusts in addition to its own.
     pub fn node_certificates(&self) -> PathBuf {
         self.directory.join(NODE_FILE)
     }
@@ -154,11 +157,11 @@ impl Contents {
     }
 }
 
-/// Removes directories of runs that were killed.
+/// Removes the directories of runs that were killed.
 fn remove_abandoned(dir: &Path) {
-    let is_of_a_run = |name: &OsStr| name.as_encoded_bytes().starts_with(RUN_PREFIX.as_bytes());
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten().filter(|entry| is_of_a_run(&entry.file_name())) {
-        if let Ok(_alone) = try_lock(&entry.path()) {
+    let is_run_dir = |name: &OsStr| name.as_encoded_bytes().starts_with(RUN_PREFIX.as_bytes());
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten().filter(|entry| is_run_dir(&entry.file_name())) {
+        if let Ok(_lock) = try_lock(&entry.path()) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
@@ -185,15 +188,15 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_has_the_systems_roots_the_users_files_and_ours_each_on_lines_of_its_own() {
+    fn a_bundle_has_the_systems_roots_the_users_files_and_the_ca_on_separate_lines() {
         let made = bundle(|| b"system".to_vec(), vec![b"users".to_vec(), b"".to_vec(), b"another\n".to_vec()], CA);
         assert_eq!(text(&made), format!("system\nusers\nanother\n{CA}"));
         let again = bundle(|| b"system".to_vec(), vec![made.clone()], CA);
-        assert_eq!(text(&again), text(&made), "a run in a run");
+        assert_eq!(text(&again), text(&made), "a run inside a run");
     }
 
     #[test]
-    fn a_file_that_several_variables_name_is_read_once_and_one_that_is_not_there_is_left_out() {
+    fn a_file_named_by_several_variables_is_included_once_and_a_missing_one_is_skipped() {
         let dir = tempfile::tempdir().expect("a directory");
         let corporate = dir.path().join("corporate.pem");
         fs::write(&corporate, "corporate").expect("written");
@@ -206,14 +209,17 @@ mod tests {
         let content = |name: &str| text(&contents.iter().find(|(n, _)| *n == name).expect("there").1).to_owned();
         let bundle = content(BUNDLE_FILE);
         assert_eq!(bundle.matches("corporate").count(), 1);
-        assert!(bundle.ends_with(CA) && bundle.matches("BEGIN CERTIFICATE").count() > 10, "the system's roots, too");
+        assert!(
+            bundle.ends_with(CA) && bundle.matches("BEGIN CERTIFICATE").count() > 10,
+            "the system's roots are included"
+        );
         assert_eq!(content(NODE_FILE), CA);
         let names = |ca| Contents::new(&environment, ca).0.iter().map(|(name, _)| *name).collect::<Vec<_>>();
         assert_eq!(names(None), [PRELOAD_FILE]);
     }
 
     #[test]
-    fn a_runs_files_are_private_and_go_with_it() {
+    fn a_runs_files_are_private_and_removed_at_its_end() {
         let state = private();
         let files = Files::for_run(Some(state.path()), &Contents::new(&|_| None, Some(CA))).expect("written");
         assert_eq!(fs::metadata(files.preload().parent().expect("a directory")).expect("there").mode() & 0o777, 0o700);
@@ -221,13 +227,13 @@ mod tests {
             assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o600, "{}", path.display());
         }
         let another = Files::for_run(Some(state.path()), &Contents::new(&|_| None, None)).expect("written");
-        assert!(files.preload().exists(), "a later run leaves those of one that goes on");
+        assert!(files.preload().exists(), "a later run does not remove those of a running one");
         drop((files, another));
         assert_eq!(fs::read_dir(state.path()).expect("there").count(), 0);
     }
 
     #[test]
-    fn the_files_of_a_run_that_was_killed_go_with_the_next_one() {
+    fn the_files_of_a_killed_run_are_removed_by_the_next_one() {
         let state = private();
         let abandoned = state.path().join("run-of-old");
         fs::create_dir(&abandoned).expect("a directory");
@@ -238,20 +244,21 @@ mod tests {
     }
 
     #[test]
-    fn where_others_have_access_no_files_are_put() {
+    fn no_files_are_written_to_a_state_directory_that_others_can_access() {
         let state = private();
         fs::set_permissions(state.path(), Permissions::from_mode(0o777)).expect("a mode");
         let contents = Contents::new(&|_| None, None);
         let files = Files::for_run(Some(state.path()), &contents).expect("written elsewhere");
         assert!(!files.preload().starts_with(state.path()));
-        assert!(Files::lasting(state.path(), &contents).is_err());
+        assert!(Files::persistent(state.path(), &contents).is_err());
     }
 
     #[test]
-    fn lasting_files_stay_and_others_contents_lie_elsewhere() {
+    fn persistent_files_stay_and_other_contents_have_another_directory() {
         let state = private();
-        let lasting = |ca| Files::lasting(state.path(), &Contents::new(&|_| None, ca)).expect("written");
-        let (plain, same, other) = (lasting(None).preload(), lasting(None).preload(), lasting(Some(CA)).preload());
+        let persistent = |ca| Files::persistent(state.path(), &Contents::new(&|_| None, ca)).expect("written");
+        let (plain, same, other) =
+            (persistent(None).preload(), persistent(None).preload(), persistent(Some(CA)).preload());
         assert_eq!(plain, same);
         assert_ne!(plain, other);
         assert_eq!(fs::read(plain).expect("there"), PRELOAD);

@@ -1,17 +1,17 @@
-// The Node side of `connect-sidecar run`: an app's own `fetch` asks the sidecar where it would ask Vercel Connect.
+// The Node.js part of `connect-sidecar run`: sends an app's `fetch` requests for Vercel Connect to the sidecar.
 //
-// `NODE_OPTIONS=--require` loads it into every Node process below the child, and into each of its worker threads. It
-// must never throw while it loads, keep a process alive, load anything before there is a request to divert, or touch
-// any other request: that one reaches the real `fetch` with the very arguments it was made with.
+// `NODE_OPTIONS=--require` loads it into every Node process below the child and into their worker threads. It must not
+// throw while it loads, keep a process alive, or load modules before there is a request to divert. All other requests
+// must reach the real `fetch` with their original arguments.
 //
-// Diverted, to plain HTTP on loopback, are:
+// Diverted to plain HTTP on loopback:
 // - Connect's five routes (docs/vercel.md section 1.1), to the same path of the sidecar;
-// - what carries the placeholder as its bearer to a host that gets the real token, to the sidecar's relay.
+// - requests with the placeholder as bearer to a host that gets the real token, to the sidecar's relay.
 
 'use strict';
 
 const { CONNECT_SIDECAR_URL = '', CONNECT_SIDECAR_BEARER_HOSTS = '', CONNECT_SIDECAR_KEY } = process.env;
-// Those of this moment: a test may put a fake in their place later.
+// The original functions: a test may replace them with fakes later.
 const { fetch: originalFetch, setTimeout } = globalThis;
 
 const LOOPBACK_URL = /^http:\/\/(127\.0\.0\.1|localhost|\[::1\])(:\d+)?$/;
@@ -22,31 +22,31 @@ const CONNECT_ROUTE = new RegExp(
     '|GET /v1/connect/connectors/[^/]+' +
     '|DELETE /v1/connect/connectors/[^/]+/tokens)$',
 );
-// As src/credential/placeholder.rs makes it: a fixed header, any claims, and a fixed text where a signature would be.
+// The format of src/credential/placeholder.rs: a fixed header, any claims, and a fixed text instead of a signature.
 const PLACEHOLDER =
   /^[Bb]earer eyJhbGciOiJub25lIiwidHlwIjoiSldUIiwia2lkIjoiY29ubmVjdC1zaWRlY2FyIn0\.[\w-]+\.connect-sidecar-placeholder$/;
 
-// A sidecar that ends is replaced within this: 20 times 100 ms.
+// A sidecar that ends is replaced within 20 times 100 ms.
 const MAX_RETRIES = 20;
 const RETRY_PAUSE_MS = 100;
-// As many as `fetch` follows.
+// The limit of `fetch`.
 const MAX_REDIRECTS = 20;
 
-// Each is `HOST[/PATH]`, as src/proxy/hosts.rs writes it: the path and all below, `*` for any one label.
+// Entries are `HOST[/PATH]` as in src/proxy/hosts.rs: a path includes everything below it, `*` matches one label.
 const BEARER_HOST = new RegExp(
   `^(${CONNECT_SIDECAR_BEARER_HOSTS.replace(/[^\w/,*-]/g, '\\$&').replace(/\*/g, '[a-z0-9-]+').replace(/,/g, '|')})(/|$)`,
 );
 
 let clientId;
 
-// Names this thread, whose SDK has a cache of its own. By it the sidecar tells an SDK's forced refresh, which looks
-// like any other request, from another process that asks for the first time.
+// Identifies this thread, whose SDK has its own cache. This lets the sidecar tell an SDK's forced refresh, which looks
+// like any other request, from the first request of another process.
 function client() {
   clientId = clientId ?? require('node:crypto').randomUUID();
   return clientId;
 }
 
-// Where a request goes instead, and with which options; nothing for one that stays as it is.
+// The new URL and options of a diverted request; undefined if the request is not diverted.
 function divert(input, init) {
   const request = input instanceof Request ? input : undefined;
   const url = new URL(request?.url ?? input);
@@ -54,7 +54,7 @@ function divert(input, init) {
   const takesBearer = BEARER_HOST.test(url.hostname + url.pathname);
   if (url.protocol !== 'https:' || url.port !== '' || !(isConnect || takesBearer)) return undefined;
 
-  // As `fetch` does: what `init` defines overrides the request's own. Both may have it from their prototype.
+  // As in `fetch`, `init` overrides the request's options. Both may inherit options from their prototype.
   const options = {};
   for (const source of [request, init]) {
     for (const name in source) {
@@ -68,7 +68,7 @@ function divert(input, init) {
   let path;
   if (isConnect && url.search === '' && CONNECT_ROUTE.test(`${method} ${url.pathname}`)) {
     path = url.pathname;
-    // Otherwise the sidecar would warn that it drops an app's own credential.
+    // With it, the sidecar would warn that it drops an app's own credential.
     if (hasPlaceholder) headers.delete('authorization');
     headers.set('sidecar-client', client());
   } else if (takesBearer && hasPlaceholder) {
@@ -85,28 +85,29 @@ function divert(input, init) {
   };
 }
 
-// Token requests that have no answer yet, by what they ask.
-const underWay = new Map();
+// Token requests in flight, by URL and body.
+const inFlight = new Map();
 
-// As long as it has no token, an SDK asks for it as often as it is called. All such requests but the first wait for the
-// first one's answer and bear no name then: the sidecar would take them for forced refreshes.
-function ask({ url, options, isToken }) {
+// Without a cached token, an SDK sends a request for every call. Equal requests wait for the first one's response and
+// are sent without a client id; otherwise the sidecar would take them for forced refreshes.
+function fetchToken({ url, options, isToken }) {
   if (!isToken || typeof options.body !== 'string' || options.signal) return send(url, options);
-  const asked = `${url} ${options.body}`;
-  const first = underWay.get(asked);
+  const key = `${url} ${options.body}`;
+  const first = inFlight.get(key);
   if (first) {
     options.headers.delete('sidecar-client');
     const next = () => send(url, options);
     return first.then(next, next);
   }
   const sent = send(url, options);
-  const answered = () => underWay.delete(asked);
-  underWay.set(asked, sent);
-  sent.then(answered, answered);
+  const done = () => inFlight.delete(key);
+  inFlight.set(key, sent);
+  sent.then(done, done);
   return sent;
 }
 
-// Sends a diverted request; again where nobody listened, unless its body is a stream, which can be read only once.
+// Sends a diverted request. Retries if the connection is refused, unless the body is a stream, which can be read only
+// once.
 async function send(url, options) {
   const retries = options.body?.[Symbol.asyncIterator] ? 0 : MAX_RETRIES;
   for (let tried = 0; ; tried++) {
@@ -122,8 +123,8 @@ async function send(url, options) {
   }
 }
 
-// A request for the relay. Its redirects are followed as `fetch` would, but from where it was meant to go: our own address
-// is nothing that they could refer to, and the key is for nobody but the sidecar.
+// Sends a request through the relay. Redirects are resolved against the original URL, since the sidecar's address means
+// nothing to the server, and the key is removed, since it is for the sidecar only.
 async function relay({ url, options, relayedTo }, redirects = 0) {
   const reply = await send(url, { ...options, redirect: 'manual' });
   const location = reply.headers.get('location');
@@ -145,19 +146,19 @@ async function relay({ url, options, relayedTo }, redirects = 0) {
   return diverted?.relayedTo ? relay(diverted, redirects + 1) : originalFetch(to, next);
 }
 
-// A method, for the name and length of the original and no constructor.
+// Defined as a method: same name and length as the original, and not a constructor.
 const { fetch } = {
   fetch(input, init = undefined) {
     let diverted;
     try {
       diverted = divert(input, init);
     } catch {
-      // Whatever is wrong with the request, the real `fetch` says it best.
+      // An invalid request: the real `fetch` reports the error.
     }
     if (!diverted) return Reflect.apply(originalFetch, this, arguments);
-    return diverted.relayedTo ? relay(diverted) : ask(diverted);
+    return diverted.relayedTo ? relay(diverted) : fetchToken(diverted);
   },
 };
 
-// `Reflect.set` does not throw where the global cannot be changed.
+// `Reflect.set` does not throw if the global is read-only.
 if (originalFetch && LOOPBACK_URL.test(CONNECT_SIDECAR_URL)) Reflect.set(globalThis, 'fetch', fetch);

@@ -1,6 +1,6 @@
-//! What goes wrong in a sidecar that `run` joined, said in the terminal of the command: its log is in another.
+//! Prints the problems of a sidecar that `run` joined, since that sidecar's log is in another terminal.
 //!
-//! The requests of one command cannot be told from those of others, so it is all that goes wrong, each thing once.
+//! The requests of one command cannot be told from those of others, so all problems are printed, each once.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -11,53 +11,53 @@ use tracing::{Level, error, warn};
 use crate::events::line::EventLine;
 use crate::instance::client::{Client, EventLines};
 
-/// So many are remembered as said; then all may be said anew.
-const REMEMBERED: usize = 256;
-/// What is told of before a command ends is here by then.
-const ON_ITS_WAY: Duration = Duration::from_millis(200);
+/// How many printed problems are remembered. When the limit is reached, all may be printed again.
+const MAX_REPORTED: usize = 256;
+/// How long to wait, after the command has ended, for problems that occurred before.
+const PENDING_LIMIT: Duration = Duration::from_millis(200);
 
-/// What goes wrong from its making on.
-pub(super) struct Problems {
+/// Prints the problems that occur after it is created.
+pub(super) struct ProblemReporter {
     sidecar: Client,
-    /// `None` once there is nothing more to hear.
+    /// `None` once the stream has ended.
     lines: Option<EventLines>,
-    said: HashSet<(String, Option<String>)>,
-    /// Requests that had failed before.
+    reported: HashSet<(String, Option<String>)>,
+    /// The number of failed requests at the start.
     failures: Option<u64>,
 }
 
-impl Problems {
-    /// Listens. A sidecar of another version tells nothing, and one that too many listen to: commands run without.
-    pub(super) async fn of(sidecar: Client) -> Self {
+impl ProblemReporter {
+    /// Subscribes to the sidecar's problems. If that fails (another version, too many subscribers), none are printed.
+    pub(super) async fn subscribe(sidecar: Client) -> Self {
         let lines = sidecar.problems().await.ok();
-        let failures = count(&sidecar).await;
-        Self { sidecar, lines, said: HashSet::new(), failures }
+        let failures = failure_count(&sidecar).await;
+        Self { sidecar, lines, reported: HashSet::new(), failures }
     }
 
-    /// Says it for as long as it is polled. Cancel safe.
-    pub(super) async fn say(&mut self) -> Infallible {
+    /// Prints problems for as long as it is polled. Cancel safe.
+    pub(super) async fn report(&mut self) -> Infallible {
         while let Some(lines) = &mut self.lines {
             match lines.next().await {
-                Some(line) => self.say_once(&line),
+                Some(line) => self.report_once(&line),
                 None => self.lines = None,
             }
         }
         std::future::pending().await
     }
 
-    /// Says what has gone wrong and was not heard yet.
-    pub(super) async fn say_the_rest(&mut self) {
-        if self.lines.is_some() && count(&self.sidecar).await > self.failures {
-            let _ = tokio::time::timeout(ON_ITS_WAY, self.say()).await;
+    /// Prints problems that have occurred but have not arrived yet.
+    pub(super) async fn report_pending(&mut self) {
+        if self.lines.is_some() && failure_count(&self.sidecar).await > self.failures {
+            let _ = tokio::time::timeout(PENDING_LIMIT, self.report()).await;
         }
     }
 
-    fn say_once(&mut self, line: &[u8]) {
+    fn report_once(&mut self, line: &[u8]) {
         let Some(EventLine { level, message, code, status, remedy, .. }) = EventLine::read(line) else { return };
-        if self.said.len() == REMEMBERED {
-            self.said.clear();
+        if self.reported.len() == MAX_REPORTED {
+            self.reported.clear();
         }
-        if !self.said.insert((message.clone(), code.clone())) {
+        if !self.reported.insert((message.clone(), code.clone())) {
             return;
         }
         let hint = remedy.as_ref().map(|remedy| &*remedy.hint);
@@ -69,6 +69,6 @@ impl Problems {
     }
 }
 
-async fn count(sidecar: &Client) -> Option<u64> {
-    sidecar.status().await.ok().map(|state| state.failures.count)
+async fn failure_count(sidecar: &Client) -> Option<u64> {
+    sidecar.status().await.ok().map(|status| status.failures.count)
 }

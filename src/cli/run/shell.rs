@@ -1,6 +1,6 @@
-//! How `connect-sidecar env` prints variables: for a shell, as JSON, as an env file. Pure.
+//! Formats the variables of `connect-sidecar env` for a shell, as JSON or as an env file. Pure.
 //!
-//! What is printed for a shell is run by it: a value must never be anything but a value there.
+//! A shell evaluates the output, so values are quoted such that nothing in them is executed.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -11,7 +11,7 @@ use super::environment::Variable;
 use crate::cli::args::Format;
 use crate::os::shell_quoting;
 
-/// The variables in this form, with the last line's end.
+/// The variables in this format, with a line end after the last line.
 pub fn print(format: Format, variables: &[Variable]) -> Vec<u8> {
     match format {
         Format::Shell => lines(variables, |(name, value)| match value {
@@ -24,7 +24,7 @@ pub fn print(format: Format, variables: &[Variable]) -> Vec<u8> {
             let object = Value::from(variables.iter().map(entry).collect::<Map<_, _>>());
             format!("{object:#}\n").into_bytes()
         }
-        // There is no line that takes a variable away.
+        // An env file cannot unset a variable.
         Format::Dotenv => lines(variables, |(name, value)| match value {
             Some(value) => [name.as_bytes(), b"=", &dotenv_quoted(value)].concat(),
             None => format!("# {name}: not to be set").into_bytes(),
@@ -36,8 +36,8 @@ fn lines(variables: &[Variable], line: impl Fn(&Variable) -> Vec<u8>) -> Vec<u8>
     variables.iter().map(line).flat_map(|line| line.into_iter().chain([b'\n'])).collect()
 }
 
-/// In single quotes, which every reader takes as they are; but one that has such a quote in it needs double quotes, in
-/// which readers differ on the rest.
+/// In single quotes, which every reader takes literally. A value with a single quote needs double quotes, in which
+/// readers differ.
 fn dotenv_quoted(value: &OsStr) -> Vec<u8> {
     let value = value.as_bytes();
     if !value.contains(&b'\'') {
@@ -77,15 +77,15 @@ mod tests {
     }
 
     #[test]
-    fn a_shell_that_evaluates_it_has_exactly_the_values() {
+    fn a_shell_that_evaluates_the_output_gets_the_exact_values() {
         let mut variables = variables();
-        variables.push(("TAKEN_AWAY", None));
+        variables.push(("REMOVED", None));
         let printed = String::from_utf8(print(Format::Shell, &variables)).expect("UTF-8");
         for shell in ["sh", "bash"] {
             let output = Command::new(shell)
                 .args(["-c", "eval \"$PRINTED\"; exec env -0"])
                 .env("PRINTED", &printed)
-                .env("TAKEN_AWAY", "x")
+                .env("REMOVED", "x")
                 .output()
                 .expect("a shell");
             assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
@@ -100,12 +100,12 @@ mod tests {
     }
 
     #[test]
-    fn an_env_files_reader_has_exactly_the_values() {
+    fn a_reader_of_the_env_file_gets_the_exact_values() {
         let printed = print(Format::Dotenv, &variables());
         let read: Vec<_> = dotenvy::from_read_iter(&*printed).map(|entry| entry.expect("a line").1).collect();
         assert_eq!(read, AWKWARD);
-        let taken_away = print(Format::Dotenv, &[("TAKEN_AWAY", None)]);
-        assert_eq!(dotenvy::from_read_iter(&*taken_away).count(), 0);
+        let removed = print(Format::Dotenv, &[("REMOVED", None)]);
+        assert_eq!(dotenvy::from_read_iter(&*removed).count(), 0);
     }
 
     #[test]

@@ -1,14 +1,14 @@
-//! The sidecar that a command goes through: the project's running one, or else one in this process.
+//! The sidecar that a command uses: the project's running one, or else one in this process.
 //!
-//! A command never loses its sidecar: if the one that was joined ends, one in this process takes its place
-//! ([`handover`]), which the command holds from the start. Of several commands that lose theirs at once, one takes over and
-//! the others join it.
+//! If a joined sidecar ends, this process replaces it: it has held duplicates of the sidecar's listeners from the start
+//! ([`handover`]). If several commands lose the same sidecar, one of them replaces it and the others join that one.
 //!
 //! [`handover`]: crate::daemon::server::handover
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -17,79 +17,91 @@ use tracing::{info, warn};
 
 use super::RunError;
 use super::child::Signals;
-use super::joining::{self, Joined, Note};
-use crate::config::{Config, Refresh};
+use super::joining::{self, Decision, Note};
+use crate::config::{Config, EnvLookup, RefreshMode};
 use crate::daemon::app::{App, StartupError};
+use crate::daemon::server::Server;
 use crate::daemon::server::handover::HeldSockets;
 use crate::instance::Selector;
-use crate::instance::client::{self, Client, NotFound};
+use crate::instance::client::{self, Client, ClientError, NotFound, Refusal};
 use crate::instance::key::Key;
+use crate::instance::run::{Run, RunRequest};
 use crate::instance::state_file::Instance;
 use crate::os::clock::Clock;
 use crate::os::private_dir;
 use crate::os::terminal;
 use crate::proxy::guard::Policy;
 
-/// Time between two attempts to take the place of a sidecar that has ended.
-const ATTEMPT_EVERY: Duration = Duration::from_millis(500);
+/// Time between two attempts to replace a sidecar that has ended.
+const REPLACE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The sidecar of a command.
 pub struct Sidecar {
     config: Config,
     address: SocketAddr,
     key: Key,
-    way: Way,
+    host: Host,
 }
 
-/// Who serves.
-enum Way {
+/// The process that the sidecar is in.
+enum Host {
     /// This process.
-    Here(Serving),
-    /// Another, whose place is held; not that of one which gives none.
-    Joined(Option<HeldSockets>),
+    ThisProcess(LocalServer),
+    /// Another process. `None` if that offers no handover.
+    OtherProcess(Option<HeldSockets>),
 }
 
 /// A sidecar in this process.
-struct Serving {
+struct LocalServer {
+    server: Arc<Server>,
     stop: oneshot::Sender<()>,
     ended: JoinHandle<bool>,
 }
 
+/// Why this process could not replace a sidecar that has ended.
+#[derive(Debug, thiserror::Error)]
+enum ReplaceError {
+    #[error(transparent)]
+    Handover(#[from] io::Error),
+    #[error(transparent)]
+    Startup(#[from] StartupError),
+}
+
 impl Sidecar {
-    /// Joins the running sidecar that is meant; starts one if none runs, or none by the credential that was named.
+    /// Joins the running sidecar selected by `config`. Starts one if none runs, or if the running one has another
+    /// credential than the one that was set explicitly.
     pub async fn join_or_start(mut config: Config) -> Result<Self, RunError> {
-        let _alone = lock(&config).await;
-        match find(&config.wanted()).await {
-            Ok(found) => match joining::join(found, &mut config).await?? {
-                Joined::Through(client, notes) => {
-                    notes.iter().for_each(Note::tell);
+        let _lock = lock(&config).await;
+        match find(&config.selector()).await {
+            Ok(found) => match joining::decide(found, &mut config).await? {
+                Decision::Join(client, notes) => {
+                    notes.iter().for_each(Note::print);
                     let (address, key) = (client.address(), client.key().clone());
-                    let place = place_of(&config, address.port()).await;
-                    if let Err(reason) = &place {
+                    let sockets = held_sockets(&config, address.port()).await;
+                    if let Err(reason) = &sockets {
                         warn!(
                             "the command goes through the sidecar at {address}, and has none when that ends: {reason}"
                         );
                     }
-                    return Ok(Self { config, address, key, way: Way::Joined(place.ok()) });
+                    return Ok(Self { config, address, key, host: Host::OtherProcess(sockets.ok()) });
                 }
-                Joined::OtherCredential(_, notes) => {
-                    notes.iter().for_each(Note::tell);
+                Decision::StartOwn(_, notes) => {
+                    notes.iter().for_each(Note::print);
                     config.is_announced = false;
                 }
             },
             Err(NotFound::NotRunning(_)) => {}
-            Err(silent) => return Err(silent.into()),
+            Err(unresponsive) => return Err(unresponsive.into()),
         }
         if let Some(note) = config.project_note() {
             terminal::note(&note);
         }
         let key = config.instance_key.get_or_insert(Key::random().map_err(StartupError::Key)?).clone();
-        let (address, serving) = serve(App::bind(config.clone(), Clock::system()).await?);
-        Ok(Self { config, address, key, way: Way::Here(serving) })
+        Ok(Self::start(config, key).await?)
     }
 
-    /// Starts one for this process alone, at a port that nobody else is told: it may end at any time, so nobody is to
-    /// count on it. It refreshes nothing and gives no notices: who asks one thing is told of its answer.
+    /// Starts one for this process only, on a port that is not announced, since it may end at any time. It refreshes no
+    /// token and shows no notices.
     pub async fn start_alone(config: Config) -> Result<Self, StartupError> {
         let key = Key::random().map_err(StartupError::Key)?;
         let config = Config {
@@ -98,30 +110,47 @@ impl Sidecar {
             network: None,
             instance_key: Some(key.clone()),
             is_announced: false,
-            refresh: Refresh::Off,
+            refresh: RefreshMode::Off,
             desktop_notices: false,
             policy: Policy { require_key: true, ..config.policy },
             ..config
         };
-        let (address, serving) = serve(App::bind(config.clone(), Clock::system()).await?);
-        Ok(Self { config, address, key, way: Way::Here(serving) })
+        Self::start(config, key).await
     }
 
-    /// A way to it. Whoever was joined has proven who it is.
+    async fn start(config: Config, key: Key) -> Result<Self, StartupError> {
+        let app = App::bind(config.clone(), Clock::system()).await?;
+        let address = app.addr();
+        Ok(Self { config, address, key, host: Host::ThisProcess(LocalServer::start(app)) })
+    }
+
+    /// A client for it. A joined sidecar has proven its identity.
     pub fn client(&self) -> Client {
         Client::new(self.address, self.key.clone())
     }
 
     /// Whether it is in another process.
     pub fn is_joined(&self) -> bool {
-        matches!(self.way, Way::Joined(_))
+        matches!(self.host, Host::OtherProcess(_))
     }
 
-    /// Sees to it that it is there, for as long as it is polled.
-    pub async fn keep(&mut self) -> Infallible {
+    /// Registers a run in this environment.
+    pub async fn begin_run(&self, intercept: bool, environment: EnvLookup<'_>) -> Result<Run, ClientError> {
+        let request = RunRequest::new(intercept, environment);
+        match &self.host {
+            Host::ThisProcess(local) => {
+                let run = local.server.begin_run(&request).await;
+                run.map_err(|e| Refusal::new(e.code.as_str(), e.message, *e.remedy).into())
+            }
+            Host::OtherProcess(_) => self.client().begin_run(&request).await,
+        }
+    }
+
+    /// Replaces the joined sidecar if it ends, for as long as this is polled.
+    pub async fn keep_available(&mut self) -> Infallible {
         let mut failures = 0;
-        while let Way::Joined(Some(place)) = &mut self.way {
-            place.sidecar_ended().await;
+        while let Host::OtherProcess(Some(sockets)) = &mut self.host {
+            sockets.sidecar_ended().await;
             match self.replace().await {
                 Ok(()) => failures = 0,
                 Err(reason) => {
@@ -129,34 +158,33 @@ impl Sidecar {
                     if failures == 1 {
                         warn!("the sidecar at {} has ended, and none could take its place yet: {reason}", self.address);
                     }
-                    tokio::time::sleep(ATTEMPT_EVERY).await;
+                    tokio::time::sleep(REPLACE_INTERVAL).await;
                 }
             }
         }
         std::future::pending().await
     }
 
-    /// Joins whoever has taken the place of the one that has ended, or takes it.
-    async fn replace(&mut self) -> Result<(), String> {
-        let _alone = lock(&self.config).await;
-        let Way::Joined(Some(place)) = &self.way else { return Ok(()) };
+    /// Joins the sidecar that has replaced the one that ended, or replaces it in this process.
+    async fn replace(&mut self) -> Result<(), ReplaceError> {
+        let _lock = lock(&self.config).await;
+        let Host::OtherProcess(Some(sockets)) = &self.host else { return Ok(()) };
         let port = self.address.port();
-        if let Ok(successor) = place_of(&self.config, port).await {
-            self.way = Way::Joined(Some(successor));
+        if let Ok(successor) = held_sockets(&self.config, port).await {
+            self.host = Host::OtherProcess(Some(successor));
             return Ok(());
         }
-        // Another process, another key. In the network only who was told so listens.
+        // The key is new, since the process is. Only a sidecar that was started for it listens on the network.
         let config = Config { port, instance_key: None, network: None, ..self.config.clone() };
-        let taken = place.inherit().map_err(|e| e.to_string())?;
-        let app = App::take_over(config, Clock::system(), taken).await.map_err(|e| e.to_string())?;
+        let app = App::take_over(config, Clock::system(), sockets.inherit()?).await?;
         info!("the sidecar at {} has ended, this process has taken its place", self.address);
-        self.way = Way::Here(serve(app).1);
+        self.host = Host::ThisProcess(LocalServer::start(app));
         Ok(())
     }
 
-    /// Ends the one in this process, if it is: lets what is under way for others finish, unless a signal comes.
-    pub async fn end(self, signals: &mut Signals) {
-        if let Way::Here(Serving { stop, ended }) = self.way {
+    /// Stops the sidecar if it is in this process. Its requests in flight may finish, unless a signal arrives.
+    pub async fn stop(self, signals: &mut Signals) {
+        if let Host::ThisProcess(LocalServer { stop, ended, .. }) = self.host {
             drop(stop);
             tokio::select! {
                 _ = ended => {}
@@ -166,32 +194,34 @@ impl Sidecar {
     }
 }
 
-/// The sidecar at the port that was named or, if none runs there, the project's: there one could be started at that port.
-async fn find(wanted: &Selector) -> Result<(Instance, Client), NotFound> {
-    match client::find(wanted).await {
-        Err(NotFound::NotRunning(_)) if wanted.port.is_some() => {
-            client::find(&Selector { port: None, ..wanted.clone() }).await
+impl LocalServer {
+    fn start(app: App) -> Self {
+        let server = app.server().clone();
+        let (stop, stopped) = oneshot::channel();
+        let ended = tokio::spawn(app.serve(async move {
+            let _ = stopped.await;
+        }));
+        Self { server, stop, ended }
+    }
+}
+
+/// Finds the sidecar at the port that was set or, if none runs there, the project's.
+async fn find(selector: &Selector) -> Result<(Instance, Client), NotFound> {
+    match client::find(selector).await {
+        Err(NotFound::NotRunning(_)) if selector.port.is_some() => {
+            client::find(&Selector { port: None, ..selector.clone() }).await
         }
         found => found,
     }
 }
 
-/// Of several commands that look for a sidecar at once, the first starts it and the others find it. Where there is no
-/// lock to be had, two may start one each, which costs no more than a request.
+/// Ensures that of several commands started at once, the first starts a sidecar and the others find it. Without a lock,
+/// each may start its own, which costs some additional requests to Connect.
 async fn lock(config: &Config) -> Option<impl Drop + use<>> {
     private_dir::lock(config.state_dir.as_deref()?).await.ok()
 }
 
-/// The place of the sidecar at this port.
-async fn place_of(config: &Config, port: u16) -> io::Result<HeldSockets> {
+/// The handover of the sidecar at this port.
+async fn held_sockets(config: &Config, port: u16) -> io::Result<HeldSockets> {
     HeldSockets::request(config.state_dir.as_deref().ok_or(io::ErrorKind::NotFound)?, port).await
-}
-
-fn serve(app: App) -> (SocketAddr, Serving) {
-    let address = app.addr();
-    let (stop, stopped) = oneshot::channel();
-    let ended = tokio::spawn(app.serve(async move {
-        let _ = stopped.await;
-    }));
-    (address, Serving { stop, ended })
 }

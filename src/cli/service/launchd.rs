@@ -1,30 +1,30 @@
-//! An agent of launchd, as macOS starts at login.
+//! Services as launchd agents, which macOS starts at login.
 
 use std::path::{Path, PathBuf};
 
-use super::manager::{MARK, Manager, Service, State, run, succeed};
-use crate::cli::CommandError;
+use super::ServiceError;
+use super::manager::{MARK, Manager, Service, ServiceState, run, succeed};
 use crate::os::shell_quoting;
 
-/// launchd, as it is for this user.
+/// The user's launchd domain.
 pub(super) struct Launchd {
     launchctl: Option<PathBuf>,
     library: PathBuf,
-    /// Where services of a session are.
+    /// The domain target of the user's session.
     domain: String,
 }
 
-/// An agent may go on for a moment after it was told to end.
-const LOOKS_AT_ITS_END: u32 = 150;
-const BETWEEN_LOOKS: std::time::Duration = std::time::Duration::from_millis(100);
+/// How often, and with which pause, to check whether an agent has ended after `bootout`.
+const UNLOAD_CHECKS: u32 = 150;
+const UNLOAD_CHECK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
 
 impl Launchd {
     pub(super) fn new(launchctl: Option<PathBuf>, home: &Path, uid: u32) -> Self {
         Self { launchctl, library: home.join("Library"), domain: format!("gui/{uid}") }
     }
 
-    fn launchctl(&self) -> Result<&Path, CommandError> {
-        let none = || CommandError::Other("no service is possible here: there is no launchctl on PATH".into());
+    fn launchctl(&self) -> Result<&Path, ServiceError> {
+        let none = || ServiceError::Unavailable("there is no launchctl on PATH".into());
         self.launchctl.as_deref().ok_or_else(none)
     }
 
@@ -36,7 +36,7 @@ impl Launchd {
         self.library.join(format!("Logs/{name}.log"))
     }
 
-    async fn is_loaded(&self, name: &str) -> Result<bool, CommandError> {
+    async fn is_loaded(&self, name: &str) -> Result<bool, ServiceError> {
         Ok(run(self.launchctl()?, &["print", &self.target(name)]).await?.status.success())
     }
 }
@@ -54,7 +54,7 @@ impl Manager for Launchd {
             .map(|(name, value)| format!("    <key>{}</key>{}\n", escaped(name), string(value)))
             .collect();
         let log = string(&self.log(&service.name).to_string_lossy());
-        // Exit codes cannot be told apart here: only a crash is worth another start.
+        // launchd cannot tell exit codes apart, so it restarts the agent only after a crash.
         format!(
             r#"<?xml version="1.0" encoding="UTF-8"?>
 <!-- {MARK}, which also changes it; `service uninstall` deletes it. -->
@@ -81,58 +81,61 @@ impl Manager for Launchd {
         )
     }
 
-    async fn reach(&self) -> Result<(), CommandError> {
+    async fn check_available(&self) -> Result<(), ServiceError> {
         match succeed(self.launchctl()?, &["print", &self.domain]).await {
             Ok(_) => Ok(()),
-            Err(e) => Err(CommandError::Other(format!(
-                "no service is possible here: launchd has no session for this user, as over SSH ({e}); run \
+            Err(e) => Err(ServiceError::Unavailable(format!(
+                "launchd has no session for this user, as over SSH ({e}); run \
                  `connect-sidecar` in a terminal"
             ))),
         }
     }
 
-    async fn load(&self, name: &str) -> Result<(), CommandError> {
+    async fn load(&self, name: &str) -> Result<(), ServiceError> {
         self.unload(name).await?;
         let file = self.file(name);
         succeed(self.launchctl()?, &["enable", &self.target(name)]).await?;
         succeed(self.launchctl()?, &["bootstrap", &self.domain, &file.to_string_lossy()]).await.map(drop)
     }
 
-    async fn start(&self, name: &str) -> Result<(), CommandError> {
-        // It has begun with its load.
+    async fn restart(&self, name: &str) -> Result<(), ServiceError> {
+        // Loading has already started it, so this only makes sure.
         succeed(self.launchctl()?, &["kickstart", &self.target(name)]).await.map(drop)
     }
 
-    async fn unload(&self, name: &str) -> Result<(), CommandError> {
-        for attempt in 0..LOOKS_AT_ITS_END {
+    async fn unload(&self, name: &str) -> Result<(), ServiceError> {
+        for attempt in 0..UNLOAD_CHECKS {
             if !self.is_loaded(name).await? {
                 return Ok(());
             }
             if attempt == 0 {
-                // It may say that this is still in progress.
+                // May fail because the operation is in progress.
                 run(self.launchctl()?, &["bootout", &self.target(name)]).await?;
             } else {
-                tokio::time::sleep(BETWEEN_LOOKS).await;
+                tokio::time::sleep(UNLOAD_CHECK_INTERVAL).await;
             }
         }
-        Err(CommandError::Other(format!("{} does not end; try `launchctl bootout {}`", name, self.target(name))))
+        Err(ServiceError::NotStopped {
+            name: name.to_owned(),
+            command: format!("launchctl bootout {}", self.target(name)),
+        })
     }
 
-    async fn forget(&self, _: &str) {}
+    async fn discard(&self, _: &str) {}
 
-    async fn state(&self, name: &str) -> Result<State, CommandError> {
+    async fn state(&self, name: &str) -> Result<ServiceState, ServiceError> {
         let printed = run(self.launchctl()?, &["print", &self.target(name)]).await?;
         let printed = String::from_utf8_lossy(&printed.stdout);
         let value = |key: &str| {
             printed.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(" = ")).unwrap_or_default()
         };
         let is_running = value("state") == "running";
-        // As in `3: EX_…`, or `(never exited)`; of a run before this one, if it runs.
+        // Such as `3: EX_…` or `(never exited)`. If the agent is running, it is that of an earlier run.
         let exit_code = value("last exit code").split(':').next().and_then(|code| code.parse().ok());
         let exit_code = exit_code.filter(|_| !is_running);
         let activity = if printed.is_empty() { "not loaded" } else { value("state") };
         let code = exit_code.map(|code: i32| format!(", exit code {code}")).unwrap_or_default();
-        Ok(State {
+        Ok(ServiceState {
             at_login: !printed.is_empty(),
             activity: format!("{activity}{code}"),
             is_running,
@@ -158,7 +161,7 @@ fn string(text: &str) -> String {
     format!("<string>{}</string>", escaped(text))
 }
 
-/// Text in XML. No control character gets here.
+/// A text for XML. It must not have control characters.
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
@@ -170,11 +173,10 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
 
-    /// A `launchctl` that notes its arguments and knows the agents that it was given, until the second look after their
-    /// end.
+    /// A fake `launchctl` that records its arguments. An agent stays loaded until the second check after `bootout`.
     const LAUNCHCTL: &str = r#"#!/bin/sh
 here=${0%/*}
-echo "$*" >> "$here/asked"
+echo "$*" >> "$here/calls"
 case $1 in
     bootstrap) touch "$here/loaded" ;;
     bootout) mv "$here/loaded" "$here/ending"; exit 36 ;;
@@ -198,7 +200,7 @@ esac
     }
 
     #[test]
-    fn pythons_reader_of_property_lists_finds_in_an_agent_what_was_put_there() {
+    fn pythons_property_list_reader_finds_the_exact_values() {
         let launchd = Launchd::new(None, Path::new("/Users/a&b"), 501);
         let service = service();
         let dir = tempfile::tempdir().expect("a directory");
@@ -226,31 +228,36 @@ esac
     }
 
     #[tokio::test]
-    async fn an_agent_is_loaded_anew_once_the_old_one_has_ended() {
+    async fn an_agent_is_loaded_again_once_the_old_one_has_ended() {
         let dir = tempfile::tempdir().expect("a directory");
         let launchctl = dir.path().join("launchctl");
         fs::write(&launchctl, LAUNCHCTL).expect("written");
         fs::set_permissions(&launchctl, fs::Permissions::from_mode(0o755)).expect("a mode");
         let launchd = Launchd::new(Some(launchctl), dir.path(), 501);
-        let asked = || {
-            let asked = fs::read_to_string(dir.path().join("asked")).unwrap_or_default();
-            let _ = fs::remove_file(dir.path().join("asked"));
-            asked.lines().map(|line| line.replace("gui/501/dev.connect-sidecar.a-0", "AGENT")).collect::<Vec<_>>()
+        let calls = || {
+            let calls = fs::read_to_string(dir.path().join("calls")).unwrap_or_default();
+            let _ = fs::remove_file(dir.path().join("calls"));
+            calls.lines().map(|line| line.replace("gui/501/dev.connect-sidecar.a-0", "AGENT")).collect::<Vec<_>>()
         };
         let name = "connect-sidecar-a-0";
         let file = launchd.file(name).display().to_string();
         let bootstrap = format!("bootstrap gui/501 {file}");
 
-        launchd.reach().await.expect("a session");
-        assert_eq!(asked(), ["print gui/501"]);
+        launchd.check_available().await.expect("a session");
+        assert_eq!(calls(), ["print gui/501"]);
         launchd.load(name).await.expect("loaded");
-        launchd.start(name).await.expect("started");
-        assert_eq!(asked(), ["print AGENT", "enable AGENT", &bootstrap, "kickstart AGENT"]);
+        launchd.restart(name).await.expect("started");
+        assert_eq!(calls(), ["print AGENT", "enable AGENT", &bootstrap, "kickstart AGENT"]);
         launchd.load(name).await.expect("loaded");
-        assert_eq!(asked(), ["print AGENT", "bootout AGENT", "print AGENT", "print AGENT", "enable AGENT", &bootstrap]);
+        assert_eq!(calls(), ["print AGENT", "bootout AGENT", "print AGENT", "print AGENT", "enable AGENT", &bootstrap]);
         let state = launchd.state(name).await.expect("a state");
-        let running =
-            State { at_login: true, activity: "running".into(), is_running: true, pid: Some(4711), exit_code: None };
+        let running = ServiceState {
+            at_login: true,
+            activity: "running".into(),
+            is_running: true,
+            pid: Some(4711),
+            exit_code: None,
+        };
         assert_eq!(state, running);
         launchd.unload(name).await.expect("unloaded");
         let state = launchd.state(name).await.expect("a state");

@@ -1,8 +1,9 @@
-//! `service`: a sidecar for one project that runs from login on, under systemd or launchd.
+//! `service`: a sidecar for one project that systemd or launchd starts at login.
 //!
-//! What is written is a file of the manager's that runs this very program with the settings that were given. It never
-//! holds a secret, takes the place of no file that is not ours, and is not left behind where the manager will not have it.
+//! `install` writes a service definition that runs this program with the current settings. It contains no secret,
+//! replaces no file that another program wrote, and is removed again if the manager refuses it.
 
+mod error;
 mod launchd;
 mod manager;
 pub mod readiness;
@@ -18,21 +19,22 @@ use std::process::ExitCode;
 
 use aws_lc_rs::digest;
 
-use crate::cli::CommandError;
+use crate::cli::{CommandError, current_dir};
 use crate::config::args::GlobalArgs;
-use crate::config::{self, Auth, Config, ConfigError, Mistake, PortableSettings};
+use crate::config::{self, Auth, Config, ConfigError, PortableSettings};
 use crate::instance::Selector;
 use crate::instance::client::{self, NotFound};
 use crate::os::atomic_file::{self, Durability};
 use crate::os::executable;
-use crate::os::terminal::escaped;
+use crate::os::terminal::{escaped, note};
 use crate::os::tls;
+pub use error::ServiceError;
 use launchd::Launchd;
-use manager::{MARK, Manager, Service, State};
+use manager::{MARK, Manager, Service, ServiceState};
 use systemd::Systemd;
 
-/// Besides our own, the variables that a sidecar goes by, none of which holds a secret: where its files and those of the
-/// Vercel CLI are, whom to trust. A manager starts it with few of them.
+/// The variables besides the sidecar's own that it needs and that a manager may not set: paths of its files and of the
+/// Vercel CLI's, and certificates. None holds a secret.
 const VARIABLES: [&str; 7] = [
     "PATH",
     "XDG_CONFIG_HOME",
@@ -43,12 +45,12 @@ const VARIABLES: [&str; 7] = [
     "NODE_EXTRA_CA_CERTS",
 ];
 
-/// Those of them that name a file of certificates.
+/// Those that name a file with certificates.
 const CERTIFICATES: [&str; 2] = ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"];
 
-/// Why a file of certificates is of no use to a service: inside a `run`, the variables name that run's own, which go with
-/// it and hold what only its command is to trust.
-fn unfit_for_later(file: &Path) -> Option<&'static str> {
+/// Why a certificate file cannot be used by a service, if so. Inside a `run` the variables name the run's own files,
+/// which are temporary and contain a CA that only the run's command should trust.
+fn unusable_certificates(file: &Path) -> Option<&'static str> {
     if tls::holds_local_ca(file) {
         Some("belongs to a `connect-sidecar run`; set it to yours, or install the service outside of that")
     } else {
@@ -56,37 +58,38 @@ fn unfit_for_later(file: &Path) -> Option<&'static str> {
     }
 }
 
-/// Writes the service of the project, or what it has become, and starts it anew.
+/// Writes or rewrites the project's service and starts it.
 pub async fn install(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     let current_dir = current_dir()?;
-    // Whether there is an access token now says nothing about later.
+    // The access token need not be set now.
     let environment = |name: &str| if name == "VERCEL_TOKEN" { Some("none".into()) } else { std::env::var_os(name) };
     let config = Config::load(global, &environment, &current_dir)?;
-    let refused = |message: &str| {
-        let mistake = Mistake { place: "service install".into(), message: message.into() };
-        CommandError::from(ConfigError(vec![mistake]))
-    };
+    let refused = |message: String| ConfigError::new("service install", message);
     if let Auth::AccessToken(_) = config.auth {
         return Err(refused(
             "`auth = access-token` needs VERCEL_TOKEN, which would have to stand in a file for a service: use the OIDC \
-             token of the env file, or run `connect-sidecar` where the variable is set",
-        ));
+             token of the env file, or run `connect-sidecar` where the variable is set"
+                .into(),
+        )
+        .into());
     }
     let executable = std::env::current_exe().map_err(|e| CommandError::System("find this program's path", e))?;
-    let carried = config::portable_settings(global, &environment, &current_dir)?;
-    let left_out = CERTIFICATES.into_iter().filter_map(|name| {
+    let portable = config::portable_settings(global, &environment, &current_dir)?;
+    let omitted = CERTIFICATES.into_iter().filter_map(|name| {
         let file = PathBuf::from(environment(name)?);
-        Some((name, format!("{name} is not written into the service: {} {}", file.display(), unfit_for_later(&file)?)))
+        Some((
+            name,
+            format!("{name} is not written into the service: {} {}", file.display(), unusable_certificates(&file)?),
+        ))
     });
-    let left_out: BTreeMap<_, _> = left_out.collect();
-    let environment = |name: &str| environment(name).filter(|_| !left_out.contains_key(name));
-    let service = describe(&config.project, &executable, carried, &environment).map_err(|what| {
-        refused(&format!("{what} has a control character or is not UTF-8, so no service can be told of it"))
-    })?;
-    left_out.values().for_each(|text| note(text));
-    match Native::find(&config.project)? {
-        Native::Systemd(manager) => put(&manager, &service, &config).await?,
-        Native::Launchd(manager) => put(&manager, &service, &config).await?,
+    let omitted: BTreeMap<_, _> = omitted.collect();
+    let environment = |name: &str| environment(name).filter(|_| !omitted.contains_key(name));
+    let service =
+        definition(&config.project, &executable, portable, &environment).map_err(|e| refused(e.to_string()))?;
+    omitted.values().for_each(|text| note(text));
+    match NativeManager::find(&config.project)? {
+        NativeManager::Systemd(manager) => install_with(&manager, &service, &config).await?,
+        NativeManager::Launchd(manager) => install_with(&manager, &service, &config).await?,
     }
     if executable.ancestors().any(|dir| dir.join("CACHEDIR.TAG").exists()) {
         note(&format!(
@@ -97,71 +100,76 @@ pub async fn install(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says whether the project's service is there and runs.
+/// Prints the state of the project's service. Exit code 1 if it does not run.
 pub async fn status(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
-    let wanted = config::wanted(global, &|name| std::env::var_os(name), &current_dir()?)?;
-    match Native::find(&wanted.directory)? {
-        Native::Systemd(manager) => show(&manager, &wanted).await,
-        Native::Launchd(manager) => show(&manager, &wanted).await,
+    let selector = config::selector(global, &|name| std::env::var_os(name), &current_dir()?)?;
+    match NativeManager::find(&selector.directory)? {
+        NativeManager::Systemd(manager) => print_status(&manager, &selector).await,
+        NativeManager::Launchd(manager) => print_status(&manager, &selector).await,
     }
 }
 
-/// Stops the project's service and deletes it; fine where there is none.
+/// Stops and deletes the project's service, if there is one.
 pub async fn uninstall(global: &GlobalArgs) -> Result<ExitCode, CommandError> {
-    let wanted = config::wanted(global, &|name| std::env::var_os(name), &current_dir()?)?;
-    match Native::find(&wanted.directory)? {
-        Native::Systemd(manager) => remove(&manager, &wanted.directory).await,
-        Native::Launchd(manager) => remove(&manager, &wanted.directory).await,
+    let selector = config::selector(global, &|name| std::env::var_os(name), &current_dir()?)?;
+    match NativeManager::find(&selector.directory)? {
+        NativeManager::Systemd(manager) => remove(&manager, &selector.directory).await,
+        NativeManager::Launchd(manager) => remove(&manager, &selector.directory).await,
     }
 }
 
-/// The manager of this system.
-enum Native {
+/// The service manager of this system.
+enum NativeManager {
     Systemd(Systemd),
     Launchd(Launchd),
 }
 
-impl Native {
-    fn find(project: &Path) -> Result<Self, CommandError> {
+impl NativeManager {
+    fn find(project: &Path) -> Result<Self, ServiceError> {
         let environment = |name: &str| std::env::var_os(name);
         let program = |name| executable::find(name, &environment("PATH")?, project)?.checked.ok();
-        let home = || CommandError::Other("neither HOME nor XDG_CONFIG_HOME says where a service could be put".into());
         if cfg!(target_os = "macos") {
-            let home = environment("HOME").map(PathBuf::from).filter(|home| home.is_absolute()).ok_or_else(home)?;
+            let home = environment("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+            let home = home.ok_or(ServiceError::NoDirectory)?;
             Ok(Self::Launchd(Launchd::new(program("launchctl"), &home, nix::unistd::Uid::effective().as_raw())))
         } else {
-            let config_home = config::config_home(&environment).ok_or_else(home)?;
+            let config_home = config::config_home(&environment).ok_or(ServiceError::NoDirectory)?;
             Ok(Self::Systemd(Systemd::new(program("systemctl"), &config_home)))
         }
     }
 }
 
-/// The project's service: this program with these settings. An error is what cannot be written down.
-fn describe(
+/// A value that cannot be part of a service definition. Holds what it is, such as a variable's name.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} has a control character or is not UTF-8, so no service can be told of it")]
+struct UnsupportedValue(String);
+
+/// The project's service: this program with these settings.
+fn definition(
     project: &Path,
     executable: &Path,
-    carried: PortableSettings,
-    environment: config::Environment<'_>,
-) -> Result<Service, String> {
+    settings: PortableSettings,
+    environment: config::EnvLookup<'_>,
+) -> Result<Service, UnsupportedValue> {
     let text = |what: &str, text: OsString| match text.into_string() {
         Ok(text) if !text.contains(char::is_control) => Ok(text),
-        _ => Err(what.to_owned()),
+        _ => Err(UnsupportedValue(what.to_owned())),
     };
     let shown = text("the project's path", project.into())?;
     let mut command =
         vec![text("this program's path", executable.into())?, "serve".into(), format!("--project={shown}")];
-    for flag in carried.flags {
+    for flag in settings.flags {
         command.push(text(flag.split('=').next().unwrap_or_default(), flag.clone().into())?);
     }
-    let given = VARIABLES.into_iter().filter_map(|name| Some((name.to_owned(), environment(name)?)));
-    let ours = carried.variables.into_iter().map(|(name, value)| (name, value.into()));
-    let checked = given.chain(ours).map(|(name, value)| text(&name, value).map(|value| (name, value)));
+    let general = VARIABLES.into_iter().filter_map(|name| Some((name.to_owned(), environment(name)?)));
+    let own = settings.variables.into_iter().map(|(name, value)| (name, value.into()));
+    let checked = general.chain(own).map(|(name, value)| text(&name, value).map(|value| (name, value)));
     let environment = checked.collect::<Result<_, _>>()?;
-    Ok(Service { name: name_of(project), project: shown, command, environment })
+    Ok(Service { name: service_name(project), project: shown, command, environment })
 }
 
-/// One name for each project, by which it is known again.
-fn name_of(project: &Path) -> String {
+/// The service name of a project, unique by a hash of its path.
+fn service_name(project: &Path) -> String {
     let hash = digest::digest(&digest::SHA256, project.as_os_str().as_bytes());
     let hash: String = hash.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     let dir = project.file_name().unwrap_or_default().to_string_lossy();
@@ -171,35 +179,32 @@ fn name_of(project: &Path) -> String {
     format!("connect-sidecar-{}", words.join("-"))
 }
 
-async fn put(manager: &impl Manager, service: &Service, config: &Config) -> Result<(), CommandError> {
+async fn install_with(manager: &impl Manager, service: &Service, config: &Config) -> Result<(), CommandError> {
     let Service { name, project, .. } = service;
     let file = manager.file(name);
-    let before = read_own(&file)?;
-    manager.reach().await?;
+    let previous = read_own(&file)?;
+    manager.check_available().await?;
     write(&file, &manager.definition(service))?;
     if let Err(e) = manager.load(name).await {
-        match before {
-            Some(before) => write(&file, &before)?,
+        match previous {
+            Some(previous) => write(&file, &previous)?,
             None => fs::remove_file(&file).map_err(|e| CommandError::System("delete it again", e))?,
         }
-        manager.forget(name).await;
-        return Err(e);
+        manager.discard(name).await;
+        return Err(e.into());
     }
-    if let Err(e) = manager.start(name).await {
+    if let Err(e) = manager.restart(name).await {
         let state = manager.state(name).await?;
-        let why = match state.exit_code {
+        let reason = match state.exit_code {
             Some(2) => "its settings are wrong".to_owned(),
             Some(3) => "its port is taken: end what has it, or give the service another with --port".to_owned(),
             _ => e.to_string(),
         };
-        return Err(CommandError::Other(format!(
-            "{name} is installed, but does not run: {why}\nits log: {}\nthen `connect-sidecar service install` again, or \
-             `connect-sidecar service uninstall`",
-            manager.log_command(name)
-        )));
+        let log_command = manager.log_command(name);
+        return Err(ServiceError::NotStarted { name: name.clone(), reason, log_command }.into());
     }
     let at = if config.port == 0 { String::new() } else { format!(" at http://127.0.0.1:{}", config.port) };
-    say(&[
+    print_lines(&[
         format!("{name} runs{at}, now and from each login on, for {project}"),
         format!("  file  {}", file.display()),
         format!("  log   {}", manager.log_command(name)),
@@ -213,39 +218,39 @@ async fn put(manager: &impl Manager, service: &Service, config: &Config) -> Resu
     Ok(())
 }
 
-async fn show(manager: &impl Manager, wanted: &Selector) -> Result<ExitCode, CommandError> {
-    let Some((project, name)) = installed(manager, &wanted.directory)? else {
-        say(&[format!(
+async fn print_status(manager: &impl Manager, selector: &Selector) -> Result<ExitCode, CommandError> {
+    let Some((project, name)) = installed(manager, &selector.directory)? else {
+        print_lines(&[format!(
             "no service is installed for {}: `connect-sidecar service install` does that",
-            wanted.directory.display()
+            selector.directory.display()
         )]);
         return Ok(ExitCode::FAILURE);
     };
     let file = manager.file(&name);
-    manager.reach().await?;
-    let State { at_login, activity, is_running, pid, .. } = manager.state(&name).await?;
+    manager.check_available().await?;
+    let ServiceState { at_login, activity, is_running, pid, .. } = manager.state(&name).await?;
     let mut lines = vec![
         format!("{name} for {}", project.display()),
         format!("  file      {}", file.display()),
         format!("  at login  {}", if at_login { "starts" } else { "does not start" }),
         format!("  now       {activity}"),
     ];
-    // Whatever port the user may have set: it is the service's that counts, and no other sidecar of the project.
-    let at_any_port = Selector { port: None, directory: project.to_owned(), ..wanted.clone() };
+    // Searched by project, since the port set for this command may not be the service's; then compared by process.
+    let at_any_port = Selector { port: None, directory: project.to_owned(), ..selector.clone() };
     lines.extend(match client::find(&at_any_port).await {
         Ok((instance, _)) if Some(instance.pid) == pid => Some(format!("  address   {}", instance.url)),
-        Err(NotFound::Unresponsive(silent)) if Some(silent.pid) == pid => Some(format!("  answers   no: {silent}")),
+        Err(NotFound::Unresponsive(error)) if Some(error.pid) == pid => Some(format!("  answers   no: {error}")),
         _ => None,
     });
     lines.push(format!("  log       {}", manager.log_command(&name)));
-    say(&lines);
+    print_lines(&lines);
     Ok(if is_running { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The project of the directory or of the nearest above it for which a service is installed, and its name.
+/// The nearest directory, at or above `directory`, that has a service, and the service's name.
 fn installed<'d>(manager: &impl Manager, directory: &'d Path) -> Result<Option<(&'d Path, String)>, CommandError> {
     for project in directory.ancestors() {
-        let name = name_of(project);
+        let name = service_name(project);
         if read_own(&manager.file(&name))?.is_some() {
             return Ok(Some((project, name)));
         }
@@ -255,24 +260,21 @@ fn installed<'d>(manager: &impl Manager, directory: &'d Path) -> Result<Option<(
 
 async fn remove(manager: &impl Manager, directory: &Path) -> Result<ExitCode, CommandError> {
     let Some((_, name)) = installed(manager, directory)? else {
-        say(&[format!("no service is installed for {}", directory.display())]);
+        print_lines(&[format!("no service is installed for {}", directory.display())]);
         return Ok(ExitCode::SUCCESS);
     };
     let file = manager.file(&name);
-    manager.reach().await?;
+    manager.check_available().await?;
     manager.unload(&name).await?;
     fs::remove_file(&file).map_err(|e| CommandError::System("delete the service's file", e))?;
-    manager.forget(&name).await;
-    say(&[format!("removed {name}")]);
+    manager.discard(&name).await;
+    print_lines(&[format!("removed {name}")]);
     Ok(ExitCode::SUCCESS)
 }
 
-/// The file of ours, if there is one; whatever else is in its place is an error.
+/// Reads a service definition, if it exists. Fails if this program did not write it.
 fn read_own(path: &Path) -> Result<Option<String>, CommandError> {
-    let foreign = || {
-        let path = path.display();
-        CommandError::Other(format!("{path} was not written by this program: move it away first, if it is not needed"))
-    };
+    let foreign = || CommandError::from(ServiceError::ForeignFile(path.to_owned()));
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         Ok(meta) if !meta.is_file() => return Err(foreign()),
@@ -293,52 +295,45 @@ fn write(path: &Path, text: &str) -> Result<(), CommandError> {
     write().map_err(|e: io::Error| CommandError::System("write the service's file", e))
 }
 
-fn current_dir() -> Result<PathBuf, CommandError> {
-    std::env::current_dir().map_err(|e| CommandError::System("find the current directory", e))
-}
-
-/// A closed stdout is no reason to fail.
-fn say(lines: &[String]) {
+/// Prints lines to stdout. Ignores a closed stdout.
+fn print_lines(lines: &[String]) {
     let lines: String = lines.iter().map(|line| escaped(line) + "\n").collect();
     let _ = io::stdout().write_all(lines.as_bytes());
-}
-
-fn note(text: &str) {
-    let _ = writeln!(io::stderr(), "note: {}", escaped(text));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn service(project: &str, flags: &[&str]) -> Result<Service, String> {
+    fn service(project: &str, flags: &[&str]) -> Result<Service, UnsupportedValue> {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        describe(project.as_ref(), "/bin/x".as_ref(), PortableSettings { flags, variables: Vec::new() }, &|_| None)
+        definition(project.as_ref(), "/bin/x".as_ref(), PortableSettings { flags, variables: Vec::new() }, &|_| None)
     }
 
     #[test]
-    fn a_name_tells_the_project_and_is_its_alone() {
+    fn a_service_name_is_readable_and_unique() {
         for (project, begins) in [
             ("/home/me/Web Shop", "connect-sidecar-web-shop-"),
             ("/home/me/%h$x\"é", "connect-sidecar-h-x-"),
             ("/home/me/日本", "connect-sidecar-"),
             ("/", "connect-sidecar-"),
         ] {
-            let name = name_of(Path::new(project));
+            let name = service_name(Path::new(project));
             let hash = name.strip_prefix(begins).expect(&name);
             assert!(hash.len() == 8 && hash.bytes().all(|b| b.is_ascii_hexdigit()), "{name}");
         }
-        assert_ne!(name_of(Path::new("/a/web")), name_of(Path::new("/b/web")));
-        assert!(name_of(Path::new(&format!("/{}", "x".repeat(255)))).len() < 80);
+        assert_ne!(service_name(Path::new("/a/web")), service_name(Path::new("/b/web")));
+        assert!(service_name(Path::new(&format!("/{}", "x".repeat(255)))).len() < 80);
     }
 
     #[test]
-    fn what_cannot_be_written_down_is_refused_by_its_name() {
+    fn an_unsupported_value_is_refused_by_name() {
         use std::os::unix::ffi::OsStringExt;
-        assert_eq!(service("/a\nb", &[]).err().as_deref(), Some("the project's path"));
-        assert_eq!(service("/a", &["--config=/b\n--require-key"]).err().as_deref(), Some("--config"));
+        let refused = |result: Result<Service, UnsupportedValue>| result.err().map(|UnsupportedValue(what)| what);
+        assert_eq!(refused(service("/a\nb", &[])).as_deref(), Some("the project's path"));
+        assert_eq!(refused(service("/a", &["--config=/b\n--require-key"])).as_deref(), Some("--config"));
         let bad = |name: &str| (name == "PATH").then(|| OsString::from_vec(b"/\xff".to_vec()));
-        let refused = describe("/a".as_ref(), "/bin/x".as_ref(), PortableSettings::default(), &bad);
-        assert_eq!(refused.err().as_deref(), Some("PATH"));
+        let with_bad_path = definition("/a".as_ref(), "/bin/x".as_ref(), PortableSettings::default(), &bad);
+        assert_eq!(refused(with_bad_path).as_deref(), Some("PATH"));
     }
 }

@@ -1,16 +1,15 @@
-//! Tells the service manager that started this process how it stands, after sd_notify(3): one datagram, and no word of it
-//! where there is no manager.
+//! Notifies the service manager of this process's state with one datagram (sd_notify(3)).
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-/// A manager that does not read must not keep us.
+/// A manager that does not read must not block this process.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Sends `state`, such as `READY=1`, to the manager's socket: the value of `NOTIFY_SOCKET`.
-pub fn tell(manager: Option<&OsStr>, state: &str) {
+/// Sends `state`, such as `READY=1`, to the manager's socket, the value of `NOTIFY_SOCKET`. Does nothing without one.
+pub fn notify(manager: Option<&OsStr>, state: &str) {
     if let Some(Err(e)) = manager.map(|socket| send(socket, state)) {
         tracing::warn!("could not tell the service manager {state}: {e}");
     }
@@ -40,22 +39,22 @@ mod tests {
     }
 
     #[test]
-    fn the_manager_is_told_at_a_path() {
+    fn a_socket_path_is_notified() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("notify");
         let manager = UnixDatagram::bind(&path).expect("a socket");
-        tell(Some(path.as_os_str()), "READY=1");
+        notify(Some(path.as_os_str()), "READY=1");
         assert_eq!(received(&manager), "READY=1");
     }
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn the_manager_is_told_at_an_abstract_name() {
+    fn an_abstract_socket_name_is_notified() {
         use std::os::linux::net::SocketAddrExt;
         let name = format!("connect-sidecar-{}", std::process::id());
         let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).expect("a name");
         let manager = UnixDatagram::bind_addr(&address).expect("a socket");
-        tell(Some(format!("@{name}").as_ref()), "STOPPING=1");
+        notify(Some(format!("@{name}").as_ref()), "STOPPING=1");
         assert_eq!(received(&manager), "STOPPING=1");
     }
 }

@@ -1,24 +1,23 @@
-//! A user unit of systemd.
+//! Services as user units of systemd.
 //!
-//! Everything in it that is not ours is quoted so that systemd takes it as it is: no specifier, no variable, no second
-//! word, no further line.
+//! All foreign text in a unit is quoted: systemd expands no specifier or variable in it and splits no words or lines.
 
 use std::path::{Path, PathBuf};
 
-use super::manager::{MARK, Manager, Service, State, run, succeed};
-use crate::cli::CommandError;
+use super::ServiceError;
+use super::manager::{MARK, Manager, Service, ServiceState, run, succeed};
 
-/// What holds for every project. After a crash it is back before a command that had joined it takes its place, and its
-/// port (`run` looks twice a second); five crashes in five minutes are enough. The Vercel CLI may be run in it, so what Node.js needs stays open: code
-/// that it writes itself (no MemoryDenyWriteExecute), and netlink, which tells it the machine's addresses. What needs a
-/// mount namespace is not to be had in every user's session.
-const FIXED: &str = "\
-# Wrong settings and a taken port do not mend themselves.
+/// The settings that are the same for every project. It restarts at once after a crash, before a joined command
+/// replaces it and takes its port (`run` tries twice a second), but at most five times in five minutes. The Vercel CLI
+/// may run in it, so what Node.js needs is allowed: generated code (no MemoryDenyWriteExecute), and netlink for the
+/// machine's addresses. Options that need a mount namespace are left out, since not every user session permits one.
+const COMMON_SETTINGS: &str = "\
+# A restart does not help against wrong settings (2) or a taken port (3).
 RestartPreventExitStatus=2 3
 Restart=on-failure
 RestartSec=0
 TimeoutStartSec=30s
-# Requests under way get 10 s.
+# Requests in flight get 10 s to finish.
 TimeoutStopSec=15s
 UMask=0077
 NoNewPrivileges=yes
@@ -33,7 +32,7 @@ SystemCallArchitectures=native
 WantedBy=default.target
 ";
 
-/// systemd, as it is for this user.
+/// The user's systemd instance.
 pub(super) struct Systemd {
     systemctl: Option<PathBuf>,
     units: PathBuf,
@@ -44,16 +43,13 @@ impl Systemd {
         Self { systemctl, units: config_home.join("systemd/user") }
     }
 
-    fn systemctl(&self) -> Result<&Path, CommandError> {
+    fn systemctl(&self) -> Result<&Path, ServiceError> {
         self.systemctl.as_deref().ok_or_else(|| {
-            CommandError::Other(
-                "no service is possible here: there is no systemctl on PATH; run `connect-sidecar` in a terminal"
-                    .into(),
-            )
+            ServiceError::Unavailable("there is no systemctl on PATH; run `connect-sidecar` in a terminal".into())
         })
     }
 
-    async fn ask(&self, arguments: &[&str]) -> Result<String, CommandError> {
+    async fn systemctl_user(&self, arguments: &[&str]) -> Result<String, ServiceError> {
         succeed(self.systemctl()?, &[&["--user"], arguments].concat()).await
     }
 }
@@ -70,54 +66,54 @@ impl Manager for Systemd {
             .iter()
             .map(|(name, value)| format!("Environment={}\n", quoted(&format!("{name}={value}"))))
             .collect();
-        // The colon: no variable is expanded.
+        // The colon in `ExecStart=:` turns off variable expansion.
         format!(
             "# {MARK}, which also changes it; `service uninstall` deletes it.\n\
              [Unit]\nDescription=Vercel Connect for {} (connect-sidecar)\n\
              StartLimitIntervalSec=5min\nStartLimitBurst=5\n\n\
-             [Service]\nType=notify\nExecStart=:{}\n{variables}{FIXED}",
+             [Service]\nType=notify\nExecStart=:{}\n{variables}{COMMON_SETTINGS}",
             literal(&service.project),
             words.join(" "),
         )
     }
 
-    async fn reach(&self) -> Result<(), CommandError> {
+    async fn check_available(&self) -> Result<(), ServiceError> {
         let systemctl = self.systemctl()?;
         match succeed(systemctl, &["--user", "show", "--property=Version"]).await {
             Ok(_) => Ok(()),
-            Err(e) => Err(CommandError::Other(format!(
-                "no service is possible here: systemd has no session for this user, as in a container or under sudo \
+            Err(e) => Err(ServiceError::Unavailable(format!(
+                "systemd has no session for this user, as in a container or under sudo \
                  ({e}); run `connect-sidecar` in a terminal"
             ))),
         }
     }
 
-    async fn load(&self, name: &str) -> Result<(), CommandError> {
-        self.ask(&["daemon-reload"]).await?;
-        self.ask(&["enable", &unit(name)]).await.map(drop)
+    async fn load(&self, name: &str) -> Result<(), ServiceError> {
+        self.systemctl_user(&["daemon-reload"]).await?;
+        self.systemctl_user(&["enable", &unit(name)]).await.map(drop)
     }
 
-    async fn start(&self, name: &str) -> Result<(), CommandError> {
-        // What failed too often is not started any more, whatever it has become.
-        self.ask(&["reset-failed", &unit(name)]).await.ok();
-        self.ask(&["restart", &unit(name)]).await.map(drop)
+    async fn restart(&self, name: &str) -> Result<(), ServiceError> {
+        // A unit that failed too often is not started until this.
+        self.systemctl_user(&["reset-failed", &unit(name)]).await.ok();
+        self.systemctl_user(&["restart", &unit(name)]).await.map(drop)
     }
 
-    async fn unload(&self, name: &str) -> Result<(), CommandError> {
-        self.ask(&["disable", "--now", &unit(name)]).await.map(drop)
+    async fn unload(&self, name: &str) -> Result<(), ServiceError> {
+        self.systemctl_user(&["disable", "--now", &unit(name)]).await.map(drop)
     }
 
-    async fn forget(&self, name: &str) {
+    async fn discard(&self, name: &str) {
         let Ok(systemctl) = self.systemctl() else { return };
         for arguments in [&["--user", "daemon-reload"][..], &["--user", "reset-failed", &unit(name)]] {
             let _ = run(systemctl, arguments).await;
         }
     }
 
-    async fn state(&self, name: &str) -> Result<State, CommandError> {
+    async fn state(&self, name: &str) -> Result<ServiceState, ServiceError> {
         let properties =
             "--property=UnitFileState,ActiveState,SubState,StateChangeTimestamp,MainPID,ExecMainCode,ExecMainStatus";
-        let shown = self.ask(&["show", properties, &unit(name)]).await?;
+        let shown = self.systemctl_user(&["show", properties, &unit(name)]).await?;
         let property = |name: &str| {
             let value = shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
             value.unwrap_or_default()
@@ -129,7 +125,7 @@ impl Manager for Systemd {
         // 1 is CLD_EXITED.
         let ended = (property("ExecMainCode") == "1").then(|| property("ExecMainStatus").parse().ok()).flatten();
         let code = ended.map(|code: i32| format!(", exit code {code}")).unwrap_or_default();
-        Ok(State {
+        Ok(ServiceState {
             at_login: property("UnitFileState") == "enabled",
             activity: format!("{} ({}){since}{code}", property("ActiveState"), property("SubState")),
             is_running: property("ActiveState") == "active",
@@ -151,12 +147,12 @@ fn unit(name: &str) -> String {
     format!("{name}.service")
 }
 
-/// One word, whatever is in it, but for control characters: none gets here.
+/// A text as one word. It must not have control characters.
 fn quoted(text: &str) -> String {
     format!("\"{}\"", literal(&text.replace('\\', r"\\").replace('"', "\\\"")))
 }
 
-/// Text without specifiers.
+/// A text with specifiers escaped.
 fn literal(text: &str) -> String {
     text.replace('%', "%%")
 }

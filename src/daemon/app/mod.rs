@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::config::{Auth, Config, Refresh};
+use crate::config::{Auth, Config, RefreshMode};
 use crate::credential::expiry_warnings::{self, WarningSteps};
 use crate::credential::refresh::{self, RefreshHandle, Refresher};
 use crate::credential::warning_history::WarningHistory;
@@ -325,11 +325,11 @@ impl IdentitySource {
             return (None, RefreshHandle::default(), snapshot);
         };
         let options = refresh::Options {
-            is_automatic: config.refresh == Refresh::Cli,
+            is_automatic: config.refresh == RefreshMode::Cli,
             project: config.project.clone(),
             state_dir: config.state_dir.clone(),
             upstream: config.upstream.name(),
-            cli_environment: config.surroundings.clone(),
+            cli_environment: config.cli_environment.clone(),
         };
         let (clock, events) = (clock.clone(), events.clone());
         let (refresher, handle, snapshot) =

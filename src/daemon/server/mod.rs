@@ -28,6 +28,7 @@ use tracing::warn;
 
 use crate::credential::refresh::RefreshHandle;
 use crate::daemon::status::Status;
+use crate::instance::run::{Run, RunRequest};
 use crate::os::peer::Peer;
 use crate::proxy::Proxy;
 use crate::proxy::error::{Code, RequestError};
@@ -103,6 +104,11 @@ impl Server {
             self.connections.enforce_timeouts();
             self.refusal_log.end_second();
         }
+    }
+
+    /// Registers a run, as `POST /_sidecar/v1/runs` does.
+    pub async fn begin_run(&self, request: &RunRequest) -> Result<Run, RequestError> {
+        runs::register(request, &self.proxy, &self.interception, self.policy.required_run_key()).await
     }
 
     /// Tells all connections to close after their current request.

@@ -125,9 +125,9 @@ impl Server {
                 require_no_query(head)?;
                 body::check_content_type(head, &body)?;
                 let body = body::read(body).await?;
-                let run =
-                    runs::register(&body, &self.proxy, &self.interception, self.policy.required_run_key()).await?;
-                Ok(json(run))
+                let run = self.begin_run(&runs::parse(&body)?).await?;
+                // Strings always serialize.
+                Ok(json(serde_json::to_vec(&run).unwrap_or_default()))
             }
             // The proxy answers unknown paths.
             _ => self.proxy.handle(head, body).await,

@@ -4,11 +4,11 @@
 use std::error::Error;
 
 use http::uri::Scheme;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::credential::placeholder;
 use crate::instance::key::Key;
+use crate::instance::run::{Run, RunEnvironment, RunRequest};
 use crate::os::env_proxy::EnvProxy;
 use crate::proxy::Proxy;
 use crate::proxy::error::{Code, RequestError};
@@ -70,69 +70,32 @@ impl InterceptionHandle {
     }
 }
 
-/// The request body.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RunRequest {
-    #[serde(default = "yes")]
-    intercept: bool,
-    environment: Option<Environment>,
+/// The proxy for a run's requests that are not intercepted.
+fn env_proxy(RunEnvironment { https_proxy, no_proxy }: &RunEnvironment) -> EnvProxy {
+    EnvProxy::read(&|name| match name {
+        "https_proxy" => https_proxy.as_ref().map(Into::into),
+        "no_proxy" => no_proxy.as_ref().map(Into::into),
+        _ => None,
+    })
 }
 
-/// The proxy settings of the run's own environment, which its tunnels use. May contain a password.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Environment {
-    /// The value of the variable that takes precedence for `https`.
-    https_proxy: Option<String>,
-    /// All `NO_PROXY` lists joined.
-    no_proxy: Option<String>,
-}
-
-impl Environment {
-    fn proxy(&self) -> EnvProxy {
-        EnvProxy::read(&|name| match name {
-            "https_proxy" => self.https_proxy.as_ref().map(Into::into),
-            "no_proxy" => self.no_proxy.as_ref().map(Into::into),
-            _ => None,
-        })
-    }
-}
-
-fn yes() -> bool {
-    true
-}
-
-/// The response body.
-#[derive(Serialize)]
-struct RunResponse<'a> {
-    run: String,
-    placeholder: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    proxy: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ca: Option<String>,
-    bearer_hosts: Vec<String>,
-    key_required: bool,
-    /// The key that the run's requests send instead of the instance key, if one is required.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<&'a str>,
-}
-
-/// Registers a run, whose requests must send `key` if there is one. Returns the response body.
-pub(super) async fn register(
-    body: &[u8],
-    proxy: &Proxy,
-    interception: &InterceptionHandle,
-    key: Option<&Key>,
-) -> Result<Vec<u8>, RequestError> {
-    let body = if body.is_empty() { b"{}" } else { body };
-    let request: RunRequest = serde_json::from_slice(body).map_err(|_| {
+/// Parses the body of a request for a run. Every part of it is optional.
+pub(super) fn parse(body: &[u8]) -> Result<RunRequest, RequestError> {
+    serde_json::from_slice(if body.is_empty() { b"{}" } else { body }).map_err(|_| {
         let shape = r#"{"intercept":true,"environment":{"https_proxy":"…","no_proxy":"…"}}"#;
         RequestError::new(Code::BadJson, format!("The body is nothing, {shape}, or a part of that."))
             .hint(r#"send {"intercept":true}, {"intercept":false} or no body"#)
-    })?;
-    let env_proxy = request.environment.as_ref().map(Environment::proxy);
+    })
+}
+
+/// Registers a run, whose requests must send `key` if there is one.
+pub(super) async fn register(
+    request: &RunRequest,
+    proxy: &Proxy,
+    interception: &InterceptionHandle,
+    key: Option<&Key>,
+) -> Result<Run, RequestError> {
+    let env_proxy = request.environment.as_ref().map(env_proxy);
     if let Some(unusable) = env_proxy.iter().flat_map(|env_proxy| env_proxy.unusable(&Scheme::HTTPS)).next() {
         let message = format!("{unusable}.");
         return Err(RequestError::new(Code::BadJson, message).command(format!("unset {}", unusable.variable)));
@@ -140,7 +103,7 @@ pub(super) async fn register(
     let run = random_name().map_err(InterceptionError::Name)?;
     let identity = proxy.identity.borrow().clone();
     let claims = identity.oidc().map(|token| &token.claims);
-    // By the machine's own clock, which the run's programs use to check the expiry.
+    // The expiry is in local time, since the run's programs compare it with local time.
     let placeholder = placeholder::make(claims, proxy.clock.local().plus(placeholder::LIFETIME));
     let run_proxy = match request.intercept {
         true => Some(interception.admit(run.clone(), env_proxy).await?),
@@ -148,10 +111,8 @@ pub(super) async fn register(
     };
     let bearer_hosts = proxy.relay.hosts.bearers().iter().map(ToString::to_string).collect();
     let (proxy, ca) = run_proxy.map(|proxy| (proxy.url, proxy.ca)).unzip();
-    let key = key.map(Key::text);
-    let response = RunResponse { run, placeholder, proxy, ca, bearer_hosts, key_required: key.is_some(), key };
-    // Strings always serialize.
-    Ok(serde_json::to_vec(&response).unwrap_or_default())
+    let key = key.map(|key| key.text().to_owned());
+    Ok(Run { run, placeholder, proxy, ca, bearer_hosts, key_required: key.is_some(), key })
 }
 
 /// A unique name that needs no escaping in a URL.

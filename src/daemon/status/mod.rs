@@ -8,10 +8,8 @@ pub mod notices;
 pub mod page;
 pub mod usage;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::credential::expiry_warnings::{self, WarningSteps};
@@ -19,11 +17,14 @@ use crate::credential::refresh::{self, AutoRefresh};
 use crate::credential::warning::Warning;
 use crate::credential::{CredentialProblem, Identity, OidcToken, TokenState, VERCEL_CLI};
 use crate::events::Events;
+use crate::instance::Settings;
+use crate::instance::status::{
+    CacheStatus, FailureStatus, OidcStatus, RefreshStatus, StatusReport, TokenStatus, UpstreamStatus, WarningStatus,
+};
 use crate::os::clock::{Clock, Timestamp};
 use crate::proxy::cache::Cache;
 use crate::proxy::stats::Stats;
-use crate::remedy::Remedy;
-use usage::{Report, Usage};
+use usage::Usage;
 
 /// Read access to the state of all parts.
 pub struct Status {
@@ -47,117 +48,15 @@ pub struct Status {
     pub project: String,
     /// Display name of the credential's source, such as `.env.local`.
     pub credential_source: String,
-    /// The effective settings, without secrets.
-    pub settings: BTreeMap<String, String>,
-    /// Times before the expiry at which a warning is given. From the longest on, the state is `expiring`.
+    /// What it was told, for the commands that ask it. No secret is among it.
+    pub settings: Settings,
+    /// When a token's end is warned of; from the longest step on it is `expiring`.
     pub steps: Arc<WarningSteps>,
     /// Start of this process, by the machine's clock.
     pub started_at: Timestamp,
 }
 
-/// `GET /_sidecar/v1/status` (docs/http.md section 4).
-#[derive(Serialize)]
-struct Snapshot {
-    version: &'static str,
-    pid: u32,
-    /// The time by which all the others are meant: this machine's, corrected by upstream's.
-    now: String,
-    uptime_seconds: u64,
-    project: String,
-    oidc: Oidc,
-    refresh: Refresh,
-    cache: CacheState,
-    upstream: UpstreamState,
-    failures: Failures,
-    usage: Report,
-    tokens: Vec<Token>,
-    warnings: Vec<Listed>,
-    settings: BTreeMap<String, String>,
-}
-
-#[derive(Serialize)]
-struct Oidc {
-    state: OidcState,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    /// Where the token in use came from.
-    source: String,
-    /// Where one is looked for.
-    configured_source: String,
-    expires_at: Option<String>,
-    expires_in_seconds: Option<u64>,
-    /// From its `iat` to its `exp`: what the time left is a part of.
-    lifetime_seconds: Option<u64>,
-    owner: Option<String>,
-    project: Option<String>,
-    environment: Option<String>,
-    fingerprint: Option<String>,
-}
-
-/// The credential in one word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum OidcState {
-    Valid,
-    Expiring,
-    Expired,
-    Missing,
-    Invalid,
-}
-
-#[derive(Serialize)]
-struct Refresh {
-    mode: &'static str,
-    state: &'static str,
-    last_error: Option<String>,
-    next_at: Option<String>,
-}
-
-#[derive(Serialize)]
-struct CacheState {
-    entries: usize,
-    hits: u64,
-    misses: u64,
-    collapsed: u64,
-    requests_saved: u64,
-}
-
-#[derive(Serialize)]
-struct UpstreamState {
-    url: String,
-    requests: u64,
-    errors: u64,
-    /// When the last of the errors was.
-    last_error_at: Option<String>,
-}
-
-/// Requests that were answered with an error, upstream's or our own.
-#[derive(Serialize)]
-struct Failures {
-    count: u64,
-    last_at: Option<String>,
-}
-
-#[derive(Serialize)]
-struct Token {
-    connector: String,
-    subject: &'static str,
-    /// When it came from Connect.
-    stored_at: String,
-    expires_at: String,
-    hits: u64,
-}
-
-/// Something to act on now.
-#[derive(Serialize)]
-struct Listed {
-    code: &'static str,
-    message: String,
-    #[serde(flatten)]
-    remedy: Remedy,
-}
-
-/// What a counter says that holds a time, if there was one.
+/// The time in a counter that holds milliseconds since the epoch; 0 means never.
 fn time(ms: u64) -> Option<String> {
     (ms != 0).then(|| Timestamp::from_millis(ms).to_string())
 }
@@ -174,34 +73,34 @@ impl Status {
         let identity = self.identity.borrow().clone();
         let counts = self.stats.counts();
         let tokens = self.cache.tokens();
-        let snapshot = Snapshot {
-            version: env!("CARGO_PKG_VERSION"),
+        let report = StatusReport {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             now: now.to_string(),
             uptime_seconds: self.clock.local().since(self.started_at).as_secs(),
             project: self.project.clone(),
             oidc: self.oidc(&identity, now),
             refresh: self.refresh(),
-            cache: CacheState {
+            cache: CacheStatus {
                 entries: tokens.len(),
                 hits: counts.hits,
                 misses: counts.misses,
                 collapsed: counts.collapsed,
                 requests_saved: counts.requests_saved(),
             },
-            upstream: UpstreamState {
+            upstream: UpstreamStatus {
                 url: self.upstream.clone(),
                 requests: counts.upstream_requests,
                 errors: counts.upstream_errors,
                 last_error_at: time(counts.upstream_failed_at_ms),
             },
-            failures: Failures { count: counts.failed, last_at: time(counts.failed_at_ms) },
+            failures: FailureStatus { count: counts.failed, last_at: time(counts.failed_at_ms) },
             usage: self.usage.report(),
             tokens: tokens
                 .into_iter()
-                .map(|token| Token {
+                .map(|token| TokenStatus {
                     connector: token.connector,
-                    subject: token.subject.as_str(),
+                    subject: token.subject.as_str().to_owned(),
                     stored_at: token.stored_at.to_string(),
                     expires_at: token.expires_at.to_string(),
                     hits: token.hits,
@@ -210,23 +109,23 @@ impl Status {
             warnings: self.warnings(&identity, now),
             settings: self.settings.clone(),
         };
-        serde_json::to_string(&snapshot).unwrap_or_default()
+        serde_json::to_string(&report).unwrap_or_default()
     }
 
-    fn oidc(&self, identity: &Identity, now: Timestamp) -> Oidc {
+    fn oidc(&self, identity: &Identity, now: Timestamp) -> OidcStatus {
         let (state, reason) = match identity.credential(now) {
             Ok(credential) => match credential.oidc() {
-                Some(token) if token.expires_at.since(now) <= self.steps.longest() => (OidcState::Expiring, None),
-                _ => (OidcState::Valid, None),
+                Some(token) if token.expires_at.since(now) <= self.steps.longest() => ("expiring", None),
+                _ => ("valid", None),
             },
-            Err(CredentialProblem::Missing) => (OidcState::Missing, None),
-            Err(CredentialProblem::Expired(_)) => (OidcState::Expired, None),
-            Err(CredentialProblem::Invalid(defect)) => (OidcState::Invalid, Some(defect.reason)),
+            Err(CredentialProblem::Missing) => ("missing", None),
+            Err(CredentialProblem::Expired(_)) => ("expired", None),
+            Err(CredentialProblem::Invalid(defect)) => ("invalid", Some(defect.reason)),
         };
         let token = identity.oidc();
         let claim = |of: fn(&crate::credential::Claims) -> &Option<String>| token.and_then(|t| of(&t.claims).clone());
-        Oidc {
-            state,
+        OidcStatus {
+            state: state.to_owned(),
             reason,
             source: if identity.is_from_cli { VERCEL_CLI.into() } else { self.credential_source.clone() },
             configured_source: self.credential_source.clone(),
@@ -243,24 +142,25 @@ impl Status {
         }
     }
 
-    fn refresh(&self) -> Refresh {
+    fn refresh(&self) -> RefreshStatus {
         let snapshot = self.refresh.borrow().clone();
-        Refresh {
-            mode: if snapshot.auto == AutoRefresh::Off { "off" } else { "cli" },
+        RefreshStatus {
+            mode: if snapshot.auto == AutoRefresh::Off { "off" } else { "cli" }.to_owned(),
             state: match snapshot.auto {
                 _ if snapshot.is_running => "running",
                 AutoRefresh::Off | AutoRefresh::Scheduled(_) => "idle",
                 AutoRefresh::Delayed(_) => "waiting",
                 AutoRefresh::NotApproved(_) => "held",
                 AutoRefresh::GaveUp(_) => "gave_up",
-            },
+            }
+            .to_owned(),
             next_at: snapshot.next_at().map(|at| at.to_string()),
             last_error: snapshot.last_error,
         }
     }
 
-    /// Current warnings, with the texts of the log.
-    fn warnings(&self, identity: &Identity, now: Timestamp) -> Vec<Listed> {
+    /// What to act on now, in the words of the log.
+    fn warnings(&self, identity: &Identity, now: Timestamp) -> Vec<WarningStatus> {
         let source = &self.credential_source;
         let token = identity.oidc();
         let refresh = self.refresh.borrow().clone();
@@ -291,8 +191,11 @@ impl Status {
             let by = std::time::Duration::from_millis(self.clock.offset_ms().unsigned_abs());
             warnings.push(Warning::clock_skew(by));
         }
-        let listed =
-            |warning: Warning| Listed { code: warning.code, message: warning.sentence(), remedy: warning.remedy };
-        warnings.into_iter().map(listed).collect()
+        let report = |warning: Warning| WarningStatus {
+            code: warning.code.to_owned(),
+            message: warning.sentence(),
+            remedy: Some(warning.remedy),
+        };
+        warnings.into_iter().map(report).collect()
     }
 }

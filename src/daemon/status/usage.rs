@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::credential::Identity;
+use crate::instance::status::UsageStatus;
 use crate::os::clock::{Clock, Timestamp};
 use crate::os::private_dir;
 use crate::proxy::stats::{Counts, Stats};
@@ -28,22 +29,7 @@ const ALLOWANCE: u64 = 500;
 /// Price of 1,000 token requests on the Pro plan, in US dollars.
 const USD_PER_THOUSAND: u64 = 3;
 
-/// The field `usage` of the status.
-#[derive(Debug, PartialEq, Serialize)]
-pub(super) struct Report {
-    /// The calendar month in UTC, as in `2026-11`.
-    month: String,
-    /// Token requests that Connect answered with a token.
-    requests: u64,
-    /// Those that an app without the sidecar would have made besides.
-    saved: u64,
-    /// What these would have cost at the price of the Pro plan, in US dollars.
-    saved_usd: f64,
-    /// Requests a month that the Hobby plan includes.
-    allowance: u64,
-}
-
-/// A team's counts of a month.
+/// What a team's requests of a month come to.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct TeamUsage {
     requests: u64,
@@ -107,17 +93,17 @@ pub struct Usage {
 }
 
 impl Usage {
-    pub(super) fn report(&self) -> Report {
+    pub(super) fn report(&self) -> UsageStatus {
         let month = month_of(self.clock.local());
         if !self.is_billed {
-            return Report { month, requests: 0, saved: 0, saved_usd: 0.0, allowance: ALLOWANCE };
+            return UsageStatus { month, requests: 0, saved: 0, saved_usd: 0.0, allowance: ALLOWANCE };
         }
         let ledger = self.ledger.borrow();
         let is_current = ledger.month.month == month;
         let before = ledger.month.teams.get(&ledger.team).filter(|_| is_current).copied().unwrap_or_default();
         let TeamUsage { requests, saved } = before.plus(TeamUsage::from(self.stats.counts()).minus(ledger.read));
         let saved_usd = saved.saturating_mul(USD_PER_THOUSAND) as f64 / 1000.0;
-        Report { month, requests, saved, saved_usd, allowance: ALLOWANCE }
+        UsageStatus { month, requests, saved, saved_usd, allowance: ALLOWANCE }
     }
 }
 
@@ -303,7 +289,7 @@ mod tests {
         }
 
         fn shown(&self) -> (u64, u64) {
-            let Report { requests, saved, .. } = self.usage.report();
+            let UsageStatus { requests, saved, .. } = self.usage.report();
             (requests, saved)
         }
     }

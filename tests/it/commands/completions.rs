@@ -1,4 +1,4 @@
-//! `completions`: each script does its work in the shell that it is for.
+//! `completions`: each script works in its shell.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use crate::support::installed::program;
 use crate::support::process::{isolated, run};
 use crate::support::terminal::Terminal;
 
-/// What is typed, and what is to come of it.
+/// The words before the cursor, the word being typed, and its expected completion.
 const COMPLETED: [(&str, &str, &str); 8] = [
     ("connect-sidecar", "st", "status"),
     ("connect-sidecar", "com", "completions"),
@@ -19,12 +19,12 @@ const COMPLETED: [(&str, &str, &str); 8] = [
     ("connect-sidecar status --log-level", "tr", "trace"),
 ];
 
-/// Prints what this shell completes `WORDS` and then `LAST` to, by its `SCRIPT`: one a line.
+/// Prints the completions of `LAST` after `WORDS` with the shell's `SCRIPT`, one per line.
 const BY_BASH: &str = r#"source "$SCRIPT"; COMP_WORDS=($WORDS "$LAST"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
     _connect__sidecar connect-sidecar "$LAST" "${COMP_WORDS[COMP_CWORD - 1]}"; printf '%s\n' "${COMPREPLY[@]}""#;
 const BY_FISH: &str = r#"source "$SCRIPT"; complete -C"$WORDS $LAST" | string replace -r '\t.*' ''"#;
 
-/// The shell's script in a file, if the shell is there.
+/// A file with the shell's script, if the shell is installed.
 async fn script(desk: &Desk, shell: &'static str) -> Option<PathBuf> {
     if !program(shell).await {
         return None;
@@ -63,7 +63,7 @@ async fn zsh_completes_commands_flags_and_their_values() {
     terminal.enter(&format!("PS1=; autoload -Uz compinit; compinit -u; source {}; echo re''ady", file.display())).await;
     terminal.sees("ready\r").await;
     for (words, last, expected) in COMPLETED {
-        // Tab, then the line becomes one that prints it.
+        // Completes with tab, then turns the line into a command that prints it.
         terminal.press(&format!("{words} {last}\t\x01print -r -- '<\x05>'\n")).await;
         terminal.sees(&format!("\n<{words} {expected}")).await;
     }
@@ -71,7 +71,7 @@ async fn zsh_completes_commands_flags_and_their_values() {
 }
 
 #[tokio::test]
-async fn a_script_is_there_for_every_shell_and_nobody_has_to_read_all_of_it() {
+async fn every_shell_has_a_script_and_a_closed_stdout_is_no_error() {
     let desk = Desk::new().await;
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let script = run(desk.sidecar(&["completions", shell])).await;

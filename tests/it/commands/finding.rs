@@ -1,4 +1,4 @@
-//! Which sidecar is meant, and that nobody else is given the key (docs/security.md S5).
+//! Which sidecar a command selects, and that no other program gets the key (docs/security.md S5).
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::support::desk::Desk;
 use crate::support::process::{Ended, Serving, Stopped, isolated, run};
 use crate::support::{instance_key, write_private};
 
-/// All that ask a running sidecar.
+/// The commands that ask a running sidecar.
 const COMMANDS: [&[&str]; 6] =
     [&["status"], &["status", "--short"], &["status", "--json"], &["status", "--open"], &["cache", "clear"], &["logs"]];
 
@@ -25,7 +25,7 @@ fn pid_in(ended: &Ended) -> u64 {
 }
 
 #[tokio::test]
-async fn the_nearest_project_above_is_meant_unless_a_port_is_named() {
+async fn the_nearest_project_is_selected_unless_a_port_is_given() {
     let desk = Desk::new().await;
     let (root, nested) = (desk.project(), desk.add_project("web/packages/api"));
     let (below, beside) = (desk.add_project("web/packages/api/src"), desk.add_project("web/docs"));
@@ -47,7 +47,7 @@ async fn the_nearest_project_above_is_meant_unless_a_port_is_named() {
 }
 
 #[tokio::test]
-async fn of_two_for_one_project_it_is_always_the_same_until_that_ends() {
+async fn of_two_sidecars_for_one_project_the_same_is_selected_until_it_ends() {
     let desk = Desk::new().await;
     let mut two = [desk.serve(&[]).await, desk.serve(&[]).await];
     two.sort_by_key(|serving| serving.addr.port());
@@ -55,14 +55,14 @@ async fn of_two_for_one_project_it_is_always_the_same_until_that_ends() {
         assert_eq!(pid_in(&run(desk.sidecar(&["status", "--json"])).await), u64::from(two[0].pid()));
     }
     let [first, second] = two;
-    // Ended without a chance to take its file away.
+    // Killed, so that it cannot remove its state file.
     first.signal(nix::sys::signal::Signal::SIGKILL);
     first.end().await;
     assert_eq!(pid_in(&run(desk.sidecar(&["status", "--json"])).await), u64::from(second.pid()));
 }
 
 #[tokio::test]
-async fn where_none_runs_that_is_said_with_those_that_run_for_others() {
+async fn if_none_runs_the_error_lists_those_of_other_projects() {
     let desk = Desk::new().await;
     let other = desk.add_project("api");
     let web = desk.project();
@@ -85,7 +85,7 @@ async fn where_none_runs_that_is_said_with_those_that_run_for_others() {
 }
 
 #[tokio::test]
-async fn a_required_key_is_sent_to_who_has_it() {
+async fn a_required_key_is_sent_to_the_sidecar() {
     let desk = Desk::new().await;
     let _serving = desk.serve(&["--require-key"]).await;
     for arguments in [&["token", "slack/acme-slack"][..], &["status"], &["logs"], &["cache", "clear"]] {
@@ -94,17 +94,17 @@ async fn a_required_key_is_sent_to_who_has_it() {
     }
 }
 
-/// A program that has a sidecar's port and answers everybody with this proof.
-async fn squat(proof: impl Fn(u16) -> Option<String>) -> (u16, Arc<Mutex<String>>) {
+/// A server on a sidecar's port that answers every request with this proof. Returns its port and the received bytes.
+async fn impostor(proof: impl Fn(u16) -> Option<String>) -> (u16, Arc<Mutex<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let heard = Arc::new(Mutex::new(String::new()));
-    let (hears, proof) = (heard.clone(), proof(port).map(|proof| format!("sidecar-proof: {proof}\r\n")));
+    let (received, proof) = (heard.clone(), proof(port).map(|proof| format!("sidecar-proof: {proof}\r\n")));
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut bytes = [0; 4096];
             let read = stream.read(&mut bytes).await.unwrap_or_default();
-            hears.lock().unwrap_or_else(PoisonError::into_inner).push_str(&String::from_utf8_lossy(&bytes[..read]));
+            received.lock().unwrap_or_else(PoisonError::into_inner).push_str(&String::from_utf8_lossy(&bytes[..read]));
             let proof = proof.as_deref().unwrap_or_default();
             let reply = format!(
                 "HTTP/1.1 200 OK\r\n{proof}content-length: 15\r\nconnection: close\r\n\r\n{{\"status\":\"ok\"}}"
@@ -116,21 +116,21 @@ async fn squat(proof: impl Fn(u16) -> Option<String>) -> (u16, Arc<Mutex<String>
 }
 
 #[tokio::test]
-async fn who_has_taken_a_port_is_not_given_its_key() {
+async fn a_program_that_took_over_a_port_does_not_get_the_key() {
     const KEY: &str = "the-key-of-an-instance-that-has-ended-long-ago";
     let key = || Key::new(KEY.into());
     let replayed = move |port| Some(key().proof(port, b"a nonce of another time"));
     let of_another_port = move |port: u16| Some(key().proof(port.wrapping_add(1), b"a nonce of another time"));
     for (what, (port, heard)) in [
-        ("no proof", squat(|_| None).await),
-        ("a replayed proof", squat(replayed).await),
-        ("a proof of another port", squat(of_another_port).await),
-        ("the key's hash", squat(|_| Some("x".repeat(43))).await),
+        ("no proof", impostor(|_| None).await),
+        ("a replayed proof", impostor(replayed).await),
+        ("a proof of another port", impostor(of_another_port).await),
+        ("the key's hash", impostor(|_| Some("x".repeat(43))).await),
     ] {
         let desk = Desk::new().await;
         let dir = desk.home.path().join(".local/state/connect-sidecar");
         std::fs::create_dir_all(&dir).expect("a directory");
-        // A process of that number runs.
+        // The process id exists.
         let file = json!({
             "pid": std::process::id(), "url": format!("http://127.0.0.1:{port}"), "key": KEY, "project": desk.project(),
         });
@@ -153,9 +153,9 @@ async fn who_has_taken_a_port_is_not_given_its_key() {
 }
 
 #[tokio::test]
-async fn a_stale_file_does_not_hide_the_sidecar_that_runs() {
+async fn a_stale_state_file_does_not_hide_a_running_sidecar() {
     let desk = Desk::new().await;
-    let (port, heard) = squat(|_| None).await;
+    let (port, heard) = impostor(|_| None).await;
     let serving = desk.serve(&[]).await;
     let dir = desk.home.path().join(".local/state/connect-sidecar");
     let key = instance_key(&desk.home.path().join(".local/state"), serving.addr);
@@ -171,7 +171,7 @@ async fn a_stale_file_does_not_hide_the_sidecar_that_runs() {
 #[tokio::test]
 async fn a_project_whose_path_is_not_utf_8_finds_its_own_sidecar_and_no_other() {
     let desk = Desk::new().await;
-    // Equal once they are made readable.
+    // Equal after lossy conversion to UTF-8.
     let [project, twin] = [&b"caf\xe9 100%"[..], b"caf\xe8 100%"].map(|name| {
         let project = desk.project().with_file_name(std::ffi::OsStr::from_bytes(name));
         std::fs::create_dir_all(project.join("src")).expect("a project");
@@ -192,7 +192,7 @@ async fn a_project_whose_path_is_not_utf_8_finds_its_own_sidecar_and_no_other() 
     assert_eq!((elsewhere.code, elsewhere.stderr.contains("no sidecar runs for ")), (Some(1), true), "{elsewhere:?}");
 }
 
-/// All that need a running sidecar, or would start one where none runs.
+/// The commands that need a running sidecar or start one.
 const ALL: [&[&str]; 12] = [
     &["status"],
     &["status", "--short"],
@@ -212,13 +212,13 @@ fn state_dir(desk: &Desk) -> std::path::PathBuf {
     desk.home.path().join(".local/state/connect-sidecar")
 }
 
-/// What stands in the file of a sidecar.
+/// The content of a sidecar's state file.
 fn file_of(desk: &Desk, serving: &Serving) -> Value {
     let path = state_dir(desk).join(format!("{}.json", serving.addr.port()));
     serde_json::from_slice(&std::fs::read(path).expect("a state file")).expect("JSON")
 }
 
-/// A port at which somebody listens and never answers.
+/// A port with a server that never responds.
 async fn silent_port() -> (TcpListener, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
@@ -233,7 +233,7 @@ fn does_not_answer(project: &Path, pid: u32) -> String {
 }
 
 #[tokio::test]
-async fn a_stopped_sidecar_is_named_by_every_command_and_no_second_one_is_started() {
+async fn every_command_names_a_stopped_sidecar_and_none_starts_a_second_one() {
     let desk = Desk::new().await;
     let (web, below) = (desk.project(), desk.project().join("src"));
     std::fs::create_dir(&below).expect("a directory");
@@ -257,12 +257,12 @@ async fn a_stopped_sidecar_is_named_by_every_command_and_no_second_one_is_starte
 }
 
 #[tokio::test]
-async fn one_that_hangs_is_named_as_well_and_hides_those_above_it_but_not_its_twin() {
+async fn a_hanging_sidecar_hides_those_of_directories_above_but_not_another_of_its_project() {
     let desk = Desk::new().await;
     let (root, nested) = (desk.project(), desk.add_project("web/api"));
     let outer = desk.serve_in(&root, &[]).await;
     let inner = desk.serve_in(&nested, &[]).await;
-    // Its port is another's that never answers: as if it hung.
+    // With the port of a server that never responds, it looks as if it hung.
     let (_listener, port) = silent_port().await;
     let path = state_dir(&desk).join(format!("{}.json", inner.addr.port()));
     let mut file = file_of(&desk, &inner);
@@ -276,7 +276,7 @@ async fn one_that_hangs_is_named_as_well_and_hides_those_above_it_but_not_its_tw
 }
 
 #[tokio::test]
-async fn a_process_that_is_another_by_now_is_not_blamed() {
+async fn a_reused_process_id_is_not_reported_as_unresponsive() {
     let desk = Desk::new().await;
     let serving = desk.serve_in(&desk.add_project("elsewhere"), &[]).await;
     let mut sleep = isolated("sleep", desk.home.path());
@@ -304,8 +304,8 @@ async fn a_process_that_is_another_by_now_is_not_blamed() {
     drop((stopped, listener));
 }
 
-/// How long a command takes, at the best of a few attempts: the machine may be busy.
-async fn quickest(command: impl Fn() -> Command) -> (Duration, Ended) {
+/// The shortest duration of a few attempts, since the machine may be busy.
+async fn fastest(command: impl Fn() -> Command) -> (Duration, Ended) {
     let mut best: Option<(Duration, Ended)> = None;
     for _ in 0..5 {
         let begun = Instant::now();
@@ -319,14 +319,14 @@ async fn quickest(command: impl Fn() -> Command) -> (Duration, Ended) {
 }
 
 #[tokio::test]
-async fn a_prompt_has_its_line_within_300_ms_whatever_does_not_answer() {
+async fn status_short_takes_at_most_300_ms_even_if_sidecars_hang() {
     const LIMIT: Duration = Duration::from_millis(300);
     let desk = Desk::new().await;
     let hung = desk.serve_in(&desk.add_project("hung"), &[]).await;
     let (_listener, port) = silent_port().await;
     let mut file = file_of(&desk, &hung);
     file["url"] = format!("http://127.0.0.1:{port}").into();
-    let mut lie = |name: u16, project: &Path, pid: u32| {
+    let mut write_state_file = |name: u16, project: &Path, pid: u32| {
         file["project"] = project.to_str().expect("text").into();
         file["pid"] = pid.into();
         if pid == std::process::id() {
@@ -336,29 +336,29 @@ async fn a_prompt_has_its_line_within_300_ms_whatever_does_not_answer() {
     };
     let short = || desk.sidecar(&["status", "--short"]);
     for name in 1..=6 {
-        lie(name, &desk.project(), hung.pid());
+        write_state_file(name, &desk.project(), hung.pid());
     }
-    let (took, ended) = quickest(short).await;
+    let (took, ended) = fastest(short).await;
     assert_eq!((ended.code, ended.stderr), (Some(1), does_not_answer(&desk.project(), hung.pid())));
     assert!(took < LIMIT, "six that hang: {took:?}");
     for name in 1..=6 {
-        lie(name, &desk.home.path().join("others"), std::process::id());
+        write_state_file(name, &desk.home.path().join("others"), std::process::id());
     }
-    let (took, ended) = quickest(short).await;
+    let (took, ended) = fastest(short).await;
     assert!(ended.code == Some(1) && ended.stderr.starts_with("error: no sidecar runs for "), "{ended:?}");
     assert!(took < LIMIT, "six of others: {took:?}");
     let serving = desk.serve(&[]).await;
-    let (took, ended) = quickest(short).await;
+    let (took, ended) = fastest(short).await;
     assert!(ended.code == Some(0) && ended.stdout.starts_with("web "), "{ended:?}");
     assert!(took < LIMIT, "one that answers beside them: {took:?}");
     let _stopped = Stopped::process(serving.pid()).await;
-    let (took, ended) = quickest(short).await;
+    let (took, ended) = fastest(short).await;
     assert_eq!((ended.code, ended.stderr), (Some(1), does_not_answer(&desk.project(), serving.pid())));
     assert!(took < LIMIT, "one that is stopped: {took:?}");
 }
 
 #[tokio::test]
-async fn a_watch_names_a_stopped_sidecar_and_goes_on_with_it() {
+async fn a_watch_names_a_stopped_sidecar_and_continues_with_it() {
     let desk = Desk::new().await;
     let serving = desk.serve(&[]).await;
     let stopped = Stopped::process(serving.pid()).await;
@@ -372,7 +372,7 @@ async fn a_watch_names_a_stopped_sidecar_and_goes_on_with_it() {
 }
 
 #[tokio::test]
-async fn a_setting_that_does_not_count_is_named_by_whoever_asks_the_sidecar_that_has_another() {
+async fn every_command_warns_about_a_setting_that_the_sidecar_has_otherwise() {
     let desk = Desk::new().await;
     let serving = desk.serve(&[]).await;
     let upstream = desk.emulator.url();
@@ -390,7 +390,7 @@ async fn a_setting_that_does_not_count_is_named_by_whoever_asks_the_sidecar_that
 }
 
 #[tokio::test]
-async fn a_port_that_the_sidecar_of_the_project_has_is_where_it_runs_already() {
+async fn serve_on_the_port_of_the_projects_own_sidecar_says_it_is_already_running() {
     let desk = Desk::new().await;
     let (web, below) = (desk.project(), desk.project().join("apps/web"));
     std::fs::create_dir_all(&below).expect("a directory");

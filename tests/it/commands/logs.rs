@@ -12,7 +12,7 @@ use crate::support::process::{Running, run};
 use crate::support::{SLACK_UID, Scene, let_timers_pass, soon};
 
 #[tokio::test]
-async fn what_happened_is_printed_as_lines_or_as_it_is() {
+async fn events_are_printed_as_text_or_json() {
     let stage = Scene::new().start().await;
     stage.token(APP).send().await.token();
     stage.emulator.inject(Fault::status(404, "not_found"));
@@ -34,7 +34,7 @@ async fn what_happened_is_printed_as_lines_or_as_it_is() {
 }
 
 #[tokio::test]
-async fn hits_refusals_and_warnings_are_there_with_level_and_command_as_in_the_log() {
+async fn hits_refusals_and_warnings_are_formatted_as_in_the_log() {
     let stage = Scene::new().token_life(Duration::from_secs(300)).start().await;
     stage.logs.wait_for("expires in 5 min").await;
     stage.token(APP).send().await.token();
@@ -58,7 +58,7 @@ async fn hits_refusals_and_warnings_are_there_with_level_and_command_as_in_the_l
 }
 
 #[tokio::test]
-async fn who_follows_hears_hits_until_the_sidecar_ends() {
+async fn following_prints_new_events_until_the_sidecar_ends() {
     let desk = Desk::new().await;
     let serving = desk.serve(&[]).await;
     run(desk.sidecar(&["token", SLACK_UID])).await;
@@ -72,7 +72,7 @@ async fn who_follows_hears_hits_until_the_sidecar_ends() {
 }
 
 #[tokio::test]
-async fn a_signal_ends_it_with_0() {
+async fn a_signal_ends_following_with_0() {
     let desk = Desk::new().await;
     let _serving = desk.serve(&[]).await;
     run(desk.sidecar(&["token", SLACK_UID])).await;
@@ -85,7 +85,7 @@ async fn a_signal_ends_it_with_0() {
 }
 
 #[tokio::test]
-async fn a_signal_ends_it_also_while_its_reader_is_full() {
+async fn a_signal_ends_following_even_if_stdout_is_blocked() {
     let stage = Scene::new().start().await;
     let mut logs = stage.command(&["logs", "-f"]).spawn().expect("a process");
     let (token, mut app) = (stage.token(APP), KeptAlive::to(stage.addr).await);
@@ -95,7 +95,7 @@ async fn a_signal_ends_it_also_while_its_reader_is_full() {
         }
     };
     soon("somebody who listens", followed).await;
-    // More than a pipe takes.
+    // More than a pipe buffers.
     for _ in 0..1500 {
         assert_eq!(app.send(&token).await.status, 200);
     }
@@ -105,14 +105,14 @@ async fn a_signal_ends_it_also_while_its_reader_is_full() {
 }
 
 #[tokio::test]
-async fn it_ends_with_0_when_nobody_reads_any_more() {
+async fn following_ends_with_0_when_stdout_is_closed() {
     for quiet in [false, true] {
         let stage = Scene::new().start().await;
         stage.token(APP).send().await.token();
         let mut logs = stage.command(&["logs", "-f"]).spawn().expect("a process");
         let mut stdout = BufReader::new(logs.stdout.take().expect("stdout"));
-        let all_there_is = &mut String::new();
-        soon("a line", stdout.read_line(all_there_is)).await.expect("a line");
+        let line = &mut String::new();
+        soon("a line", stdout.read_line(line)).await.expect("a line");
         drop(stdout);
         if quiet {
             stage.caught_up().await;
@@ -126,14 +126,14 @@ async fn it_ends_with_0_when_nobody_reads_any_more() {
 }
 
 #[tokio::test]
-async fn a_cleared_cache_says_what_was_forgotten() {
+async fn cache_clear_prints_how_many_tokens_were_removed() {
     let desk = Desk::new().await;
     let _serving = desk.serve(&[]).await;
     for scopes in ["a", "b", "c"] {
         run(desk.sidecar(&["token", SLACK_UID, "--scopes", scopes])).await;
     }
     run(desk.sidecar(&["token", "github/acme-github"])).await;
-    for (arguments, code, said) in [
+    for (arguments, code, stdout) in [
         (&["cache", "clear", "none/such"][..], 0, "forgot 0 tokens of none/such\n"),
         (&["cache", "clear", SLACK_UID], 0, "forgot 3 tokens of slack/acme-slack\n"),
         (&["cache", "clear"], 0, "forgot 1 token\n"),
@@ -141,6 +141,6 @@ async fn a_cleared_cache_says_what_was_forgotten() {
         (&["cache", "clear", "a//b"], 2, ""),
     ] {
         let ended = run(desk.sidecar(arguments)).await;
-        assert_eq!((ended.code, ended.stdout.as_str()), (Some(code), said), "{arguments:?}: {}", ended.stderr);
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(code), stdout), "{arguments:?}: {}", ended.stderr);
     }
 }

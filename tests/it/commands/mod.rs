@@ -1,4 +1,4 @@
-//! The commands that ask a running sidecar, by the built binary: what they print, and to whom they give the key.
+//! The commands that ask a running sidecar, with the built binary: their output, and who gets the key.
 
 mod completions;
 mod finding;
@@ -15,7 +15,7 @@ use crate::support::process::{Serving, sidecar};
 use crate::support::{Stage, env_file, write_private};
 
 impl Desk {
-    /// A further project of this desk, below its home.
+    /// Another project of this desk, below its home.
     pub fn add_project(&self, path: &str) -> std::path::PathBuf {
         let dir = self.project().parent().expect("a home").join(path);
         std::fs::create_dir_all(&dir).expect("a project");
@@ -23,7 +23,7 @@ impl Desk {
         dir
     }
 
-    /// The command in another directory.
+    /// The built binary in another directory.
     pub fn sidecar_in(&self, dir: &Path, arguments: &[&str]) -> Command {
         let mut command = self.sidecar(arguments);
         command.current_dir(dir);
@@ -36,7 +36,7 @@ impl Desk {
 }
 
 impl Stage {
-    /// The built command beside a sidecar of this process.
+    /// The built binary, for a sidecar in the test's process.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = sidecar(self.dir());
         command.current_dir(&self.project).env("XDG_STATE_HOME", self.dir().join("state")).args(arguments);

@@ -1,4 +1,4 @@
-//! `status`: text, one line, JSON, again and again, and the page.
+//! `status`: text, one line, JSON, `--watch` and `--open`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -19,7 +19,7 @@ use crate::support::terminal::Terminal;
 use crate::support::{Scene, env_file, fingerprint, instance_key, write_private};
 
 #[tokio::test]
-async fn the_state_is_text_for_people_json_for_tools_and_a_line_for_a_prompt() {
+async fn status_is_printed_as_text_json_or_one_line() {
     let stage = Scene::new().start().await;
     stage.token(APP).send().await.token();
     stage.token(APP).send().await.token();
@@ -37,7 +37,7 @@ async fn the_state_is_text_for_people_json_for_tools_and_a_line_for_a_prompt() {
     ] {
         assert!(text.stdout.contains(part), "{part}: {}", text.stdout);
     }
-    assert!(!text.stdout.contains('\x1b'), "no colours in a pipe");
+    assert!(!text.stdout.contains('\x1b'), "no colors in a pipe");
     let json = run(stage.command(&["status", "--json"])).await;
     let body = stage.request("GET", "/_sidecar/v1/status").send().await.text();
     assert_eq!((json.code, json.stdout), (Some(0), body + "\n"));
@@ -57,14 +57,14 @@ async fn the_state_is_text_for_people_json_for_tools_and_a_line_for_a_prompt() {
 }
 
 #[tokio::test]
-async fn only_two_ways_to_show_it_at_once_are_a_mistake() {
+async fn two_output_formats_at_once_are_refused() {
     let desk = Desk::new().await;
     let ended = run(desk.sidecar(&["status", "--json", "--short"])).await;
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{ended:?}");
 }
 
 #[tokio::test]
-async fn colours_are_for_terminals_and_for_who_wants_them() {
+async fn colors_are_used_on_terminals_unless_turned_off() {
     let desk = Desk::new().await;
     let _serving = desk.serve(&[]).await;
     let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
@@ -82,7 +82,7 @@ async fn colours_are_for_terminals_and_for_who_wants_them() {
 }
 
 #[tokio::test]
-async fn json_on_a_terminal_is_the_same_and_moves_no_cursor() {
+async fn json_on_a_terminal_is_escaped_but_equal() {
     let desk = Desk::new().await;
     let mut subject = Subject::development(&World::demo());
     subject.project = "web\u{9b}2J\u{202e}".into();
@@ -105,7 +105,7 @@ async fn json_on_a_terminal_is_the_same_and_moves_no_cursor() {
 }
 
 #[tokio::test]
-async fn a_watch_prints_what_changes_goes_on_over_a_restart_and_ends_with_0() {
+async fn a_watch_prints_changes_survives_a_restart_and_ends_with_0() {
     let desk = Desk::new().await;
     let mut watch = Running::start(desk.sidecar(&["status", "--watch"]));
     assert!(watch.line().await.starts_with("no sidecar runs for "));
@@ -122,7 +122,7 @@ async fn a_watch_prints_what_changes_goes_on_over_a_restart_and_ends_with_0() {
 }
 
 #[tokio::test]
-async fn a_watch_ends_when_nobody_reads_it_and_at_once_where_the_flags_are_wrong() {
+async fn a_watch_ends_when_stdout_is_closed_or_flags_are_wrong() {
     let desk = Desk::new().await;
     let mut watch = desk.sidecar(&["status", "--watch"]).spawn().expect("a process");
     drop(watch.stdout.take());
@@ -133,7 +133,7 @@ async fn a_watch_ends_when_nobody_reads_it_and_at_once_where_the_flags_are_wrong
 }
 
 #[tokio::test]
-async fn a_watch_has_a_screen_of_its_own_and_gives_the_terminal_back() {
+async fn a_watch_uses_the_alternate_screen_and_restores_the_terminal() {
     let desk = Desk::new().await;
     let serving = desk.serve(&[]).await;
     let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
@@ -151,7 +151,7 @@ async fn a_watch_has_a_screen_of_its_own_and_gives_the_terminal_back() {
     terminal.close().await;
 }
 
-/// A program that opens what it is given, and writes that down.
+/// A fake browser that writes its arguments to a file.
 fn opener(dir: &Path, name: &str) -> std::path::PathBuf {
     let opened = dir.join(format!("{name}.opened"));
     let script = format!("#!/bin/sh\nprintf '%s\\n' \"$@\" > '{0}.part' && mv '{0}.part' '{0}'\n", opened.display());
@@ -200,7 +200,7 @@ async fn the_page_is_opened_with_the_key_which_is_not_printed() {
 }
 
 #[tokio::test]
-async fn no_program_of_the_project_or_by_a_relative_path_is_given_the_key() {
+async fn programs_of_the_project_or_by_relative_path_do_not_get_the_key() {
     let desk = Desk::new().await;
     let serving = desk.serve(&[]).await;
     let (page, url) = page_of(&desk, &serving);
@@ -230,7 +230,7 @@ async fn no_program_of_the_project_or_by_a_relative_path_is_given_the_key() {
     }
     for browser in [bin.path().join("good").to_str().expect("a path"), "good"] {
         let _ = fs::remove_file(&by_good);
-        // What it runs itself is looked for in the same places.
+        // Programs that the browser itself runs are found in the same directories.
         let path = format!("{}:{}:/usr/bin:/bin", planted.display(), bin.path().display());
         let script = fs::read_to_string(bin.path().join("good")).expect("a script");
         fs::write(bin.path().join("good"), script.replace("printf", "first; printf")).expect("written");
@@ -243,7 +243,7 @@ async fn no_program_of_the_project_or_by_a_relative_path_is_given_the_key() {
 }
 
 #[tokio::test]
-async fn where_nothing_opens_it_the_url_is_printed_without_the_key() {
+async fn without_a_browser_the_url_is_printed_without_the_key() {
     let desk = Desk::new().await;
     let serving = desk.serve(&[]).await;
     let (page, url) = page_of(&desk, &serving);

@@ -1,4 +1,4 @@
-//! `token`: through the running sidecar or without one, and nothing but the token on stdout.
+//! `token`: with and without a running sidecar, and only the token on stdout.
 
 use std::fs;
 use std::time::Duration;
@@ -20,26 +20,26 @@ fn token(ended: &Ended) -> &str {
     token
 }
 
-/// What reached Connect of token requests.
-fn asked(desk: &Desk) -> Vec<(String, Value)> {
+/// The token requests that Connect received.
+fn token_requests(desk: &Desk) -> Vec<(String, Value)> {
     let received = desk.emulator.received();
     let tokens = received.iter().filter(|request| request.target.contains("/token/"));
     tokens.map(|request| (request.target.clone(), serde_json::from_slice(&request.body).expect("JSON"))).collect()
 }
 
 #[tokio::test]
-async fn a_token_comes_from_the_running_sidecars_cache_which_apps_share() {
+async fn a_token_comes_from_the_cache_shared_with_apps() {
     let desk = Desk::new().await;
     let serving = desk.serve(&[]).await;
-    // As the SDK asks.
+    // The request of the SDK.
     let body = r#"{"subject":{"type":"app"},"scopes":["*"]}"#;
     let of_app = crate::support::http::Request::new(serving.addr, "POST", SLACK).json(body).send().await.token();
     assert_eq!(token(&run(desk.sidecar(&["token", SLACK_UID])).await), of_app);
-    assert_eq!(asked(&desk).len(), 1);
+    assert_eq!(token_requests(&desk).len(), 1);
     let fresh = run(desk.sidecar(&["token", SLACK_UID, "--refresh"])).await;
     assert_ne!(token(&fresh), of_app);
     assert_eq!(token(&run(desk.sidecar(&["token", SLACK_UID])).await), token(&fresh));
-    assert_eq!(asked(&desk).len(), 2);
+    assert_eq!(token_requests(&desk).len(), 2);
 
     let json = run(desk.sidecar(&["token", SLACK_UID, "--json"])).await;
     let parsed: Value = serde_json::from_str(&json.stdout).expect("JSON");
@@ -50,7 +50,7 @@ async fn a_token_comes_from_the_running_sidecars_cache_which_apps_share() {
 }
 
 #[tokio::test]
-async fn flags_are_asked_for_as_the_vercel_cli_does() {
+async fn flags_give_the_same_request_as_the_vercel_clis() {
     let desk = Desk::new().await;
     let _serving = desk.serve(&[]).await;
     for (connector, flags, path, body) in [
@@ -75,7 +75,7 @@ async fn flags_are_asked_for_as_the_vercel_cli_does() {
             assert!(ended.stderr.starts_with("error: CONNECTOR: "), "{}", ended.stderr);
             continue;
         }
-        let (last_path, last_body) = asked(&desk).pop().expect("a request");
+        let (last_path, last_body) = token_requests(&desk).pop().expect("a request");
         assert_eq!((last_path.as_str(), last_body), (path, serde_json::from_str(body).expect("JSON")));
     }
     let ended = run(desk.sidecar(&["token", SLACK_UID, "--subject", "app", "--user-id", "u"])).await;
@@ -83,14 +83,14 @@ async fn flags_are_asked_for_as_the_vercel_cli_does() {
 }
 
 #[tokio::test]
-async fn without_a_sidecar_one_in_this_process_does_it_and_leaves_nothing() {
+async fn without_a_running_sidecar_one_in_this_process_is_used_and_leaves_nothing() {
     let desk = Desk::new().await;
     let first = run(desk.sidecar(&["token", SLACK_UID])).await;
     let second = run(desk.sidecar(&["token", SLACK_UID, "-q"])).await;
-    assert_ne!(token(&first), token(&second), "nothing is kept");
+    assert_ne!(token(&first), token(&second), "nothing is cached");
     let state = desk.home.path().join(".local/state/connect-sidecar");
     let left: Vec<_> = fs::read_dir(&state).into_iter().flatten().flatten().map(|file| file.file_name()).collect();
-    assert!(left.is_empty(), "not even a count, of an upstream on this machine: {left:?}");
+    assert!(left.is_empty(), "usage of an upstream on this machine is not recorded: {left:?}");
     assert_eq!(run(desk.sidecar(&["status"])).await.code, Some(1));
     let mut in_port = desk.sidecar(&["token", SLACK_UID]);
     in_port.env("CONNECT_SIDECAR_PORT", "9");
@@ -101,7 +101,7 @@ async fn without_a_sidecar_one_in_this_process_does_it_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn the_one_in_this_process_refreshes_nothing_and_takes_no_warning_from_others() {
+async fn a_sidecar_in_this_process_refreshes_nothing_and_records_no_warnings() {
     let (desk, cli) = (Desk::new().await, FakeCli::printing());
     fs::create_dir_all(desk.home.path().join(".config/connect-sidecar")).expect("a directory");
     write_private(&desk.home.path().join(".config/connect-sidecar/sidecar.toml"), "refresh = \"cli\"");
@@ -113,7 +113,7 @@ async fn the_one_in_this_process_refreshes_nothing_and_takes_no_warning_from_oth
         command.env("PATH", cli.path());
         command
     };
-    // For as long as it waits, a refresher would have all the time it needs.
+    // The wait would give a refresh enough time.
     let ended = run(with_cli(&["token", SLACK_UID, "--wait", "2s"])).await;
     assert_eq!((ended.code, ended.stdout.as_str(), cli.runs()), (Some(1), "", 0), "{ended:?}");
     assert!(ended.stderr.contains("s ago, run `vercel env pull`"), "{ended:?}");
@@ -124,7 +124,7 @@ async fn the_one_in_this_process_refreshes_nothing_and_takes_no_warning_from_oth
 }
 
 #[tokio::test]
-async fn who_names_another_credential_gets_a_token_by_that() {
+async fn an_explicit_credential_is_used_for_the_token() {
     let desk = Desk::new().await;
     let serving = desk.serve(&[]).await;
     let other = desk.emulator.oidc_token(DEVELOPMENT_LIFE / 2);
@@ -138,11 +138,11 @@ async fn who_names_another_credential_gets_a_token_by_that() {
     let there = run(desk.sidecar(&["token", SLACK_UID, "--env-file", "other.env", "--port", &port])).await;
     assert!(there.code == Some(0) && there.stdout.starts_with("xox"), "{there:?}");
     assert!(there.stderr.ends_with(".env.local, which counts\n"), "{there:?}");
-    assert_eq!(bearer(), format!("Bearer {}", desk.token), "a port is one sidecar's");
+    assert_eq!(bearer(), format!("Bearer {}", desk.token), "the port selects the running sidecar");
 }
 
 #[tokio::test]
-async fn an_error_comes_with_the_command_that_mends_it() {
+async fn an_error_names_the_command_that_fixes_it() {
     let desk = Desk::new().await;
     let message = r#"{"error":{"code":"forbidden","message":"The Connector is not linked to this project.\u001b[2J"}}"#;
     let not_linked = Fault::answer(403, "application/json", message);
@@ -170,7 +170,7 @@ async fn an_error_comes_with_the_command_that_mends_it() {
 }
 
 #[tokio::test]
-async fn a_credential_that_is_no_good_is_named_with_its_command() {
+async fn an_invalid_credential_is_an_error_with_the_command_that_fixes_it() {
     let desk = Desk::new().await;
     let _ = fs::remove_file(desk.project().join(".env.local"));
     for runs in [false, true] {
@@ -180,5 +180,5 @@ async fn a_credential_that_is_no_good_is_named_with_its_command() {
         let last = ended.stderr.lines().last().expect("a line");
         assert!(last.starts_with("error: ") && last.contains("vercel env pull"), "{runs}: {}", ended.stderr);
     }
-    assert_eq!(asked(&desk), []);
+    assert_eq!(token_requests(&desk), []);
 }

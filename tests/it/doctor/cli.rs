@@ -1,4 +1,4 @@
-//! The Vercel CLI, the real one and others, and its login.
+//! The checks of the Vercel CLI, real and fake, and of its login.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -17,8 +17,8 @@ fn with_cli_in(desk: &Desk, bin: &Path) -> Command {
     command
 }
 
-/// An executable at a path, which nobody else could have put there.
-fn put(path: &Path, script: &str) {
+/// Writes an executable that only this user can change.
+fn write_program(path: &Path, script: &str) {
     let dir = path.parent().expect("a parent");
     fs::create_dir_all(dir).expect("a directory");
     fs::write(path, script).expect("a file");
@@ -27,36 +27,36 @@ fn put(path: &Path, script: &str) {
     }
 }
 
-/// A package of this release, as npm installs it globally; the directory of its command.
-fn release(desk: &Desk, version: &str) -> PathBuf {
+/// Installs a package of this version as npm does globally. Returns the directory of its command.
+fn install_version(desk: &Desk, version: &str) -> PathBuf {
     let package = desk.home.path().join("lib/node_modules/vercel");
-    put(&package.join("dist/vc.js"), "#!/bin/sh\nexit 1\n");
+    write_program(&package.join("dist/vc.js"), "#!/bin/sh\nexit 1\n");
     fs::write(package.join("package.json"), format!(r#"{{"name":"vercel","version":"{version}"}}"#)).expect("a file");
     let bin = desk.home.path().join("bin");
-    put(&bin.join("other"), "");
+    write_program(&bin.join("other"), "");
     let _ = symlink(package.join("dist/vc.js"), bin.join("vercel"));
     bin
 }
 
 #[tokio::test]
-async fn the_real_cli_is_known_by_its_package_and_by_asking_it() {
+async fn the_real_clis_version_is_found_by_package_or_by_running_it() {
     let Some(cli) = npm::vercel_cli().await else { return };
     let desk = healthy().await;
     let cli = cli.canonicalize().expect("a file");
     let bin = desk.home.path().join("bin");
-    put(&bin.join("other"), "");
+    write_program(&bin.join("other"), "");
     symlink(&cli, bin.join("vercel")).expect("a link");
     let packaged = check_up(&desk, with_cli_in(&desk, &bin)).await;
     assert_eq!(packaged.found("ok", "cli")["title"], "the Vercel CLI is version 64.0.2");
-    // A script is of no package, as pnpm's and volta's are.
+    // A script that belongs to no package, like those of pnpm and volta.
     let bin = desk.home.path().join("shims");
-    put(&bin.join("vercel"), &format!("#!/bin/sh\nexec {} \"$@\"\n", cli.display()));
+    write_program(&bin.join("vercel"), &format!("#!/bin/sh\nexec {} \"$@\"\n", cli.display()));
     let asked = check_up(&desk, with_cli_in(&desk, &bin)).await;
     assert_eq!(asked.found("ok", "cli")["title"], "the Vercel CLI is version 64.0.2");
 }
 
 #[tokio::test]
-async fn a_release_with_faults_is_told_and_a_missing_one_is_a_note() {
+async fn a_faulty_version_is_reported_and_a_missing_cli_is_a_note() {
     let desk = healthy().await;
     for (version, found) in [
         ("53.2.0", [("note", "cli_too_old"), ("warning", "cli_pull_deletes_keys")].as_slice()),
@@ -64,7 +64,7 @@ async fn a_release_with_faults_is_told_and_a_missing_one_is_a_note() {
         ("55.0.0", &[("warning", "cli_pull_deletes_keys")]),
         ("56.0.0", &[("ok", "cli")]),
     ] {
-        let bin = release(&desk, version);
+        let bin = install_version(&desk, version);
         let checkup = check_up(&desk, with_cli_in(&desk, &bin)).await;
         for (severity, code) in found {
             checkup.found(severity, code);
@@ -81,9 +81,9 @@ async fn a_release_with_faults_is_told_and_a_missing_one_is_a_note() {
 }
 
 #[tokio::test]
-async fn one_that_others_could_have_put_there_is_read_and_not_run() {
+async fn a_cli_that_others_could_have_replaced_is_not_run() {
     let desk = healthy().await;
-    let bin = release(&desk, "64.0.2");
+    let bin = install_version(&desk, "64.0.2");
     fs::set_permissions(&bin, Permissions::from_mode(0o777)).expect("a mode");
     let checkup = check_up(&desk, with_cli_in(&desk, &bin)).await;
     checkup.found("note", "cli_refused");
@@ -91,7 +91,7 @@ async fn one_that_others_could_have_put_there_is_read_and_not_run() {
     let shims = desk.home.path().join("shims");
     let ran = tempfile::NamedTempFile::new().expect("a file");
     let has_run = || !fs::read_to_string(ran.path()).expect("a file").is_empty();
-    put(&shims.join("vercel"), &format!("#!/bin/sh\necho 64.0.2 | tee {}\n", ran.path().display()));
+    write_program(&shims.join("vercel"), &format!("#!/bin/sh\necho 64.0.2 | tee {}\n", ran.path().display()));
     fs::set_permissions(&shims, Permissions::from_mode(0o777)).expect("a mode");
     check_up(&desk, with_cli_in(&desk, &shims)).await.found("note", "cli_version_unknown");
     assert!(!has_run());
@@ -101,17 +101,17 @@ async fn one_that_others_could_have_put_there_is_read_and_not_run() {
 }
 
 #[tokio::test]
-async fn one_that_babbles_is_of_unknown_version() {
+async fn a_cli_with_other_output_has_an_unknown_version() {
     let desk = healthy().await;
     let bin = desk.home.path().join("bin");
-    put(&bin.join("vercel"), "#!/bin/sh\necho hello\n");
+    write_program(&bin.join("vercel"), "#!/bin/sh\necho hello\n");
     check_up(&desk, with_cli_in(&desk, &bin)).await.found("note", "cli_version_unknown");
 }
 
 #[tokio::test]
-async fn a_login_is_told_before_it_ends_and_never_shown() {
+async fn an_expiring_login_is_reported_without_its_token() {
     let desk = healthy().await;
-    let bin = release(&desk, "64.0.2");
+    let bin = install_version(&desk, "64.0.2");
     let dir = desk.home.path().join(".local/share/com.vercel.cli");
     fs::create_dir_all(&dir).expect("a directory");
     let now = Clock::system().local().as_seconds();

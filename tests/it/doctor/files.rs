@@ -1,4 +1,4 @@
-//! What is wrong with the token, its copies, the link, and who may read what.
+//! The checks of the token, its copies, the link and file permissions.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -14,7 +14,7 @@ use crate::support::{env_file, write_private};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A change of a desk where all was well, and what is found then: severity, code, fix.
+/// A change to a healthy desk, and the expected finding: severity, code, fix.
 type Case = (fn(&Desk), &'static str, &'static str, Option<&'static str>);
 
 fn put(desk: &Desk, name: &str, content: &str) {
@@ -25,7 +25,7 @@ fn chmod(desk: &Desk, name: &str, mode: u32) {
     fs::set_permissions(desk.project().join(name), Permissions::from_mode(mode)).expect("a mode");
 }
 
-/// A token of the demo's project that ended a minute ago.
+/// A token of the demo's project that expired a minute ago.
 fn stale(desk: &Desk) -> String {
     let file = desk.emulator.env_file(DEVELOPMENT_LIFE + Duration::from_secs(60), Duration::ZERO);
     file.lines().find(|line| line.starts_with("VERCEL_OIDC_TOKEN")).expect("a line").to_owned() + "\n"
@@ -149,7 +149,7 @@ const CASES: &[Case] = &[
 ];
 
 #[tokio::test]
-async fn each_fault_of_the_files_is_found_with_what_mends_it() {
+async fn every_fault_of_files_is_found_with_its_fix() {
     for (number, (spoil, severity, code, fix)) in CASES.iter().enumerate() {
         let desk = healthy().await;
         spoil(&desk);
@@ -162,7 +162,7 @@ async fn each_fault_of_the_files_is_found_with_what_mends_it() {
 }
 
 #[tokio::test]
-async fn a_token_in_the_shell_wins_over_every_file() {
+async fn a_token_in_the_shell_overrides_every_file() {
     let desk = healthy().await;
     let with = |name: &str, value: &str| {
         let mut command = doctor(&desk);
@@ -180,7 +180,7 @@ async fn a_token_in_the_shell_wins_over_every_file() {
 }
 
 #[tokio::test]
-async fn the_stand_in_of_a_run_is_no_copy() {
+async fn the_placeholder_of_a_run_is_not_a_copy() {
     let desk = healthy().await;
     let program = doctor(&desk).as_std().get_program().to_str().expect("a path").to_owned();
     let mut inside = desk.sidecar(&["run", "--", &program, "doctor", "--json"]);
@@ -194,7 +194,7 @@ async fn the_stand_in_of_a_run_is_no_copy() {
 }
 
 #[tokio::test]
-async fn what_removes_a_copy_removes_it_and_nothing_else() {
+async fn the_fix_for_a_copy_removes_only_the_assignment() {
     let desk = healthy().await;
     let before = "A=1\n# VERCEL_OIDC_TOKEN=x\nMY_VERCEL_OIDC_TOKEN=y\n";
     put(&desk, ".env.development.local", &format!("{before} export VERCEL_OIDC_TOKEN = nonsense\nB=2\n"));
@@ -208,7 +208,7 @@ async fn what_removes_a_copy_removes_it_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn nothing_that_a_repository_or_a_project_brings_along_is_run() {
+async fn no_program_from_a_repository_or_project_is_run() {
     let desk = healthy().await;
     let ran = desk.home.path().join("ran");
     let bin = desk.project().join("node_modules/.bin");
@@ -223,7 +223,7 @@ async fn nothing_that_a_repository_or_a_project_brings_along_is_run() {
     git(&desk, &["config", "core.pager", &hook]);
     git(&desk, &["config", "core.sshCommand", &hook]);
     git(&desk, &["config", "alias.ls-files", &format!("!{hook}")]);
-    // That the hook would be run is what makes this worth a test.
+    // First proves that plain git would run the hook.
     git(&desk, &["ls-files"]);
     assert!(ran.exists(), "git runs what core.fsmonitor names");
     fs::remove_file(&ran).expect("removed");
@@ -240,7 +240,7 @@ async fn nothing_that_a_repository_or_a_project_brings_along_is_run() {
 }
 
 #[tokio::test]
-async fn a_state_directory_that_cannot_be_used_is_found_with_what_mends_it() {
+async fn an_unusable_state_directory_is_found_with_its_fix() {
     type Spoil = fn(&std::path::Path);
     let cases: [(Spoil, &str, Option<&str>); 3] = [
         (
@@ -284,7 +284,7 @@ async fn a_state_directory_that_cannot_be_used_is_found_with_what_mends_it() {
     assert_eq!(checkup.found("note", "relative_state_home")["fix"], "unset XDG_STATE_HOME");
 }
 
-/// Runs `doctor` where this has been mounted first, seen by nobody else. `None` if nothing can be mounted here.
+/// Runs `doctor` in a mount namespace, after these mounts. `None` if that is not permitted here.
 #[cfg(target_os = "linux")]
 async fn check_up_behind(desk: &Desk, mount: &str) -> Option<super::Checkup> {
     let probe = std::process::Command::new("unshare").args(["-m", "true"]).output();
@@ -309,7 +309,7 @@ async fn check_up_behind(desk: &Desk, mount: &str) -> Option<super::Checkup> {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn an_env_file_that_is_mounted_by_itself_is_named_and_so_is_one_that_was_replaced_outside() {
+async fn an_env_file_that_is_a_mount_is_found() {
     let desk = healthy().await;
     let outside = tempfile::tempdir().expect("a directory");
     write_private(&outside.path().join(".env.local"), &env_file(&desk.token));
@@ -327,7 +327,7 @@ async fn an_env_file_that_is_mounted_by_itself_is_named_and_so_is_one_that_was_r
 }
 
 #[tokio::test]
-async fn an_empty_variable_in_the_shell_hides_the_token_and_templates_stay() {
+async fn an_empty_variable_in_the_shell_hides_the_token_and_templates_are_no_fault() {
     let desk = healthy().await;
     let mut command = doctor(&desk);
     command.env("VERCEL_OIDC_TOKEN", "");

@@ -1,4 +1,4 @@
-//! `doctor` through the built binary: each fault is made for real and found by its code, and nothing is changed by it.
+//! `doctor` with the built binary: each fault is created and found by its code, and the doctor changes nothing.
 
 mod cli;
 mod files;
@@ -20,7 +20,7 @@ use crate::support::process::{Ended, assert_no_slice_of, run};
 use crate::support::terminal::Terminal;
 use crate::support::{env_file, write_private};
 
-/// What a run of `doctor --json` has found.
+/// The result of `doctor --json`.
 #[derive(Debug)]
 struct Checkup {
     code: Option<i32>,
@@ -29,7 +29,7 @@ struct Checkup {
 }
 
 impl Checkup {
-    /// The finding of this code, which has this severity.
+    /// The finding with this code. Checks its severity.
     #[track_caller]
     fn found(&self, severity: &str, code: &str) -> &Value {
         let found = self.findings.iter().find(|finding| finding["code"] == code);
@@ -43,7 +43,7 @@ impl Checkup {
         self.findings.iter().any(|finding| finding["severity"] == "problem")
     }
 
-    /// The codes of all that is no mere remark.
+    /// The codes of all problems and warnings.
     fn bad(&self) -> Vec<&str> {
         let is_bad = |f: &&Value| f["severity"] == "problem" || f["severity"] == "warning";
         self.findings.iter().filter(is_bad).map(|f| f["code"].as_str().expect("a code")).collect()
@@ -54,7 +54,7 @@ fn doctor(desk: &Desk) -> Command {
     desk.sidecar(&["doctor", "--json"])
 }
 
-/// Runs it, and sees to it that it has told no token, sent none and left all as it was.
+/// Runs the doctor, and checks that it printed no token, sent none and changed nothing.
 async fn check_up(desk: &Desk, command: Command) -> Checkup {
     let before = snapshot(desk.home.path());
     let asked_before = desk.emulator.received().len();
@@ -71,7 +71,7 @@ async fn check_up(desk: &Desk, command: Command) -> Checkup {
     Checkup { code, ok: json["ok"].as_bool().expect("a boolean"), findings }
 }
 
-/// All tokens in env files of the project, without what all of them begin with.
+/// All tokens in env files of the project.
 fn tokens(desk: &Desk) -> Vec<String> {
     let entries = fs::read_dir(desk.project()).expect("a project").map(|entry| entry.expect("an entry").path());
     let texts = entries.filter(|path| path.is_file()).filter_map(|path| fs::read_to_string(path).ok());
@@ -83,7 +83,7 @@ fn tokens(desk: &Desk) -> Vec<String> {
     tokens
 }
 
-/// Everything below a directory: mode, time of change, content.
+/// Mode, modification time and content of everything below a directory.
 fn snapshot(dir: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
     let mut all = BTreeMap::new();
     let mut dirs = vec![dir.to_owned()];
@@ -101,14 +101,14 @@ fn snapshot(dir: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
     all
 }
 
-/// Links the project to this one.
+/// Links the project to this Vercel project.
 fn link(desk: &Desk, project_id: &str, org_id: &str) {
     fs::create_dir_all(desk.project().join(".vercel")).expect("a directory");
     let json = serde_json::json!({"projectId": project_id, "orgId": org_id, "projectName": "web"});
     fs::write(desk.project().join(".vercel/project.json"), json.to_string()).expect("a file");
 }
 
-/// Runs git in the project, as its developer would.
+/// Runs git in the project.
 fn git(desk: &Desk, arguments: &[&str]) {
     let mut command = std::process::Command::new("git");
     command.env_clear().env("PATH", std::env::var_os("PATH").expect("a path")).env("HOME", desk.home.path());
@@ -116,7 +116,7 @@ fn git(desk: &Desk, arguments: &[&str]) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A desk where all is well: linked to the token's project, and a repository that ignores the env file.
+/// A desk without faults: linked to the token's project, in a repository that ignores the env file.
 pub async fn healthy() -> Desk {
     let desk = Desk::new().await;
     let subject = Subject::development(&World::demo());
@@ -127,7 +127,7 @@ pub async fn healthy() -> Desk {
 }
 
 #[tokio::test]
-async fn a_healthy_set_up_has_neither_problem_nor_warning_with_and_without_a_sidecar() {
+async fn a_healthy_setup_has_no_problem_and_no_warning() {
     let desk = healthy().await;
     let checkup = check_up(&desk, doctor(&desk)).await;
     assert_eq!(checkup.bad(), [""; 0], "{checkup:#?}");
@@ -135,15 +135,15 @@ async fn a_healthy_set_up_has_neither_problem_nor_warning_with_and_without_a_sid
     let serving = desk.serve(&[]).await;
     let checkup = check_up(&desk, doctor(&desk)).await;
     assert_eq!(checkup.bad(), [""; 0], "{checkup:#?}");
-    let said = checkup.found("ok", "instance")["title"].as_str().expect("text");
-    assert!(said.contains(&serving.addr.to_string()), "{said}");
+    let title = checkup.found("ok", "instance")["title"].as_str().expect("text");
+    assert!(title.contains(&serving.addr.to_string()), "{title}");
     for code in ["configuration", "credential", "network", "link", "watching"] {
         checkup.found("ok", code);
     }
 }
 
 #[tokio::test]
-async fn its_text_is_short_escaped_and_in_color_on_a_terminal_alone() {
+async fn text_output_is_wrapped_escaped_and_colored_only_on_a_terminal() {
     let desk = healthy().await;
     let ended = run(desk.sidecar(&["doctor"])).await;
     assert!(ended.stdout.ends_with("0 problems, 0 warnings, 2 notes\n") && !ended.stdout.contains('\x1b'), "{ended:?}");
@@ -158,15 +158,17 @@ async fn its_text_is_short_escaped_and_in_color_on_a_terminal_alone() {
     let command = desk.sidecar(&[]);
     let program = command.as_std().get_program().to_str().expect("a path").to_owned();
     let mut terminal = Terminal::like(&command).await;
-    terminal.enter(&format!("{program} doctor; echo end-$((1+1))")).await;
+    terminal.enter(&format!("TERM=xterm {program} doctor; echo end-$((1+1))")).await;
     assert!(terminal.sees("end-2").await.contains("\x1b[1;31mproblem"));
-    terminal.enter(&format!("NO_COLOR=1 {program} doctor; echo end-$((1+2))")).await;
+    terminal.enter(&format!("TERM=xterm NO_COLOR=1 {program} doctor; echo end-$((1+2))")).await;
     assert!(!terminal.sees("end-3").await.contains("\x1b["));
+    terminal.enter(&format!("TERM=dumb {program} doctor; echo end-$((2+2))")).await;
+    assert!(!terminal.sees("end-4").await.contains("\x1b["));
     terminal.close().await;
 }
 
 #[tokio::test]
-async fn every_mistake_of_the_configuration_is_a_problem_and_the_rest_is_checked_all_the_same() {
+async fn every_configuration_mistake_is_a_problem_and_the_rest_is_still_checked() {
     let desk = healthy().await;
     fs::write(desk.project().join("sidecar.toml"), "prot = 1\nupstream = \"https://evil.example\"\n").expect("a file");
     let mut command = doctor(&desk);
@@ -186,7 +188,7 @@ async fn every_mistake_of_the_configuration_is_a_problem_and_the_rest_is_checked
 }
 
 #[tokio::test]
-async fn an_access_token_is_looked_for_where_it_is_to_be() {
+async fn an_access_token_is_checked_for_presence() {
     let desk = healthy().await;
     let missing = check_up(&desk, desk.sidecar(&["doctor", "--json", "--auth", "access-token"])).await;
     let title = missing.found("problem", "configuration")["title"].as_str().expect("text");

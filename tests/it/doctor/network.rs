@@ -1,4 +1,4 @@
-//! What is wrong with the way to Connect, told apart.
+//! The checks of the network path to Connect.
 
 use std::fs;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ async fn check_up_at(desk: &Desk, upstream: &str, change: impl FnOnce(&mut Comma
 }
 
 #[tokio::test]
-async fn a_name_without_address_is_no_closed_port_and_a_proxy_may_be_what_is_missing() {
+async fn dns_failures_closed_ports_and_proxies_are_told_apart() {
     let desk = healthy().await;
     let offline = check_up_at(&desk, "https://connect.invalid", |_| {}).await;
     offline.found("problem", "dns_failed");
@@ -33,7 +33,7 @@ async fn a_name_without_address_is_no_closed_port_and_a_proxy_may_be_what_is_mis
     let checkup = checkup.await;
     let port = closed.rsplit(':').next().expect("a port");
     let fix = format!("connect-sidecar emulate --port {port}");
-    assert_eq!(checkup.found("problem", "upstream_unreachable")["fix"], fix, "what is on this machine is no network's");
+    assert_eq!(checkup.found("problem", "upstream_unreachable")["fix"], fix, "a local upstream is no network problem");
     let unsupported = checkup.found("warning", "proxy_not_supported");
     assert!(unsupported["title"].as_str().is_some_and(|title| title.contains("ALL_PROXY: ")), "{unsupported}");
     assert!(!format!("{checkup:?}").contains("canary"), "{checkup:#?}");
@@ -63,12 +63,12 @@ async fn a_name_without_address_is_no_closed_port_and_a_proxy_may_be_what_is_mis
 }
 
 #[tokio::test]
-async fn a_certificate_of_an_unknown_authority_is_named_with_the_one_to_pass() {
+async fn an_unknown_certificate_authority_is_reported_with_the_certificate_to_pass() {
     let desk = healthy().await;
     let tls = Emulator::start(Options { tls: true, ..Options::default() }).await.expect("an emulator");
     let url = tls.url();
     let unknown = check_up_at(&desk, &url, |_| {}).await;
-    // Which file is not known, so there is nothing to paste.
+    // The file is unknown, so there is no command to paste.
     let unknown = unknown.found("problem", "upstream_tls");
     assert!(unknown["hint"].as_str().is_some_and(|hint| hint.contains("--upstream-ca FILE")), "{unknown}");
     assert_eq!((&unknown["fix"], &unknown["command"]), (&serde_json::Value::Null, &serde_json::Value::Null));
@@ -86,7 +86,7 @@ async fn a_certificate_of_an_unknown_authority_is_named_with_the_one_to_pass() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_none_of_connects_is_told_from_connects_own_trouble() {
+async fn captive_portals_are_told_from_failures_of_connect() {
     let html = "<html>Welcome to the hotel</html>";
     for (fault, code) in [
         (Fault::always(FaultKind::Reset), "upstream_broken_off"),
@@ -102,7 +102,7 @@ async fn an_answer_that_is_none_of_connects_is_told_from_connects_own_trouble() 
 }
 
 #[tokio::test]
-async fn it_ends_within_ten_seconds_also_where_nobody_answers() {
+async fn the_doctor_ends_within_ten_seconds_if_upstream_hangs() {
     let desk = healthy().await;
     desk.emulator.inject(Fault::always(FaultKind::Hang));
     let begun = std::time::Instant::now();
@@ -111,7 +111,7 @@ async fn it_ends_within_ten_seconds_also_where_nobody_answers() {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_off_is_told_and_allowed_for() {
+async fn clock_skew_is_reported_and_corrected_for() {
     let desk = healthy().await;
     let ahead = |by: Duration| Options {
         now: Arc::new(move || UNIX_EPOCH + Duration::from_millis(Clock::system().local().plus(by).as_millis())),

@@ -1,4 +1,4 @@
-//! The sidecar that runs, and who has its port.
+//! The checks of the running sidecar and its port.
 
 use std::fs;
 use std::time::Duration;
@@ -20,20 +20,20 @@ fn at_port(desk: &Desk, port: u16) -> Command {
 }
 
 #[tokio::test]
-async fn a_port_that_somebody_has_is_named_with_its_owner() {
+async fn a_taken_port_is_reported_with_its_owner() {
     let desk = healthy().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let checkup = check_up(&desk, at_port(&desk, port)).await;
     let title = checkup.found("problem", "port_taken")["title"].as_str().expect("text");
     assert!(title.contains(&format!("(process {})", std::process::id())), "{title}");
-    // To look at a port is not to take it, nor to keep anybody from it.
+    // The doctor does not keep the port.
     drop(listener);
     check_up(&desk, at_port(&desk, port)).await.found("note", "not_running");
 }
 
 #[tokio::test]
-async fn another_projects_sidecar_is_known_as_such() {
+async fn a_sidecar_of_another_project_is_recognized() {
     let desk = healthy().await;
     let api = desk.home.path().join("api");
     fs::create_dir(&api).expect("a directory");
@@ -45,10 +45,10 @@ async fn another_projects_sidecar_is_known_as_such() {
 }
 
 #[tokio::test]
-async fn a_token_that_ended_in_the_file_is_no_problem_while_the_sidecar_has_a_good_one() {
+async fn an_expired_token_in_the_file_is_a_warning_while_the_sidecar_has_a_valid_one() {
     let desk = healthy().await;
     let serving = desk.serve(&[]).await;
-    // An older token than the one in use does not replace it.
+    // The sidecar does not replace its token by an older one.
     let old = desk.emulator.env_file(DEVELOPMENT_LIFE + Duration::from_secs(60), Duration::ZERO);
     write_private(&desk.project().join(".env.local"), &old);
     let checkup = check_up(&desk, doctor(&desk)).await;
@@ -59,7 +59,7 @@ async fn a_token_that_ended_in_the_file_is_no_problem_while_the_sidecar_has_a_go
 }
 
 #[tokio::test]
-async fn what_the_sidecar_warns_of_is_told_once() {
+async fn warnings_of_the_sidecar_are_reported_once() {
     let desk = healthy().await;
     let file = desk.project().join(".env.local");
     let content = fs::read_to_string(&file).expect("a file");
@@ -67,16 +67,16 @@ async fn what_the_sidecar_warns_of_is_told_once() {
     let _serving = desk.serve(&[]).await;
     let checkup = check_up(&desk, doctor(&desk)).await;
     assert_eq!(checkup.bad(), ["duplicate_assignments"], "{checkup:#?}");
-    // One that only the sidecar tells of: this looks at another file.
+    // A warning that only the sidecar has, since the doctor checks another file.
     write_private(&desk.project().join(".env.other"), &content);
     let mut command = doctor(&desk);
     command.env("CONNECT_SIDECAR_ENV_FILE", ".env.other");
     let checkup = check_up(&desk, command).await;
-    assert_eq!(checkup.found("warning", "duplicate_assignments")["detail"], "The sidecar that runs says so.");
+    assert_eq!(checkup.found("warning", "duplicate_assignments")["detail"], "The running sidecar reports this.");
 }
 
 #[tokio::test]
-async fn the_upstream_and_the_settings_that_are_judged_are_those_of_the_sidecar_that_runs() {
+async fn checks_use_the_running_sidecars_upstream_and_settings() {
     let desk = healthy().await;
     let below = desk.project().join("apps/web");
     fs::create_dir_all(&below).expect("a directory");
@@ -100,7 +100,7 @@ async fn the_upstream_and_the_settings_that_are_judged_are_those_of_the_sidecar_
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_named_here_and_another_there_are_both_told() {
+async fn an_explicit_upstream_that_differs_is_reported_and_checked() {
     let desk = healthy().await;
     let _serving = desk.serve(&[]).await;
     let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
@@ -113,7 +113,7 @@ async fn an_upstream_that_is_named_here_and_another_there_are_both_told() {
 }
 
 #[tokio::test]
-async fn a_sidecar_that_does_not_answer_is_a_problem_with_the_command_that_lets_it_go_on() {
+async fn an_unresponsive_sidecar_is_a_problem_with_the_command_that_continues_it() {
     let desk = healthy().await;
     let serving = desk.serve(&[]).await;
     let stopped = Stopped::process(serving.pid()).await;

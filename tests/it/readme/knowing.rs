@@ -13,7 +13,7 @@ use super::run::{line, printed, serve, shell};
 use super::{README, blocks, section};
 use crate::doctor::healthy;
 use crate::refresh::{FakeCli, HOUR, MINUTE, be_accepted};
-use crate::service::Office;
+use crate::service::ServiceDesk;
 use crate::support::desk::Desk;
 use crate::support::http::APP;
 use crate::support::installed::program;
@@ -65,10 +65,10 @@ async fn the_cli_gets_a_token_before_the_end_and_when_asked() {
 
 #[tokio::test]
 async fn a_service_is_installed_and_started() {
-    let office = Office::new().await;
+    let office = ServiceDesk::new().await;
     let shown = printed(&office.desk, line("connect-sidecar service"), &[]).await;
     assert!(shown.contains(office.unit().0.to_str().expect("a path")), "{shown}");
-    assert_eq!(office.asked().pop().as_deref(), Some("--user restart UNIT"));
+    assert_eq!(office.calls().pop().as_deref(), Some("--user restart UNIT"));
 }
 
 /// In its own words; of a project whose name is not for prompts to expand, too.

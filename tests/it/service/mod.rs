@@ -1,5 +1,5 @@
-//! `service`: what is written for systemd, what is done with it, and that a sidecar runs by it. Most of it before a
-//! `systemctl` that only notes what it is asked; once under a real one.
+//! `service` under systemd: the unit, the calls of `systemctl`, and the started sidecar. Mostly with a fake `systemctl`
+//! that records its arguments, once with a real one.
 
 mod session;
 
@@ -19,10 +19,11 @@ use crate::support::process::{Ended, Serving, isolated, run, sidecar};
 use crate::support::tls::authority;
 use crate::support::{soon, write_private};
 
-/// A `systemctl` that notes its arguments, fails at what `fails` names, and says what is in `shown`.
+/// A fake `systemctl` that records its arguments, fails if they contain the text in `fails`, and prints the file
+/// `shown`.
 const SYSTEMCTL: &str = r#"#!/bin/sh
 here=${0%/*}
-echo "$*" >> "$here/asked"
+echo "$*" >> "$here/calls"
 if [ -e "$here/fails" ] && case $* in *$(cat "$here/fails")*) ;; *) false ;; esac; then
     echo "Failed to do that." >&2
     exit 1
@@ -32,13 +33,13 @@ cat "$here/shown" 2>/dev/null || true
 
 const MARK: &str = "# Written by `connect-sidecar service install`";
 
-/// A desk with that `systemctl`.
-pub struct Office {
+/// A desk with the fake `systemctl`.
+pub struct ServiceDesk {
     pub desk: Desk,
     bin: PathBuf,
 }
 
-impl Office {
+impl ServiceDesk {
     pub async fn new() -> Self {
         let desk = Desk::new().await;
         let bin = desk.home.path().join("bin");
@@ -58,17 +59,17 @@ impl Office {
         run(self.command(arguments)).await
     }
 
-    fn says(&self, file: &str, text: &str) {
+    fn set(&self, file: &str, text: &str) {
         fs::write(self.bin.join(file), text).expect("written");
     }
 
-    /// What `systemctl` was asked since the last time, with the unit's name left out.
-    pub fn asked(&self) -> Vec<String> {
-        let asked = fs::read_to_string(self.bin.join("asked")).unwrap_or_default();
-        let _ = fs::remove_file(self.bin.join("asked"));
+    /// The calls of `systemctl` since the last time, with `UNIT` for the unit's name.
+    pub fn calls(&self) -> Vec<String> {
+        let calls = fs::read_to_string(self.bin.join("calls")).unwrap_or_default();
+        let _ = fs::remove_file(self.bin.join("calls"));
         let is_unit = |word: &str| word.starts_with("connect-sidecar-web-") && word.ends_with(".service");
         let anonymous = |word| if is_unit(word) { "UNIT" } else { word };
-        asked.lines().map(|line| line.split(' ').map(anonymous).collect::<Vec<_>>().join(" ")).collect()
+        calls.lines().map(|line| line.split(' ').map(anonymous).collect::<Vec<_>>().join(" ")).collect()
     }
 
     fn units(&self) -> PathBuf {
@@ -89,7 +90,7 @@ impl Office {
     }
 }
 
-/// The words of a line as systemd takes them, where each is in double quotes.
+/// Parses the words of a line as systemd does. Each word is in double quotes.
 fn words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut chars = line.chars();
@@ -111,7 +112,7 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// What a unit starts, as systemd would.
+/// The command that systemd would start for a unit.
 fn started_by(unit: &str, home: &Path) -> Command {
     let line = |key: &'static str| unit.lines().filter_map(move |line| line.strip_prefix(key)).map(str::to_owned);
     let command = words(&line("ExecStart=:").next().expect("a command"));
@@ -126,23 +127,23 @@ fn started_by(unit: &str, home: &Path) -> Command {
 }
 
 #[tokio::test]
-async fn what_is_installed_starts_a_sidecar_with_the_settings_given_then_that_says_when_it_is_ready() {
-    let office = Office::new().await;
-    let home = office.desk.home.path();
+async fn an_installed_unit_starts_a_sidecar_with_the_given_settings_and_notifies() {
+    let service = ServiceDesk::new().await;
+    let home = service.desk.home.path();
     write_private(&home.join("web/other.env"), &fs::read_to_string(home.join("web/.env.local")).expect("a file"));
     fs::remove_file(home.join("web/.env.local")).expect("removed");
-    let mut install = office.command(&["service", "install", "--env-file", "other.env", "--use-env-proxy"]);
+    let mut install = service.command(&["service", "install", "--env-file", "other.env", "--use-env-proxy"]);
     install.env("XDG_STATE_HOME", home.join("state"));
     install.env("VERCEL_TOKEN", "vca_secret").env("HTTPS_PROXY", "http://me:secret@proxy.test:1");
     let ended = run(install).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    let (path, unit) = office.unit();
+    let (path, unit) = service.unit();
     assert!(unit.starts_with(MARK) && !unit.contains("secret") && !unit.contains("eyJ"), "{unit}");
     assert!(ended.stdout.contains(path.to_str().expect("a path")) && ended.stdout.contains("journalctl --user -u "));
     assert!(ended.stderr.contains("which the next build replaces"), "{ended:?}");
     assert!(ended.stderr.contains("HTTPS_PROXY is not written into the service"), "{ended:?}");
     let steps = ["show --property=Version", "daemon-reload", "enable UNIT", "reset-failed UNIT", "restart UNIT"];
-    assert_eq!(office.asked(), steps.map(|step| format!("--user {step}")));
+    assert_eq!(service.calls(), steps.map(|step| format!("--user {step}")));
 
     let notify = home.join("notify");
     let manager = UnixDatagram::from_std({
@@ -151,29 +152,31 @@ async fn what_is_installed_starts_a_sidecar_with_the_settings_given_then_that_sa
         socket
     })
     .expect("a socket");
-    let told = async || {
+    let notification = async || {
         let mut buffer = [0; 64];
-        let length = soon("a word to the manager", manager.recv(&mut buffer)).await.expect("a datagram");
+        let length = soon("a notification", manager.recv(&mut buffer)).await.expect("a datagram");
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     };
     let mut command = started_by(&unit, home);
     command.env("NOTIFY_SOCKET", &notify);
     let serving = Serving::start(command).await;
-    assert_eq!(told().await, "READY=1");
+    assert_eq!(notification().await, "READY=1");
     let ready = Request::new(serving.addr, "GET", "/readyz").send().await;
     assert_eq!(ready.status, 200, "it has the credential");
     let state = home.join(format!("state/connect-sidecar/{}.json", serving.addr.port()));
-    assert!(fs::read_to_string(state).expect("a state file").contains(office.desk.project().to_str().expect("a path")));
+    assert!(
+        fs::read_to_string(state).expect("a state file").contains(service.desk.project().to_str().expect("a path"))
+    );
     let ended = serving.stop().await;
-    assert_eq!((told().await.as_str(), ended.code), ("STOPPING=1", Some(0)));
+    assert_eq!((notification().await.as_str(), ended.code), ("STOPPING=1", Some(0)));
 }
 
 #[tokio::test]
-async fn systemd_finds_no_fault_in_a_unit_whatever_the_project_is_called() {
+async fn systemd_accepts_units_for_projects_with_any_name() {
     if !program("systemd-analyze").await {
         return;
     }
-    let office = Office::new().await;
+    let service = ServiceDesk::new().await;
     for project in [
         "plain",
         "with  two spaces ",
@@ -186,18 +189,18 @@ async fn systemd_finds_no_fault_in_a_unit_whatever_the_project_is_called() {
         "日本 é",
         ";",
     ] {
-        let project = office.desk.home.path().canonicalize().expect("a directory").join(project);
+        let project = service.desk.home.path().canonicalize().expect("a directory").join(project);
         fs::create_dir(&project).expect("a directory");
-        let mut install = office.command(&["service", "install", "--unix-socket", "run/%t $x \"s\""]);
+        let mut install = service.command(&["service", "install", "--unix-socket", "run/%t $x \"s\""]);
         install.current_dir(&project);
         let ended = run(install).await;
         assert_eq!(ended.code, Some(0), "{project:?}: {ended:?}");
-        let (path, unit) = office.unit();
-        let mut verify = isolated("systemd-analyze", office.desk.home.path());
-        verify.args(["--user", "verify"]).arg(&path).env("XDG_RUNTIME_DIR", office.desk.home.path());
+        let (path, unit) = service.unit();
+        let mut verify = isolated("systemd-analyze", service.desk.home.path());
+        verify.args(["--user", "verify"]).arg(&path).env("XDG_RUNTIME_DIR", service.desk.home.path());
         let found = run(verify).await;
         assert_eq!((found.code, found.stderr.as_str()), (Some(0), ""), "{unit}");
-        let started = started_by(&unit, office.desk.home.path());
+        let started = started_by(&unit, service.desk.home.path());
         let given: Vec<_> = started.as_std().get_args().map(|arg| arg.to_str().expect("text")).collect();
         let (flag, socket) = (format!("--project={}", project.display()), project.join("run/%t $x \"s\""));
         assert_eq!(given, ["serve", &flag, &format!("--unix-socket={}", socket.display())]);
@@ -206,9 +209,9 @@ async fn systemd_finds_no_fault_in_a_unit_whatever_the_project_is_called() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_a_service_is_refused_before_anything_is_done() {
-    let office = Office::new().await;
-    let odd = office.desk.home.path().join("two\nlines");
+async fn unsupported_settings_are_refused_before_any_change() {
+    let service = ServiceDesk::new().await;
+    let odd = service.desk.home.path().join("two\nlines");
     fs::create_dir(&odd).expect("a directory");
     let odd = odd.to_str().expect("a path");
     for (arguments, why) in [
@@ -217,55 +220,55 @@ async fn what_cannot_be_a_service_is_refused_before_anything_is_done() {
         (&["--project", odd], "service install: the project's path has a control character"),
         (&["--config", "nowhere.toml"], "--config: "),
     ] {
-        let ended = office.run(&[&["service", "install"], arguments].concat()).await;
-        assert_eq!((ended.code, office.asked().len()), (Some(2), 0), "{arguments:?}: {ended:?}");
+        let ended = service.run(&[&["service", "install"], arguments].concat()).await;
+        assert_eq!((ended.code, service.calls().len()), (Some(2), 0), "{arguments:?}: {ended:?}");
         assert!(ended.stderr.contains(&format!("error: {why}")), "{ended:?}");
     }
-    assert!(!office.units().exists());
+    assert!(!service.units().exists());
 }
 
 #[tokio::test]
-async fn where_there_is_no_systemd_for_the_user_nothing_is_left_behind() {
-    let office = Office::new().await;
-    office.says("fails", "show");
-    let ended = office.run(&["service", "install"]).await;
+async fn without_a_systemd_session_nothing_is_left_behind() {
+    let service = ServiceDesk::new().await;
+    service.set("fails", "show");
+    let ended = service.run(&["service", "install"]).await;
     assert!(ended.stderr.contains("systemd has no session for this user"), "{ended:?}");
     assert!(ended.stderr.contains("Failed to do that") && ended.code == Some(1), "{ended:?}");
 
-    let mut without = sidecar(office.desk.home.path());
-    without.env("PATH", "bin:relative").current_dir(office.desk.home.path()).args(["service", "install"]);
+    let mut without = sidecar(service.desk.home.path());
+    without.env("PATH", "bin:relative").current_dir(service.desk.home.path()).args(["service", "install"]);
     let ended = run(without).await;
     assert!(ended.stderr.contains("there is no systemctl on PATH") && ended.code == Some(1), "{ended:?}");
-    assert!(!office.desk.home.path().join(".config").exists());
+    assert!(!service.desk.home.path().join(".config").exists());
 }
 
 #[tokio::test]
-async fn a_unit_that_systemd_does_not_take_is_put_back_to_what_it_was() {
-    let office = Office::new().await;
-    office.says("fails", "enable");
-    let ended = office.run(&["service", "install"]).await;
+async fn a_unit_that_systemd_refuses_is_restored() {
+    let service = ServiceDesk::new().await;
+    service.set("fails", "enable");
+    let ended = service.run(&["service", "install"]).await;
     assert!(ended.code == Some(1) && ended.stderr.contains("enable"), "{ended:?}");
-    assert_eq!(office.files(), [""; 0]);
+    assert_eq!(service.files(), [""; 0]);
 
-    office.says("fails", "nothing");
-    assert_eq!(office.run(&["service", "install"]).await.code, Some(0));
-    let before = office.unit();
-    office.says("fails", "enable");
-    assert_eq!(office.run(&["service", "install", "--wait", "9s"]).await.code, Some(1));
-    assert_eq!(office.unit(), before);
+    service.set("fails", "nothing");
+    assert_eq!(service.run(&["service", "install"]).await.code, Some(0));
+    let before = service.unit();
+    service.set("fails", "enable");
+    assert_eq!(service.run(&["service", "install", "--wait", "9s"]).await.code, Some(1));
+    assert_eq!(service.unit(), before);
 }
 
 #[tokio::test]
-async fn a_projects_name_moves_no_cursor_and_turns_no_line() {
-    let office = Office::new().await;
+async fn a_projects_name_is_escaped() {
+    let service = ServiceDesk::new().await;
     for (name, commands) in [
         ("\u{202e}bew", &["install", "status", "uninstall", "uninstall"][..]),
         ("\x1b[2J\u{9b}", &["status", "uninstall"]),
     ] {
-        let project = office.desk.home.path().join(name);
+        let project = service.desk.home.path().join(name);
         fs::create_dir(&project).expect("a directory");
         for command in commands {
-            let mut command = office.command(&["service", command]);
+            let mut command = service.command(&["service", command]);
             command.current_dir(&project);
             let ended = run(command).await;
             let said = (ended.stdout.clone() + &ended.stderr).replace('\n', "");
@@ -275,28 +278,28 @@ async fn a_projects_name_moves_no_cursor_and_turns_no_line() {
 }
 
 #[tokio::test]
-async fn a_second_install_changes_what_was_given_and_nothing_else() {
-    let office = Office::new().await;
+async fn a_second_install_changes_only_the_given_settings() {
+    let service = ServiceDesk::new().await;
     let install = async |arguments: &[&str]| {
-        let ended = office.run(&[&["service", "install"], arguments].concat()).await;
+        let ended = service.run(&[&["service", "install"], arguments].concat()).await;
         assert_eq!(ended.code, Some(0), "{ended:?}");
-        office.unit().1
+        service.unit().1
     };
     let first = install(&[]).await;
     assert_eq!(install(&[]).await, first);
     let changed = install(&["--refresh", "cli"]).await;
     assert_eq!(changed, first.replace("web\"\nEnv", "web\" \"--refresh=cli\"\nEnv"), "{changed}");
     assert_ne!(changed, first);
-    assert_eq!(office.asked().iter().filter(|asked| *asked == "--user restart UNIT").count(), 3);
+    assert_eq!(service.calls().iter().filter(|call| *call == "--user restart UNIT").count(), 3);
 }
 
 #[tokio::test]
-async fn a_file_of_somebody_else_is_neither_written_nor_deleted() {
-    let office = Office::new().await;
-    assert_eq!(office.run(&["service", "install"]).await.code, Some(0));
-    let (path, ours) = office.unit();
-    office.asked();
-    let elsewhere = office.desk.home.path().join("elsewhere.service");
+async fn a_foreign_file_is_neither_overwritten_nor_deleted() {
+    let service = ServiceDesk::new().await;
+    assert_eq!(service.run(&["service", "install"]).await.code, Some(0));
+    let (path, ours) = service.unit();
+    service.calls();
+    let elsewhere = service.desk.home.path().join("elsewhere.service");
     fs::write(&elsewhere, &ours).expect("written");
     for replace in [&|| fs::write(&path, "[Service]\n").expect("written"), &|| {
         fs::remove_file(&path).expect("removed");
@@ -306,8 +309,8 @@ async fn a_file_of_somebody_else_is_neither_written_nor_deleted() {
         replace();
         let before = fs::read_to_string(&path).expect("a file");
         for command in ["install", "uninstall", "status"] {
-            let ended = office.run(&["service", command]).await;
-            assert_eq!((ended.code, office.asked().len()), (Some(1), 0), "{command}: {ended:?}");
+            let ended = service.run(&["service", command]).await;
+            assert_eq!((ended.code, service.calls().len()), (Some(1), 0), "{command}: {ended:?}");
             assert!(ended.stderr.contains("was not written by this program"), "{ended:?}");
         }
         assert_eq!(fs::read_to_string(&path).expect("a file"), before);
@@ -316,38 +319,41 @@ async fn a_file_of_somebody_else_is_neither_written_nor_deleted() {
 }
 
 #[tokio::test]
-async fn status_tells_what_systemd_knows_and_where_the_services_own_sidecar_is() {
-    let office = Office::new().await;
-    let none = office.run(&["service", "status"]).await;
+async fn status_shows_systemds_state_and_the_address_of_the_sidecar() {
+    let service = ServiceDesk::new().await;
+    let none = service.run(&["service", "status"]).await;
     assert!(none.code == Some(1) && none.stdout.starts_with("no service is installed for "), "{none:?}");
 
-    assert_eq!(office.run(&["service", "install"]).await.code, Some(0));
-    let serving = office.desk.serve(&[]).await;
+    assert_eq!(service.run(&["service", "install"]).await.code, Some(0));
+    let serving = service.desk.serve(&[]).await;
     let shown = |pid: u32| {
         format!(
             "UnitFileState=enabled\nActiveState=active\nSubState=running\nMainPID={pid}\n\
              StateChangeTimestamp=Tue 2026-11-24 12:00:00 UTC\nExecMainCode=0\nExecMainStatus=0\n"
         )
     };
-    office.says("shown", &shown(serving.pid()));
-    let running = office.run(&["service", "status", "--port", "1"]).await;
+    service.set("shown", &shown(serving.pid()));
+    let running = service.run(&["service", "status", "--port", "1"]).await;
     assert_eq!(running.code, Some(0), "{running:?}");
     for line in [
         "  at login  starts".to_owned(),
         "  now       active (running) since Tue 2026-11-24 12:00:00 UTC".into(),
         format!("  address   http://{}", serving.addr),
-        format!("  file      {}", office.unit().0.display()),
+        format!("  file      {}", service.unit().0.display()),
     ] {
         assert!(running.stdout.lines().any(|shown| shown == line), "{line}: {}", running.stdout);
     }
-    office.says("shown", &shown(serving.pid() + 1));
-    assert!(!office.run(&["service", "status"]).await.stdout.contains("address"), "that is another sidecar");
+    service.set("shown", &shown(serving.pid() + 1));
+    assert!(
+        !service.run(&["service", "status"]).await.stdout.contains("address"),
+        "another sidecar's address is not shown"
+    );
 
-    office.says(
+    service.set(
         "shown",
         "UnitFileState=disabled\nActiveState=failed\nSubState=failed\nMainPID=0\nExecMainCode=1\nExecMainStatus=3\n",
     );
-    let failed = office.run(&["service", "status"]).await;
+    let failed = service.run(&["service", "status"]).await;
     assert_eq!(failed.code, Some(1));
     assert!(
         failed.stdout.contains("does not start") && failed.stdout.contains("failed (failed), exit code 3"),
@@ -356,49 +362,49 @@ async fn status_tells_what_systemd_knows_and_where_the_services_own_sidecar_is()
 }
 
 #[tokio::test]
-async fn a_service_that_does_not_come_up_stays_and_why_is_said() {
-    let office = Office::new().await;
-    office.says("fails", "restart");
-    office.says("shown", "ActiveState=failed\nExecMainCode=1\nExecMainStatus=3\n");
-    let ended = office.run(&["service", "install"]).await;
-    assert_eq!((ended.code, office.files().len()), (Some(1), 1));
+async fn a_service_that_does_not_start_stays_installed_and_the_reason_is_printed() {
+    let service = ServiceDesk::new().await;
+    service.set("fails", "restart");
+    service.set("shown", "ActiveState=failed\nExecMainCode=1\nExecMainStatus=3\n");
+    let ended = service.run(&["service", "install"]).await;
+    assert_eq!((ended.code, service.files().len()), (Some(1), 1));
     assert!(ended.stderr.contains("is installed, but does not run: its port is taken"), "{ended:?}");
     assert!(ended.stderr.contains("journalctl --user -u connect-sidecar-web-"), "{ended:?}");
 }
 
 #[tokio::test]
-async fn uninstall_leaves_nothing_and_is_fine_where_there_is_nothing() {
-    let office = Office::new().await;
-    assert_eq!(office.run(&["service", "install"]).await.code, Some(0));
-    office.asked();
+async fn uninstall_removes_everything_and_may_be_repeated() {
+    let service = ServiceDesk::new().await;
+    assert_eq!(service.run(&["service", "install"]).await.code, Some(0));
+    service.calls();
 
-    office.says("fails", "disable");
-    assert_eq!(office.run(&["service", "uninstall"]).await.code, Some(1));
-    assert_eq!(office.files().len(), 1, "it may still run");
+    service.set("fails", "disable");
+    assert_eq!(service.run(&["service", "uninstall"]).await.code, Some(1));
+    assert_eq!(service.files().len(), 1, "the service may still run");
 
-    office.says("fails", "nothing");
-    office.asked();
-    assert_eq!(office.run(&["service", "uninstall"]).await.code, Some(0));
-    assert_eq!(office.files(), [""; 0]);
+    service.set("fails", "nothing");
+    service.calls();
+    assert_eq!(service.run(&["service", "uninstall"]).await.code, Some(0));
+    assert_eq!(service.files(), [""; 0]);
     let steps = ["show --property=Version", "disable --now UNIT", "daemon-reload", "reset-failed UNIT"];
-    assert_eq!(office.asked(), steps.map(|step| format!("--user {step}")));
+    assert_eq!(service.calls(), steps.map(|step| format!("--user {step}")));
 
-    let again = office.run(&["service", "uninstall"]).await;
+    let again = service.run(&["service", "uninstall"]).await;
     assert!(again.code == Some(0) && again.stdout.starts_with("no service is installed"), "{again:?}");
-    assert_eq!(office.asked(), [""; 0]);
+    assert_eq!(service.calls(), [""; 0]);
 }
 
 #[tokio::test]
-async fn what_a_run_has_set_is_not_written_into_a_unit_and_what_the_user_has_set_is() {
-    let office = Office::new().await;
-    let own = office.desk.home.path().join("own.pem");
+async fn variables_set_by_a_run_are_not_written_into_a_unit() {
+    let service = ServiceDesk::new().await;
+    let own = service.desk.home.path().join("own.pem");
     fs::write(&own, authority("Acme Root").0).expect("written");
-    let program = office.command(&[]).as_std().get_program().to_str().expect("a path").to_owned();
-    let mut inside = office.command(&["run", "--", &program, "service", "install"]);
+    let program = service.command(&[]).as_std().get_program().to_str().expect("a path").to_owned();
+    let mut inside = service.command(&["run", "--", &program, "service", "install"]);
     inside.env("SSL_CERT_FILE", &own).process_group(0);
     let ended = run(inside).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    let (_, unit) = office.unit();
+    let (_, unit) = service.unit();
     for name in ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"] {
         assert!(ended.stderr.contains(&format!("note: {name} is not written into the service: ")), "{ended:?}");
         assert!(ended.stderr.contains("belongs to a `connect-sidecar run`"), "{ended:?}");
@@ -407,11 +413,11 @@ async fn what_a_run_has_set_is_not_written_into_a_unit_and_what_the_user_has_set
     for set_by_a_run in ["HTTPS_PROXY", "VERCEL_OIDC_TOKEN", "CONNECT_SIDECAR_URL", "NODE_OPTIONS"] {
         assert!(!unit.contains(set_by_a_run), "{unit}");
     }
-    let mut outside = office.command(&["service", "install"]);
+    let mut outside = service.command(&["service", "install"]);
     outside.env("SSL_CERT_FILE", &own).env("NODE_EXTRA_CA_CERTS", "/none/of/a/run.pem");
     let ended = run(outside).await;
     let note = "note: NODE_EXTRA_CA_CERTS is not written into the service: /none/of/a/run.pem is not there\n";
     assert!(ended.code == Some(0) && ended.stderr.starts_with(note), "{ended:?}");
     assert_eq!(ended.stderr.matches("is not written into the service").count(), 1, "{ended:?}");
-    assert!(office.unit().1.contains(&format!("Environment=\"SSL_CERT_FILE={}\"", own.display())));
+    assert!(service.unit().1.contains(&format!("Environment=\"SSL_CERT_FILE={}\"", own.display())));
 }

@@ -1,11 +1,12 @@
-//! Under a real systemd, as a session of the user's: in namespaces of its own, where the system lets us make them.
+//! A real systemd user session in its own namespaces, if the system permits them.
 
 use std::fs;
 
 use crate::support::desk::Desk;
 use crate::support::process::{isolated, run};
 
-/// What a session needs, and no more: a place for sockets, control groups, and a system that seems to run systemd.
+/// Sets up what a session needs: a runtime directory, control groups, and a system that looks as if systemd had booted
+/// it.
 const SESSION: &str = r#"
 set -u
 mkdir -p /run/systemd && mount -t tmpfs none /run/systemd && mkdir /run/systemd/system || exit 77
@@ -23,8 +24,8 @@ property() { systemctl --user show --property="$1" --value 'connect-sidecar-*'; 
 address() { "$SIDECAR" service status | sed -n 's/^  address   //p'; }
 "#;
 
-/// What a user does with a service.
-const DAY: &str = r#"
+/// Installs, crashes, reinstalls and uninstalls the service.
+const SCENARIO: &str = r#"
 "$SIDECAR" service install --log-format json || exit 1
 echo "asked: $(curl -sS -o /dev/null -w '%{http_code}' "$(address)/v1/connect/token/slack%2Facme-slack" -H 'content-type: application/json' -d '{}')"
 before=$(property MainPID)
@@ -44,14 +45,14 @@ echo "left: $(systemctl --user list-units --all --plain --no-legend 'connect-sid
 "#;
 
 #[tokio::test]
-async fn a_real_systemd_starts_it_again_after_a_crash_but_not_where_its_port_is_taken() {
+async fn a_real_systemd_restarts_after_a_crash_but_not_for_a_taken_port() {
     let desk = Desk::new().await;
     let odd = desk.home.path().join("100% of ${HOME} \"é\" \\x");
     fs::rename(desk.project(), &odd).expect("renamed");
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let mut session = isolated("unshare", desk.home.path());
     session.args(["--mount", "--propagation=private", "--cgroup", "--pid", "--fork", "--kill-child", "--mount-proc"]);
-    session.args(["sh", "-c", &format!("{SESSION}{DAY}")]).current_dir(&odd);
+    session.args(["sh", "-c", &format!("{SESSION}{SCENARIO}")]).current_dir(&odd);
     session.env("XDG_RUNTIME_DIR", desk.home.path().join("run"));
     session.env("SIDECAR", env!("CARGO_BIN_EXE_connect-sidecar"));
     session.env("TAKEN", taken.local_addr().expect("an address").port().to_string());
