@@ -5,9 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use http::Method;
 use http::header::AUTHORIZATION;
-use http::{Method, StatusCode};
-use oauth2::HttpResponse;
 use serde_json::{Map, Value, json};
 
 use super::http::HttpClient;
@@ -26,12 +25,8 @@ pub(super) fn endpoints(base: &str) -> Endpoints {
 }
 
 /// Converts GitHub's response to RFC 6749: errors have status 200.
-pub(super) fn normalize(mut response: HttpResponse) -> HttpResponse {
-    let body: Value = serde_json::from_slice(response.body()).unwrap_or_default();
-    if body.get("error").is_some() {
-        *response.status_mut() = StatusCode::BAD_REQUEST;
-    }
-    response
+pub(super) fn normalize(status: u16, body: Value) -> (u16, Value) {
+    (if body.get("error").is_some() { 400 } else { status }, body)
 }
 
 /// Gets an installation token.

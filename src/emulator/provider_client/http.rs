@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
-use http::{HeaderValue, Method, Request, Response};
+use http::{HeaderName, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
@@ -57,7 +57,7 @@ impl HttpClient {
         &self,
         method: Method,
         url: &str,
-        headers: &[(http::HeaderName, String)],
+        headers: &[(HeaderName, String)],
         body: Vec<u8>,
     ) -> Result<(u16, Value), ProviderRefusal> {
         let mut request = Request::builder().method(method).uri(url).header(ACCEPT, "application/json");
@@ -69,14 +69,21 @@ impl HttpClient {
         Ok((response.status().as_u16(), serde_json::from_slice(response.body()).unwrap_or_default()))
     }
 
-    /// Posts a form. Returns status and JSON body, or a JSON string if the body is other text.
-    pub(super) async fn form(&self, url: &str, pairs: &[(&str, &str)]) -> Result<(u16, Value), ProviderRefusal> {
+    /// Posts a form with these headers. Returns status and JSON body, or a JSON string if the body is other text.
+    pub(super) async fn form(
+        &self,
+        url: &str,
+        headers: &[(HeaderName, String)],
+        pairs: &[(&str, &str)],
+    ) -> Result<(u16, Value), ProviderRefusal> {
         let form = form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish();
-        let request = Request::post(url)
+        let mut request = Request::post(url)
             .header(ACCEPT, "application/json")
-            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .body(form.into_bytes())
-            .map_err(|_| ProviderRefusal::new("invalid_request"))?;
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded");
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let request = request.body(form.into_bytes()).map_err(|_| ProviderRefusal::new("invalid_request"))?;
         let response = self.send(request).await?;
         let text = String::from_utf8_lossy(response.body());
         Ok((response.status().as_u16(), serde_json::from_str(&text).unwrap_or_else(|_| Value::from(text.trim()))))

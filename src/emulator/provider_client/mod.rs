@@ -26,7 +26,6 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use oauth2::HttpResponse;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -265,7 +264,7 @@ impl ProviderClient {
 
     /// The client for the connector's authorization server: the issuer that it names, or its mock provider.
     async fn oauth_client(&self, connector: &Connector, settings: &Settings) -> Result<OAuthClient, ProviderRefusal> {
-        let unchanged: fn(HttpResponse) -> HttpResponse = |response| response;
+        let unchanged: fn(u16, Value) -> (u16, Value) = |status, body| (status, body);
         if let Some(issuer) = &settings.issuer {
             if !self.allowlist.allows_issuer(issuer) {
                 return Err(ProviderRefusal::new("issuer_not_allowed"));
@@ -291,8 +290,8 @@ impl ProviderClient {
         let kind = connector.provider();
         let base = self.mocks.base(kind);
         let (endpoints, normalize, secret_in_form) = match kind {
-            ProviderKind::Slack => (slack::endpoints(&base), slack::normalize as fn(_) -> _, false),
-            ProviderKind::GitHub => (github::endpoints(&base), github::normalize as fn(_) -> _, true),
+            ProviderKind::Slack => (slack::endpoints(&base), slack::normalize as fn(_, _) -> _, false),
+            ProviderKind::GitHub => (github::endpoints(&base), github::normalize as fn(_, _) -> _, true),
             ProviderKind::Salesforce => (salesforce::endpoints(&base), unchanged, true),
             ProviderKind::Snowflake | ProviderKind::ApiKey | ProviderKind::OAuth => {
                 (Endpoints::discover(&self.http, &base, false).await?, unchanged, false)

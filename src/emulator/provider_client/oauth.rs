@@ -1,55 +1,40 @@
-//! Connect's OAuth 2.0 client, based on the `oauth2` crate: authorization codes with PKCE, refresh tokens, client
-//! credentials and device codes. The files of Slack, GitHub and Salesforce have their differences.
-//!
-//! Discovery documents are parsed here, since `openidconnect` depends on the `rsa` crate, which has an open advisory.
-//! Revocation is sent directly, since `oauth2` requires HTTPS for it, and so are polls for device codes, for which
-//! `oauth2` only has a loop that sleeps.
+//! Connect's OAuth 2.0 client: authorization codes with PKCE, refresh tokens, client credentials, device codes, assertions
+//! and token exchange, all of which are one form to the token endpoint (RFC 6749, 7523, 7636, 8628, 8693). The files of
+//! Slack, GitHub and Salesforce have their differences.
 
-use std::pin::Pin;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use http::Method;
-use http::header::LOCATION;
-use oauth2::basic::{
-    BasicErrorResponse, BasicRevocationErrorResponse, BasicTokenIntrospectionResponse, BasicTokenType,
-};
-use oauth2::{
-    AsyncHttpClient, AuthType, AuthUrl, AuthorizationCode, ClientId, ClientSecret, CsrfToken, EndpointNotSet,
-    EndpointSet, ExtraTokenFields, HttpResponse, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, RefreshToken,
-    RequestTokenError, Scope, StandardRevocableToken, StandardTokenResponse, TokenResponse, TokenUrl,
-};
+use http::header::{AUTHORIZATION, LOCATION};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::http::{HttpClient, Unreachable};
+use super::http::HttpClient;
 use super::{ProviderRefusal, ProviderToken};
 use crate::emulator::allowlist::is_on_this_machine;
 use crate::emulator::flow::Narrowing;
+use crate::emulator::ids::random_id;
 use crate::emulator::keys::{RsaKey, seconds};
 
 /// The lifetime of an assertion, in seconds.
 const ASSERTION_LIFE: u64 = 300;
 
-/// Fields of a token response that RFC 6749 does not define.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(transparent)]
-struct ExtraFields(Map<String, Value>);
-
-impl ExtraTokenFields for ExtraFields {}
-
-type OAuthResponse = StandardTokenResponse<ExtraFields, BasicTokenType>;
-type Client = oauth2::Client<
-    BasicErrorResponse,
-    OAuthResponse,
-    BasicTokenIntrospectionResponse,
-    StandardRevocableToken,
-    BasicRevocationErrorResponse,
-    EndpointSet,
-    EndpointNotSet,
-    EndpointNotSet,
-    EndpointNotSet,
-    EndpointSet,
->;
+/// The token response of RFC 6749 section 5.1, with what else the provider says.
+#[derive(Debug, Deserialize)]
+struct TokenResponse {
+    access_token: String,
+    /// Always a bearer's.
+    #[serde(rename = "token_type")]
+    _token_type: Option<Value>,
+    expires_in: Option<u64>,
+    refresh_token: Option<String>,
+    scope: Option<String>,
+    #[serde(flatten)]
+    extra: Map<String, Value>,
+}
 
 /// The endpoints of an authorization server.
 #[derive(Debug, Clone, Deserialize)]
@@ -113,8 +98,8 @@ pub(super) struct OAuthClient {
     pub(super) redirect_uri: String,
     /// Whether client id and secret are sent in the form instead of `Authorization: Basic`.
     pub(super) secret_in_form: bool,
-    /// Converts a response to the form of RFC 6749.
-    pub(super) normalize: fn(HttpResponse) -> HttpResponse,
+    /// Converts a status and a body to those of RFC 6749.
+    pub(super) normalize: fn(u16, Value) -> (u16, Value),
     pub(super) http: HttpClient,
 }
 
@@ -125,44 +110,28 @@ pub(super) struct AuthorizationUrl {
     pub(super) verifier: String,
 }
 
-impl<'c> AsyncHttpClient<'c> for OAuthClient {
-    type Error = Unreachable;
-    type Future = Pin<Box<dyn Future<Output = Result<HttpResponse, Unreachable>> + Send + 'c>>;
-
-    fn call(&'c self, request: http::Request<Vec<u8>>) -> Self::Future {
-        Box::pin(async move { self.http.send(request).await.map(self.normalize) })
-    }
-}
-
 impl OAuthClient {
-    fn client(&self) -> Result<Client, ProviderRefusal> {
-        let invalid = |_| ProviderRefusal::new("invalid_metadata");
-        let client = oauth2::Client::new(ClientId::new(self.client_id.clone()))
-            .set_auth_uri(AuthUrl::new(self.endpoints.authorize.clone()).map_err(invalid)?)
-            .set_token_uri(TokenUrl::new(self.endpoints.token.clone()).map_err(invalid)?)
-            .set_redirect_uri(RedirectUrl::new(self.redirect_uri.clone()).map_err(invalid)?)
-            .set_auth_type(if self.secret_in_form { AuthType::RequestBody } else { AuthType::BasicAuth });
-        Ok(match &self.client_secret {
-            Some(secret) => client.set_client_secret(ClientSecret::new(secret.clone())),
-            None => client,
-        })
-    }
-
     /// Builds the authorization URL.
     pub(super) fn authorization_url(
         &self,
         narrowing: &Narrowing,
         scope_name: &'static str,
         extra: &[(String, String)],
-    ) -> Result<AuthorizationUrl, ProviderRefusal> {
-        let client = self.client()?;
-        let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
-        let mut request = client.authorize_url(CsrfToken::new_random).set_pkce_challenge(challenge);
-        for (name, value) in pairs(narrowing, scope_name).into_iter().chain(extra.iter().cloned()) {
-            request = request.add_extra_param(name, value);
-        }
-        let (url, state) = request.url();
-        Ok(AuthorizationUrl { url: url.into(), state: state.into_secret(), verifier: verifier.into_secret() })
+    ) -> AuthorizationUrl {
+        let (state, verifier) = (random_id("state", 32), random_id("verifier", 48));
+        let challenge = BASE64_URL_SAFE_NO_PAD.encode(digest(&SHA256, verifier.as_bytes()));
+        let query = form_urlencoded::Serializer::new(String::new())
+            .append_pair("response_type", "code")
+            .append_pair("client_id", &self.client_id)
+            .append_pair("state", &state)
+            .append_pair("code_challenge", &challenge)
+            .append_pair("code_challenge_method", "S256")
+            .append_pair("redirect_uri", &self.redirect_uri)
+            .extend_pairs(pairs(narrowing, scope_name))
+            .extend_pairs(extra)
+            .finish();
+        let separator = if self.endpoints.authorize.contains('?') { '&' } else { '?' };
+        AuthorizationUrl { url: format!("{}{separator}{query}", self.endpoints.authorize), state, verifier }
     }
 
     /// Gets a token for an existing consent, without a browser (`prompt=none`).
@@ -173,7 +142,7 @@ impl OAuthClient {
         hint: (&str, &str),
     ) -> Result<ProviderToken, ProviderRefusal> {
         let extra = [(hint.0.to_owned(), hint.1.to_owned()), ("prompt".to_owned(), "none".to_owned())];
-        let authorization = self.authorization_url(narrowing, scope_name, &extra)?;
+        let authorization = self.authorization_url(narrowing, scope_name, &extra);
         let request = http::Request::get(&authorization.url)
             .body(Vec::new())
             .map_err(|_| ProviderRefusal::new("invalid_request"))?;
@@ -196,11 +165,13 @@ impl OAuthClient {
             (returned, _, _) if returned != Some(state) => Err(ProviderRefusal::new("invalid_state")),
             (_, Some(error), _) => Err(ProviderRefusal::new(error)),
             (_, None, Some(code)) => {
-                let client = self.client()?;
-                let request = client
-                    .exchange_code(AuthorizationCode::new(code.to_owned()))
-                    .set_pkce_verifier(PkceCodeVerifier::new(verifier.to_owned()));
-                token_result(request.request_async(self).await)
+                let grant = [
+                    ("grant_type", "authorization_code"),
+                    ("code", code),
+                    ("redirect_uri", &self.redirect_uri),
+                    ("code_verifier", verifier),
+                ];
+                self.request_token(&grant, &Narrowing::default()).await
             }
             _ => Err(ProviderRefusal::new("invalid_request")),
         }
@@ -212,23 +183,12 @@ impl OAuthClient {
         refresh_token: &str,
         narrowing: &Narrowing,
     ) -> Result<ProviderToken, ProviderRefusal> {
-        let client = self.client()?;
-        let token = RefreshToken::new(refresh_token.to_owned());
-        let mut request = client.exchange_refresh_token(&token);
-        for (name, value) in pairs(narrowing, "scope") {
-            request = request.add_extra_param(name, value);
-        }
-        token_result(request.request_async(self).await)
+        self.request_token(&[("grant_type", "refresh_token"), ("refresh_token", refresh_token)], narrowing).await
     }
 
     /// Gets a token for the app itself.
     pub(super) async fn client_credentials(&self, narrowing: &Narrowing) -> Result<ProviderToken, ProviderRefusal> {
-        let client = self.client()?;
-        let mut request = client.exchange_client_credentials();
-        for (name, value) in pairs(narrowing, "scope") {
-            request = request.add_extra_param(name, value);
-        }
-        token_result(request.request_async(self).await)
+        self.request_token(&[("grant_type", "client_credentials")], narrowing).await
     }
 
     /// Revokes a token (RFC 7009). `None` if the server has no revocation endpoint.
@@ -236,7 +196,7 @@ impl OAuthClient {
         let url = self.endpoints.revoke.as_ref()?;
         let mut form = vec![("token", token), ("client_id", &self.client_id)];
         form.extend(self.client_secret.as_deref().map(|secret| ("client_secret", secret)));
-        Some(self.http.form(url, &form).await.and_then(|(status, body)| match status {
+        Some(self.http.form(url, &[], &form).await.and_then(|(status, body)| match status {
             200..=299 if body["ok"] != false => Ok(()),
             _ => Err(ProviderRefusal::from_body(&body)),
         }))
@@ -253,7 +213,7 @@ impl OAuthClient {
         let mut form = vec![("client_id", self.client_id.as_str())];
         form.extend(self.client_secret.as_deref().map(|secret| ("client_secret", secret)));
         form.extend(narrowing.iter().chain(extra).map(|(name, value)| (name.as_ref(), value.as_ref())));
-        let (status, body) = self.http.form(url, &form).await?;
+        let (status, body) = self.http.form(url, &[], &form).await?;
         match status {
             200 => serde_json::from_value(body).map_err(|_| ProviderRefusal::new("invalid_answer")),
             _ => Err(ProviderRefusal::from_body(&body)),
@@ -298,7 +258,8 @@ impl OAuthClient {
         self.request_token(&[grant, kind, ("subject_token", token)], narrowing).await
     }
 
-    /// Sends a token request with a grant type that the `oauth2` crate does not support.
+    /// Sends a token request. Id and secret are sent as `Authorization: Basic` (RFC 6749 section 2.3.1) or in the form; a
+    /// client without a secret sends its id in the form.
     async fn request_token(
         &self,
         grant: &[(&str, &str)],
@@ -306,16 +267,34 @@ impl OAuthClient {
     ) -> Result<ProviderToken, ProviderRefusal> {
         let narrowing = pairs(narrowing, "scope");
         let mut form = grant.to_vec();
-        form.push(("client_id", &self.client_id));
-        form.extend(self.client_secret.as_deref().map(|secret| ("client_secret", secret)));
         form.extend(narrowing.iter().map(|(name, value)| (name.as_ref(), value.as_ref())));
-        let (status, body) = self.http.form(&self.endpoints.token, &form).await?;
-        match status {
-            200 => serde_json::from_value::<OAuthResponse>(body)
-                .map(|response| provider_token(&response))
-                .map_err(|_| ProviderRefusal::new("invalid_answer")),
-            _ => Err(ProviderRefusal::from_body(&body)),
+        let mut headers = Vec::new();
+        match &self.client_secret {
+            Some(secret) if !self.secret_in_form => {
+                let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+                let basic = BASE64_STANDARD.encode(format!("{}:{}", encoded(&self.client_id), encoded(secret)));
+                headers.push((AUTHORIZATION, format!("Basic {basic}")));
+            }
+            secret => {
+                form.push(("client_id", &self.client_id));
+                form.extend(secret.as_deref().map(|secret| ("client_secret", secret)));
+            }
         }
+        let (status, body) = self.http.form(&self.endpoints.token, &headers, &form).await?;
+        let (status, body) = (self.normalize)(status, body);
+        if status != 200 {
+            return Err(ProviderRefusal::from_body(&body));
+        }
+        let response: TokenResponse =
+            serde_json::from_value(body).map_err(|_| ProviderRefusal::new("invalid_answer"))?;
+        let scopes = response.scope.map(|scope| scope.split([' ', ',']).map(str::to_owned).collect());
+        Ok(ProviderToken {
+            token: response.access_token,
+            expires_in: response.expires_in.map(Duration::from_secs),
+            refresh_token: response.refresh_token,
+            scopes,
+            extra: response.extra,
+        })
     }
 }
 
@@ -342,28 +321,6 @@ fn pairs(narrowing: &Narrowing, scope_name: &'static str) -> Vec<(String, String
         pairs.push(("authorization_details".to_owned(), serde_json::json!(details).to_string()));
     }
     pairs
-}
-
-fn token_result(
-    result: Result<OAuthResponse, RequestTokenError<Unreachable, BasicErrorResponse>>,
-) -> Result<ProviderToken, ProviderRefusal> {
-    match result {
-        Ok(response) => Ok(provider_token(&response)),
-        Err(RequestTokenError::ServerResponse(error)) => Err(ProviderRefusal::new(error.error().as_ref())),
-        Err(RequestTokenError::Request(unreachable)) => Err(unreachable.into()),
-        Err(_) => Err(ProviderRefusal::new("invalid_answer")),
-    }
-}
-
-fn provider_token(response: &OAuthResponse) -> ProviderToken {
-    let split = |scope: &Scope| scope.split(',').map(str::to_owned).collect::<Vec<_>>();
-    ProviderToken {
-        token: response.access_token().secret().clone(),
-        expires_in: response.expires_in(),
-        refresh_token: response.refresh_token().map(|token| token.secret().clone()),
-        scopes: response.scopes().map(|scopes| scopes.iter().flat_map(split).collect()),
-        extra: response.extra_fields().0.clone(),
-    }
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ pub(super) async fn with_expiry(
     let url = client.endpoints.token.replace("/token", "/introspect");
     let secret = client.client_secret.as_deref().unwrap_or_default();
     let form = [("token", token.token.as_str()), ("client_id", &client.client_id), ("client_secret", secret)];
-    let (_, body) = client.http.form(&url, &form).await?;
+    let (_, body) = client.http.form(&url, &[], &form).await?;
     let left = body["exp"].as_u64().map(|exp| exp.saturating_sub(seconds(now)));
     token.expires_in = left.map(Duration::from_secs);
     Ok(token)

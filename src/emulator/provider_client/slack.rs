@@ -1,7 +1,5 @@
 //! Slack, from Connect's side.
 
-use http::StatusCode;
-use oauth2::HttpResponse;
 use serde_json::{Map, Value};
 
 use super::oauth::Endpoints;
@@ -18,19 +16,17 @@ pub(super) fn endpoints(base: &str) -> Endpoints {
 
 /// Converts Slack's response to RFC 6749: errors have status 200 and `"ok": false`, and a user's token is nested in
 /// `authed_user`.
-pub(super) fn normalize(response: HttpResponse) -> HttpResponse {
-    let (mut head, body) = response.into_parts();
-    let Ok(Value::Object(mut fields)) = serde_json::from_slice::<Value>(&body) else {
-        return HttpResponse::from_parts(head, body);
-    };
-    if fields.get("ok") == Some(&Value::Bool(false)) {
-        head.status = StatusCode::BAD_REQUEST;
-    } else if !fields.contains_key("access_token")
+pub(super) fn normalize(status: u16, mut body: Value) -> (u16, Value) {
+    if body["ok"] == false {
+        return (400, body);
+    }
+    if let Some(fields) = body.as_object_mut()
+        && !fields.contains_key("access_token")
         && let Some(Value::Object(user)) = fields.remove("authed_user")
     {
         fields.extend(user);
     }
-    HttpResponse::from_parts(head, Value::Object(fields).to_string().into_bytes())
+    (status, body)
 }
 
 /// Refuses scopes that were not granted. Slack cannot narrow a token, which always has all granted scopes. Its only

@@ -32,7 +32,7 @@ pub(super) async fn exchange(
     if !scopes.is_empty() {
         form.push(("scope", &scopes));
     }
-    let (status, body) = http.form(&format!("{base}/oauth/token"), &form).await?;
+    let (status, body) = http.form(&format!("{base}/oauth/token"), &[], &form).await?;
     // Snowflake returns the token as text; some of its documentation shows JSON.
     match (status, body.as_str().or(body["access_token"].as_str())) {
         (200, Some(token)) => {
