@@ -14,10 +14,10 @@ use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use crate::support::desk::Desk;
 use crate::support::http::{Reply, Request, closed, kept_alive, raw};
 use crate::support::network::taken_on_ipv6_only;
 use crate::support::process::{Serving, assert_no_slice_of, isolated, run};
+use crate::support::workspace::Workspace;
 use crate::support::{SLACK, env_file, fingerprint, soon, write_private};
 
 pub fn get(serving: &Serving, path: &str) -> Request {
@@ -30,9 +30,9 @@ pub fn ask(serving: &Serving, body: &str) -> Request {
 
 #[tokio::test]
 async fn stdout_has_only_the_ready_line() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     for (arguments, signal) in [(&[][..], Signal::SIGTERM), (&["serve", "-vv"][..], Signal::SIGINT)] {
-        let serving = desk.serve(arguments).await;
+        let serving = workspace.serve(arguments).await;
         assert_eq!(
             serving.ready_line,
             format!("connect-sidecar listening on http://127.0.0.1:{}", serving.addr.port())
@@ -48,9 +48,10 @@ async fn stdout_has_only_the_ready_line() {
 
 #[tokio::test]
 async fn all_mistakes_are_reported_at_once_with_exit_code_2() {
-    let desk = Desk::new().await;
-    fs::write(desk.project().join("sidecar.toml"), "prot = 1\nupstream = \"https://evil.example\"").expect("written");
-    let ended = run(desk.sidecar(&["--log-level", "loud", "--auth", "access-token"])).await;
+    let workspace = Workspace::new().await;
+    fs::write(workspace.project().join("sidecar.toml"), "prot = 1\nupstream = \"https://evil.example\"")
+        .expect("written");
+    let ended = run(workspace.sidecar(&["--log-level", "loud", "--auth", "access-token"])).await;
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""));
     let lines: Vec<_> = ended.stderr.lines().collect();
     assert!(lines.iter().all(|line| line.starts_with("error: ")), "{lines:#?}");
@@ -60,7 +61,7 @@ async fn all_mistakes_are_reported_at_once_with_exit_code_2() {
     }
     assert_eq!(lines.len(), 4);
     for bad in [&["--tokn"][..], &["unknown"], &["--port"], &["serve", "extra"], &["--color", "red"]] {
-        let ended = run(desk.sidecar(bad)).await;
+        let ended = run(workspace.sidecar(bad)).await;
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{bad:?}");
         assert!(ended.stderr.starts_with("error: "), "{}", ended.stderr);
     }
@@ -68,7 +69,7 @@ async fn all_mistakes_are_reported_at_once_with_exit_code_2() {
 
 #[tokio::test]
 async fn refresh_is_refused_for_commands_that_do_not_use_it() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     let to_none = "this command has no use for it: it goes with `serve`, `run` and `service install`";
     for (arguments, message) in [
         (&["--refresh", "cli", "status"][..], to_none),
@@ -81,7 +82,7 @@ async fn refresh_is_refused_for_commands_that_do_not_use_it() {
         (&["--refresh", "nonsense", "run", "true"], "expected off or cli"),
         (&["--refresh", "nonsense", "service", "install"], "expected off or cli"),
     ] {
-        let ended = run(desk.sidecar(arguments)).await;
+        let ended = run(workspace.sidecar(arguments)).await;
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{arguments:?}: {ended:?}");
         assert_eq!(ended.stderr, format!("error: --refresh: {message}\n"), "{arguments:?}");
     }
@@ -89,18 +90,21 @@ async fn refresh_is_refused_for_commands_that_do_not_use_it() {
 
 #[tokio::test]
 async fn a_taken_port_exits_with_3_and_names_its_owner() {
-    let desk = Desk::new().await;
-    let other = Desk::new().await;
-    let first = desk.serve(&[]).await;
+    let workspace = Workspace::new().await;
+    let other = Workspace::new().await;
+    let first = workspace.serve(&[]).await;
     let foreign = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a listener");
     let foreign = (foreign.local_addr().expect("an address"), foreign);
     // The state file of a killed sidecar.
-    let state = desk.home.path().join(".local/state/connect-sidecar");
+    let state = workspace.home.path().join(".local/state/connect-sidecar");
     let left = r#"{"pid":1,"url":"","key":"","project":"/gone"}"#;
     write_private(&state.join(format!("{}.json", foreign.0.port())), left);
     let ours = format!("(process {})", std::process::id());
     let mut cases = vec![
-        (first.addr, format!("by another connect-sidecar (process {}) for {}", first.pid(), desk.project().display())),
+        (
+            first.addr,
+            format!("by another connect-sidecar (process {}) for {}", first.pid(), workspace.project().display()),
+        ),
         (foreign.0, ours.clone()),
     ];
     let only_v6 = taken_on_ipv6_only().await;
@@ -109,7 +113,7 @@ async fn a_taken_port_exits_with_3_and_names_its_owner() {
     }
     for (address, owner) in cases {
         let mut command = other.sidecar(&["--port", &address.port().to_string()]);
-        command.env("HOME", desk.home.path());
+        command.env("HOME", workspace.home.path());
         let ended = run(command).await;
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(3), ""), "{}", ended.stderr);
         let start = format!("error: could not listen on {address}: the port is taken by ");
@@ -121,13 +125,13 @@ async fn a_taken_port_exits_with_3_and_names_its_owner() {
 
 #[tokio::test]
 async fn a_signal_waits_for_requests_but_not_for_idle_connections() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let serving = desk.serve(&[]).await;
-        let hold = desk.emulator.hold_answers();
-        let before = desk.emulator.received().len();
+        let serving = workspace.serve(&[]).await;
+        let hold = workspace.emulator.hold_answers();
+        let before = workspace.emulator.received().len();
         let asking = tokio::spawn(ask(&serving, "{}").send());
-        soon("the request", desk.emulator.wait_for_requests(before + 1)).await;
+        soon("the request", workspace.emulator.wait_for_requests(before + 1)).await;
         let idle = kept_alive(serving.addr).await;
         let fresh = TcpStream::connect(serving.addr).await.expect("a connection");
         // `fresh` has been accepted once a later connection has had a reply.
@@ -142,7 +146,7 @@ async fn a_signal_waits_for_requests_but_not_for_idle_connections() {
         let ended = serving.end().await;
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     }
-    let state = desk.home.path().join(".local/state/connect-sidecar");
+    let state = workspace.home.path().join(".local/state/connect-sidecar");
     let left: Vec<_> = fs::read_dir(&state).expect("a directory").flatten().map(|file| file.file_name()).collect();
     assert_eq!(
         left,
@@ -153,12 +157,12 @@ async fn a_signal_waits_for_requests_but_not_for_idle_connections() {
 
 #[tokio::test]
 async fn a_second_signal_exits_at_once() {
-    let desk = Desk::new().await;
-    let serving = desk.serve(&[]).await;
-    let _hold = desk.emulator.hold_answers();
+    let workspace = Workspace::new().await;
+    let serving = workspace.serve(&[]).await;
+    let _hold = workspace.emulator.hold_answers();
     let (addr, request) = (serving.addr, ask(&serving, "{}").bytes());
     let asking = tokio::spawn(async move { raw(addr, &request).await });
-    soon("the request", desk.emulator.wait_for_requests(1)).await;
+    soon("the request", workspace.emulator.wait_for_requests(1)).await;
     let idle = kept_alive(serving.addr).await;
     serving.signal(Signal::SIGTERM);
     closed(idle).await;
@@ -171,14 +175,14 @@ async fn a_second_signal_exits_at_once() {
 
 #[tokio::test]
 async fn sighup_reloads_the_env_file() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     // An edit in another directory causes no event in the project directory.
-    let elsewhere = desk.home.path().join("env");
-    fs::rename(desk.project().join(".env.local"), &elsewhere).expect("renamed");
-    symlink(&elsewhere, desk.project().join(".env.local")).expect("a link");
-    let mut serving = desk.serve(&["-v"]).await;
+    let elsewhere = workspace.home.path().join("env");
+    fs::rename(workspace.project().join(".env.local"), &elsewhere).expect("renamed");
+    symlink(&elsewhere, workspace.project().join(".env.local")).expect("a link");
+    let mut serving = workspace.serve(&["-v"]).await;
     let idle = kept_alive(serving.addr).await;
-    let fresh = desk.emulator.oidc_token(DEVELOPMENT_LIFE);
+    let fresh = workspace.emulator.oidc_token(DEVELOPMENT_LIFE);
     fs::write(&elsewhere, env_file(&fresh)).expect("written");
     serving.signal(Signal::SIGHUP);
     serving.wait_for_log("token refreshed, expires in ").await;
@@ -192,12 +196,12 @@ async fn sighup_reloads_the_env_file() {
 
 #[tokio::test]
 async fn a_closed_or_blocked_stdout_or_stderr_does_not_stop_the_sidecar() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
 
     // stdout is closed from the start.
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
-    let mut command = desk.sidecar(&[]);
+    let mut command = workspace.sidecar(&[]);
     command.stdout(writer);
     let mut child = command.spawn().expect("a process");
     let mut log = child.stderr.take().expect("stderr");
@@ -208,7 +212,7 @@ async fn a_closed_or_blocked_stdout_or_stderr_does_not_stop_the_sidecar() {
     assert_eq!(Request::new(addr, "POST", SLACK).json("{}").send().await.status, 200);
 
     // stderr is closed later.
-    let mut serving = desk.serve(&[]).await;
+    let mut serving = workspace.serve(&[]).await;
     drop(serving.take_stderr());
     for _ in 0..3 {
         assert_eq!(get(&serving, "/none").send().await.status, 404);
@@ -218,7 +222,7 @@ async fn a_closed_or_blocked_stdout_or_stderr_does_not_stop_the_sidecar() {
     assert_eq!(soon("its end", serving.child.wait()).await.expect("a status").code(), Some(0));
 
     // stderr is open but not read until the pipe is full. Each request logs a long line.
-    let mut serving = desk.serve(&[]).await;
+    let mut serving = workspace.serve(&[]).await;
     let stderr = serving.take_stderr();
     #[cfg(target_os = "linux")]
     nix::fcntl::fcntl(stderr.get_ref(), nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).expect("a smaller pipe");
@@ -233,8 +237,8 @@ async fn a_closed_or_blocked_stdout_or_stderr_does_not_stop_the_sidecar() {
 
 #[tokio::test]
 async fn json_logs_have_one_object_per_line() {
-    let desk = Desk::new().await;
-    let serving = desk.serve(&["--log-format", "json", "--log-level", "trace"]).await;
+    let workspace = Workspace::new().await;
+    let serving = workspace.serve(&["--log-format", "json", "--log-level", "trace"]).await;
     ask(&serving, "{}").send().await;
     ask(&serving, "not JSON").send().await;
     get(&serving, "/%1b[31m%0aerror").send().await;
@@ -250,8 +254,8 @@ async fn json_logs_have_one_object_per_line() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn core_dumps_are_off_and_the_file_limit_is_raised() {
-    let desk = Desk::new().await;
-    let serving = desk.serve(&[]).await;
+    let workspace = Workspace::new().await;
+    let serving = workspace.serve(&[]).await;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", serving.pid())).expect("limits");
     let soft = |name: &str| {
         let line = limits.lines().find(|line| line.starts_with(name)).expect("a limit");
@@ -264,7 +268,7 @@ async fn core_dumps_are_off_and_the_file_limit_is_raised() {
 
 #[tokio::test]
 async fn help_and_version_go_to_stdout() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     for (arguments, part) in [
         (&["--version"][..], concat!("connect-sidecar ", env!("CARGO_PKG_VERSION"), "\n")),
         (&["--help"], "--env-file <PATH>"),
@@ -272,7 +276,7 @@ async fn help_and_version_go_to_stdout() {
         (&["serve", "--help"], "Usage: connect-sidecar serve"),
         (&["help"], "demo"),
     ] {
-        let ended = run(desk.sidecar(arguments)).await;
+        let ended = run(workspace.sidecar(arguments)).await;
         assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{arguments:?}");
         assert!(ended.stdout.contains(part), "{}", ended.stdout);
     }
@@ -307,7 +311,7 @@ fn no_option_takes_a_secret() {
 }
 
 /// Successful and failing requests of every kind, with secrets in their bodies and headers.
-async fn tour(desk: &Desk, serving: &Serving, secret_word: &str) -> Vec<String> {
+async fn tour(workspace: &Workspace, serving: &Serving, secret_word: &str) -> Vec<String> {
     let body = format!(r#"{{"subject":{{"type":"user","id":"{secret_word}"}},"scopes":["{secret_word}"]}}"#);
     let app = r#"{"subject":{"type":"app"},"scopes":["read:everything"]}"#;
     let mut secrets = vec![body.clone(), app.into()];
@@ -330,7 +334,7 @@ async fn tour(desk: &Desk, serving: &Serving, secret_word: &str) -> Vec<String> 
         Fault::once(FaultKind::Truncate),
         Fault::once(FaultKind::Reset),
     ] {
-        desk.emulator.inject(fault);
+        workspace.emulator.inject(fault);
         ask(serving, app).header("cache-control", "no-cache").send().await;
     }
     let metadata = "/v1/connect/connectors/slack%2Facme-slack";
@@ -364,27 +368,27 @@ async fn tour(desk: &Desk, serving: &Serving, secret_word: &str) -> Vec<String> 
 #[tokio::test]
 async fn no_secret_appears_in_any_response_or_log() {
     const SECRET_WORD: &str = "CANARY-of-a-caller-0123456789";
-    let desk = Desk::new().await;
-    let env_path = desk.project().join(".env.local");
+    let workspace = Workspace::new().await;
+    let env_path = workspace.project().join(".env.local");
     let access_token = "vcp_demo_access_token";
     for auth in ["oidc", "access-token"] {
         let arguments = ["--log-level", "trace", "--auth", auth, "--team-id", "team_acme"];
-        let mut command = desk.sidecar(&arguments);
+        let mut command = workspace.sidecar(&arguments);
         command.env("RUST_LOG", "trace").env("VERCEL_TOKEN", access_token).env("RUST_BACKTRACE", "full");
         let mut serving = Serving::start(command).await;
-        let mut secrets = tour(&desk, &serving, SECRET_WORD).await;
-        secrets.extend([SECRET_WORD.into(), access_token.into(), desk.token.clone()]);
-        let state = desk.home.path().join(format!(".local/state/connect-sidecar/{}.json", serving.addr.port()));
+        let mut secrets = tour(&workspace, &serving, SECRET_WORD).await;
+        secrets.extend([SECRET_WORD.into(), access_token.into(), workspace.token.clone()]);
+        let state = workspace.home.path().join(format!(".local/state/connect-sidecar/{}.json", serving.addr.port()));
         let instance: serde_json::Value = serde_json::from_slice(&fs::read(state).expect("a file")).expect("JSON");
         secrets.push(instance["key"].as_str().expect("a key").to_owned());
         let mut shown = Vec::new();
         if auth == "oidc" {
-            let fresh = desk.emulator.oidc_token(DEVELOPMENT_LIFE);
+            let fresh = workspace.emulator.oidc_token(DEVELOPMENT_LIFE);
             secrets.push(fresh.clone());
             for content in [
                 format!("VERCEL_OIDC_TOKEN=\"{}", &fresh[..fresh.len() / 2]),
                 format!("VERCEL_OIDC_TOKEN=${fresh}\n"),
-                format!("VERCEL_OIDC_TOKEN={}\nVERCEL_OIDC_TOKEN={fresh}\n", desk.token),
+                format!("VERCEL_OIDC_TOKEN={}\nVERCEL_OIDC_TOKEN={fresh}\n", workspace.token),
             ] {
                 fs::write(&env_path, content).expect("written");
                 serving.signal(Signal::SIGHUP);
@@ -407,15 +411,15 @@ async fn no_secret_appears_in_any_response_or_log() {
 
 #[tokio::test]
 async fn a_start_without_a_token_logs_the_upstream_and_what_works_without_an_account() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     let words = "without an account, see `connect-sidecar demo`, or start `connect-sidecar emulate`";
-    let ended = desk.serve(&[]).await.stop().await;
+    let ended = workspace.serve(&[]).await.stop().await;
     assert!(!ended.stderr.contains(words), "there is a token: {}", ended.stderr);
-    fs::remove_file(desk.project().join(".env.local")).expect("removed");
-    let ended = desk.serve(&[]).await.stop().await;
+    fs::remove_file(workspace.project().join(".env.local")).expect("removed");
+    let ended = workspace.serve(&[]).await.stop().await;
     for text in [
         words,
-        &format!("requests go to {}", desk.emulator.url()),
+        &format!("requests go to {}", workspace.emulator.url()),
         "`connect-sidecar status --open`",
         "vercel env pull",
     ] {
@@ -445,25 +449,25 @@ const UNUSABLE_STATE_DIRS: [UnusableStateDir; 3] = [
 #[tokio::test]
 async fn an_unusable_state_directory_is_one_warning_and_requests_are_served() {
     for (break_dir, reason, remedy) in UNUSABLE_STATE_DIRS {
-        let desk = Desk::new().await;
-        let home = desk.home.path().join(".local/state");
+        let workspace = Workspace::new().await;
+        let home = workspace.home.path().join(".local/state");
         fs::create_dir_all(&home).expect("a directory");
         break_dir(&home.join("connect-sidecar"));
-        let serving = desk.serve(&[]).await;
+        let serving = workspace.serve(&[]).await;
         assert_eq!(ask(&serving, "{}").send().await.status, 200);
         only_one_warning(&serving.stop().await.stderr, reason, remedy);
-        let strict = run(desk.sidecar(&["--require-key"])).await;
+        let strict = run(workspace.sidecar(&["--require-key"])).await;
         assert_eq!((strict.code, strict.stdout.as_str()), (Some(1), ""), "{strict:?}");
         let begins = "error: could not write the instance key, which --require-key needs: ";
         assert!(strict.stderr.contains(begins) && strict.stderr.contains(reason), "{strict:?}");
         assert!(strict.stderr.contains(remedy), "{strict:?}");
     }
-    let desk = Desk::new().await;
-    let mut homeless = desk.sidecar(&[]);
+    let workspace = Workspace::new().await;
+    let mut homeless = workspace.sidecar(&[]);
     homeless.env_remove("HOME").env("XDG_STATE_HOME", "relative");
     let ended = Serving::start(homeless).await.stop().await;
     only_one_warning(&ended.stderr, "neither XDG_STATE_HOME nor HOME is set to an absolute path", "set HOME");
-    assert!(!desk.project().join("relative").exists());
+    assert!(!workspace.project().join("relative").exists());
 }
 
 #[tokio::test]
@@ -471,22 +475,23 @@ async fn a_full_or_read_only_disk_is_named() {
     let can_mount =
         std::process::Command::new("unshare").args(["-rm", "mount", "-t", "tmpfs", "none", "/mnt"]).status();
     if !can_mount.is_ok_and(|status| status.success()) {
+        crate::support::skipped("nothing can be mounted here");
         return;
     }
     for (options, reason, remedy) in [
         ("ro,mode=700", "the file system is read-only", "; set XDG_STATE_HOME to a directory of your own"),
         ("size=4k,mode=700", "the disk is full", "; make room on that disk"),
     ] {
-        let desk = Desk::new().await;
-        let state = desk.home.path().join(".local/state/connect-sidecar");
+        let workspace = Workspace::new().await;
+        let state = workspace.home.path().join(".local/state/connect-sidecar");
         fs::create_dir_all(&state).expect("a directory");
-        let plain = desk.sidecar(&[]);
-        let mut mounted = isolated("unshare", desk.home.path());
+        let plain = workspace.sidecar(&[]);
+        let mut mounted = isolated("unshare", workspace.home.path());
         let script =
             format!("mount -t tmpfs -o {options} none \"$1\"; head -c 4096 /dev/zero >\"$1/fill\"; exec \"$0\"");
         mounted.args(["-rm", "sh", "-c", &script]).arg(plain.as_std().get_program()).arg(&state);
         mounted.envs(plain.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
-        mounted.current_dir(desk.project());
+        mounted.current_dir(workspace.project());
         only_one_warning(&Serving::start(mounted).await.stop().await.stderr, reason, remedy);
     }
 }

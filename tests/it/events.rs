@@ -6,8 +6,8 @@ use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use nix::sys::signal::Signal;
 
 use crate::command::get;
-use crate::support::desk::Desk;
 use crate::support::http::Sent;
+use crate::support::workspace::Workspace;
 use crate::support::{Scene, Stage, fingerprint, soon};
 
 const APP: &str = r#"{"subject":{"type":"app"}}"#;
@@ -180,8 +180,8 @@ async fn browsers_need_the_key_and_only_get_is_accepted() {
 
 #[tokio::test]
 async fn open_streams_do_not_delay_the_shutdown() {
-    let desk = Desk::new().await;
-    let serving = desk.serve(&[]).await;
+    let workspace = Workspace::new().await;
+    let serving = workspace.serve(&[]).await;
     let mut stream = get(&serving, "/_sidecar/v1/events").begin().await;
     soon("the stream", stream.until("application/x-ndjson")).await;
     serving.signal(Signal::SIGTERM);

@@ -12,12 +12,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::support::desk::Desk;
 use crate::support::gateway::Gateway;
 use crate::support::http::{APP, Reply, Request, next_reply, raw};
 use crate::support::process::{Serving, assert_no_slice_of, isolated, raise_descriptor_limit, run};
 use crate::support::scripted::{Says, Scripted};
 use crate::support::tunnel::{Opened, Run, assert_established, basic, slack};
+use crate::support::workspace::Workspace;
 use crate::support::{SLACK, Scene, soon};
 
 const API: &str = "api.vercel.com";
@@ -398,22 +398,22 @@ async fn a_connection_over_the_limit_gets_503() {
 
 #[tokio::test]
 async fn shutdown_waits_for_requests_but_not_for_idle_or_forwarded_tunnels() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     let proxy = Scripted::start().await;
     proxy.will(Says::from("HTTP/1.1 200 OK\r\n\r\n"));
-    let mut command = desk.sidecar(&[]);
+    let mut command = workspace.sidecar(&[]);
     command.env("HTTPS_PROXY", proxy.url());
     let serving = Serving::start(command).await;
-    let run = desk.begin_run(&serving).await;
+    let run = workspace.begin_run(&serving).await;
     let idle = run.open(API).await;
     let silent = TcpStream::connect(run.addr).await.expect("a connection");
     let without_tls = run.tunnel("api.vercel.com:443").await;
     let mut forwarded = run.tunnel("github.com:443").await;
-    let hold = desk.emulator.hold_answers();
+    let hold = workspace.emulator.hold_answers();
     let mut busy = run.open(API).await;
     let request = slack(&busy);
     busy.stream.write_all(&request.kept_alive()).await.expect("sent");
-    soon("the upstream request", desk.emulator.wait_for_requests(1)).await;
+    soon("the upstream request", workspace.emulator.wait_for_requests(1)).await;
     serving.signal(Signal::SIGTERM);
     let closed = async {
         while TcpStream::connect(run.addr).await.is_ok() {
@@ -431,10 +431,10 @@ async fn shutdown_waits_for_requests_but_not_for_idle_or_forwarded_tunnels() {
 }
 
 /// A program configured by its environment.
-fn program(desk: &Desk, run: &Run, name: &str, arguments: &[&str]) -> Command {
-    let bundle = desk.home.path().join("bundle.pem");
+fn program(workspace: &Workspace, run: &Run, name: &str, arguments: &[&str]) -> Command {
+    let bundle = workspace.home.path().join("bundle.pem");
     fs::write(&bundle, run.ca()).expect("written");
-    let mut command = isolated(name, desk.home.path());
+    let mut command = isolated(name, workspace.home.path());
     for variable in ["HTTPS_PROXY", "https_proxy"] {
         command.env(variable, run.proxy());
     }
@@ -450,15 +450,15 @@ async fn curl_and_python_get_a_token_with_proxy_variables_alone() {
     const PYTHON: &str = "import sys, urllib.request as u\n\
         r = u.Request(sys.argv[1], sys.argv[2].encode(), {'content-type': 'application/json'})\n\
         print(u.urlopen(r, timeout=20).read().decode())";
-    let desk = Desk::new().await;
-    let serving = desk.serve(&[]).await;
-    let running = desk.begin_run(&serving).await;
+    let workspace = Workspace::new().await;
+    let serving = workspace.serve(&[]).await;
+    let running = workspace.begin_run(&serving).await;
     let url = format!("https://api.vercel.com{SLACK}");
     let curl =
         ["--silent", "--show-error", "--max-time", "20", "-H", "content-type: application/json", "-d", APP, &url];
     let mut tokens = Vec::new();
     for (name, arguments) in [("curl", &curl[..]), ("python3", &["-c", PYTHON, &url, APP]), ("curl", &curl)] {
-        let ended = run(program(&desk, &running, name, arguments)).await;
+        let ended = run(program(&workspace, &running, name, arguments)).await;
         assert_eq!(ended.code, Some(0), "{name}: {ended:?}");
         let json: serde_json::Value =
             serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{name}: {e}: {ended:?}"));
@@ -468,19 +468,19 @@ async fn curl_and_python_get_a_token_with_proxy_variables_alone() {
     assert_eq!(plain.cache_status().split(';').nth(1), Some(" hit"));
     tokens.push(plain.token());
     tokens.dedup();
-    assert_eq!((tokens.len(), desk.emulator.count("acme-slack")), (1, 1), "they share one token");
+    assert_eq!((tokens.len(), workspace.emulator.count("acme-slack")), (1, 1), "they share one token");
     assert_eq!(serving.stop().await.code, Some(0));
 }
 
 #[tokio::test]
 async fn tunnels_use_the_proxy_of_the_sidecars_environment() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     let proxy = Scripted::start().await;
     proxy.will(Says::from("HTTP/1.1 200 OK\r\n\r\n"));
-    let mut command = desk.sidecar(&[]);
+    let mut command = workspace.sidecar(&[]);
     command.env("HTTPS_PROXY", format!("http://user:pass@{}", proxy.addr())).env("NO_PROXY", "direct.invalid");
     let serving = Serving::start(command).await;
-    let run = desk.begin_run(&serving).await;
+    let run = workspace.begin_run(&serving).await;
     let _tunnel = run.tunnel("github.com:443").await;
     let requests = proxy.received();
     assert_eq!(requests[0].line(), "CONNECT github.com:443 HTTP/1.1");
@@ -506,12 +506,12 @@ async fn the_upstream_client_does_not_trust_the_ca() {
 #[tokio::test]
 async fn other_users_are_refused_even_with_the_secret() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("not tried: only root can ask as another user");
+        crate::support::skipped("only root can connect as another user");
         return;
     }
-    let desk = Desk::new().await;
-    let serving = desk.serve(&[]).await;
-    let running = desk.begin_run(&serving).await;
+    let workspace = Workspace::new().await;
+    let serving = workspace.serve(&[]).await;
+    let running = workspace.begin_run(&serving).await;
     for (uid, expected) in [(65_534, "000"), (0, "200")] {
         let mut curl = isolated("curl", std::path::Path::new("/"));
         curl.args(["--silent", "--max-time", "20", "--insecure", "--output", "/dev/null"]);

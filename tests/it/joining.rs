@@ -10,22 +10,22 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::support::desk::Desk;
 use crate::support::process::{Ended, Running, Serving, run};
+use crate::support::workspace::Workspace;
 use crate::support::{SLACK, SLACK_UID, env_file, write_private};
 
 /// Prints the sidecar's URL.
 const SHOW: &str = "echo $CONNECT_SIDECAR_URL";
 
-/// The command in this directory, with no settings in its environment except the desk's state directory.
-fn plain(desk: &Desk, dir: &Path, arguments: &[&str]) -> Command {
-    let mut command = desk.sidecar_in(dir, arguments);
+/// The command in this directory, with no settings in its environment except the workspace's state directory.
+fn plain(workspace: &Workspace, dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = workspace.sidecar_in(dir, arguments);
     command.env_remove("CONNECT_SIDECAR_UPSTREAM").env_remove("CONNECT_SIDECAR_PORT").process_group(0);
     command
 }
 
-fn through(desk: &Desk, dir: &Path, flags: &[&str], script: &str) -> Command {
-    plain(desk, dir, &[&["run", "--no-intercept"], flags, &["--", "sh", "-c", script]].concat())
+fn through(workspace: &Workspace, dir: &Path, flags: &[&str], script: &str) -> Command {
+    plain(workspace, dir, &[&["run", "--no-intercept"], flags, &["--", "sh", "-c", script]].concat())
 }
 
 /// Starts a command that prints its sidecar's URL and runs until its stdin is closed.
@@ -55,50 +55,50 @@ fn printed_url(ended: &Ended) -> String {
 
 #[tokio::test]
 async fn a_sidecar_is_found_from_the_project_and_below_whatever_its_upstream_and_port() {
-    let desk = Desk::new().await;
-    let (web, below) = (desk.project(), directory(desk.project().join("apps/web")));
-    let serving = desk.serve(&[]).await;
+    let workspace = Workspace::new().await;
+    let (web, below) = (workspace.project(), directory(workspace.project().join("apps/web")));
+    let serving = workspace.serve(&[]).await;
     let note = format!(
         "note: requests to Connect go to {}, the upstream of the sidecar that runs for {} at {}\n",
-        desk.emulator.url(),
+        workspace.emulator.url(),
         web.display(),
         url(&serving)
     );
     for dir in [&web, &below] {
-        let ended = run(through(&desk, dir, &[], SHOW)).await;
+        let ended = run(through(&workspace, dir, &[], SHOW)).await;
         assert_eq!((ended.code, ended.stdout), (Some(0), format!("{}\n", url(&serving))), "{}", ended.stderr);
         assert_eq!(ended.stderr, note);
-        let ended = run(plain(&desk, dir, &["env", "--format", "json"])).await;
+        let ended = run(plain(&workspace, dir, &["env", "--format", "json"])).await;
         assert_eq!((printed_url(&ended), ended.stderr.as_str()), (url(&serving), note.as_str()));
-        let ended = run(plain(&desk, dir, &["token", SLACK_UID])).await;
+        let ended = run(plain(&workspace, dir, &["token", SLACK_UID])).await;
         assert!(ended.code == Some(0) && ended.stdout.starts_with("xox"), "{ended:?}");
         for arguments in [&["status"][..], &["status", "--short"], &["logs"], &["refresh"]] {
-            let ended = run(plain(&desk, dir, arguments)).await;
+            let ended = run(plain(&workspace, dir, arguments)).await;
             assert!(!ended.stderr.contains("no sidecar runs"), "{arguments:?}: {}", ended.stderr);
         }
     }
     // An equal explicit upstream prints nothing.
-    let upstream = desk.emulator.url();
-    let ended = run(through(&desk, &below, &["--upstream", &upstream], SHOW)).await;
+    let upstream = workspace.emulator.url();
+    let ended = run(through(&workspace, &below, &["--upstream", &upstream], SHOW)).await;
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
-    assert_eq!(desk.emulator.count(SLACK), 1, "the cache is shared");
+    assert_eq!(workspace.emulator.count(SLACK), 1, "the cache is shared");
 }
 
 #[tokio::test]
 async fn a_command_with_another_explicit_upstream_fails() {
-    let desk = Desk::new().await;
-    let web = desk.project();
-    let serving = desk.serve(&[]).await;
-    let config = desk.home.path().join(".config/connect-sidecar");
+    let workspace = Workspace::new().await;
+    let web = workspace.project();
+    let serving = workspace.serve(&[]).await;
+    let config = workspace.home.path().join(".config/connect-sidecar");
     let mine = directory(config).join("sidecar.toml");
     let commands: [&[&str]; 3] = [&["run", "--no-intercept", "--", "echo", "ran"], &["env"], &["token", SLACK_UID]];
     for place in ["--upstream", "CONNECT_SIDECAR_UPSTREAM", "sidecar.toml:1: upstream"] {
         for arguments in commands {
             let other = "https://api.vercel.com";
-            let mut command = plain(&desk, &web, arguments);
+            let mut command = plain(&workspace, &web, arguments);
             match place {
                 "--upstream" => {
-                    command = plain(&desk, &web, &[&["--upstream", other], arguments].concat());
+                    command = plain(&workspace, &web, &[&["--upstream", other], arguments].concat());
                 }
                 "CONNECT_SIDECAR_UPSTREAM" => {
                     command.env(place, other);
@@ -108,26 +108,28 @@ async fn a_command_with_another_explicit_upstream_fails() {
             let ended = run(command).await;
             assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{place} {arguments:?}: {ended:?}");
             let pid = serving.pid();
-            for part in [place, other, &desk.emulator.url(), &url(&serving), &format!("end that one by `kill {pid}`")] {
+            for part in
+                [place, other, &workspace.emulator.url(), &url(&serving), &format!("end that one by `kill {pid}`")]
+            {
                 assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
             }
             assert!(ended.stderr.ends_with(&format!("or leave {place} out\n")) || place.contains(':'), "{ended:?}");
         }
     }
     fs::remove_file(mine).expect("removed");
-    assert_eq!(desk.emulator.count(SLACK), 0);
-    assert_eq!(run(plain(&desk, &web, &["env"])).await.code, Some(0));
+    assert_eq!(workspace.emulator.count(SLACK), 0);
+    assert_eq!(run(plain(&workspace, &web, &["env"])).await.code, Some(0));
 }
 
 #[tokio::test]
 async fn a_command_with_another_explicit_credential_starts_its_own_sidecar() {
-    let desk = Desk::new().await;
-    let web = desk.project();
-    write_private(&web.join("other.env"), &env_file(&desk.token));
-    let serving = desk.serve(&[]).await;
+    let workspace = Workspace::new().await;
+    let web = workspace.project();
+    write_private(&web.join("other.env"), &env_file(&workspace.token));
+    let serving = workspace.serve(&[]).await;
     let of_its_own = format!("for {}, at {}): this command has a sidecar of its own\n", web.display(), url(&serving));
     // Settings that are not explicit are those of the running sidecar.
-    let upstream = format!("note: requests to Connect go to {}, ", desk.emulator.url());
+    let upstream = format!("note: requests to Connect go to {}, ", workspace.emulator.url());
     for (flags, place) in [
         (&["--env-file", "other.env"][..], "--env-file says "),
         (&["--auth", "access-token"], "--auth says access-token, the sidecar that runs has oidc"),
@@ -138,16 +140,16 @@ async fn a_command_with_another_explicit_credential_starts_its_own_sidecar() {
             command
         };
         let (mut running, own) =
-            start_printing_url(with_token(through(&desk, &web, flags, "echo $CONNECT_SIDECAR_URL; cat"))).await;
+            start_printing_url(with_token(through(&workspace, &web, flags, "echo $CONNECT_SIDECAR_URL; cat"))).await;
         assert_ne!(own, url(&serving), "{place}");
-        let found = run(plain(&desk, &web, &["env", "--format", "json"])).await;
+        let found = run(plain(&workspace, &web, &["env", "--format", "json"])).await;
         assert_eq!(printed_url(&found), url(&serving), "{place}");
         drop(running.sidecar.stdin.take());
         let ended = running.end().await;
         for part in [place, &of_its_own, &upstream] {
             assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
         }
-        let ended = run(with_token(plain(&desk, &web, &[&["env"], flags].concat()))).await;
+        let ended = run(with_token(plain(&workspace, &web, &[&["env"], flags].concat()))).await;
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "`env` starts no sidecar: {ended:?}");
         assert!(ended.stderr.contains(place), "{}", ended.stderr);
     }
@@ -155,9 +157,9 @@ async fn a_command_with_another_explicit_credential_starts_its_own_sidecar() {
 
 #[tokio::test]
 async fn a_warning_says_which_of_two_different_settings_is_used() {
-    let desk = Desk::new().await;
-    let web = desk.project();
-    let serving = desk.serve(&["--wait", "2s"]).await;
+    let workspace = Workspace::new().await;
+    let web = workspace.project();
+    let serving = workspace.serve(&["--wait", "2s"]).await;
     let there = url(&serving);
     let allow = "[connectors]\nallow = [\"slack/acme-slack\"]\n";
     for (flags, file, warning) in [
@@ -171,8 +173,8 @@ async fn a_warning_says_which_of_two_different_settings_is_used() {
         (&["--wait", "2s"], "", ""),
     ] {
         fs::write(web.join("sidecar.toml"), file).expect("written");
-        let upstream = desk.emulator.url();
-        let ended = run(through(&desk, &web, &[&["--upstream", &*upstream], flags].concat(), SHOW)).await;
+        let upstream = workspace.emulator.url();
+        let ended = run(through(&workspace, &web, &[&["--upstream", &*upstream], flags].concat(), SHOW)).await;
         assert_eq!((ended.code, ended.stdout), (Some(0), format!("{there}\n")), "{}", ended.stderr);
         let lines: Vec<_> = ended.stderr.lines().collect();
         assert_eq!(lines.len(), usize::from(!warning.is_empty()), "{lines:?}");
@@ -182,36 +184,36 @@ async fn a_warning_says_which_of_two_different_settings_is_used() {
 
 #[tokio::test]
 async fn an_explicit_port_selects_the_sidecar_at_that_port() {
-    let desk = Desk::new().await;
-    let (web, api) = (desk.project(), desk.add_project("api"));
-    let (serving, other) = (desk.serve(&[]).await, desk.serve_in(&api, &[]).await);
+    let workspace = Workspace::new().await;
+    let (web, api) = (workspace.project(), workspace.add_project("api"));
+    let (serving, other) = (workspace.serve(&[]).await, workspace.serve_in(&api, &[]).await);
     let port = other.addr.port().to_string();
-    let ended = run(through(&desk, &web, &["--port", &port], SHOW)).await;
+    let ended = run(through(&workspace, &web, &["--port", &port], SHOW)).await;
     assert_eq!(ended.stdout, format!("{}\n", url(&other)), "{ended:?}");
     assert!(ended.stderr.contains(&api.display().to_string()), "{}", ended.stderr);
-    let ended = run(plain(&desk, &web, &["env", "--format", "json", "--port", &port])).await;
+    let ended = run(plain(&workspace, &web, &["env", "--format", "json", "--port", &port])).await;
     assert_eq!(printed_url(&ended), url(&other));
-    let ended = run(plain(&desk, &web, &["env", "--port", "9"])).await;
+    let ended = run(plain(&workspace, &web, &["env", "--port", "9"])).await;
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{ended:?}");
     drop(serving);
 }
 
 #[tokio::test]
 async fn a_replacement_sidecar_has_the_settings_of_the_one_that_ended() {
-    let desk = Desk::new().await;
-    let below = directory(desk.project().join("apps/web"));
-    write_private(&desk.project().join("other.env"), &env_file(&desk.token));
-    fs::remove_file(desk.project().join(".env.local")).expect("removed");
-    let serving = desk.serve(&["--env-file", "other.env"]).await;
+    let workspace = Workspace::new().await;
+    let below = directory(workspace.project().join("apps/web"));
+    write_private(&workspace.project().join("other.env"), &env_file(&workspace.token));
+    fs::remove_file(workspace.project().join(".env.local")).expect("removed");
+    let serving = workspace.serve(&["--env-file", "other.env"]).await;
     let script = "echo $CONNECT_SIDECAR_URL; cat";
-    let (mut running, joined) = start_printing_url(through(&desk, &below, &["-v"], script)).await;
+    let (mut running, joined) = start_printing_url(through(&workspace, &below, &["-v"], script)).await;
     assert_eq!(joined, url(&serving));
     serving.signal(Signal::SIGKILL);
     running.wait_for_log("this process has taken its place").await;
-    let ended = run(plain(&desk, &below, &["token", SLACK_UID])).await;
+    let ended = run(plain(&workspace, &below, &["token", SLACK_UID])).await;
     assert!(ended.code == Some(0) && ended.stdout.starts_with("xox"), "{ended:?}");
-    assert_eq!(desk.emulator.count(SLACK), 1);
-    let state = run(plain(&desk, &desk.project(), &["status", "--json"])).await;
+    assert_eq!(workspace.emulator.count(SLACK), 1);
+    let state = run(plain(&workspace, &workspace.project(), &["status", "--json"])).await;
     let state: Value = serde_json::from_str(&state.stdout).unwrap_or_else(|e| panic!("{e}: {state:?}"));
     assert_eq!((&state["project"], &state["oidc"]["source"]), (&"web".into(), &"other.env".into()));
     drop(running.sidecar.stdin.take());
@@ -220,22 +222,22 @@ async fn a_replacement_sidecar_has_the_settings_of_the_one_that_ended() {
 
 #[tokio::test]
 async fn a_nearer_env_file_that_is_not_used_is_named() {
-    let desk = Desk::new().await;
-    let nested = desk.add_project("web/apps/api");
-    let serving = desk.serve(&[]).await;
-    let ended = run(desk.sidecar_in(&nested, &["env"])).await;
+    let workspace = Workspace::new().await;
+    let nested = workspace.add_project("web/apps/api");
+    let serving = workspace.serve(&[]).await;
+    let ended = run(workspace.sidecar_in(&nested, &["env"])).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let expected = format!(
         "warning: {0}/apps/api/.env.local does not count here: the sidecar that runs for {0} at {1} has {0}/.env.local\n",
-        desk.project().display(),
+        workspace.project().display(),
         url(&serving)
     );
     assert_eq!(ended.stderr, expected);
 }
 
-/// The directory `apps/web` of the desk's project, without project files.
-fn app(desk: &Desk) -> PathBuf {
-    directory(desk.project().join("apps/web"))
+/// The directory `apps/web` of the workspace's project, without project files.
+fn app(workspace: &Workspace) -> PathBuf {
+    directory(workspace.project().join("apps/web"))
 }
 
 #[tokio::test]
@@ -252,66 +254,66 @@ async fn without_a_running_sidecar_the_nearest_directory_with_a_marker_file_is_t
         ("a work tree of its own", "git init --quiet apps/web", None),
         ("no file", "rm .env.local", None),
     ] {
-        let desk = Desk::new().await;
-        let (web, app) = (desk.project(), app(&desk));
+        let workspace = Workspace::new().await;
+        let (web, app) = (workspace.project(), app(&workspace));
         let changed = std::process::Command::new("sh").args(["-c", change]).current_dir(&web).status();
         assert!(changed.expect("a shell").success(), "{what}");
-        let upstream = desk.emulator.url();
+        let upstream = workspace.emulator.url();
         let flags = ["--upstream", &*upstream];
-        let ended = run(through(&desk, &app, &flags, SHOW)).await;
+        let ended = run(through(&workspace, &app, &flags, SHOW)).await;
         let expected_note = expected.map(|name| note(&web, name)).unwrap_or_default();
         assert_eq!(ended.code, Some(0), "{what}");
         assert!(ended.stderr.starts_with(&expected_note), "{what}: {}", ended.stderr);
         assert_eq!(ended.stderr.contains("note: "), expected.is_some(), "{what}: {}", ended.stderr);
-        let ended = run(plain(&desk, &app, &[&["token", SLACK_UID], &flags[..]].concat())).await;
+        let ended = run(plain(&workspace, &app, &[&["token", SLACK_UID], &flags[..]].concat())).await;
         assert!(ended.stderr.starts_with(&expected_note), "{what}: {}", ended.stderr);
         if expected == Some(".env.local") {
             assert!(ended.stdout.starts_with("xox"), "{what}: {ended:?}");
         }
-        let mut serving = Serving::start(plain(&desk, &app, &[&["--port", "0"], &flags[..]].concat())).await;
+        let mut serving = Serving::start(plain(&workspace, &app, &[&["--port", "0"], &flags[..]].concat())).await;
         if let Some(name) = expected {
             serving.wait_for_log(note(&web, name).trim_start_matches("note: ").trim_end()).await;
         }
         let project = expected.map_or(&app, |_| &web);
-        let found = run(plain(&desk, project, &["env", "--format", "json"])).await;
+        let found = run(plain(&workspace, project, &["env", "--format", "json"])).await;
         assert_eq!(printed_url(&found), url(&serving), "{what}");
-        let found = run(plain(&desk, &web, &["env", "--format", "json"])).await;
+        let found = run(plain(&workspace, &web, &["env", "--format", "json"])).await;
         assert_eq!(found.code == Some(0), expected.is_some(), "{what}: {found:?}");
     }
 }
 
 #[tokio::test]
 async fn settings_are_read_from_the_project_that_was_found() {
-    let desk = Desk::new().await;
-    let (web, app) = (desk.project(), app(&desk));
+    let workspace = Workspace::new().await;
+    let (web, app) = (workspace.project(), app(&workspace));
     fs::rename(web.join(".env.local"), web.join("mine.env")).expect("renamed");
     fs::write(web.join("sidecar.toml"), "env_file = \"mine.env\"\n[connectors]\nallow = [\"github/acme\"]\n")
         .expect("written");
-    let ended = run(desk.sidecar_in(&app, &["token", SLACK_UID])).await;
+    let ended = run(workspace.sidecar_in(&app, &["token", SLACK_UID])).await;
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stderr.contains("connectors.allow"), "{}", ended.stderr);
     fs::write(web.join("sidecar.toml"), "env_file = \"mine.env\"\n").expect("written");
-    let ended = run(desk.sidecar_in(&app, &["token", SLACK_UID])).await;
+    let ended = run(workspace.sidecar_in(&app, &["token", SLACK_UID])).await;
     assert!(ended.stdout.starts_with("xox"), "{ended:?}");
     // An env file in the user's configuration file is relative to the project.
     fs::remove_file(web.join("sidecar.toml")).expect("removed");
-    let mine = directory(desk.home.path().join(".config/connect-sidecar")).join("sidecar.toml");
+    let mine = directory(workspace.home.path().join(".config/connect-sidecar")).join("sidecar.toml");
     write_private(&mine, "env_file = \"mine.env\"\n");
-    let ended = run(desk.sidecar_in(&app, &["token", SLACK_UID])).await;
+    let ended = run(workspace.sidecar_in(&app, &["token", SLACK_UID])).await;
     assert!(ended.stdout.starts_with("xox") && ended.stderr.contains("with mine.env"), "{ended:?}");
 }
 
 #[tokio::test]
 async fn an_explicit_project_or_env_file_turns_off_the_search() {
-    let desk = Desk::new().await;
-    let app = app(&desk);
+    let workspace = Workspace::new().await;
+    let app = app(&workspace);
     for flags in [&["--project", "."][..], &["--env-file", ".env.local"]] {
-        let ended = run(desk.sidecar_in(&app, &[&["token", SLACK_UID], flags].concat())).await;
+        let ended = run(workspace.sidecar_in(&app, &[&["token", SLACK_UID], flags].concat())).await;
         assert_eq!(ended.code, Some(1), "{ended:?}");
         assert!(ended.stderr.contains("vercel env pull") && !ended.stderr.contains("note: "), "{}", ended.stderr);
     }
     for variable in ["CONNECT_SIDECAR_PROJECT", "CONNECT_SIDECAR_ENV_FILE"] {
-        let mut command = desk.sidecar_in(&app, &["token", SLACK_UID]);
+        let mut command = workspace.sidecar_in(&app, &["token", SLACK_UID]);
         command.env(variable, if variable.ends_with("PROJECT") { "." } else { ".env.local" });
         let ended = run(command).await;
         assert!(ended.code == Some(1) && !ended.stderr.contains("note: "), "{variable}: {ended:?}");
@@ -320,12 +322,12 @@ async fn an_explicit_project_or_env_file_turns_off_the_search() {
 
 #[tokio::test]
 async fn two_projects_have_a_sidecar_each() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     let other_upstream = Emulator::start(Options::default()).await.expect("an emulator");
-    let (web, api) = (desk.project(), desk.add_project("api"));
-    let first = desk.serve(&[]).await;
+    let (web, api) = (workspace.project(), workspace.add_project("api"));
+    let first = workspace.serve(&[]).await;
     let (mut running, own) = start_printing_url(through(
-        &desk,
+        &workspace,
         &api,
         &["--upstream", &other_upstream.url()],
         "echo $CONNECT_SIDECAR_URL; cat",
@@ -333,7 +335,7 @@ async fn two_projects_have_a_sidecar_each() {
     .await;
     assert_ne!(own, url(&first));
     for (dir, there) in [(&web, url(&first)), (&api, own)] {
-        let found = run(plain(&desk, dir, &["env", "--format", "json"])).await;
+        let found = run(plain(&workspace, dir, &["env", "--format", "json"])).await;
         assert_eq!(printed_url(&found), there);
     }
     drop(running.sidecar.stdin.take());

@@ -7,15 +7,15 @@ use connect_sidecar::emulator::fault::{Fault, FaultKind};
 use connect_sidecar::os::logging::FIELDS;
 use serde_json::Value;
 
-use crate::support::desk::Desk;
 use crate::support::http::{APP, Request};
 use crate::support::tunnel::slack;
+use crate::support::workspace::Workspace;
 use crate::support::{SLACK, body};
 
 #[tokio::test]
 async fn every_line_is_an_object_with_fields_of_the_table_alone() {
-    let desk = Desk::new().await;
-    let mut sidecar = desk.serve(&["--log-format=json", "-vv"]).await;
+    let workspace = Workspace::new().await;
+    let mut sidecar = workspace.serve(&["--log-format=json", "-vv"]).await;
     let request = |method: &str, target: &str| Request::new(sidecar.addr, method, target);
     let token = |body: &str| request("POST", SLACK).json(body);
     for asked in [
@@ -34,12 +34,12 @@ async fn every_line_is_an_object_with_fields_of_the_table_alone() {
         asked.send().await;
     }
     for fault in [Fault::status(500, "internal"), Fault::once(FaultKind::Reset), Fault::rate_limited(Some("1"))] {
-        desk.emulator.inject(fault);
+        workspace.emulator.inject(fault);
         token(&body("faulty")).send().await;
     }
-    let mut opened = desk.begin_run(&sidecar).await.open("api.vercel.com").await;
+    let mut opened = workspace.begin_run(&sidecar).await.open("api.vercel.com").await;
     opened.send(slack(&opened)).await;
-    desk.pull(Duration::from_secs(9 * 60 + 30));
+    workspace.pull(Duration::from_secs(9 * 60 + 30));
     sidecar.wait_for_log("expires in 9 min, run").await;
     let log = sidecar.stop().await.stderr;
 

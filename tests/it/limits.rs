@@ -9,9 +9,9 @@ use tokio::process::Command;
 use tokio::sync::mpsc;
 
 use crate::command::{ask, get};
-use crate::support::desk::Desk;
 use crate::support::http::{Reply, closed, is_answered, kept_alive, raw};
 use crate::support::process::{Serving, run};
+use crate::support::workspace::Workspace;
 use crate::support::{SLACK, Scene, Stage, let_timers_pass, soon};
 
 const APP: &str = r#"{"subject":{"type":"app"}}"#;
@@ -19,7 +19,7 @@ const APP: &str = r#"{"subject":{"type":"app"}}"#;
 /// The connection limit of a process with 80 descriptors, of which 64 are reserved.
 const CONNECTION_LIMIT: usize = 16;
 
-impl Desk {
+impl Workspace {
     /// A sidecar with a limit of [`CONNECTION_LIMIT`] connections.
     async fn serve_limited(&self) -> Serving {
         let command = self.sidecar(&[]);
@@ -88,8 +88,8 @@ fn token_request(stage: &Stage, body: &str) -> String {
 
 #[tokio::test]
 async fn a_connection_over_the_limit_closes_the_longest_idle_one() {
-    let desk = Desk::new().await;
-    let serving = desk.serve_limited().await;
+    let workspace = Workspace::new().await;
+    let serving = workspace.serve_limited().await;
     let mut idle = Vec::new();
     for _ in 0..CONNECTION_LIMIT {
         idle.push(kept_alive(serving.addr).await);
@@ -113,14 +113,14 @@ async fn a_connection_over_the_limit_closes_the_longest_idle_one() {
 
 #[tokio::test]
 async fn while_all_connections_are_busy_others_get_503_and_health_is_answered() {
-    let desk = Desk::new().await;
-    let serving = desk.serve_limited().await;
-    let hold = desk.emulator.hold_answers();
+    let workspace = Workspace::new().await;
+    let serving = workspace.serve_limited().await;
+    let hold = workspace.emulator.hold_answers();
     let mut busy = Vec::new();
     for n in 0..CONNECTION_LIMIT {
         busy.push(ask(&serving, &format!(r#"{{"scopes":["{n}"]}}"#)).begin().await);
     }
-    soon("all requests", desk.emulator.wait_for_requests(CONNECTION_LIMIT)).await;
+    soon("all requests", workspace.emulator.wait_for_requests(CONNECTION_LIMIT)).await;
     for _ in 0..3 * CONNECTION_LIMIT {
         let reply = ask(&serving, APP).send().await;
         assert_eq!((reply.status, reply.code().as_str()), (503, "overloaded"));
@@ -421,8 +421,8 @@ async fn limit_descriptors(of: &Serving, soft: &str) {
 #[tokio::test]
 async fn without_descriptors_it_serves_open_connections_and_recovers() {
     const MESSAGE: &str = "could not accept a connection";
-    let desk = Desk::new().await;
-    let mut serving = desk.serve(&[]).await;
+    let workspace = Workspace::new().await;
+    let mut serving = workspace.serve(&[]).await;
     assert_eq!(ask(&serving, APP).send().await.status, 200);
     let mut old = kept_alive(serving.addr).await;
     limit_descriptors(&serving, "4").await;
@@ -446,7 +446,7 @@ async fn without_descriptors_it_serves_open_connections_and_recovers() {
 #[allow(clippy::print_stderr, reason = "a test that cannot be run says so")]
 async fn other_users_of_this_machine_are_refused() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("not tried: only root can ask as another user");
+        crate::support::skipped("only root can connect as another user");
         return;
     }
     const NOBODY: u32 = 65_534;
@@ -492,7 +492,7 @@ for number in range(1000):
 #[allow(clippy::print_stderr, reason = "a test that cannot be run says so")]
 async fn other_users_cannot_evade_the_check_by_disconnecting() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("not tried: only root can ask as another user");
+        crate::support::skipped("only root can connect as another user");
         return;
     }
     let stage = Scene::new().start().await;

@@ -14,10 +14,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::process::Command;
 
-use crate::support::desk::Desk;
 use crate::support::http::{Reply, Request};
 use crate::support::network::{self, OWN_V4, OWN_V6};
 use crate::support::process::{Ended, Serving, run};
+use crate::support::workspace::Workspace;
 use crate::support::{SLACK, Scene, Stage, soon};
 
 const APP: &str = r#"{"subject":{"type":"app"}}"#;
@@ -26,7 +26,11 @@ const NETWORK_VARIABLE: &str = "CONNECT_SIDECAR_DANGEROUSLY_LISTEN_ON_NETWORK";
 
 /// A user id other than ours and root's, if the tests may use one.
 fn another_user() -> Option<u32> {
-    Uid::effective().is_root().then_some(65534)
+    let is_root = Uid::effective().is_root();
+    if !is_root {
+        crate::support::skipped("only root can connect as another user");
+    }
+    is_root.then_some(65534)
 }
 
 /// Sends bytes over a unix socket and reads until it is closed.
@@ -60,15 +64,15 @@ async fn stop(serving: Serving) -> Ended {
     serving.end().await
 }
 
-/// A desk, and a path for a socket in its home.
-async fn desk_and_socket() -> (Desk, PathBuf) {
-    let desk = Desk::new().await;
-    let socket = desk.home.path().canonicalize().expect("a directory").join("run/sidecar.sock");
-    (desk, socket)
+/// A workspace, and a path for a socket in its home.
+async fn desk_and_socket() -> (Workspace, PathBuf) {
+    let workspace = Workspace::new().await;
+    let socket = workspace.home.path().canonicalize().expect("a directory").join("run/sidecar.sock");
+    (workspace, socket)
 }
 
-async fn serve_at(desk: &Desk, socket: &Path) -> Serving {
-    desk.serve(&["-v", "--unix-socket", socket.to_str().expect("a path")]).await
+async fn serve_at(workspace: &Workspace, socket: &Path) -> Serving {
+    workspace.serve(&["-v", "--unix-socket", socket.to_str().expect("a path")]).await
 }
 
 #[tokio::test]
@@ -76,8 +80,8 @@ async fn only_loopback_is_listened_on_by_default_and_the_port_cannot_be_shared()
     if !network::is_own("listening::only_loopback_is_listened_on_by_default_and_the_port_cannot_be_shared") {
         return;
     }
-    let desk = Desk::new().await;
-    let serving = desk.serve(&[]).await;
+    let workspace = Workspace::new().await;
+    let serving = workspace.serve(&[]).await;
     let port = serving.addr.port();
     let has_v6 = std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
     let mut expected: Vec<SocketAddr> = vec![(Ipv4Addr::LOCALHOST, port).into()];
@@ -125,9 +129,9 @@ async fn a_non_loopback_peer_is_closed_without_a_response() {
 
 #[tokio::test]
 async fn an_address_as_port_exits_with_2_and_names_the_right_flag() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     for port in ["0.0.0.0:2774", "[::]:2774", ":2774", "0:2774", "192.0.2.1:2774"] {
-        let ended = run(desk.sidecar(&["--port", port])).await;
+        let ended = run(workspace.sidecar(&["--port", port])).await;
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{port}");
         assert!(ended.stderr.contains(NETWORK_FLAG), "{}", ended.stderr);
     }
@@ -135,8 +139,8 @@ async fn an_address_as_port_exits_with_2_and_names_the_right_flag() {
 
 #[tokio::test]
 async fn a_unix_socket_serves_tokens_and_is_removed_at_the_end() {
-    let (desk, socket) = desk_and_socket().await;
-    let serving = serve_at(&desk, &socket).await;
+    let (workspace, socket) = desk_and_socket().await;
+    let serving = serve_at(&workspace, &socket).await;
     let dir = socket.parent().expect("a directory");
     assert_eq!((mode(dir), mode(&socket)), (0o700, 0o600));
     let loopback = format!("connect-sidecar listening on http://127.0.0.1:{}", serving.addr.port());
@@ -154,15 +158,15 @@ async fn a_unix_socket_serves_tokens_and_is_removed_at_the_end() {
 
 #[tokio::test]
 async fn a_stale_unix_socket_is_replaced_and_one_in_use_exits_with_3() {
-    let (desk, socket) = desk_and_socket().await;
-    let serving = serve_at(&desk, &socket).await;
+    let (workspace, socket) = desk_and_socket().await;
+    let serving = serve_at(&workspace, &socket).await;
     serving.signal(Signal::SIGKILL);
     assert_eq!(serving.end().await.code, None);
     assert!(socket.exists());
 
-    let serving = serve_at(&desk, &socket).await;
+    let serving = serve_at(&workspace, &socket).await;
     let path = socket.to_str().expect("a path");
-    let ended = run(desk.sidecar(&["--unix-socket", path])).await;
+    let ended = run(workspace.sidecar(&["--unix-socket", path])).await;
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(3), ""), "{}", ended.stderr);
     assert!(ended.stderr.contains(path) && ended.stderr.contains("already running"), "{}", ended.stderr);
     let healthy = Request::new(serving.addr, "GET", "/healthz").header("host", "localhost");
@@ -173,11 +177,11 @@ async fn a_stale_unix_socket_is_replaced_and_one_in_use_exits_with_3() {
 
 #[tokio::test]
 async fn an_unusable_unix_socket_path_exits_with_2() {
-    let (desk, socket) = desk_and_socket().await;
+    let (workspace, socket) = desk_and_socket().await;
     let dir = socket.parent().expect("a directory");
     fs::create_dir(dir).expect("a directory");
     let refused = async |what: &str, hint: &str| {
-        let ended = run(desk.sidecar(&["--unix-socket", socket.to_str().expect("a path")])).await;
+        let ended = run(workspace.sidecar(&["--unix-socket", socket.to_str().expect("a path")])).await;
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{what}: {}", ended.stderr);
         let start = format!("error: --unix-socket {}: ", socket.display());
         let last = ended.stderr.lines().last().unwrap_or_default();
@@ -189,15 +193,15 @@ async fn an_unusable_unix_socket_path_exits_with_2() {
     fs::write(&socket, "precious").expect("written");
     refused("a file", "move it away").await;
     assert_eq!(fs::read_to_string(&socket).expect("a file"), "precious");
-    assert_eq!(desk.emulator.received().len(), 0);
+    assert_eq!(workspace.emulator.received().len(), 0);
 }
 
 #[tokio::test]
 async fn other_users_are_kept_from_the_unix_socket_by_permissions_and_by_user_id() {
     let Some(other) = another_user() else { return };
-    let (desk, socket) = desk_and_socket().await;
-    fs::set_permissions(desk.home.path(), Permissions::from_mode(0o755)).expect("a mode");
-    let mut serving = serve_at(&desk, &socket).await;
+    let (workspace, socket) = desk_and_socket().await;
+    fs::set_permissions(workspace.home.path(), Permissions::from_mode(0o755)).expect("a mode");
+    let mut serving = serve_at(&workspace, &socket).await;
     let as_other = || {
         let mut command = curl(&socket, "http://localhost/healthz");
         command.arg("--verbose").uid(other).gid(other);
@@ -221,11 +225,11 @@ async fn other_users_are_kept_from_the_unix_socket_by_permissions_and_by_user_id
 #[tokio::test]
 async fn root_and_the_user_may_use_the_unix_socket() {
     let Some(other) = another_user() else { return };
-    let (desk, socket) = desk_and_socket().await;
-    for path in [desk.home.path(), &desk.project(), &desk.project().join(".env.local")] {
+    let (workspace, socket) = desk_and_socket().await;
+    for path in [workspace.home.path(), &workspace.project(), &workspace.project().join(".env.local")] {
         chown(path, Some(other), Some(other)).expect("given away");
     }
-    let mut command = desk.sidecar(&["--unix-socket", socket.to_str().expect("a path")]);
+    let mut command = workspace.sidecar(&["--unix-socket", socket.to_str().expect("a path")]);
     command.uid(other).gid(other);
     // The build directory may be inaccessible to the other user.
     match command.spawn() {
@@ -372,9 +376,9 @@ async fn an_unspecified_address_covers_its_own_family_only() {
 
 #[tokio::test]
 async fn a_network_address_needs_key_and_host_and_must_be_usable() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     let lines = async |arguments: &[&str]| {
-        let ended = run(desk.sidecar(arguments)).await;
+        let ended = run(workspace.sidecar(arguments)).await;
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{}", ended.stderr);
         ended.stderr.lines().map(str::to_owned).collect::<Vec<_>>()
     };
@@ -396,10 +400,10 @@ async fn the_ready_line_shows_the_loopback_address() {
     if !network::is_own("listening::the_ready_line_shows_the_loopback_address") {
         return;
     }
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     for address in [Ipv4Addr::UNSPECIFIED.into(), OWN_V4] {
         let arguments = [NETWORK_FLAG, &address.to_string(), "--require-key", "--allowed-host", "dev.test", "-q"];
-        let serving = desk.serve(&arguments).await;
+        let serving = workspace.serve(&arguments).await;
         let expected = format!("connect-sidecar listening on http://127.0.0.1:{}", serving.addr.port());
         assert_eq!(serving.ready_line, expected);
         let ended = stop(serving).await;

@@ -4,7 +4,7 @@
 #![allow(clippy::print_stderr, reason = "a test says what it could not do")]
 
 mod admission;
-mod bills;
+mod billing;
 mod cache;
 mod cli;
 mod clients;
@@ -19,7 +19,6 @@ mod events;
 mod expiry;
 mod faults;
 mod gates;
-mod held;
 mod intercept;
 mod joining;
 mod journey;
@@ -42,6 +41,7 @@ mod run;
 mod run_child;
 mod runs;
 mod sdk;
+mod sdk_credential;
 mod service;
 mod soak;
 mod status;

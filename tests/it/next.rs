@@ -11,7 +11,7 @@ use tokio::process::Child;
 
 use crate::clients::curl;
 use crate::preload::path_with;
-use crate::support::desk::Desk;
+use crate::support::workspace::Workspace;
 use crate::support::{npm, soon};
 
 const CONFIG: &str = "module.exports = { turbopack: { root: require('node:path').dirname(__dirname) } };";
@@ -32,10 +32,10 @@ struct Next {
 }
 
 impl Next {
-    async fn start(desk: &Desk, app: &Path, node: &Path) -> Self {
-        let project = desk.project();
+    async fn start(workspace: &Workspace, app: &Path, node: &Path) -> Self {
+        let project = workspace.project();
         let project = project.to_str().expect("a path");
-        let mut command = desk.sidecar(&["--project", project, "run", "--", "node"]);
+        let mut command = workspace.sidecar(&["--project", project, "run", "--", "node"]);
         command.args(["../node_modules/next/dist/bin/next", "dev", "--hostname", "127.0.0.1", "--port", "0"]);
         command.current_dir(app).env("PATH", path_with(node)).env("NEXT_TELEMETRY_DISABLED", "1");
         // Ended with SIGTERM on drop, so that it terminates its own children.
@@ -95,8 +95,8 @@ impl Drop for Next {
 async fn a_next_route_handler_keeps_its_token_across_edits() {
     let Some(node) = npm::node(npm::NODES[2]).await else { return };
     let Some(packages) = npm::next().await else { return };
-    let desk = Desk::new().await;
-    let _serving = desk.serve(&[]).await;
+    let workspace = Workspace::new().await;
+    let _serving = workspace.serve(&[]).await;
     let project = tempfile::tempdir_in(packages).expect("a directory");
     let route = project.path().join("app/api/token/route.js");
     let edit = |number: u64| std::fs::write(&route, ROUTE.replace("EDIT", &number.to_string())).expect("a file");
@@ -105,7 +105,7 @@ async fn a_next_route_handler_keeps_its_token_across_edits() {
         std::fs::write(project.path().join(name), content).expect("a file");
     }
     edit(1);
-    let next = Next::start(&desk, project.path(), &node).await;
+    let next = Next::start(&workspace, project.path(), &node).await;
     let first = next.token(1).await;
     assert!(first.starts_with("xoxe.xoxb-"), "{first}");
     for number in [2, 3] {
@@ -113,8 +113,8 @@ async fn a_next_route_handler_keeps_its_token_across_edits() {
         assert_eq!(next.token(number).await, first);
     }
     next.end().await;
-    let restarted = Next::start(&desk, project.path(), &node).await;
+    let restarted = Next::start(&workspace, project.path(), &node).await;
     assert_eq!(restarted.token(3).await, first);
     restarted.end().await;
-    assert_eq!(desk.emulator.received().len(), 1, "edits and a restart cause no request");
+    assert_eq!(workspace.emulator.received().len(), 1, "edits and a restart cause no request");
 }

@@ -24,12 +24,12 @@ const USER: &str = r#"{"subject":{"type":"user","id":"user_ada"}}"#;
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// An emulator with a connector of each type, all linked, installed and granted by one user, and its clock.
-struct Desk {
+struct Workspace {
     emulator: Emulator,
     clock: Arc<std::sync::Mutex<SystemTime>>,
 }
 
-impl Desk {
+impl Workspace {
     async fn new(change: impl FnOnce(&mut World)) -> Self {
         let mut world = World::demo();
         world.connectors.clear();
@@ -171,13 +171,13 @@ async fn every_token_comes_from_an_exchange_that_the_provider_verified() {
         ("oauth", r#"{"subject":{"type":"jwt-bearer","sub":"u1"}}"#, &["client secret", "assertion RS256"], "at_"),
         ("api-key", APP, &[], "key_"),
     ] {
-        let desk = Desk::new(|_| {}).await;
-        let reply = desk.ask(kind, body).await;
+        let workspace = Workspace::new(|_| {}).await;
+        let reply = workspace.ask(kind, body).await;
         assert_eq!(reply.status, 200, "{kind} {body}: {}", reply.text());
         assert!(reply.token().starts_with(prefix), "{kind} {body}: {}", reply.text());
-        let proved = desk.proofs(kind);
-        assert!(proofs.iter().all(|proof| proved.contains(proof)), "{kind} {body}: {:?}", desk.requests(kind));
-        assert_eq!(proved.is_empty(), proofs.is_empty(), "{kind} {body}: {:?}", desk.requests(kind));
+        let proved = workspace.proofs(kind);
+        assert!(proofs.iter().all(|proof| proved.contains(proof)), "{kind} {body}: {:?}", workspace.requests(kind));
+        assert_eq!(proved.is_empty(), proofs.is_empty(), "{kind} {body}: {:?}", workspace.requests(kind));
         if kind == "salesforce" {
             assert!(reply.json()["metadata"]["instanceUrl"].is_string(), "{}", reply.text());
         }
@@ -186,7 +186,7 @@ async fn every_token_comes_from_an_exchange_that_the_provider_verified() {
 
 #[tokio::test]
 async fn a_token_is_reused_until_its_buffer_and_then_refreshed() {
-    let desk = Desk::new(|_| {}).await;
+    let workspace = Workspace::new(|_| {}).await;
     for (kind, body, proof) in [
         ("slack", APP, "refresh token"),
         ("slack", USER, "refresh token"),
@@ -197,44 +197,44 @@ async fn a_token_is_reused_until_its_buffer_and_then_refreshed() {
         ("oauth", USER, "refresh token"),
         ("oauth", APP, "client secret"),
     ] {
-        let first = desk.token(kind, body).await;
-        let before = desk.requests(kind).len();
-        desk.pass(HOUR - Duration::from_secs(31));
-        assert_eq!(desk.token(kind, body).await, first, "{kind}");
-        assert_eq!(desk.requests(kind).len(), before, "{kind}: the provider is not asked");
+        let first = workspace.token(kind, body).await;
+        let before = workspace.requests(kind).len();
+        workspace.pass(HOUR - Duration::from_secs(31));
+        assert_eq!(workspace.token(kind, body).await, first, "{kind}");
+        assert_eq!(workspace.requests(kind).len(), before, "{kind}: the provider is not asked");
         let sooner = format!("{{\"validityBufferMs\":31000,{}", &body[1..]);
-        let second = desk.token(kind, &sooner).await;
+        let second = workspace.token(kind, &sooner).await;
         assert_ne!(second, first, "{kind}: the buffer decides");
-        assert!(desk.requests(kind)[before..].iter().any(|request| request.proofs.contains(&proof)), "{kind}");
-        desk.pass(HOUR - Duration::from_secs(30));
-        assert_ne!(desk.token(kind, body).await, second, "{kind}: the default buffer is 30 s");
+        assert!(workspace.requests(kind)[before..].iter().any(|request| request.proofs.contains(&proof)), "{kind}");
+        workspace.pass(HOUR - Duration::from_secs(30));
+        assert_ne!(workspace.token(kind, body).await, second, "{kind}: the default buffer is 30 s");
     }
 }
 
 #[tokio::test]
 async fn reuse_of_a_refresh_token_revokes_the_grant() {
     for kind in ["slack", "github", "salesforce", "oauth"] {
-        let desk = Desk::new(|_| {}).await;
-        desk.token(kind, USER).await;
-        let stolen = desk.vault(kind);
-        desk.pass(HOUR);
-        let good = desk.token(kind, USER).await;
-        assert!(desk.use_token(kind, &good).await, "{kind}");
-        let kept = desk.vault(kind);
+        let workspace = Workspace::new(|_| {}).await;
+        workspace.token(kind, USER).await;
+        let stolen = workspace.vault(kind);
+        workspace.pass(HOUR);
+        let good = workspace.token(kind, USER).await;
+        assert!(workspace.use_token(kind, &good).await, "{kind}");
+        let kept = workspace.vault(kind);
         assert_ne!(
             stolen["user:user_ada"]["refresh_token"], kept["user:user_ada"]["refresh_token"],
             "{kind}: it rotates"
         );
 
-        desk.pass(HOUR / 2);
+        workspace.pass(HOUR / 2);
         let mut replayed = stolen;
         replayed.get_mut("user:user_ada").expect("held")["tokens"] = json!([]);
-        desk.set_vault(kind, replayed);
-        assert_eq!(code(&desk.ask(kind, USER).await), "no_token", "{kind}");
-        assert!(!desk.use_token(kind, &good).await, "{kind}: what came of it ends, too");
-        desk.set_vault(kind, kept);
-        desk.pass(HOUR);
-        let reply = desk.ask(kind, USER).await;
+        workspace.set_vault(kind, replayed);
+        assert_eq!(code(&workspace.ask(kind, USER).await), "no_token", "{kind}");
+        assert!(!workspace.use_token(kind, &good).await, "{kind}: what came of it ends, too");
+        workspace.set_vault(kind, kept);
+        workspace.pass(HOUR);
+        let reply = workspace.ask(kind, USER).await;
         assert_eq!((reply.status, &*code(&reply)), (422, "no_token"), "{kind}: nor does the new one help");
     }
 }
@@ -244,55 +244,55 @@ async fn a_revocation_reaches_the_provider() {
     for (kind, body) in
         [("slack", APP), ("slack", USER), ("github", APP), ("github", USER), ("salesforce", USER), ("oauth", USER)]
     {
-        let desk = Desk::new(|_| {}).await;
-        let token = desk.token(kind, body).await;
-        assert!(desk.use_token(kind, &token).await, "{kind}");
-        let reply = desk.call("DELETE", &format!("/v1/connect/connectors/{kind}%2Facme/tokens"), body).await;
+        let workspace = Workspace::new(|_| {}).await;
+        let token = workspace.token(kind, body).await;
+        assert!(workspace.use_token(kind, &token).await, "{kind}");
+        let reply = workspace.call("DELETE", &format!("/v1/connect/connectors/{kind}%2Facme/tokens"), body).await;
         assert_eq!(reply.json()["providerRevoked"], 1, "{kind} {body}: {}", reply.text());
-        assert!(!desk.use_token(kind, &token).await, "{kind} {body}");
-        assert!(desk.vault(kind).is_empty(), "{kind}");
+        assert!(!workspace.use_token(kind, &token).await, "{kind} {body}");
+        assert!(workspace.vault(kind).is_empty(), "{kind}");
     }
-    let desk = Desk::new(|_| {}).await;
-    desk.token("api-key", APP).await;
-    let reply = desk.call("DELETE", "/v1/connect/connectors/api-key%2Facme/tokens", APP).await;
+    let workspace = Workspace::new(|_| {}).await;
+    workspace.token("api-key", APP).await;
+    let reply = workspace.call("DELETE", "/v1/connect/connectors/api-key%2Facme/tokens", APP).await;
     assert_eq!(reply.json()["providerSkipped"], 1, "{}", reply.text());
 }
 
 #[tokio::test]
 async fn a_grant_withdrawn_at_the_provider_gives_no_token_until_the_next_consent() {
     for kind in ["slack", "github", "salesforce", "oauth"] {
-        let desk = Desk::new(|_| {}).await;
-        desk.token(kind, USER).await;
-        desk.emulator.mock_providers().console().withdraw(
+        let workspace = Workspace::new(|_| {}).await;
+        workspace.token(kind, USER).await;
+        workspace.emulator.mock_providers().console().withdraw(
             ProviderKind::of_type(kind),
             &format!("client-scl_{kind}"),
             None,
         );
-        desk.pass(HOUR);
+        workspace.pass(HOUR);
         for _ in 0..2 {
-            let reply = desk.ask(kind, USER).await;
+            let reply = workspace.ask(kind, USER).await;
             assert_eq!((reply.status, &*code(&reply)), (422, "no_token"), "{kind}");
         }
-        consent(&desk, kind, "approve").await;
-        desk.token(kind, USER).await;
+        consent(&workspace, kind, "approve").await;
+        workspace.token(kind, USER).await;
     }
-    let desk = Desk::new(|_| {}).await;
-    desk.token("github", APP).await;
-    desk.emulator.mock_providers().console().withdraw(ProviderKind::GitHub, "client-scl_github", None);
-    desk.pass(HOUR);
-    assert_eq!(code(&desk.ask("github", APP).await), "client_installation_required");
+    let workspace = Workspace::new(|_| {}).await;
+    workspace.token("github", APP).await;
+    workspace.emulator.mock_providers().console().withdraw(ProviderKind::GitHub, "client-scl_github", None);
+    workspace.pass(HOUR);
+    assert_eq!(code(&workspace.ask("github", APP).await), "client_installation_required");
 }
 
 /// Runs a consent in a browser from the start to the result.
-async fn consent(desk: &Desk, kind: &str, decision: &str) -> (Value, Value) {
-    begin(desk, "authorize", kind, USER, decision).await
+async fn consent(workspace: &Workspace, kind: &str, decision: &str) -> (Value, Value) {
+    begin(workspace, "authorize", kind, USER, decision).await
 }
 
-async fn begin(desk: &Desk, what: &str, kind: &str, body: &str, decision: &str) -> (Value, Value) {
-    let begun = desk.call("POST", &format!("/v1/connect/{what}/{kind}%2Facme"), body).await.json();
+async fn begin(workspace: &Workspace, what: &str, kind: &str, body: &str, decision: &str) -> (Value, Value) {
+    let begun = workspace.call("POST", &format!("/v1/connect/{what}/{kind}%2Facme"), body).await.json();
     let verifier = begun["verifier"].as_str().unwrap_or_else(|| panic!("{begun}"));
     let result = format!("/v1/connect/result/{verifier}");
-    assert_eq!(desk.call("GET", &result, "").await.json()["status"], "pending", "{kind}");
+    assert_eq!(workspace.call("GET", &result, "").await.json()["status"], "pending", "{kind}");
     let mut browser = Browser::default();
     let page = browser.open(begun["url"].as_str().expect("a URL")).await;
     assert_eq!(page.1.status, 200, "{kind}: {}", page.1.text());
@@ -300,7 +300,7 @@ async fn begin(desk: &Desk, what: &str, kind: &str, body: &str, decision: &str) 
     assert!(policy.starts_with("default-src 'none'"), "{kind}: {policy}");
     let (_, last) = browser.decide(page, decision).await;
     assert_eq!(last.status, 200, "{kind}: {}", last.text());
-    let result = desk.call("GET", &result, "").await.json();
+    let result = workspace.call("GET", &result, "").await.json();
     (begun, result)
 }
 
@@ -308,18 +308,19 @@ async fn begin(desk: &Desk, what: &str, kind: &str, body: &str, decision: &str) 
 async fn a_person_approves_or_denies_in_a_browser() {
     let new = r#"{"subject":{"type":"user","id":"user_new"}}"#;
     for kind in ["slack", "github", "salesforce", "oauth"] {
-        let desk = Desk::new(|_| {}).await;
-        assert_eq!(code(&desk.ask(kind, new).await), "user_authorization_required", "{kind}");
-        let (_, result) = begin(&desk, "authorize", kind, new, "deny").await;
+        let workspace = Workspace::new(|_| {}).await;
+        assert_eq!(code(&workspace.ask(kind, new).await), "user_authorization_required", "{kind}");
+        let (_, result) = begin(&workspace, "authorize", kind, new, "deny").await;
         assert_eq!(result["status"], "canceled", "{kind}: {result}");
-        assert_eq!(code(&desk.ask(kind, new).await), "user_authorization_required", "{kind}");
-        let (_, result) = begin(&desk, "authorize", kind, new, "approve").await;
+        assert_eq!(code(&workspace.ask(kind, new).await), "user_authorization_required", "{kind}");
+        let (_, result) = begin(&workspace, "authorize", kind, new, "approve").await;
         assert_eq!(result["status"], "success", "{kind}: {result}");
-        let at_once = desk.requests(kind).len();
-        let token = desk.token(kind, new).await;
-        assert!(desk.use_token(kind, &token).await, "{kind}");
-        let refreshed = desk.requests(kind)[at_once..].iter().any(|request| request.proofs.contains(&"refresh token"));
-        assert!(refreshed, "{kind}: by what the browser brought, {:?}", desk.requests(kind));
+        let at_once = workspace.requests(kind).len();
+        let token = workspace.token(kind, new).await;
+        assert!(workspace.use_token(kind, &token).await, "{kind}");
+        let refreshed =
+            workspace.requests(kind)[at_once..].iter().any(|request| request.proofs.contains(&"refresh token"));
+        assert!(refreshed, "{kind}: by what the browser brought, {:?}", workspace.requests(kind));
     }
 }
 
@@ -327,25 +328,25 @@ async fn a_person_approves_or_denies_in_a_browser() {
 async fn an_operator_installs_in_a_browser() {
     let tenant = r#"{"tenantId":"T0NEW"}"#;
     for kind in ["slack", "github", "salesforce", "api-key", "snowflake"] {
-        let desk = Desk::new(|world| world.connectors.iter_mut().for_each(|c| c.installations.clear())).await;
-        let (_, result) = begin(&desk, "install", kind, tenant, "approve").await;
+        let workspace = Workspace::new(|world| world.connectors.iter_mut().for_each(|c| c.installations.clear())).await;
+        let (_, result) = begin(&workspace, "install", kind, tenant, "approve").await;
         assert_eq!(result["status"], "success", "{kind}: {result}");
-        let reply = desk.ask(kind, APP).await;
+        let reply = workspace.ask(kind, APP).await;
         assert_eq!((reply.status, &reply.json()["tenantId"]), (200, &json!("T0NEW")), "{kind}: {}", reply.text());
     }
 }
 
 #[tokio::test]
 async fn a_consent_requires_the_csrf_cookie_and_the_state() {
-    let desk = Desk::new(|_| {}).await;
-    let begun = desk.call("POST", "/v1/connect/authorize/oauth%2Facme", USER).await.json();
+    let workspace = Workspace::new(|_| {}).await;
+    let begun = workspace.call("POST", "/v1/connect/authorize/oauth%2Facme", USER).await.json();
     let mut browser = Browser::default();
     let (url, page) = browser.open(begun["url"].as_str().expect("a URL")).await;
     let mut other = Browser::default();
     let refused = other.decide((url.clone(), page.clone()), "approve").await.1;
     assert_eq!(refused.status, 400, "without the cookie: {}", refused.text());
 
-    let forged = format!("{}/connect/callback?code=x&state=y", desk.emulator.url());
+    let forged = format!("{}/connect/callback?code=x&state=y", workspace.emulator.url());
     assert_eq!(browser.open(&forged).await.1.status, 400);
     assert_eq!(browser.decide((url.clone(), page.clone()), "approve").await.1.status, 200);
     let again = browser.decide((url, page), "approve").await.1;
@@ -355,35 +356,35 @@ async fn a_consent_requires_the_csrf_cookie_and_the_state() {
 #[tokio::test]
 async fn polling_for_the_result_polls_the_device_code() {
     for (decision, status) in [("approve", "success"), ("deny", "canceled")] {
-        let desk = Desk::new(|_| {}).await;
+        let workspace = Workspace::new(|_| {}).await;
         let body = r#"{"subject":{"type":"user","id":"user_new"},"deviceCode":true}"#;
-        let begun = desk.call("POST", "/v1/connect/authorize/oauth%2Facme", body).await.json();
+        let begun = workspace.call("POST", "/v1/connect/authorize/oauth%2Facme", body).await.json();
         let (code, url) = (begun["deviceCode"].as_str().expect("a code"), begun["url"].as_str().expect("a URL"));
         assert!(url.ends_with(&format!("/oauth/device?user_code={code}")), "{begun}");
         let result = format!("/v1/connect/result/{}", begun["verifier"].as_str().expect("a verifier"));
         for _ in 0..2 {
             // The second poll is too early for the provider, which changes nothing.
-            assert_eq!(desk.call("GET", &result, "").await.json()["status"], "pending");
+            assert_eq!(workspace.call("GET", &result, "").await.json()["status"], "pending");
         }
         let mut browser = Browser::default();
         let page = browser.open(url).await;
         assert_eq!(browser.decide(page, decision).await.1.status, 200);
-        assert_eq!(desk.call("GET", &result, "").await.json()["status"], status);
-        let reply = desk.ask("oauth", r#"{"subject":{"type":"user","id":"user_new"}}"#).await;
+        assert_eq!(workspace.call("GET", &result, "").await.json()["status"], status);
+        let reply = workspace.ask("oauth", r#"{"subject":{"type":"user","id":"user_new"}}"#).await;
         assert_eq!(reply.status == 200, decision == "approve", "{}", reply.text());
     }
-    let desk = Desk::new(|_| {}).await;
+    let workspace = Workspace::new(|_| {}).await;
     let body = r#"{"subject":{"type":"user","id":"user_new"},"deviceCode":true,"expiresInMs":3600000}"#;
-    let begun = desk.call("POST", "/v1/connect/authorize/oauth%2Facme", body).await.json();
-    desk.pass(Duration::from_secs(600));
+    let begun = workspace.call("POST", "/v1/connect/authorize/oauth%2Facme", body).await.json();
+    workspace.pass(Duration::from_secs(600));
     let result = format!("/v1/connect/result/{}", begun["verifier"].as_str().expect("a verifier"));
-    let result = desk.call("GET", &result, "").await.json();
+    let result = workspace.call("GET", &result, "").await.json();
     assert_eq!((&result["status"], &result["error"]["code"]), (&json!("error"), &json!("expired_token")), "{result}");
 }
 
 #[tokio::test]
 async fn a_token_can_be_narrowed_but_not_exceed_the_grant() {
-    let desk = Desk::new(|world| {
+    let workspace = Workspace::new(|world| {
         for connector in &mut world.connectors {
             let data = json!({
                 "scopes": ["read", "write"], "resources": ["https://api.example/"], "roles": ["ANALYST"],
@@ -428,10 +429,10 @@ async fn a_token_can_be_narrowed_but_not_exceed_the_grant() {
         ("snowflake", USER, scope("*"), Some("unresolved_token")),
     ] {
         if refusal.is_none() && subject == USER {
-            desk.token(kind, USER).await;
+            workspace.token(kind, USER).await;
         }
         let body = format!("{{{narrower},{}", &subject[1..]);
-        let reply = desk.ask(kind, &body).await;
+        let reply = workspace.ask(kind, &body).await;
         match refusal {
             None => assert_eq!(reply.status, 200, "{kind} {body}: {}", reply.text()),
             Some(refusal) => {
@@ -440,7 +441,7 @@ async fn a_token_can_be_narrowed_but_not_exceed_the_grant() {
         }
         // A refused request does not affect other tokens.
         if subject == USER && !matches!(kind, "api-key" | "snowflake") {
-            desk.token(kind, USER).await;
+            workspace.token(kind, USER).await;
         }
     }
 }
@@ -457,22 +458,22 @@ async fn a_wrong_key_or_secret_is_refused_by_the_provider() {
         ("oauth", USER, json!({"client_secret": "wrong"})),
         ("api-key", APP, json!({"api_key_env": "CONNECT_SIDECAR_TEST_NO_SUCH_VARIABLE"})),
     ] {
-        let desk = Desk::new(|world| {
+        let workspace = Workspace::new(|world| {
             let connector = world.connector_mut(&format!("{kind}/acme")).expect("a connector");
             connector.data = data.as_object().expect("an object").clone().into_iter().collect();
         })
         .await;
-        let reply = desk.ask(kind, body).await;
+        let reply = workspace.ask(kind, body).await;
         assert_eq!((reply.status, &*code(&reply)), (422, "no_token"), "{kind}: {}", reply.text());
-        assert_eq!(desk.proofs(kind), Vec::<&str>::new(), "{kind}");
+        assert_eq!(workspace.proofs(kind), Vec::<&str>::new(), "{kind}");
     }
 }
 
 #[tokio::test]
 async fn a_remote_provider_is_discovered_by_its_issuer() {
-    let theirs = Desk::new(|_| {}).await;
+    let theirs = Workspace::new(|_| {}).await;
     let issuer = theirs.emulator.mock_providers().base(ProviderKind::OAuth);
-    let desk = Desk::new(|world| {
+    let workspace = Workspace::new(|world| {
         let connector = world.connector_mut("oauth/acme").expect("a connector");
         connector.granted_to.clear();
         connector.data = [("issuer".to_owned(), json!(issuer)), ("client_id".to_owned(), json!("client-ours"))].into();
@@ -480,13 +481,13 @@ async fn a_remote_provider_is_discovered_by_its_issuer() {
     .await;
     let app = App {
         name: "ours".into(),
-        redirect_uris: vec![format!("{}/connect/callback", desk.emulator.url())],
+        redirect_uris: vec![format!("{}/connect/callback", workspace.emulator.url())],
         token_life: 3600,
         ..App::default()
     };
     let registered =
         theirs.emulator.mock_providers().console().register(ProviderKind::OAuth, &app).expect("registered");
-    desk.emulator.change(|world| {
+    workspace.emulator.change(|world| {
         let data = &mut world.connector_mut("oauth/acme").expect("a connector").data;
         data.insert("client_secret".into(), registered.client_secret.into());
     });
@@ -497,14 +498,14 @@ async fn a_remote_provider_is_discovered_by_its_issuer() {
         let found = Browser::default().send("GET", &document, &[], None).await.json();
         assert_eq!(found["issuer"], *issuer, "{document}");
     }
-    let (_, result) = consent(&desk, "oauth", "approve").await;
+    let (_, result) = consent(&workspace, "oauth", "approve").await;
     assert_eq!(result["status"], "success", "{result}");
-    let token = desk.token("oauth", USER).await;
-    assert_eq!(desk.requests("oauth"), [], "the own mock provider is not used");
-    assert!(theirs.use_token("oauth", &token).await && !desk.use_token("oauth", &token).await);
+    let token = workspace.token("oauth", USER).await;
+    assert_eq!(workspace.requests("oauth"), [], "the own mock provider is not used");
+    assert!(theirs.use_token("oauth", &token).await && !workspace.use_token("oauth", &token).await);
     theirs.pass(HOUR);
-    desk.pass(HOUR);
-    let second = desk.token("oauth", USER).await;
+    workspace.pass(HOUR);
+    let second = workspace.token("oauth", USER).await;
     assert!(second != token && theirs.use_token("oauth", &second).await);
 }
 
@@ -518,12 +519,12 @@ const REDIRECT: &str = "http://127.0.0.1:1/cb";
 const VERIFIER: &str = "a-verifier-that-nobody-guesses-a-verifier-that";
 
 impl Client {
-    fn new(desk: &Desk) -> Self {
-        let console = desk.emulator.mock_providers().console();
+    fn new(workspace: &Workspace) -> Self {
+        let console = workspace.emulator.mock_providers().console();
         let app = App { name: "x".into(), redirect_uris: vec![REDIRECT.into()], token_life: 60, ..App::default() };
         let secret = console.register(ProviderKind::OAuth, &app).expect("registered").client_secret;
         console.consent(ProviderKind::OAuth, "client-x", "ada");
-        Self { base: desk.emulator.mock_providers().base(ProviderKind::OAuth), secret }
+        Self { base: workspace.emulator.mock_providers().base(ProviderKind::OAuth), secret }
     }
 
     /// Status and redirect parameters of the authorization endpoint, with these parameters changed.
@@ -574,8 +575,8 @@ fn pairs(usual: &[(&str, &str)], change: &[(&str, &str)]) -> String {
 
 #[tokio::test]
 async fn the_mock_provider_refuses_what_the_rfcs_refuse() {
-    let desk = Desk::new(|_| {}).await;
-    let client = Client::new(&desk);
+    let workspace = Workspace::new(|_| {}).await;
+    let client = Client::new(&workspace);
     for (change, error) in [
         (("code_challenge", ""), "invalid_request"),
         (("code_challenge_method", "plain"), "invalid_request"),
@@ -601,19 +602,19 @@ async fn the_mock_provider_refuses_what_the_rfcs_refuse() {
         assert_eq!(client.redeem(&code, &[change]).await["error"], error, "{change:?}");
     }
     let code = client.authorize(&[]).await.1["code"].clone();
-    desk.pass(Duration::from_secs(60));
+    workspace.pass(Duration::from_secs(60));
     assert_eq!(client.redeem(&code, &[]).await["error"], "invalid_grant", "over");
     let code = client.authorize(&[]).await.1["code"].clone();
     let token = client.redeem(&code, &[]).await["access_token"].as_str().expect("a token").to_owned();
-    assert!(desk.use_token("oauth", &token).await);
+    assert!(workspace.use_token("oauth", &token).await);
     assert_eq!(client.redeem(&code, &[]).await["error"], "invalid_grant", "a code is for once");
-    assert!(!desk.use_token("oauth", &token).await, "and its second use ends what came of the first");
+    assert!(!workspace.use_token("oauth", &token).await, "and its second use ends what came of the first");
 }
 
 #[tokio::test]
 async fn an_id_token_is_verified_by_the_published_keys() {
-    let desk = Desk::new(|_| {}).await;
-    let client = Client::new(&desk);
+    let workspace = Workspace::new(|_| {}).await;
+    let client = Client::new(&workspace);
     let code = client.authorize(&[]).await.1["code"].clone();
     let answer = client.redeem(&code, &[]).await;
     let keys = Browser::default().send("GET", &format!("{}/jwks", client.base), &[], None).await.json();
@@ -629,8 +630,8 @@ async fn an_id_token_is_verified_by_the_published_keys() {
 
 #[tokio::test]
 async fn polling_a_device_code_too_often_is_refused_with_slow_down() {
-    let desk = Desk::new(|_| {}).await;
-    let client = Client::new(&desk);
+    let workspace = Workspace::new(|_| {}).await;
+    let client = Client::new(&workspace);
     let form = pairs(&[("client_id", "client-x"), ("client_secret", &client.secret)], &[]);
     let url = format!("{}/device_authorization", client.base);
     let begun = Browser::default().send("POST", &url, &[], Some(&form)).await.json();
@@ -640,7 +641,7 @@ async fn polling_a_device_code_too_often_is_refused_with_slow_down() {
     for (passed, error) in
         [(0, "authorization_pending"), (4, "slow_down"), (5, "authorization_pending"), (600, "expired_token")]
     {
-        desk.pass(Duration::from_secs(passed));
+        workspace.pass(Duration::from_secs(passed));
         let reply = Browser::default().send("POST", &url, &[], Some(&form)).await;
         assert_eq!((reply.status, &reply.json()["error"]), (400, &json!(error)), "after {passed} s");
     }
@@ -649,34 +650,38 @@ async fn polling_a_device_code_too_often_is_refused_with_slow_down() {
 #[tokio::test]
 async fn refresh_tokens_and_client_secrets_never_leave_the_emulator() {
     let logs = Logs::capture();
-    let desk = Desk::new(|_| {}).await;
+    let workspace = Workspace::new(|_| {}).await;
     let mut shown = String::new();
     for kind in ["slack", "github", "salesforce", "oauth"] {
-        consent(&desk, kind, "approve").await;
+        consent(&workspace, kind, "approve").await;
         for body in [APP, USER] {
-            shown += &desk.ask(kind, body).await.text();
+            shown += &workspace.ask(kind, body).await.text();
         }
-        shown += &desk.call("GET", &format!("/v1/connect/connectors/{kind}%2Facme"), "").await.text();
-        shown += &desk.call("GET", "/v1/connect/connectors", "").await.text();
+        shown += &workspace.call("GET", &format!("/v1/connect/connectors/{kind}%2Facme"), "").await.text();
+        shown += &workspace.call("GET", "/v1/connect/connectors", "").await.text();
     }
     for admin in ["requests", "consents"] {
-        let reply = Request::new(desk.emulator.addr(), "GET", &format!("/_emulator/{admin}")).send().await;
+        let reply = Request::new(workspace.emulator.addr(), "GET", &format!("/_emulator/{admin}")).send().await;
         assert_eq!(reply.status, 200);
         shown += &reply.text();
     }
-    shown += &format!("{:?}", desk.emulator.mock_providers().requests());
+    shown += &format!("{:?}", workspace.emulator.mock_providers().requests());
     shown += &logs.lines().concat();
     let mut secrets = 0;
     for kind in ["slack", "github", "salesforce", "oauth"] {
-        for held in desk.vault(kind).values() {
+        for held in workspace.vault(kind).values() {
             if let Some(secret) = held["refresh_token"].as_str() {
                 assert!(!shown.contains(secret), "{kind}");
                 secrets += 1;
             }
         }
         let app = App { name: format!("scl_{kind}"), ..App::default() };
-        let registered =
-            desk.emulator.mock_providers().console().register(ProviderKind::of_type(kind), &app).expect("registered");
+        let registered = workspace
+            .emulator
+            .mock_providers()
+            .console()
+            .register(ProviderKind::of_type(kind), &app)
+            .expect("registered");
         assert!(!shown.contains(&registered.client_secret) && !shown.contains(&registered.private_key), "{kind}");
     }
     assert_eq!(secrets, 6, "there was something to see");

@@ -8,11 +8,11 @@ use rcgen::{Issuer, KeyPair};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
-use crate::support::desk::Desk;
 use crate::support::process::{Ended, run};
 use crate::support::proxy::{Asked, Speaks, StandIn};
 use crate::support::tls::{acceptor, authority, listen, server};
 use crate::support::tunnel::{Run, ask};
+use crate::support::workspace::Workspace;
 use crate::support::{SLACK, Scene, soon};
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -275,8 +275,8 @@ async fn refuses_a_run_with_an_unsupported_proxy() {
     unknown.assert_refused(400, "bad_json", "an unknown variable");
 }
 
-async fn starts(desk: &Desk, arguments: &[&str], environment: &[(&str, &str)]) -> Ended {
-    let mut command = desk.sidecar(arguments);
+async fn starts(workspace: &Workspace, arguments: &[&str], environment: &[(&str, &str)]) -> Ended {
+    let mut command = workspace.sidecar(arguments);
     command.env("CONNECT_SIDECAR_UPSTREAM", "https://connect.invalid").envs(environment.iter().copied());
     command.process_group(0);
     run(command).await
@@ -285,7 +285,7 @@ async fn starts(desk: &Desk, arguments: &[&str], environment: &[(&str, &str)]) -
 #[tokio::test]
 async fn reports_all_unsupported_proxy_settings_at_the_start() {
     const USE: &str = "--use-env-proxy";
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     let plain_run: &[&str] = &["run", "--", "true"];
     for (arguments, environment, said) in [
         (&[USE][..], &[("HTTPS_PROXY", "socks4://u:canary@h:1")][..], &["HTTPS_PROXY: ", "scheme socks4 "][..]),
@@ -301,7 +301,7 @@ async fn reports_all_unsupported_proxy_settings_at_the_start() {
         (&["run", USE, "--", "true"], &[("ALL_PROXY", "socks4://h")], &["ALL_PROXY: "]),
         (&["env"], &[("https_proxy", "not a url")], &["https_proxy: expected"]),
     ] {
-        let ended = starts(&desk, arguments, environment).await;
+        let ended = starts(&workspace, arguments, environment).await;
         assert_eq!(ended.code, Some(2), "{arguments:?} {environment:?}: {ended:?}");
         for said in said {
             assert_eq!(ended.stderr.matches(said).count(), 1, "{arguments:?} {said}: {}", ended.stderr);
@@ -312,14 +312,14 @@ async fn reports_all_unsupported_proxy_settings_at_the_start() {
         (plain_run, &[("HTTPS_PROXY", "http://127.0.0.1:1"), ("ALL_PROXY", "socks4://h")][..]),
         (&["run", "--no-intercept", "--", "true"], &[("ALL_PROXY", "socks4://h")]),
     ] {
-        let ended = starts(&desk, arguments, environment).await;
+        let ended = starts(&workspace, arguments, environment).await;
         assert_eq!(ended.code, Some(0), "what is not used may be what it likes: {ended:?}");
     }
 }
 
 /// `run -- curl URL` for a token.
-fn curl(desk: &Desk, environment: &[(&str, &str)]) -> Command {
-    let mut command = desk.sidecar(&["run", "--", "curl", "--silent", "--show-error", "--max-time", "20"]);
+fn curl(workspace: &Workspace, environment: &[(&str, &str)]) -> Command {
+    let mut command = workspace.sidecar(&["run", "--", "curl", "--silent", "--show-error", "--max-time", "20"]);
     command.args(["-H", "content-type: application/json", "-d", r#"{"subject":{"type":"app"}}"#]);
     command.arg(format!("https://api.vercel.com{SLACK}")).envs(environment.iter().copied());
     command.process_group(0);
@@ -328,7 +328,7 @@ fn curl(desk: &Desk, environment: &[(&str, &str)]) -> Command {
 
 #[tokio::test]
 async fn no_proxy_does_not_bypass_the_sidecar_and_the_run_warns() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     let proxy = StandIn::start(Speaks::Http, None).await;
     let url = format!("http://{}", proxy.addr);
     for (variable, list, taken_out) in [
@@ -337,7 +337,7 @@ async fn no_proxy_does_not_bypass_the_sidecar_and_the_run_warns() {
         ("NO_PROXY", "api.vercel.com:443", Some("api.vercel.com:443")),
         ("NO_PROXY", "corp.test,10.0.0.0/8", None),
     ] {
-        let ended = run(curl(&desk, &[(variable, list), ("ALL_PROXY", &url)])).await;
+        let ended = run(curl(&workspace, &[(variable, list), ("ALL_PROXY", &url)])).await;
         assert_eq!(ended.code, Some(0), "{list}: {ended:?}");
         assert!(ended.stdout.contains("\"token\""), "{list}: {ended:?}");
         let lines: Vec<_> = ended.stderr.lines().filter(|line| line.contains("NO_PROXY")).collect();
@@ -351,8 +351,8 @@ async fn no_proxy_does_not_bypass_the_sidecar_and_the_run_warns() {
 
 #[tokio::test]
 async fn a_joining_command_and_a_nested_run_use_their_own_proxy() {
-    let desk = Desk::new().await;
-    let _serving = desk.serve(&[]).await;
+    let workspace = Workspace::new().await;
+    let _serving = workspace.serve(&[]).await;
     let proxy = StandIn::start(Speaks::Socks5, None).await;
     let url = format!("socks5h://{}@{}", CREDENTIALS.0, proxy.addr);
     let ask =
@@ -360,7 +360,7 @@ async fn a_joining_command_and_a_nested_run_use_their_own_proxy() {
     let program = env!("CARGO_BIN_EXE_connect-sidecar");
     for nested in [false, true] {
         let before = proxy.asked().len();
-        let mut command = desk.sidecar(&["run", "--", "sh", "-c"]);
+        let mut command = workspace.sidecar(&["run", "--", "sh", "-c"]);
         match nested {
             false => command.arg(ask),
             true => command.args(["exec \"$0\" run -- sh -c \"$1\"", program, ask]),

@@ -7,14 +7,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::Command;
 
-use crate::support::desk::Desk;
 use crate::support::process::{Running, isolated, run};
 use crate::support::soon;
 use crate::support::terminal::Terminal;
+use crate::support::workspace::Workspace;
 
 /// `run -- sh -c SCRIPT`.
-fn script(desk: &Desk, script: &str) -> Command {
-    let mut command = desk.sidecar(&["run", "--no-intercept", "--", "sh", "-c", script]);
+fn script(workspace: &Workspace, script: &str) -> Command {
+    let mut command = workspace.sidecar(&["run", "--no-intercept", "--", "sh", "-c", script]);
     // Own group: the tests may run in the foreground of a terminal.
     command.process_group(0);
     command
@@ -33,27 +33,27 @@ fn exists(pid: Pid) -> bool {
 }
 
 /// `run -- WORDS` in the project.
-fn command_of(desk: &Desk, words: &[&str]) -> Command {
-    let mut command = desk.sidecar(&["run", "--no-intercept", "--"]);
+fn command_of(workspace: &Workspace, words: &[&str]) -> Command {
+    let mut command = workspace.sidecar(&["run", "--no-intercept", "--"]);
     command.args(words).process_group(0);
     command
 }
 
 /// The exit code of the same command in this shell; `None` if there is no such shell.
-async fn code_in(shell: &str, desk: &Desk, words: &[&str]) -> Option<i32> {
-    let mut command = isolated(shell, desk.home.path());
-    command.args(["-c", "\"$@\"; exit $?", shell]).args(words).current_dir(desk.project()).process_group(0);
+async fn code_in(shell: &str, workspace: &Workspace, words: &[&str]) -> Option<i32> {
+    let mut command = isolated(shell, workspace.home.path());
+    command.args(["-c", "\"$@\"; exit $?", shell]).args(words).current_dir(workspace.project()).process_group(0);
     let status = soon("the shell's end", command.stdout(Stdio::null()).stderr(Stdio::null()).status()).await;
     status.ok()?.code()
 }
 
 #[tokio::test]
 async fn run_exits_with_the_commands_exit_code() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     for (body, code) in
         [("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("kill -KILL $$", 137), ("kill -TERM $$", 143)]
     {
-        let ended = run(script(&desk, body)).await;
+        let ended = run(script(&workspace, body)).await;
         assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (Some(code), "", ""), "{body}");
     }
 }
@@ -61,16 +61,16 @@ async fn run_exits_with_the_commands_exit_code() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_command_killed_by_a_signal_gives_the_exit_code_of_shells() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     let [ignored, stops, unnamed] = [&[17, 18, 23, 28][..], &[19, 20, 21, 22], &[32, 33]];
     let ending = (1..=64).filter(|signal| ![ignored, stops, unnamed].concat().contains(signal));
     for signal in ending {
         let body = format!("kill -{signal} $$");
         let words = ["sh", "-c", &body];
         let (ended, bash, dash) = tokio::join!(
-            run(command_of(&desk, &words)),
-            code_in("bash", &desk, &words),
-            code_in("dash", &desk, &words)
+            run(command_of(&workspace, &words)),
+            code_in("bash", &workspace, &words),
+            code_in("dash", &workspace, &words)
         );
         assert_eq!((ended.code, ended.stderr.as_str()), (Some(128 + signal), ""), "signal {signal}");
         assert!(bash.is_none_or(|code| code == 128 + signal), "signal {signal} in bash: {bash:?}");
@@ -81,9 +81,9 @@ async fn a_command_killed_by_a_signal_gives_the_exit_code_of_shells() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_stopped_command_is_continued() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     for signal in [Signal::SIGSTOP, Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU] {
-        let mut command = script(&desk, "echo $$; read -r line; exit 7");
+        let mut command = script(&workspace, "echo $$; read -r line; exit 7");
         command.stdin(Stdio::piped());
         let mut running = Running::start(command);
         let pid = running.pid().await;
@@ -103,10 +103,10 @@ async fn a_stopped_command_is_continued() {
 
 #[tokio::test]
 async fn in_a_terminal_the_shell_can_continue_a_stopped_command() {
-    let desk = Desk::new().await;
-    let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
+    let workspace = Workspace::new().await;
+    let mut terminal = Terminal::like(&workspace.sidecar(&[])).await;
     for signal in ["STOP", "TSTP", "TTIN", "TTOU"] {
-        terminal.enter(&shell_line(&script(&desk, &format!("read -r line; kill -{signal} $$; exit 3")))).await;
+        terminal.enter(&shell_line(&script(&workspace, &format!("read -r line; kill -{signal} $$; exit 3")))).await;
         terminal.enter("stop").await;
         terminal.sees("Stopped").await;
         terminal.enter("fg").await;
@@ -124,7 +124,7 @@ import os, signal, sys
 exec(sys.argv[1])
 os.execvp(sys.argv[2], sys.argv[2:])
 ";
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     for before in [
         "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
         "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])",
@@ -132,13 +132,13 @@ os.execvp(sys.argv[2], sys.argv[2:])
     ] {
         // `grep` prints the blocked signals and exits with 2 because of the missing file.
         let blocked = ["grep", "-s", "SigBlk", "/proc/self/status", "/none"];
-        let program = desk.sidecar(&[]).as_std().get_program().to_owned();
+        let program = workspace.sidecar(&[]).as_std().get_program().to_owned();
         let mut ends = Vec::new();
         for prefix in [&[program.to_str().expect("text"), "run", "--no-intercept", "--"][..], &[]] {
-            let mut command = isolated("python3", desk.home.path());
+            let mut command = isolated("python3", workspace.home.path());
             command.args(["-c", WITH, before]).args(prefix).args(blocked);
-            command.envs(desk.sidecar(&[]).as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
-            command.current_dir(desk.project()).process_group(0);
+            command.envs(workspace.sidecar(&[]).as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
+            command.current_dir(workspace.project()).process_group(0);
             let ended = run(command).await;
             ends.push((ended.code, ended.stdout));
         }
@@ -149,19 +149,19 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 #[tokio::test]
 async fn a_command_that_cannot_be_run_has_the_exit_code_of_shells_and_advice() {
-    let desk = Desk::new().await;
-    std::fs::write(desk.project().join("script"), "#!/bin/sh\n").expect("written");
+    let workspace = Workspace::new().await;
+    std::fs::write(workspace.project().join("script"), "#!/bin/sh\n").expect("written");
     for (program, code, advice) in [
         ("no-such-command", 127, "could not find no-such-command on PATH"),
         ("./none", 127, "it is not there"),
         ("./script", 126, "`chmod +x`"),
         ("/", 126, "not an executable file"),
     ] {
-        let ended = run(desk.sidecar(&["run", "--no-intercept", "--", program])).await;
+        let ended = run(workspace.sidecar(&["run", "--no-intercept", "--", program])).await;
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(code), ""), "{program}");
         assert!(ended.stderr.contains(advice) && ended.stderr.lines().count() == 1, "{program}: {}", ended.stderr);
     }
-    let nothing = run(desk.sidecar(&["run"])).await;
+    let nothing = run(workspace.sidecar(&["run"])).await;
     assert_eq!(nothing.code, Some(2), "{}", nothing.stderr);
 }
 
@@ -180,8 +180,8 @@ fn create_files(dir: &std::path::Path, files: &[(&str, u32, &str)]) {
 
 #[tokio::test]
 async fn files_that_cannot_be_executed_are_handled_like_in_bash() {
-    let desk = Desk::new().await;
-    let dir = desk.project();
+    let workspace = Workspace::new().await;
+    let dir = workspace.project();
     create_files(
         &dir,
         &[
@@ -241,13 +241,13 @@ async fn files_that_cannot_be_executed_are_handled_like_in_bash() {
         ("/nowhere:", &["a-comment"], 6),
     ] {
         let path = if path.is_empty() { everywhere.to_owned() } else { format!("{path}:{everywhere}") };
-        let mut command = command_of(&desk, words);
+        let mut command = command_of(&workspace, words);
         command.env("PATH", &path);
         let ended = run(command).await;
         let context = format!("{words:?} on {path}: {ended:?}");
         assert_eq!(ended.code, Some(code), "{context}");
         assert_eq!(ended.stderr.lines().count(), usize::from(code > 125), "{context}");
-        let mut bash = isolated("bash", desk.home.path());
+        let mut bash = isolated("bash", workspace.home.path());
         bash.args(["-c", "PATH=$0; \"$@\"; exit $?", &path]).args(words).current_dir(&dir).process_group(0);
         if let Ok(bash) = bash.output().await {
             let code = bash.status.code().expect("an exit code");
@@ -261,8 +261,8 @@ async fn files_that_cannot_be_executed_are_handled_like_in_bash() {
         let closed = |mode| std::fs::set_permissions(dir.join("closed"), PermissionsExt::from_mode(mode));
         closed(0o600).expect("a mode");
         for (words, code) in [(["./closed/tool"], 126), (["./unreadable"], 126)] {
-            let ended = run(command_of(&desk, &words)).await;
-            assert_eq!((ended.code, code_in("bash", &desk, &words).await), (Some(code), Some(code)), "{words:?}");
+            let ended = run(command_of(&workspace, &words)).await;
+            assert_eq!((ended.code, code_in("bash", &workspace, &words).await), (Some(code), Some(code)), "{words:?}");
         }
         closed(0o700).expect("a mode");
     }
@@ -271,26 +271,26 @@ async fn files_that_cannot_be_executed_are_handled_like_in_bash() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn too_long_an_environment_or_a_busy_file_fails_like_in_a_shell() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     // With the preload's option added, one variable exceeds the system's limit.
-    let mut command = command_of(&desk, &["true"]);
+    let mut command = command_of(&workspace, &["true"]);
     command.env("NODE_OPTIONS", "x".repeat(131_000));
     let ended = run(command).await;
     assert_eq!(ended.code, Some(126), "{}", ended.stderr);
     assert!(ended.stderr.contains("Argument list too long"), "{}", ended.stderr);
 
-    let program = desk.project().join("program");
+    let program = workspace.project().join("program");
     std::fs::copy("/bin/true", &program).expect("copied");
     let writing = std::fs::File::options().append(true).open(&program).expect("open");
-    let ended = run(command_of(&desk, &["./program"])).await;
-    assert_eq!((ended.code, code_in("bash", &desk, &["./program"]).await), (Some(126), Some(126)), "{ended:?}");
+    let ended = run(command_of(&workspace, &["./program"])).await;
+    assert_eq!((ended.code, code_in("bash", &workspace, &["./program"]).await), (Some(126), Some(126)), "{ended:?}");
     drop(writing);
 }
 
 #[tokio::test]
 async fn stdin_and_arguments_reach_the_command_unchanged() {
-    let desk = Desk::new().await;
-    let mut command = desk.sidecar(&[
+    let workspace = Workspace::new().await;
+    let mut command = workspace.sidecar(&[
         "run",
         "--no-intercept",
         "sh",
@@ -304,18 +304,18 @@ async fn stdin_and_arguments_reach_the_command_unchanged() {
     ]);
     command
         .process_group(0)
-        .stdin(Stdio::from(std::fs::File::open(desk.project().join(".env.local")).expect("a file")));
+        .stdin(Stdio::from(std::fs::File::open(workspace.project().join(".env.local")).expect("a file")));
     let ended = run(command).await;
-    assert_eq!(ended.stdout, std::fs::read_to_string(desk.project().join(".env.local")).expect("text"));
+    assert_eq!(ended.stdout, std::fs::read_to_string(workspace.project().join(".env.local")).expect("text"));
     assert_eq!(ended.stderr, "<-v><--><--port><>");
 }
 
 /// Otherwise a server that starts daemons would fill the process table.
 #[tokio::test]
 async fn orphans_of_the_command_are_reaped_while_it_runs() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     let line = "(sh -c 'echo $$ > id' &); while [ ! -s id ]; do :; done; while [ -e /proc/$(cat id) ]; do :; done";
-    let ended = run(desk.sidecar(&["run", "--no-intercept", "--", "sh", "-c", line])).await;
+    let ended = run(workspace.sidecar(&["run", "--no-intercept", "--", "sh", "-c", line])).await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
 }
 
@@ -331,17 +331,17 @@ while True:
     if got == signal.SIGUSR2: exit(5)
 ";
 
-fn listener(desk: &Desk) -> Command {
-    let mut command = desk.sidecar(&["run", "--no-intercept", "--", "python3", "-c", LISTENER]);
+fn listener(workspace: &Workspace) -> Command {
+    let mut command = workspace.sidecar(&["run", "--no-intercept", "--", "python3", "-c", LISTENER]);
     command.process_group(0);
     command
 }
 
 #[tokio::test]
 async fn signals_are_forwarded_once() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1] {
-        let mut running = Running::start(listener(&desk));
+        let mut running = Running::start(listener(&workspace));
         running.pid().await;
         running.signal(signal);
         assert_eq!(running.line().await, format!("got {signal}"));
@@ -354,9 +354,9 @@ async fn signals_are_forwarded_once() {
 
 #[tokio::test]
 async fn a_second_signal_kills_a_command_that_ignores_the_first() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     for (first, second) in [(Signal::SIGTERM, Signal::SIGTERM), (Signal::SIGINT, Signal::SIGTERM)] {
-        let mut running = Running::start(listener(&desk));
+        let mut running = Running::start(listener(&workspace));
         running.pid().await;
         running.signal(first);
         running.line().await;
@@ -368,9 +368,9 @@ async fn a_second_signal_kills_a_command_that_ignores_the_first() {
 
 #[tokio::test]
 async fn a_command_that_ignores_a_signal_is_killed_after_ten_seconds() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     // SIGHUP: the terminal is gone, so nobody can send a second signal.
-    let mut running = Running::start(listener(&desk));
+    let mut running = Running::start(listener(&workspace));
     running.pid().await;
     let sent = Instant::now();
     running.signal(Signal::SIGHUP);
@@ -384,8 +384,8 @@ async fn a_command_that_ignores_a_signal_is_killed_after_ten_seconds() {
 
 #[tokio::test]
 async fn a_stopped_command_is_terminated() {
-    let desk = Desk::new().await;
-    let mut running = Running::start(script(&desk, "echo $$; exec sleep 60"));
+    let workspace = Workspace::new().await;
+    let mut running = Running::start(script(&workspace, "echo $$; exec sleep 60"));
     let pid = running.pid().await;
     kill(pid, Signal::SIGSTOP).expect("sent");
     running.signal(Signal::SIGTERM);
@@ -394,12 +394,12 @@ async fn a_stopped_command_is_terminated() {
 
 #[tokio::test]
 async fn processes_left_in_the_commands_group_are_terminated_and_daemons_are_not() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     let body = "sleep 60 & echo $!; (trap '' TERM; echo ignoring; sleep 60) & echo $!; setsid sh -c 'echo $$; exec sleep 60' & read -r _ <begun";
-    let fifo = desk.project().join("begun");
+    let fifo = workspace.project().join("begun");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
     for signal in [None, Some(Signal::SIGTERM)] {
-        let mut running = Running::start(script(&desk, body));
+        let mut running = Running::start(script(&workspace, body));
         let mut lines = Vec::new();
         for _ in 0..4 {
             lines.push(running.line().await);
@@ -424,19 +424,19 @@ async fn processes_left_in_the_commands_group_are_terminated_and_daemons_are_not
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn the_command_has_the_limits_and_signals_of_the_shell() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     let shown =
         "ulimit -Sn; ulimit -Hn; ulimit -Sc; ulimit -Hc; grep -E '^(SigBlk|SigIgn):' /proc/self/status | cut -c 17-";
-    let sidecar = desk.sidecar(&[]);
+    let sidecar = workspace.sidecar(&[]);
     for before in ["", "ulimit -Sn 500; ulimit -Sc 0;", "ulimit -Sn 100; ulimit -Hn 1000;", "trap '' HUP INT;"] {
         let mut shells = ["", "\"$0\" run --no-intercept -- "].map(|prefix| {
-            let mut shell = isolated("sh", desk.home.path());
+            let mut shell = isolated("sh", workspace.home.path());
             shell
                 .args(["-c", &format!("{before} {prefix}sh -c \"$1\"")])
                 .arg(sidecar.as_std().get_program())
                 .arg(shown);
             shell.envs(sidecar.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
-            shell.current_dir(desk.project()).process_group(0);
+            shell.current_dir(workspace.project()).process_group(0);
             Some(shell)
         });
         let [direct, through_us] = [0, 1].map(|index| shells[index].take().expect("a shell"));
@@ -448,9 +448,9 @@ async fn the_command_has_the_limits_and_signals_of_the_shell() {
 
 #[tokio::test]
 async fn control_c_in_a_terminal_reaches_only_the_command() {
-    let desk = Desk::new().await;
-    let mut terminal = Terminal::like(&listener(&desk)).await;
-    terminal.enter(&shell_line(&listener(&desk))).await;
+    let workspace = Workspace::new().await;
+    let mut terminal = Terminal::like(&listener(&workspace)).await;
+    terminal.enter(&shell_line(&listener(&workspace))).await;
     terminal.sees_a_number().await;
     for (key, signal) in [("\x03", "SIGINT"), ("\x1c", "SIGQUIT"), ("\x03", "SIGINT")] {
         terminal.press(key).await;
@@ -468,10 +468,10 @@ async fn control_c_in_a_terminal_reaches_only_the_command() {
 
 #[tokio::test]
 async fn the_command_has_the_terminal_and_the_shell_gets_it_back() {
-    let desk = Desk::new().await;
-    let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
+    let workspace = Workspace::new().await;
+    let mut terminal = Terminal::like(&workspace.sidecar(&[])).await;
     // Only a foreground process may change the terminal's settings.
-    let line = shell_line(&script(&desk, "stty -echo && read -r line && echo \"read $line\""));
+    let line = shell_line(&script(&workspace, "stty -echo && read -r line && echo \"read $line\""));
     for word in ["a", "b", "c"] {
         terminal.enter(&line).await;
         terminal.enter(word).await;
@@ -479,7 +479,7 @@ async fn the_command_has_the_terminal_and_the_shell_gets_it_back() {
         assert_eq!(terminal.code().await, 0);
     }
     // A non-interactive shell does not take the terminal back by itself.
-    let line = shell_line(&script(&desk, "exit 3"));
+    let line = shell_line(&script(&workspace, "exit 3"));
     let lines = format!("{line}; echo \"code $?\"; read -r line; echo \"after $line\"");
     terminal.enter(&format!("sh -c '{}'", lines.replace('\'', "'\\''"))).await;
     terminal.sees("code 3").await;
@@ -490,9 +490,9 @@ async fn the_command_has_the_terminal_and_the_shell_gets_it_back() {
 
 #[tokio::test]
 async fn a_background_command_waits_for_the_terminal() {
-    let desk = Desk::new().await;
-    let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
-    let line = shell_line(&script(&desk, "echo begun; read -r line; echo \"read $line\""));
+    let workspace = Workspace::new().await;
+    let mut terminal = Terminal::like(&workspace.sidecar(&[])).await;
+    let line = shell_line(&script(&workspace, "echo begun; read -r line; echo \"read $line\""));
     terminal.enter(&format!("{line} &")).await;
     terminal.sees("begun").await;
     terminal.enter("wait").await;
@@ -507,9 +507,9 @@ async fn a_background_command_waits_for_the_terminal() {
 
 #[tokio::test]
 async fn in_a_pipeline_the_other_commands_have_the_terminal_too() {
-    let desk = Desk::new().await;
-    let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
-    let line = shell_line(&script(&desk, "echo piped; exec sleep 60"));
+    let workspace = Workspace::new().await;
+    let mut terminal = Terminal::like(&workspace.sidecar(&[])).await;
+    let line = shell_line(&script(&workspace, "echo piped; exec sleep 60"));
     let pager = "sh -c 'read -r line; read -r key </dev/tty; echo \"$line $key\"; cat'";
     terminal.enter(&format!("{line} | {pager}")).await;
     terminal.enter("key").await;

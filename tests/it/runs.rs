@@ -15,10 +15,10 @@ use connect_sidecar::os::clock::Clock;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use crate::support::desk::Desk;
 use crate::support::http::{APP, Request};
 use crate::support::process::{assert_no_slice_of, run};
 use crate::support::tunnel::{Run, ask, slack};
+use crate::support::workspace::Workspace;
 use crate::support::{Scene, Stage, env_file, instance_key, soon, write_private};
 
 const API: &str = "api.vercel.com";
@@ -181,34 +181,34 @@ async fn a_replacement_sidecar_serves_the_runs_of_the_one_that_ended() {
 
 #[tokio::test]
 async fn the_ca_can_be_removed() {
-    let desk = Desk::new().await;
-    let serving = desk.serve(&[]).await;
-    desk.begin_run(&serving).await;
-    let dir = desk.home.path().join(".local/state/connect-sidecar/ca");
+    let workspace = Workspace::new().await;
+    let serving = workspace.serve(&[]).await;
+    workspace.begin_run(&serving).await;
+    let dir = workspace.home.path().join(".local/state/connect-sidecar/ca");
     assert!(dir.exists());
-    let removed = run(desk.sidecar(&["ca", "remove"])).await;
+    let removed = run(workspace.sidecar(&["ca", "remove"])).await;
     assert_eq!(removed.code, Some(0), "{removed:?}");
     assert!(removed.stdout.contains(dir.to_str().expect("a path")), "{removed:?}");
     assert!(!dir.exists());
-    let odd = desk.home.path().join("\x1b[2J");
+    let odd = workspace.home.path().join("\x1b[2J");
     fs::create_dir_all(odd.join("connect-sidecar/ca")).expect("a directory");
-    let mut remove = desk.sidecar(&["ca", "remove"]);
+    let mut remove = workspace.sidecar(&["ca", "remove"]);
     remove.env("XDG_STATE_HOME", &odd);
     assert!(run(remove).await.stdout.ends_with("/\\u{1b}[2J/connect-sidecar/ca\n"));
-    let again = run(desk.sidecar(&["ca", "remove"])).await;
+    let again = run(workspace.sidecar(&["ca", "remove"])).await;
     assert_eq!((again.code, again.stdout.as_str()), (Some(0), "there is no local CA\n"));
 }
 
 #[tokio::test]
 async fn a_command_is_not_started_with_a_ca_that_others_can_access() {
-    let desk = Desk::new().await;
-    let dir = desk.home.path().join(".local/state/connect-sidecar/ca");
+    let workspace = Workspace::new().await;
+    let dir = workspace.home.path().join(".local/state/connect-sidecar/ca");
     let file = dir.join("key-and-certificate.pem");
     let set = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).expect("a mode");
-    let began = run(desk.sidecar(&["run", "--", "echo", "begun"])).await;
+    let began = run(workspace.sidecar(&["run", "--", "echo", "begun"])).await;
     assert_eq!((began.code, began.stdout.as_str()), (Some(0), "begun\n"), "{began:?}");
     let refused = async |hint: &str| {
-        let ended = run(desk.sidecar(&["run", "--", "echo", "begun"])).await;
+        let ended = run(workspace.sidecar(&["run", "--", "echo", "begun"])).await;
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{ended:?}");
         assert!(ended.stderr.contains(hint), "{}", ended.stderr);
     };
@@ -218,9 +218,9 @@ async fn a_command_is_not_started_with_a_ca_that_others_can_access() {
     set(&dir, 0o755);
     refused("chmod 700").await;
     set(&dir, 0o700);
-    fs::rename(&file, desk.home.path().join("elsewhere")).expect("moved");
-    std::os::unix::fs::symlink(desk.home.path().join("elsewhere"), &file).expect("a link");
+    fs::rename(&file, workspace.home.path().join("elsewhere")).expect("moved");
+    std::os::unix::fs::symlink(workspace.home.path().join("elsewhere"), &file).expect("a link");
     refused("is a link").await;
-    let without = run(desk.sidecar(&["run", "--no-intercept", "--", "echo", "begun"])).await;
+    let without = run(workspace.sidecar(&["run", "--no-intercept", "--", "echo", "begun"])).await;
     assert_eq!((without.code, without.stdout.as_str()), (Some(0), "begun\n"), "{without:?}");
 }

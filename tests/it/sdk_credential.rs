@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 use crate::run::secret_part;
-use crate::support::desk::Desk;
 use crate::support::process::Running;
+use crate::support::workspace::Workspace;
 use crate::support::{SLACK, env_file, npm, python, write_private};
 
 /// The length of a slice of a secret that is too much of it, in bytes.
@@ -33,23 +33,23 @@ struct App {
 
 impl App {
     /// The app in this language, run with these flags of `run`. `None` where what it needs cannot be had.
-    async fn start(desk: &Desk, language: &str, flags: &[&str]) -> Option<Self> {
+    async fn start(workspace: &Workspace, language: &str, flags: &[&str]) -> Option<Self> {
         let program = match language {
             "node" => {
                 let (node, sdk) = (npm::node(npm::NODES[3]).await?, npm::connect_sdk("2.3.2").await?);
-                let modules = desk.project().join("node_modules");
+                let modules = workspace.project().join("node_modules");
                 if !modules.exists() {
                     std::os::unix::fs::symlink(sdk, modules).expect("a link");
                 }
-                fs::write(desk.project().join("asked.mjs"), include_str!("sdk/asked.mjs")).expect("a file");
+                fs::write(workspace.project().join("asked.mjs"), include_str!("sdk/asked.mjs")).expect("a file");
                 [node.join("node").display().to_string(), "asked.mjs".into()]
             }
             _ => {
-                fs::write(desk.project().join("asked.py"), include_str!("python/asked.py")).expect("a file");
+                fs::write(workspace.project().join("asked.py"), include_str!("python/asked.py")).expect("a file");
                 [python::connect_sdk().await?.display().to_string(), "asked.py".into()]
             }
         };
-        let mut command = desk.sidecar(&["-v", "run"]);
+        let mut command = workspace.sidecar(&["-v", "run"]);
         command.args(flags).args(["--", "sh", "-c", "echo $$; exec \"$@\"", "sh"]).args(program);
         command.process_group(0).stdin(std::process::Stdio::piped());
         let mut running = Running::start(command);
@@ -139,10 +139,10 @@ fn a_slice_is_found_wherever_it_lies_and_nothing_less() {
 }
 
 async fn nothing_of_the_token_is_held(language: &str) {
-    let desk = Desk::new().await;
-    let secret = secret_part(&desk.token);
+    let workspace = Workspace::new().await;
+    let secret = secret_part(&workspace.token);
     for (flags, is_held) in [(&[][..], false), (&["--expose-token"], true)] {
-        let Some(mut app) = App::start(&desk, language, flags).await else { return };
+        let Some(mut app) = App::start(&workspace, language, flags).await else { return };
         let token = app.ask("").await;
         let token = token.as_str().unwrap_or_else(|| panic!("{token}"));
         let environment = app.environment();
@@ -164,25 +164,25 @@ async fn nothing_of_the_token_is_in_the_environment_or_memory_of_a_python_app() 
 }
 
 async fn changes_go_unnoticed(language: &str, class: &str) {
-    let desk = Desk::new().await;
-    let file = desk.project().join(".env.local");
-    write_private(&file, &desk.emulator.env_file(DEVELOPMENT_LIFE, Duration::ZERO));
-    let Some(mut app) = App::start(&desk, language, &[]).await else { return };
+    let workspace = Workspace::new().await;
+    let file = workspace.project().join(".env.local");
+    write_private(&file, &workspace.emulator.env_file(DEVELOPMENT_LIFE, Duration::ZERO));
+    let Some(mut app) = App::start(&workspace, language, &[]).await else { return };
     let error = app.ask("").await;
     assert_eq!((&error["name"], &error["code"]), (&json!(class), &json!("oidc_token_expired")), "{error}");
     assert!(error["message"].as_str().is_some_and(|m| m.contains("Run `vercel env pull`")), "{error}");
-    assert_eq!(desk.emulator.count(SLACK), 0, "nobody is asked with it");
+    assert_eq!(workspace.emulator.count(SLACK), 0, "nobody is asked with it");
 
     for (asked, life) in [(1, DEVELOPMENT_LIFE), (2, 2 * DEVELOPMENT_LIFE)] {
-        let rotated = desk.emulator.oidc_token(life);
+        let rotated = workspace.emulator.oidc_token(life);
         write_private(&file, &env_file(&rotated));
         app.running.wait_for_log("token refreshed").await;
         let token = app.ask("anew").await;
         assert!(token.is_string(), "{language}: {token}");
-        let received = desk.emulator.received();
+        let received = workspace.emulator.received();
         let last = received.iter().rfind(|request| request.target == SLACK).expect("a request");
         assert_eq!(last.headers["authorization"], format!("Bearer {rotated}"));
-        assert_eq!(desk.emulator.count(SLACK), asked);
+        assert_eq!(workspace.emulator.count(SLACK), asked);
     }
     app.end().await;
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use connect_sidecar::emulator::world::DEVELOPMENT_LIFE;
 use connect_sidecar::proxy::MAX_WAITING;
 
-use crate::support::desk::Desk;
 use crate::support::http::Request;
+use crate::support::workspace::Workspace;
 use crate::support::{SLACK, Scene, env_file, is_over, let_timers_pass, soon, write_private};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -63,9 +63,9 @@ async fn a_missing_token_is_waited_for_but_not_for_a_cache_hit_or_with_an_invali
 
 #[tokio::test]
 async fn waiting_ends_when_the_sidecar_ends() {
-    let desk = Desk::new().await;
-    write_private(&desk.project().join(".env.local"), &env_file(&desk.emulator.oidc_token(Duration::ZERO)));
-    let serving = desk.serve(&["--wait", "40s"]).await;
+    let workspace = Workspace::new().await;
+    write_private(&workspace.project().join(".env.local"), &env_file(&workspace.emulator.oidc_token(Duration::ZERO)));
+    let serving = workspace.serve(&["--wait", "40s"]).await;
     let waiting = Request::new(serving.addr, "POST", SLACK).json("{}").begin().await;
     // Connections are served in order, so the request above is waiting now.
     assert_eq!(Request::new(serving.addr, "GET", "/healthz").send().await.status, 200);

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::support::desk::Desk;
 use crate::support::installed::program;
 use crate::support::process::{isolated, run};
 use crate::support::terminal::Terminal;
+use crate::support::workspace::Workspace;
 
 /// The words before the cursor, the word being typed, and its expected completion.
 const COMPLETED: [(&str, &str, &str); 8] = [
@@ -25,24 +25,24 @@ const BY_BASH: &str = r#"source "$SCRIPT"; COMP_WORDS=($WORDS "$LAST"); COMP_CWO
 const BY_FISH: &str = r#"source "$SCRIPT"; complete -C"$WORDS $LAST" | string replace -r '\t.*' ''"#;
 
 /// A file with the shell's script, if the shell is installed.
-async fn script(desk: &Desk, shell: &'static str) -> Option<PathBuf> {
+async fn script(workspace: &Workspace, shell: &'static str) -> Option<PathBuf> {
     if !program(shell).await {
         return None;
     }
-    let script = run(desk.sidecar(&["completions", shell])).await;
+    let script = run(workspace.sidecar(&["completions", shell])).await;
     assert_eq!((script.code, script.stderr.as_str()), (Some(0), ""));
-    let file = desk.home.path().join(shell);
+    let file = workspace.home.path().join(shell);
     std::fs::write(&file, &script.stdout).expect("written");
     Some(file)
 }
 
 #[tokio::test]
 async fn bash_and_fish_complete_commands_flags_and_their_values() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     for (shell, program) in [("bash", BY_BASH), ("fish", BY_FISH)] {
-        let Some(file) = script(&desk, shell).await else { continue };
+        let Some(file) = script(&workspace, shell).await else { continue };
         for (words, last, expected) in COMPLETED {
-            let mut command = isolated(shell, desk.home.path());
+            let mut command = isolated(shell, workspace.home.path());
             command.args(["-c", program]).env("SCRIPT", &file).env("WORDS", words).env("LAST", last);
             let completed = run(command).await;
             assert_eq!(
@@ -56,9 +56,9 @@ async fn bash_and_fish_complete_commands_flags_and_their_values() {
 
 #[tokio::test]
 async fn zsh_completes_commands_flags_and_their_values() {
-    let desk = Desk::new().await;
-    let Some(file) = script(&desk, "zsh").await else { return };
-    let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
+    let workspace = Workspace::new().await;
+    let Some(file) = script(&workspace, "zsh").await else { return };
+    let mut terminal = Terminal::like(&workspace.sidecar(&[])).await;
     terminal.enter("exec env TERM=dumb zsh -f -i").await;
     terminal.enter(&format!("PS1=; autoload -Uz compinit; compinit -u; source {}; echo re''ady", file.display())).await;
     terminal.sees("ready\r").await;
@@ -72,12 +72,12 @@ async fn zsh_completes_commands_flags_and_their_values() {
 
 #[tokio::test]
 async fn every_shell_has_a_script_and_a_closed_stdout_is_no_error() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
-        let script = run(desk.sidecar(&["completions", shell])).await;
+        let script = run(workspace.sidecar(&["completions", shell])).await;
         assert_eq!((script.code, script.stderr.as_str()), (Some(0), ""), "{shell}");
         assert!(script.stdout.contains("access-token"), "{shell}");
-        let mut half = desk.sidecar(&["completions", shell]).spawn().expect("a process");
+        let mut half = workspace.sidecar(&["completions", shell]).spawn().expect("a process");
         drop(half.stdout.take());
         let output = half.wait_with_output().await.expect("a status");
         assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()), "{shell}");

@@ -6,9 +6,9 @@ use connect_sidecar::emulator::fault::Fault;
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::support::desk::Desk;
 use crate::support::http::{APP, KeptAlive};
 use crate::support::process::{Running, run};
+use crate::support::workspace::Workspace;
 use crate::support::{SLACK_UID, Scene, let_timers_pass, soon};
 
 #[tokio::test]
@@ -59,12 +59,12 @@ async fn hits_refusals_and_warnings_are_formatted_as_in_the_log() {
 
 #[tokio::test]
 async fn following_prints_new_events_until_the_sidecar_ends() {
-    let desk = Desk::new().await;
-    let serving = desk.serve(&[]).await;
-    run(desk.sidecar(&["token", SLACK_UID])).await;
-    let mut logs = Running::start(desk.sidecar(&["logs", "-f"]));
+    let workspace = Workspace::new().await;
+    let serving = workspace.serve(&[]).await;
+    run(workspace.sidecar(&["token", SLACK_UID])).await;
+    let mut logs = Running::start(workspace.sidecar(&["logs", "-f"]));
     assert!(logs.line().await.contains("cache=miss"));
-    run(desk.sidecar(&["token", SLACK_UID])).await;
+    run(workspace.sidecar(&["token", SLACK_UID])).await;
     assert!(logs.line().await.contains("cache=hit"));
     serving.stop().await;
     let ended = logs.end().await;
@@ -73,11 +73,11 @@ async fn following_prints_new_events_until_the_sidecar_ends() {
 
 #[tokio::test]
 async fn a_signal_ends_following_with_0() {
-    let desk = Desk::new().await;
-    let _serving = desk.serve(&[]).await;
-    run(desk.sidecar(&["token", SLACK_UID])).await;
+    let workspace = Workspace::new().await;
+    let _serving = workspace.serve(&[]).await;
+    run(workspace.sidecar(&["token", SLACK_UID])).await;
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let mut logs = Running::start(desk.sidecar(&["logs", "--follow"]));
+        let mut logs = Running::start(workspace.sidecar(&["logs", "--follow"]));
         logs.line().await;
         logs.signal(signal);
         assert_eq!(logs.end().await.code, Some(0));
@@ -127,12 +127,12 @@ async fn following_ends_with_0_when_stdout_is_closed() {
 
 #[tokio::test]
 async fn cache_clear_prints_how_many_tokens_were_removed() {
-    let desk = Desk::new().await;
-    let _serving = desk.serve(&[]).await;
+    let workspace = Workspace::new().await;
+    let _serving = workspace.serve(&[]).await;
     for scopes in ["a", "b", "c"] {
-        run(desk.sidecar(&["token", SLACK_UID, "--scopes", scopes])).await;
+        run(workspace.sidecar(&["token", SLACK_UID, "--scopes", scopes])).await;
     }
-    run(desk.sidecar(&["token", "github/acme-github"])).await;
+    run(workspace.sidecar(&["token", "github/acme-github"])).await;
     for (arguments, code, stdout) in [
         (&["cache", "clear", "none/such"][..], 0, "forgot 0 tokens of none/such\n"),
         (&["cache", "clear", SLACK_UID], 0, "forgot 3 tokens of slack/acme-slack\n"),
@@ -140,7 +140,7 @@ async fn cache_clear_prints_how_many_tokens_were_removed() {
         (&["cache", "clear"], 0, "forgot 0 tokens\n"),
         (&["cache", "clear", "a//b"], 2, ""),
     ] {
-        let ended = run(desk.sidecar(arguments)).await;
+        let ended = run(workspace.sidecar(arguments)).await;
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(code), stdout), "{arguments:?}: {}", ended.stderr);
     }
 }

@@ -10,12 +10,12 @@ use std::path::Path;
 
 use tokio::process::Command;
 
-use crate::support::desk::Desk;
 use crate::support::process::{Serving, sidecar};
+use crate::support::workspace::Workspace;
 use crate::support::{Stage, env_file, write_private};
 
-impl Desk {
-    /// Another project of this desk, below its home.
+impl Workspace {
+    /// Another project of this workspace, below its home.
     pub fn add_project(&self, path: &str) -> std::path::PathBuf {
         let dir = self.project().parent().expect("a home").join(path);
         std::fs::create_dir_all(&dir).expect("a project");

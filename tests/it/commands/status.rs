@@ -12,10 +12,10 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::support::desk::Desk;
 use crate::support::http::APP;
 use crate::support::process::{Running, Serving, assert_no_slice_of, run};
 use crate::support::terminal::Terminal;
+use crate::support::workspace::Workspace;
 use crate::support::{Scene, env_file, fingerprint, instance_key, write_private};
 
 #[tokio::test]
@@ -58,16 +58,16 @@ async fn status_is_printed_as_text_json_or_one_line() {
 
 #[tokio::test]
 async fn two_output_formats_at_once_are_refused() {
-    let desk = Desk::new().await;
-    let ended = run(desk.sidecar(&["status", "--json", "--short"])).await;
+    let workspace = Workspace::new().await;
+    let ended = run(workspace.sidecar(&["status", "--json", "--short"])).await;
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{ended:?}");
 }
 
 #[tokio::test]
 async fn colors_are_used_on_terminals_unless_turned_off() {
-    let desk = Desk::new().await;
-    let _serving = desk.serve(&[]).await;
-    let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
+    let workspace = Workspace::new().await;
+    let _serving = workspace.serve(&[]).await;
+    let mut terminal = Terminal::like(&workspace.sidecar(&[])).await;
     let command = format!("{} status", env!("CARGO_BIN_EXE_connect-sidecar"));
     for (variables, begins) in [
         ("TERM=xterm", "\x1b[1mweb\x1b[0m  \x1b[32mvalid"),
@@ -83,15 +83,15 @@ async fn colors_are_used_on_terminals_unless_turned_off() {
 
 #[tokio::test]
 async fn json_on_a_terminal_is_escaped_but_equal() {
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     let mut subject = Subject::development(&World::demo());
     subject.project = "web\u{9b}2J\u{202e}".into();
-    let token = desk.emulator.oidc_token_for(&subject, Duration::from_secs(3600));
-    write_private(&desk.project().join(".env.local"), &env_file(&token));
-    let _serving = desk.serve(&[]).await;
-    let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
+    let token = workspace.emulator.oidc_token_for(&subject, Duration::from_secs(3600));
+    write_private(&workspace.project().join(".env.local"), &env_file(&token));
+    let _serving = workspace.serve(&[]).await;
+    let mut terminal = Terminal::like(&workspace.sidecar(&[])).await;
     for (i, command) in ["status", "logs", "doctor"].into_iter().enumerate() {
-        let piped = run(desk.sidecar(&[command, "--json"])).await;
+        let piped = run(workspace.sidecar(&[command, "--json"])).await;
         assert!(piped.stdout.contains("web\u{9b}2J\u{202e}"), "{command}: {piped:?}");
         let program = env!("CARGO_BIN_EXE_connect-sidecar");
         terminal.enter(&format!("{program} {command} --json; echo end-$(({i}+1))")).await;
@@ -106,15 +106,15 @@ async fn json_on_a_terminal_is_escaped_but_equal() {
 
 #[tokio::test]
 async fn a_watch_prints_changes_survives_a_restart_and_ends_with_0() {
-    let desk = Desk::new().await;
-    let mut watch = Running::start(desk.sidecar(&["status", "--watch"]));
+    let workspace = Workspace::new().await;
+    let mut watch = Running::start(workspace.sidecar(&["status", "--watch"]));
     assert!(watch.line().await.starts_with("no sidecar runs for "));
     let until = async |watch: &mut Running, text: &str| while !watch.line().await.contains(text) {};
-    let serving = desk.serve(&[]).await;
+    let serving = workspace.serve(&[]).await;
     until(&mut watch, &format!("process {}", serving.pid())).await;
     serving.stop().await;
     until(&mut watch, "no sidecar runs for ").await;
-    let serving = desk.serve(&[]).await;
+    let serving = workspace.serve(&[]).await;
     until(&mut watch, &format!("process {}", serving.pid())).await;
     watch.signal(Signal::SIGINT);
     let ended = watch.end().await;
@@ -123,20 +123,20 @@ async fn a_watch_prints_changes_survives_a_restart_and_ends_with_0() {
 
 #[tokio::test]
 async fn a_watch_ends_when_stdout_is_closed_or_flags_are_wrong() {
-    let desk = Desk::new().await;
-    let mut watch = desk.sidecar(&["status", "--watch"]).spawn().expect("a process");
+    let workspace = Workspace::new().await;
+    let mut watch = workspace.sidecar(&["status", "--watch"]).spawn().expect("a process");
     drop(watch.stdout.take());
     let status = crate::support::soon("its end", watch.wait()).await.expect("a status");
     assert_eq!(status.code(), Some(0));
-    let ended = run(desk.sidecar(&["status", "--watch", "--port", "x"])).await;
+    let ended = run(workspace.sidecar(&["status", "--watch", "--port", "x"])).await;
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{ended:?}");
 }
 
 #[tokio::test]
 async fn a_watch_uses_the_alternate_screen_and_restores_the_terminal() {
-    let desk = Desk::new().await;
-    let serving = desk.serve(&[]).await;
-    let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
+    let workspace = Workspace::new().await;
+    let serving = workspace.serve(&[]).await;
+    let mut terminal = Terminal::like(&workspace.sidecar(&[])).await;
     let command = format!("TERM=xterm {} status --watch", env!("CARGO_BIN_EXE_connect-sidecar"));
     terminal.enter(&format!("stty rows 5 cols 80; {command}")).await;
     terminal.sees("\x1b[?1049h\x1b[?25l").await;
@@ -166,8 +166,8 @@ fn with_openers(mut command: Command, dir: &Path) -> Command {
     command
 }
 
-fn page_of(desk: &Desk, serving: &Serving) -> (String, String) {
-    let key = instance_key(&desk.home.path().join(".local/state"), serving.addr);
+fn page_of(workspace: &Workspace, serving: &Serving) -> (String, String) {
+    let key = instance_key(&workspace.home.path().join(".local/state"), serving.addr);
     let page = format!("http://{}/_sidecar/", serving.addr);
     let opened = format!("{page}#key={key}");
     (page, opened)
@@ -175,9 +175,9 @@ fn page_of(desk: &Desk, serving: &Serving) -> (String, String) {
 
 #[tokio::test]
 async fn the_page_is_opened_with_the_key_which_is_not_printed() {
-    let desk = Desk::new().await;
-    let serving = desk.serve(&[]).await;
-    let (page, url) = page_of(&desk, &serving);
+    let workspace = Workspace::new().await;
+    let serving = workspace.serve(&[]).await;
+    let (page, url) = page_of(&workspace, &serving);
     let bin = tempfile::tempdir().expect("a directory");
     let names = ["xdg-open", "first", "second"];
     let [by_desktop, by_first, by_second] = names.map(|name| opener(bin.path(), name));
@@ -189,7 +189,7 @@ async fn the_page_is_opened_with_the_key_which_is_not_printed() {
         (Some(""), &by_desktop, url.clone()),
     ] {
         let _ = fs::remove_file(opened);
-        let mut command = with_openers(desk.sidecar(&["status", "--open"]), bin.path());
+        let mut command = with_openers(workspace.sidecar(&["status", "--open"]), bin.path());
         if let Some(browser) = browser {
             command.env("BROWSER", browser);
         }
@@ -201,10 +201,10 @@ async fn the_page_is_opened_with_the_key_which_is_not_printed() {
 
 #[tokio::test]
 async fn programs_of_the_project_or_by_relative_path_do_not_get_the_key() {
-    let desk = Desk::new().await;
-    let serving = desk.serve(&[]).await;
-    let (page, url) = page_of(&desk, &serving);
-    let (planted, bin) = (desk.project().join("tools"), tempfile::tempdir().expect("a directory"));
+    let workspace = Workspace::new().await;
+    let serving = workspace.serve(&[]).await;
+    let (page, url) = page_of(&workspace, &serving);
+    let (planted, bin) = (workspace.project().join("tools"), tempfile::tempdir().expect("a directory"));
     fs::create_dir(&planted).expect("a directory");
     let names = ["xdg-open", "first"];
     for name in names {
@@ -221,9 +221,9 @@ async fn programs_of_the_project_or_by_relative_path_do_not_get_the_key() {
         ("./first", "./first: it is not there"),
         ("tools/first", "tools/first: it is not there"),
     ] {
-        let mut command = desk.sidecar(&["status", "--open"]);
+        let mut command = workspace.sidecar(&["status", "--open"]);
         let path = format!("{0}:{1}:.:tools", planted.display(), bin.path().display());
-        command.env("PATH", &path).env("BROWSER", browser).current_dir(desk.project());
+        command.env("PATH", &path).env("BROWSER", browser).current_dir(workspace.project());
         let ended = run(command).await;
         assert_eq!((ended.code, ended.stdout), (Some(1), format!("{page}\n")), "{browser}: {}", ended.stderr);
         assert!(ended.stderr.contains(reason), "{browser}: {}", ended.stderr);
@@ -234,7 +234,7 @@ async fn programs_of_the_project_or_by_relative_path_do_not_get_the_key() {
         let path = format!("{}:{}:/usr/bin:/bin", planted.display(), bin.path().display());
         let script = fs::read_to_string(bin.path().join("good")).expect("a script");
         fs::write(bin.path().join("good"), script.replace("printf", "first; printf")).expect("written");
-        let mut command = desk.sidecar(&["status", "--open"]);
+        let mut command = workspace.sidecar(&["status", "--open"]);
         command.env("PATH", path).env("BROWSER", browser);
         assert_eq!(run(command).await.code, Some(0), "{browser}");
         assert_eq!(fs::read_to_string(&by_good).expect("opened"), format!("{url}\n"), "{browser}");
@@ -244,10 +244,10 @@ async fn programs_of_the_project_or_by_relative_path_do_not_get_the_key() {
 
 #[tokio::test]
 async fn without_a_browser_the_url_is_printed_without_the_key() {
-    let desk = Desk::new().await;
-    let serving = desk.serve(&[]).await;
-    let (page, url) = page_of(&desk, &serving);
-    let mut command = desk.sidecar(&["status", "--open"]);
+    let workspace = Workspace::new().await;
+    let serving = workspace.serve(&[]).await;
+    let (page, url) = page_of(&workspace, &serving);
+    let mut command = workspace.sidecar(&["status", "--open"]);
     command.env("PATH", "/nowhere").env("BROWSER", "neither");
     let ended = run(command).await;
     assert_eq!((ended.code, ended.stdout), (Some(1), format!("{page}\n")));

@@ -8,11 +8,11 @@ use connect_sidecar::os::clock::Clock;
 use tokio::process::Command;
 
 use super::{check_up, doctor, healthy};
-use crate::support::desk::Desk;
 use crate::support::npm;
+use crate::support::workspace::Workspace;
 
-fn with_cli_in(desk: &Desk, bin: &Path) -> Command {
-    let mut command = doctor(desk);
+fn with_cli_in(workspace: &Workspace, bin: &Path) -> Command {
+    let mut command = doctor(workspace);
     command.env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH").expect("a path")));
     command
 }
@@ -28,11 +28,11 @@ fn write_program(path: &Path, script: &str) {
 }
 
 /// Installs a package of this version as npm does globally. Returns the directory of its command.
-fn install_version(desk: &Desk, version: &str) -> PathBuf {
-    let package = desk.home.path().join("lib/node_modules/vercel");
+fn install_version(workspace: &Workspace, version: &str) -> PathBuf {
+    let package = workspace.home.path().join("lib/node_modules/vercel");
     write_program(&package.join("dist/vc.js"), "#!/bin/sh\nexit 1\n");
     fs::write(package.join("package.json"), format!(r#"{{"name":"vercel","version":"{version}"}}"#)).expect("a file");
-    let bin = desk.home.path().join("bin");
+    let bin = workspace.home.path().join("bin");
     write_program(&bin.join("other"), "");
     let _ = symlink(package.join("dist/vc.js"), bin.join("vercel"));
     bin
@@ -41,78 +41,78 @@ fn install_version(desk: &Desk, version: &str) -> PathBuf {
 #[tokio::test]
 async fn the_real_clis_version_is_found_by_package_or_by_running_it() {
     let Some(cli) = npm::vercel_cli().await else { return };
-    let desk = healthy().await;
+    let workspace = healthy().await;
     let cli = cli.canonicalize().expect("a file");
-    let bin = desk.home.path().join("bin");
+    let bin = workspace.home.path().join("bin");
     write_program(&bin.join("other"), "");
     symlink(&cli, bin.join("vercel")).expect("a link");
-    let packaged = check_up(&desk, with_cli_in(&desk, &bin)).await;
+    let packaged = check_up(&workspace, with_cli_in(&workspace, &bin)).await;
     assert_eq!(packaged.found("ok", "cli")["title"], "the Vercel CLI is version 64.0.2");
     // A script that belongs to no package, like those of pnpm and volta.
-    let bin = desk.home.path().join("shims");
+    let bin = workspace.home.path().join("shims");
     write_program(&bin.join("vercel"), &format!("#!/bin/sh\nexec {} \"$@\"\n", cli.display()));
-    let asked = check_up(&desk, with_cli_in(&desk, &bin)).await;
+    let asked = check_up(&workspace, with_cli_in(&workspace, &bin)).await;
     assert_eq!(asked.found("ok", "cli")["title"], "the Vercel CLI is version 64.0.2");
 }
 
 #[tokio::test]
 async fn a_faulty_version_is_reported_and_a_missing_cli_is_a_note() {
-    let desk = healthy().await;
+    let workspace = healthy().await;
     for (version, found) in [
         ("53.2.0", [("note", "cli_too_old"), ("warning", "cli_pull_deletes_keys")].as_slice()),
         ("53.5.0", &[("note", "cli_too_old"), ("warning", "cli_pull_deletes_keys")]),
         ("55.0.0", &[("warning", "cli_pull_deletes_keys")]),
         ("56.0.0", &[("ok", "cli")]),
     ] {
-        let bin = install_version(&desk, version);
-        let checkup = check_up(&desk, with_cli_in(&desk, &bin)).await;
+        let bin = install_version(&workspace, version);
+        let checkup = check_up(&workspace, with_cli_in(&workspace, &bin)).await;
         for (severity, code) in found {
             checkup.found(severity, code);
         }
     }
-    let mut without = doctor(&desk);
+    let mut without = doctor(&workspace);
     without.env("PATH", "/nowhere");
-    let checkup = check_up(&desk, without).await;
+    let checkup = check_up(&workspace, without).await;
     checkup.found("note", "cli_missing");
     assert!(checkup.bad().is_empty(), "{checkup:#?}");
-    let mut needed = doctor(&desk);
+    let mut needed = doctor(&workspace);
     needed.env("PATH", "/nowhere").env("CONNECT_SIDECAR_REFRESH", "cli");
-    check_up(&desk, needed).await.found("warning", "cli_missing");
+    check_up(&workspace, needed).await.found("warning", "cli_missing");
 }
 
 #[tokio::test]
 async fn a_cli_that_others_could_have_replaced_is_not_run() {
-    let desk = healthy().await;
-    let bin = install_version(&desk, "64.0.2");
+    let workspace = healthy().await;
+    let bin = install_version(&workspace, "64.0.2");
     fs::set_permissions(&bin, Permissions::from_mode(0o777)).expect("a mode");
-    let checkup = check_up(&desk, with_cli_in(&desk, &bin)).await;
+    let checkup = check_up(&workspace, with_cli_in(&workspace, &bin)).await;
     checkup.found("note", "cli_refused");
     checkup.found("ok", "cli");
-    let shims = desk.home.path().join("shims");
+    let shims = workspace.home.path().join("shims");
     let ran = tempfile::NamedTempFile::new().expect("a file");
     let has_run = || !fs::read_to_string(ran.path()).expect("a file").is_empty();
     write_program(&shims.join("vercel"), &format!("#!/bin/sh\necho 64.0.2 | tee {}\n", ran.path().display()));
     fs::set_permissions(&shims, Permissions::from_mode(0o777)).expect("a mode");
-    check_up(&desk, with_cli_in(&desk, &shims)).await.found("note", "cli_version_unknown");
+    check_up(&workspace, with_cli_in(&workspace, &shims)).await.found("note", "cli_version_unknown");
     assert!(!has_run());
     fs::set_permissions(&shims, Permissions::from_mode(0o755)).expect("a mode");
-    check_up(&desk, with_cli_in(&desk, &shims)).await.found("ok", "cli");
+    check_up(&workspace, with_cli_in(&workspace, &shims)).await.found("ok", "cli");
     assert!(has_run());
 }
 
 #[tokio::test]
 async fn a_cli_with_other_output_has_an_unknown_version() {
-    let desk = healthy().await;
-    let bin = desk.home.path().join("bin");
+    let workspace = healthy().await;
+    let bin = workspace.home.path().join("bin");
     write_program(&bin.join("vercel"), "#!/bin/sh\necho hello\n");
-    check_up(&desk, with_cli_in(&desk, &bin)).await.found("note", "cli_version_unknown");
+    check_up(&workspace, with_cli_in(&workspace, &bin)).await.found("note", "cli_version_unknown");
 }
 
 #[tokio::test]
 async fn an_expiring_login_is_reported_without_its_token() {
-    let desk = healthy().await;
-    let bin = install_version(&desk, "64.0.2");
-    let dir = desk.home.path().join(".local/share/com.vercel.cli");
+    let workspace = healthy().await;
+    let bin = install_version(&workspace, "64.0.2");
+    let dir = workspace.home.path().join(".local/share/com.vercel.cli");
     fs::create_dir_all(&dir).expect("a directory");
     let now = Clock::system().local().as_seconds();
     for (ends, renewable, severity, fix) in [
@@ -126,7 +126,7 @@ async fn an_expiring_login_is_reported_without_its_token() {
             login["refreshToken"] = "vcr_canary_of_a_login".into();
         }
         fs::write(dir.join("auth.json"), login.to_string()).expect("a file");
-        let checkup = check_up(&desk, with_cli_in(&desk, &bin)).await;
+        let checkup = check_up(&workspace, with_cli_in(&workspace, &bin)).await;
         assert_eq!(checkup.found(severity, "cli_login")["fix"].as_str(), fix);
         assert!(!format!("{checkup:?}").contains("canary"), "{checkup:#?}");
     }

@@ -15,9 +15,9 @@ use connect_sidecar::emulator::world::World;
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::support::desk::Desk;
 use crate::support::process::{Ended, assert_no_slice_of, run};
 use crate::support::terminal::Terminal;
+use crate::support::workspace::Workspace;
 use crate::support::{env_file, write_private};
 
 /// The result of `doctor --json`.
@@ -50,18 +50,18 @@ impl Checkup {
     }
 }
 
-fn doctor(desk: &Desk) -> Command {
-    desk.sidecar(&["doctor", "--json"])
+fn doctor(workspace: &Workspace) -> Command {
+    workspace.sidecar(&["doctor", "--json"])
 }
 
 /// Runs the doctor, and checks that it printed no token, sent none and changed nothing.
-async fn check_up(desk: &Desk, command: Command) -> Checkup {
-    let before = snapshot(desk.home.path());
-    let asked_before = desk.emulator.received().len();
+async fn check_up(workspace: &Workspace, command: Command) -> Checkup {
+    let before = snapshot(workspace.home.path());
+    let asked_before = workspace.emulator.received().len();
     let ended = run(command).await;
-    assert_eq!(before, snapshot(desk.home.path()), "something was changed");
-    assert_no_slice_of(tokens(desk).iter().map(String::as_str), &format!("{}{}", ended.stdout, ended.stderr));
-    for request in &desk.emulator.received()[asked_before..] {
+    assert_eq!(before, snapshot(workspace.home.path()), "something was changed");
+    assert_no_slice_of(tokens(workspace).iter().map(String::as_str), &format!("{}{}", ended.stdout, ended.stderr));
+    for request in &workspace.emulator.received()[asked_before..] {
         assert!(!request.headers.contains_key("authorization"), "{request:?}");
     }
     let Ended { code, stdout, stderr } = ended;
@@ -72,10 +72,10 @@ async fn check_up(desk: &Desk, command: Command) -> Checkup {
 }
 
 /// All tokens in env files of the project.
-fn tokens(desk: &Desk) -> Vec<String> {
-    let entries = fs::read_dir(desk.project()).expect("a project").map(|entry| entry.expect("an entry").path());
+fn tokens(workspace: &Workspace) -> Vec<String> {
+    let entries = fs::read_dir(workspace.project()).expect("a project").map(|entry| entry.expect("an entry").path());
     let texts = entries.filter(|path| path.is_file()).filter_map(|path| fs::read_to_string(path).ok());
-    let mut tokens = vec![desk.token.clone()];
+    let mut tokens = vec![workspace.token.clone()];
     for text in texts {
         let values = text.lines().filter_map(|line| line.strip_prefix("VERCEL_OIDC_TOKEN="));
         tokens.extend(values.map(|value| value.trim_matches('"').to_owned()).filter(|value| value.len() > 100));
@@ -102,38 +102,38 @@ fn snapshot(dir: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
 }
 
 /// Links the project to this Vercel project.
-fn link(desk: &Desk, project_id: &str, org_id: &str) {
-    fs::create_dir_all(desk.project().join(".vercel")).expect("a directory");
+fn link(workspace: &Workspace, project_id: &str, org_id: &str) {
+    fs::create_dir_all(workspace.project().join(".vercel")).expect("a directory");
     let json = serde_json::json!({"projectId": project_id, "orgId": org_id, "projectName": "web"});
-    fs::write(desk.project().join(".vercel/project.json"), json.to_string()).expect("a file");
+    fs::write(workspace.project().join(".vercel/project.json"), json.to_string()).expect("a file");
 }
 
 /// Runs git in the project.
-fn git(desk: &Desk, arguments: &[&str]) {
+fn git(workspace: &Workspace, arguments: &[&str]) {
     let mut command = std::process::Command::new("git");
-    command.env_clear().env("PATH", std::env::var_os("PATH").expect("a path")).env("HOME", desk.home.path());
-    let output = command.args(arguments).current_dir(desk.project()).output().expect("git");
+    command.env_clear().env("PATH", std::env::var_os("PATH").expect("a path")).env("HOME", workspace.home.path());
+    let output = command.args(arguments).current_dir(workspace.project()).output().expect("git");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A desk without faults: linked to the token's project, in a repository that ignores the env file.
-pub async fn healthy() -> Desk {
-    let desk = Desk::new().await;
+/// A workspace without faults: linked to the token's project, in a repository that ignores the env file.
+pub async fn healthy() -> Workspace {
+    let workspace = Workspace::new().await;
     let subject = Subject::development(&World::demo());
-    link(&desk, &subject.project_id, &subject.owner_id);
-    git(&desk, &["init", "--quiet"]);
-    fs::write(desk.project().join(".gitignore"), ".env*\n.vercel\n").expect("a file");
-    desk
+    link(&workspace, &subject.project_id, &subject.owner_id);
+    git(&workspace, &["init", "--quiet"]);
+    fs::write(workspace.project().join(".gitignore"), ".env*\n.vercel\n").expect("a file");
+    workspace
 }
 
 #[tokio::test]
 async fn a_healthy_setup_has_no_problem_and_no_warning() {
-    let desk = healthy().await;
-    let checkup = check_up(&desk, doctor(&desk)).await;
+    let workspace = healthy().await;
+    let checkup = check_up(&workspace, doctor(&workspace)).await;
     assert_eq!(checkup.bad(), [""; 0], "{checkup:#?}");
     assert_eq!(checkup.found("note", "not_running")["fix"], "connect-sidecar");
-    let serving = desk.serve(&[]).await;
-    let checkup = check_up(&desk, doctor(&desk)).await;
+    let serving = workspace.serve(&[]).await;
+    let checkup = check_up(&workspace, doctor(&workspace)).await;
     assert_eq!(checkup.bad(), [""; 0], "{checkup:#?}");
     let title = checkup.found("ok", "instance")["title"].as_str().expect("text");
     assert!(title.contains(&serving.addr.to_string()), "{title}");
@@ -144,18 +144,18 @@ async fn a_healthy_setup_has_no_problem_and_no_warning() {
 
 #[tokio::test]
 async fn text_output_is_wrapped_escaped_and_colored_only_on_a_terminal() {
-    let desk = healthy().await;
-    let ended = run(desk.sidecar(&["doctor"])).await;
+    let workspace = healthy().await;
+    let ended = run(workspace.sidecar(&["doctor"])).await;
     assert!(ended.stdout.ends_with("0 problems, 0 warnings, 2 notes\n") && !ended.stdout.contains('\x1b'), "{ended:?}");
     assert!(ended.stdout.lines().all(|line| line.chars().count() <= 100), "{}", ended.stdout);
     let mut subject = Subject::development(&World::demo());
     subject.project = "web\x1b[2J\u{202e}".into();
-    let token = desk.emulator.oidc_token_for(&subject, std::time::Duration::from_secs(60));
-    write_private(&desk.project().join(".env.local"), &env_file(&token));
-    let ended = run(desk.sidecar(&["doctor"])).await;
+    let token = workspace.emulator.oidc_token_for(&subject, std::time::Duration::from_secs(60));
+    write_private(&workspace.project().join(".env.local"), &env_file(&token));
+    let ended = run(workspace.sidecar(&["doctor"])).await;
     assert!(ended.stdout.contains(r"web\u{1b}[2J\u{202e}") && !ended.stdout.contains('\x1b'), "{}", ended.stdout);
 
-    let command = desk.sidecar(&[]);
+    let command = workspace.sidecar(&[]);
     let program = command.as_std().get_program().to_str().expect("a path").to_owned();
     let mut terminal = Terminal::like(&command).await;
     terminal.enter(&format!("TERM=xterm {program} doctor; echo end-$((1+1))")).await;
@@ -169,11 +169,12 @@ async fn text_output_is_wrapped_escaped_and_colored_only_on_a_terminal() {
 
 #[tokio::test]
 async fn every_configuration_mistake_is_a_problem_and_the_rest_is_still_checked() {
-    let desk = healthy().await;
-    fs::write(desk.project().join("sidecar.toml"), "prot = 1\nupstream = \"https://evil.example\"\n").expect("a file");
-    let mut command = doctor(&desk);
+    let workspace = healthy().await;
+    fs::write(workspace.project().join("sidecar.toml"), "prot = 1\nupstream = \"https://evil.example\"\n")
+        .expect("a file");
+    let mut command = doctor(&workspace);
     command.env("CONNECT_SIDECAR_LOG_LEVEL", "loud");
-    let checkup = check_up(&desk, command).await;
+    let checkup = check_up(&workspace, command).await;
     assert_eq!(checkup.bad(), ["configuration"; 3], "{checkup:#?}");
     let titles: Vec<_> = checkup.findings[..3].iter().map(|f| f["title"].as_str().expect("text")).collect();
     for place in ["sidecar.toml:1: unknown key `prot`", "sidecar.toml:2: `upstream`", "CONNECT_SIDECAR_LOG_LEVEL:"] {
@@ -182,20 +183,20 @@ async fn every_configuration_mistake_is_a_problem_and_the_rest_is_still_checked(
     checkup.found("ok", "network");
     checkup.found("ok", "credential");
 
-    let nowhere = check_up(&desk, desk.sidecar(&["doctor", "--json", "--project", "/nowhere"])).await;
+    let nowhere = check_up(&workspace, workspace.sidecar(&["doctor", "--json", "--project", "/nowhere"])).await;
     assert_eq!(nowhere.bad(), ["configuration"]);
-    assert_eq!(run(desk.sidecar(&["doctor", "--nonsense"])).await.code, Some(2));
+    assert_eq!(run(workspace.sidecar(&["doctor", "--nonsense"])).await.code, Some(2));
 }
 
 #[tokio::test]
 async fn an_access_token_is_checked_for_presence() {
-    let desk = healthy().await;
-    let missing = check_up(&desk, desk.sidecar(&["doctor", "--json", "--auth", "access-token"])).await;
+    let workspace = healthy().await;
+    let missing = check_up(&workspace, workspace.sidecar(&["doctor", "--json", "--auth", "access-token"])).await;
     let title = missing.found("problem", "configuration")["title"].as_str().expect("text");
     assert!(title.contains("VERCEL_TOKEN"), "{title}");
-    let mut command = desk.sidecar(&["doctor", "--json", "--auth", "access-token"]);
+    let mut command = workspace.sidecar(&["doctor", "--json", "--auth", "access-token"]);
     command.env("VERCEL_TOKEN", "vca_canary_of_an_access_token");
-    let set = check_up(&desk, command).await;
+    let set = check_up(&workspace, command).await;
     set.found("ok", "credential");
     assert!(set.bad().is_empty() && !format!("{set:?}").contains("canary"), "{set:#?}");
 }

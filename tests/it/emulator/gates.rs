@@ -91,7 +91,7 @@ async fn a_browser_may_navigate_to_pages_only() {
 #[allow(clippy::print_stderr, reason = "a test that cannot be run says so")]
 async fn another_user_of_this_machine_is_refused() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("not tried: only root can ask as another user");
+        crate::support::skipped("only root can connect as another user");
         return;
     }
     const NOBODY: u32 = 65_534;

@@ -2,7 +2,6 @@
 //! command.
 
 mod callers;
-mod captured;
 mod clients;
 mod command;
 mod consents;
@@ -10,6 +9,7 @@ mod document;
 mod faults;
 mod gates;
 mod outside;
+mod recorded_requests;
 mod vercel;
 
 use connect_sidecar::emulator::seed;

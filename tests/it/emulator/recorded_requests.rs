@@ -92,7 +92,7 @@ impl Captures {
     /// `None` if there are no captures, with a note on stderr.
     fn read() -> Option<Self> {
         if !Path::new(CAPTURES).is_dir() {
-            eprintln!("SKIPPED, for want of the captures: there is no {CAPTURES}");
+            crate::support::skipped(format_args!("there is no {CAPTURES}"));
             return None;
         }
         let mut captures = Self::default();

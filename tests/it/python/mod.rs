@@ -5,18 +5,18 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::support::desk::Desk;
 use crate::support::process::run;
 use crate::support::python;
+use crate::support::workspace::Workspace;
 
 const CALLS: &str = include_str!("calls.py");
 
 /// Runs all calls of the synchronous or the asynchronous API and checks the results and the upstream requests.
 async fn every_call_is_served(half: &str) {
     let Some(python) = python::connect_sdk().await else { return };
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     let python = python.to_str().expect("a path");
-    let ended = run(desk.sidecar(&["run", "--", python, "-c", CALLS, half])).await;
+    let ended = run(workspace.sidecar(&["run", "--", python, "-c", CALLS, half])).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let results: Value = serde_json::from_str(&ended.stdout).expect("JSON");
     let of = |name: &str, cost: u64| {
@@ -32,7 +32,7 @@ async fn every_call_is_served(half: &str) {
     let after_rejection = token("rejected", 1);
     let later = token("rejected later", 1);
     assert!(token("user", 1).starts_with("xoxe.xoxp-"));
-    assert!(token("start_authorization", 1).starts_with(&format!("{}/api/v1/connect/", desk.emulator.url())));
+    assert!(token("start_authorization", 1).starts_with(&format!("{}/api/v1/connect/", workspace.emulator.url())));
     assert_eq!(of("get_connector_metadata", 1), "slack/acme-slack");
     assert_eq!(of("revoke_token", 1), &Value::Null);
     let after_revocation = token("after revoke_token", 1);

@@ -13,11 +13,11 @@ use super::run::{line, printed, serve, shell};
 use super::{README, blocks, section};
 use crate::doctor::healthy;
 use crate::refresh::{FakeCli, HOUR, MINUTE, be_accepted};
-use crate::service::ServiceDesk;
-use crate::support::desk::Desk;
+use crate::service::ServiceWorkspace;
 use crate::support::http::APP;
 use crate::support::installed::program;
 use crate::support::terminal::Terminal;
+use crate::support::workspace::Workspace;
 use crate::support::{Scene, env_file, write_private};
 
 /// What is between the backticks of a text.
@@ -27,35 +27,35 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
 
 #[tokio::test]
 async fn a_running_sidecar_answers_its_commands() {
-    let desk = Desk::new().await;
-    let _serving = serve(&desk, line("connect-sidecar"), &[]).await;
+    let workspace = Workspace::new().await;
+    let _serving = serve(&workspace, line("connect-sidecar"), &[]).await;
     let commands = blocks("sh").into_iter().find(|block| block.contains("connect-sidecar status")).expect("a block");
     let said = ["web  valid", "xoxe.xoxb-", " INFO token slack/acme-slack ", "forgot 1 token of slack/acme-slack\n"];
     assert_eq!(commands.lines().count(), said.len(), "{commands}");
     for (command, said) in commands.lines().zip(said) {
-        let shown = printed(&desk, command, &[]).await;
+        let shown = printed(&workspace, command, &[]).await;
         assert!(shown.contains(said), "{command}: {shown}");
     }
 }
 
 #[tokio::test]
 async fn doctor_finds_nothing_where_all_is_well() {
-    let desk = healthy().await;
-    let shown = printed(&desk, line("connect-sidecar doctor"), &[]).await;
+    let workspace = healthy().await;
+    let shown = printed(&workspace, line("connect-sidecar doctor"), &[]).await;
     assert!(shown.contains("\n0 problems, 0 warnings, "), "{shown}");
 }
 
 #[tokio::test]
 async fn the_cli_gets_a_token_before_the_end_and_when_asked() {
     for (start, life) in [(line("connect-sidecar --refresh"), MINUTE), (line("connect-sidecar"), HOUR)] {
-        let (desk, cli) = (Desk::new().await, FakeCli::printing());
-        write_private(&desk.project().join(".env.local"), &env_file(&desk.emulator.oidc_token(life)));
-        cli.prints_token(&desk.emulator.oidc_token(DEVELOPMENT_LIFE));
-        let mut serving = serve(&desk, start, &[cli.dir()]).await;
+        let (workspace, cli) = (Workspace::new().await, FakeCli::printing());
+        write_private(&workspace.project().join(".env.local"), &env_file(&workspace.emulator.oidc_token(life)));
+        cli.prints_token(&workspace.emulator.oidc_token(DEVELOPMENT_LIFE));
+        let mut serving = serve(&workspace, start, &[cli.dir()]).await;
         if life == MINUTE {
             be_accepted(&serving).await;
         } else {
-            let shown = printed(&desk, line("connect-sidecar refresh"), &[]).await;
+            let shown = printed(&workspace, line("connect-sidecar refresh"), &[]).await;
             assert!(shown.starts_with("refreshed: acme/web, expires in "), "{shown}");
         }
         serving.wait_for_log("token refreshed, expires in ").await;
@@ -65,8 +65,8 @@ async fn the_cli_gets_a_token_before_the_end_and_when_asked() {
 
 #[tokio::test]
 async fn a_service_is_installed_and_started() {
-    let office = ServiceDesk::new().await;
-    let shown = printed(&office.desk, line("connect-sidecar service"), &[]).await;
+    let office = ServiceWorkspace::new().await;
+    let shown = printed(&office.workspace, line("connect-sidecar service"), &[]).await;
     assert!(shown.contains(office.unit().0.to_str().expect("a path")), "{shown}");
     assert_eq!(office.calls().pop().as_deref(), Some("--user restart UNIT"));
 }
@@ -83,23 +83,23 @@ async fn prompts_show_the_time_left_what_to_run_or_nothing() {
         if !program(name).await {
             continue;
         }
-        let desk = Desk::new().await;
+        let workspace = Workspace::new().await;
         let [settings] = blocks(language)[..] else { panic!("one block for {name}") };
-        fs::write(desk.home.path().join(format!(".{name}rc")), settings).expect("a file");
-        let mut terminal = Terminal::like(&shell(&desk, "", &[])).await;
+        fs::write(workspace.home.path().join(format!(".{name}rc")), settings).expect("a file");
+        let mut terminal = Terminal::like(&shell(&workspace, "", &[])).await;
         let end = rest[usize::from(nix::unistd::geteuid().is_root())];
         terminal.enter(start).await;
         terminal.sees(&format!("web {end}")).await;
 
-        let serving = desk.serve(&[]).await;
+        let serving = workspace.serve(&[]).await;
         terminal.enter("").await;
         terminal.sees(&format!("web ({valid}) {end}")).await;
         serving.stop().await;
 
         let subject = Subject { project: "5%n".into(), ..Subject::development(&World::demo()) };
-        let token = desk.emulator.oidc_token_for(&subject, Duration::ZERO);
-        write_private(&desk.project().join(".env.local"), &env_file(&token));
-        let _serving = desk.serve(&[]).await;
+        let token = workspace.emulator.oidc_token_for(&subject, Duration::ZERO);
+        write_private(&workspace.project().join(".env.local"), &env_file(&token));
+        let _serving = workspace.serve(&[]).await;
         terminal.enter("").await;
         terminal.sees(&format!("web ({}) {end}", expired.replace("web ", "5%n "))).await;
         terminal.close().await;
@@ -111,11 +111,11 @@ async fn tmux_shows_the_time_left_in_its_status_line() {
     if !program("tmux").await {
         return;
     }
-    let desk = Desk::new().await;
-    let _serving = desk.serve(&[]).await;
-    fs::write(desk.home.path().join(".tmux.conf"), blocks("tmux")[0]).expect("a file");
-    let mut command = shell(&desk, "", &[]);
-    command.env("TMUX_TMPDIR", desk.home.path()).env("SHELL", "/bin/sh").env("LC_ALL", "C.UTF-8");
+    let workspace = Workspace::new().await;
+    let _serving = workspace.serve(&[]).await;
+    fs::write(workspace.home.path().join(".tmux.conf"), blocks("tmux")[0]).expect("a file");
+    let mut command = shell(&workspace, "", &[]);
+    command.env("TMUX_TMPDIR", workspace.home.path()).env("SHELL", "/bin/sh").env("LC_ALL", "C.UTF-8");
     let mut terminal = Terminal::like(&command).await;
     // So that it ends with its terminal, also where this test fails.
     let tmux = "exec env TERM=xterm tmux new-session -c ~/web \\; set -g destroy-unattached on";

@@ -14,8 +14,8 @@ use tokio::process::Command;
 
 use crate::emulator::{admin, emulator};
 use crate::preload::path_with;
-use crate::support::desk::Desk;
 use crate::support::process::{Serving, isolated, run};
+use crate::support::workspace::Workspace;
 use crate::support::{Scene, Stage, network};
 
 /// The README and all pages, one after the other; none of them goes on in the next.
@@ -114,8 +114,8 @@ async fn its_unix_socket_is_made_and_gives_a_token() {
     else {
         panic!("a line that starts it, and one that asks");
     };
-    let desk = Desk::new().await;
-    let runtime_dir = desk.project().with_file_name("runtime");
+    let workspace = Workspace::new().await;
+    let runtime_dir = workspace.project().with_file_name("runtime");
     std::fs::create_dir(&runtime_dir).expect("a directory");
     // As a shell would read the arguments, for the program that the tests have built.
     let shell = |command: Command, line: &str| {
@@ -126,13 +126,13 @@ async fn its_unix_socket_is_made_and_gives_a_token() {
             .env_clear()
             .env("XDG_RUNTIME_DIR", &runtime_dir);
         shell.envs(command.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
-        shell.current_dir(desk.project()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        shell.current_dir(workspace.project()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         shell.kill_on_drop(true);
         shell
     };
     let line = start.replacen("connect-sidecar", "exec \"$1\"", 1);
-    let _serving = Serving::start(shell(desk.sidecar(&[]), &line)).await;
-    let reply = run(shell(desk.sidecar(&[]), curl)).await;
+    let _serving = Serving::start(shell(workspace.sidecar(&[]), &line)).await;
+    let reply = run(shell(workspace.sidecar(&[]), curl)).await;
     assert!(
         reply.stdout.starts_with("HTTP/1.1 200 OK") && reply.stdout.contains("\"token\":\"xoxe.xoxb-"),
         "{reply:?}"

@@ -11,8 +11,8 @@ use tokio::process::Command;
 
 use super::blocks;
 use crate::clients::curl;
-use crate::support::desk::Desk;
 use crate::support::process::{Serving, run};
+use crate::support::workspace::Workspace;
 use crate::support::{npm, python, soon};
 
 /// The line that says this or, if none does, the first that begins so.
@@ -23,10 +23,10 @@ pub(super) fn line(beginning: &str) -> &'static str {
     exact.or_else(begins).unwrap_or_else(|| panic!("no line begins with `{beginning}`"))
 }
 
-/// A shell at the desk, with these directories first on its `PATH`.
-pub(super) fn shell(desk: &Desk, line: &str, tools: &[&Path]) -> Command {
-    let command = desk.sidecar(&[]);
-    let bin = desk.project().with_file_name("bin");
+/// A shell at the workspace, with these directories first on its `PATH`.
+pub(super) fn shell(workspace: &Workspace, line: &str, tools: &[&Path]) -> Command {
+    let command = workspace.sidecar(&[]);
+    let bin = workspace.project().with_file_name("bin");
     let program = bin.join("connect-sidecar");
     if !program.exists() {
         fs::create_dir_all(&bin).expect("a directory");
@@ -38,19 +38,19 @@ pub(super) fn shell(desk: &Desk, line: &str, tools: &[&Path]) -> Command {
     shell.args(["-c", line]).env_clear();
     shell.envs(command.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
     shell.env("PATH", std::env::join_paths(directories).expect("a path")).env("NEXT_TELEMETRY_DISABLED", "1");
-    shell.current_dir(desk.project()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    shell.current_dir(workspace.project()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     shell.kill_on_drop(true);
     shell
 }
 
 /// Starts a sidecar in the project by this line.
-pub(super) async fn serve(desk: &Desk, line: &str, tools: &[&Path]) -> Serving {
-    Serving::start(shell(desk, &format!("exec {line}"), tools)).await
+pub(super) async fn serve(workspace: &Workspace, line: &str, tools: &[&Path]) -> Serving {
+    Serving::start(shell(workspace, &format!("exec {line}"), tools)).await
 }
 
 /// Runs a line in the project; what it prints.
-pub(super) async fn printed(desk: &Desk, line: &str, tools: &[&Path]) -> String {
-    let ended = run(shell(desk, line, tools)).await;
+pub(super) async fn printed(workspace: &Workspace, line: &str, tools: &[&Path]) -> String {
+    let ended = run(shell(workspace, line, tools)).await;
     assert_eq!(ended.code, Some(0), "{line}: {ended:?}");
     ended.stdout
 }
@@ -58,9 +58,9 @@ pub(super) async fn printed(desk: &Desk, line: &str, tools: &[&Path]) -> String 
 #[tokio::test]
 async fn programs_of_every_kind_get_a_token() {
     let (Some(node_sdk), Some(python)) = (npm::connect_sdk("2.3.2").await, python::connect_sdk().await) else { return };
-    let desk = Desk::new().await;
-    let _serving = desk.serve(&[]).await;
-    symlink(node_sdk, desk.project().join("node_modules")).expect("a link");
+    let workspace = Workspace::new().await;
+    let _serving = workspace.serve(&[]).await;
+    symlink(node_sdk, workspace.project().join("node_modules")).expect("a link");
     for (name, program) in [
         (
             "app.mjs",
@@ -73,26 +73,26 @@ async fn programs_of_every_kind_get_a_token() {
              print(connect.sync.get_token('slack/acme-slack', subject=connect.ConnectAppTokenSubject()))\n",
         ),
     ] {
-        fs::write(desk.project().join(name), program).expect("a program");
+        fs::write(workspace.project().join(name), program).expect("a program");
     }
-    let node = printed(&desk, line("connect-sidecar run -- node "), &[]).await;
+    let node = printed(&workspace, line("connect-sidecar run -- node "), &[]).await;
     let python_dir = python.parent().expect("a directory");
-    let python = printed(&desk, line("connect-sidecar run -- python3 "), &[python_dir]).await;
-    let curl = printed(&desk, line("connect-sidecar run -- curl "), &[]).await;
+    let python = printed(&workspace, line("connect-sidecar run -- python3 "), &[python_dir]).await;
+    let curl = printed(&workspace, line("connect-sidecar run -- curl "), &[]).await;
     let curl: Value = serde_json::from_str(&curl).expect("JSON");
     for token in [node.trim(), python.trim(), curl["token"].as_str().expect("a token")] {
         assert!(token.starts_with("xoxe.xoxb-"), "{token}");
     }
     let shell =
         format!("{} && {}", line("eval "), line("connect-sidecar run -- curl ").replace("connect-sidecar run -- ", ""));
-    let again: Value = serde_json::from_str(&printed(&desk, &shell, &[]).await).expect("JSON");
+    let again: Value = serde_json::from_str(&printed(&workspace, &shell, &[]).await).expect("JSON");
     assert_eq!(again["token"], curl["token"]);
 }
 
 #[tokio::test]
 async fn a_route_handler_of_next_js_gets_one() {
     let Some(packages) = npm::next().await else { return };
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     // What is not below the packages is not compiled.
     let app = tempfile::tempdir_in(&packages).expect("a directory");
     let at = |name: &str| -> PathBuf { app.path().join(name) };
@@ -108,10 +108,10 @@ async fn a_route_handler_of_next_js_gets_one() {
     ] {
         fs::write(at(name), content).expect("a file");
     }
-    let _serving: Serving = desk.serve(&[]).await;
+    let _serving: Serving = workspace.serve(&[]).await;
     let next = packages.join("node_modules/.bin");
-    let mut command = shell(&desk, &format!("exec {}", line("connect-sidecar run -- npm ")), &[&next]);
-    command.env("CONNECT_SIDECAR_PROJECT", desk.project()).current_dir(app.path());
+    let mut command = shell(&workspace, &format!("exec {}", line("connect-sidecar run -- npm ")), &[&next]);
+    command.env("CONNECT_SIDECAR_PROJECT", workspace.project()).current_dir(app.path());
     let mut child = command.spawn().expect("a process");
     let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
     let url = async {

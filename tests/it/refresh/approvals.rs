@@ -7,8 +7,8 @@ use connect_sidecar::events::Event;
 
 use super::{FakeCli, HOUR, MINUTE, SECOND, automatic, be_accepted, unapproved};
 use crate::support::Stage;
-use crate::support::desk::Desk;
 use crate::support::process::Serving;
+use crate::support::workspace::Workspace;
 use crate::support::{env_file, soon, write_private};
 
 const HELD: &str = "the OIDC token is not refreshed by itself: no request for prj_web of team_acme was accepted yet";
@@ -112,10 +112,10 @@ async fn a_linked_project_that_a_person_has_refreshed_is_refreshed_automatically
 #[tokio::test]
 async fn approvals_survive_a_restart() {
     let cli = FakeCli::printing();
-    let desk = Desk::new().await;
-    let serving = desk.serve(&["--refresh", "cli"]).await;
+    let workspace = Workspace::new().await;
+    let serving = workspace.serve(&["--refresh", "cli"]).await;
     be_accepted(&serving).await;
-    let file = desk.home.path().join(".local/state/connect-sidecar/refreshable.json");
+    let file = workspace.home.path().join(".local/state/connect-sidecar/refreshable.json");
     let is_written = async {
         while !file.exists() {
             tokio::task::yield_now().await;
@@ -123,9 +123,9 @@ async fn approvals_survive_a_restart() {
     };
     soon("the file", is_written).await;
     serving.stop().await;
-    write_private(&desk.project().join(".env.local"), &env_file(&desk.emulator.oidc_token(MINUTE)));
-    cli.prints_token(&desk.emulator.oidc_token(HOUR));
-    let mut command = desk.sidecar(&["--refresh", "cli"]);
+    write_private(&workspace.project().join(".env.local"), &env_file(&workspace.emulator.oidc_token(MINUTE)));
+    cli.prints_token(&workspace.emulator.oidc_token(HOUR));
+    let mut command = workspace.sidecar(&["--refresh", "cli"]);
     command.env("PATH", cli.path());
     let mut serving = Serving::start(command).await;
     serving.wait_for_log("token refreshed, expires in ").await;

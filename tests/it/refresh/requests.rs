@@ -4,8 +4,8 @@ use connect_sidecar::emulator::oidc::Subject;
 use connect_sidecar::emulator::world::World;
 
 use super::{FakeCli, HOUR, MINUTE, SECOND, on_request};
-use crate::support::desk::Desk;
 use crate::support::process::{Serving, run};
+use crate::support::workspace::Workspace;
 use crate::support::{Scene, env_file, soon, write_private};
 
 #[tokio::test]
@@ -73,10 +73,10 @@ async fn an_access_token_is_not_refreshed() {
 #[tokio::test]
 async fn the_command_uses_the_running_sidecar() {
     let cli = FakeCli::printing();
-    let desk = Desk::new().await;
+    let workspace = Workspace::new().await;
     // Without the variable, the port is known from the state file only.
     let refresh = || {
-        let mut command = desk.sidecar(&["refresh"]);
+        let mut command = workspace.sidecar(&["refresh"]);
         command.env_remove("CONNECT_SIDECAR_PORT");
         run(command)
     };
@@ -84,9 +84,12 @@ async fn the_command_uses_the_running_sidecar() {
     assert!(ended.code == Some(1) && ended.stderr.contains("no sidecar runs for"), "{ended:?}");
     let mut subject = Subject::development(&World::demo());
     subject.project = "web\u{9b}\u{202e}".into();
-    write_private(&desk.project().join(".env.local"), &env_file(&desk.emulator.oidc_token_for(&subject, HOUR)));
-    cli.prints_token(&desk.emulator.oidc_token_for(&subject, HOUR * 12));
-    let mut serving = desk.sidecar(&[]);
+    write_private(
+        &workspace.project().join(".env.local"),
+        &env_file(&workspace.emulator.oidc_token_for(&subject, HOUR)),
+    );
+    cli.prints_token(&workspace.emulator.oidc_token_for(&subject, HOUR * 12));
+    let mut serving = workspace.sidecar(&[]);
     serving.env("PATH", cli.path());
     let _serving = Serving::start(serving).await;
     let ended = refresh().await;

@@ -5,9 +5,9 @@ use std::fs;
 use connect_sidecar::events::Event;
 
 use super::{FakeCli, HOUR, MINUTE, SECOND, automatic, be_accepted, on_request};
-use crate::support::desk::Desk;
 use crate::support::http::Request;
 use crate::support::process::{Running, Serving};
+use crate::support::workspace::Workspace;
 use crate::support::{env_file, fingerprint, let_timers_pass, soon, write_private};
 
 #[tokio::test]
@@ -78,9 +78,9 @@ async fn children_that_outlive_the_cli_are_killed() {
 async fn the_cli_is_killed_when_the_sidecar_ends() {
     let cli = FakeCli::new("exec 3>DIR/pipe; echo began >&3; sleep 1000 & sleep 1000");
     let pipe = cli.pipe();
-    let desk = Desk::new().await;
-    write_private(&desk.project().join(".env.local"), &env_file(&desk.emulator.oidc_token(MINUTE)));
-    let mut command = desk.sidecar(&["--refresh", "cli"]);
+    let workspace = Workspace::new().await;
+    write_private(&workspace.project().join(".env.local"), &env_file(&workspace.emulator.oidc_token(MINUTE)));
+    let mut command = workspace.sidecar(&["--refresh", "cli"]);
     command.env("PATH", cli.path());
     let serving = Serving::start(command).await;
     be_accepted(&serving).await;
@@ -137,16 +137,16 @@ async fn a_missing_cli_is_reported_from_the_start_until_it_is_installed() {
 #[tokio::test]
 async fn sidecars_of_a_project_run_the_cli_one_at_a_time() {
     let cli = FakeCli::new("mkdir DIR/busy || echo overlap >>DIR/overlaps; sleep 0.1; cat DIR/answer; rmdir DIR/busy");
-    let desk = Desk::new().await;
-    let old = desk.emulator.oidc_token(MINUTE);
-    let fresh = desk.emulator.oidc_token(HOUR * 12);
+    let workspace = Workspace::new().await;
+    let old = workspace.emulator.oidc_token(MINUTE);
+    let fresh = workspace.emulator.oidc_token(HOUR * 12);
     cli.prints_token(&fresh);
     let mut serving = Vec::new();
     for n in 0..5 {
-        let project = desk.project().with_file_name(format!("web{n}"));
+        let project = workspace.project().with_file_name(format!("web{n}"));
         fs::create_dir(&project).expect("a project");
         write_private(&project.join(".env.local"), &env_file(&old));
-        let mut command = desk.sidecar(&["--refresh", "cli"]);
+        let mut command = workspace.sidecar(&["--refresh", "cli"]);
         command.current_dir(project).env("PATH", cli.path());
         serving.push(Serving::start(command).await);
         be_accepted(serving.last().expect("one")).await;
@@ -165,10 +165,10 @@ async fn sidecars_of_a_project_run_the_cli_one_at_a_time() {
 #[tokio::test]
 async fn attempts_keep_their_distance_over_a_restart() {
     let cli = FakeCli::new("exit 1");
-    let desk = Desk::new().await;
-    write_private(&desk.project().join(".env.local"), &env_file(&desk.emulator.oidc_token(MINUTE)));
+    let workspace = Workspace::new().await;
+    write_private(&workspace.project().join(".env.local"), &env_file(&workspace.emulator.oidc_token(MINUTE)));
     let start = async || {
-        let mut command = desk.sidecar(&["--refresh", "cli"]);
+        let mut command = workspace.sidecar(&["--refresh", "cli"]);
         command.env("PATH", cli.path());
         Serving::start(command).await
     };
@@ -197,14 +197,15 @@ async fn reaping_orphans_does_not_take_the_exit_status_of_the_cli() {
     const ORPHANS: &str = "curl -sS -o /dev/null \"$CONNECT_SIDECAR_URL/v1/connect/token/slack%2Facme-slack\" \
         -H 'content-type: application/json' -d '{\"subject\":{\"type\":\"app\"}}'; while [ ! -e \"$1\" ]; do (true &); (true &); : >\"$2\"; done";
     let cli = FakeCli::new("until [ -e DIR/orphans ]; do sleep 0.01; done; cat DIR/answer");
-    let desk = Desk::new().await;
-    cli.prints_token(&desk.emulator.oidc_token(HOUR * 12));
-    let old = desk.emulator.oidc_token(MINUTE);
+    let workspace = Workspace::new().await;
+    cli.prints_token(&workspace.emulator.oidc_token(HOUR * 12));
+    let old = workspace.emulator.oidc_token(MINUTE);
     for n in 0..4 {
-        let project = desk.project().with_file_name(format!("web{n}"));
+        let project = workspace.project().with_file_name(format!("web{n}"));
         fs::create_dir(&project).expect("a project");
         write_private(&project.join(".env.local"), &env_file(&old));
-        let mut command = desk.sidecar(&["run", "-v", "--no-intercept", "--refresh", "cli", "--", "sh", "-c", ORPHANS]);
+        let mut command =
+            workspace.sidecar(&["run", "-v", "--no-intercept", "--refresh", "cli", "--", "sh", "-c", ORPHANS]);
         let over = project.join("over");
         command.arg("sh").arg(&over).arg(cli.dir().join("orphans")).current_dir(&project).process_group(0);
         command.env("PATH", cli.path());

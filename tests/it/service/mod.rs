@@ -12,11 +12,11 @@ use connect_sidecar::os::terminal::is_control_or_bidi;
 use tokio::net::UnixDatagram;
 use tokio::process::Command;
 
-use crate::support::desk::Desk;
 use crate::support::http::Request;
 use crate::support::installed::program;
 use crate::support::process::{Ended, Serving, isolated, run, sidecar};
 use crate::support::tls::authority;
+use crate::support::workspace::Workspace;
 use crate::support::{soon, write_private};
 
 /// A fake `systemctl` that records its arguments, fails if they contain the text in `fails`, and prints the file
@@ -33,24 +33,24 @@ cat "$here/shown" 2>/dev/null || true
 
 const MARK: &str = "# Written by `connect-sidecar service install`";
 
-/// A desk with the fake `systemctl`.
-pub struct ServiceDesk {
-    pub desk: Desk,
+/// A workspace with the fake `systemctl`.
+pub struct ServiceWorkspace {
+    pub workspace: Workspace,
     bin: PathBuf,
 }
 
-impl ServiceDesk {
+impl ServiceWorkspace {
     pub async fn new() -> Self {
-        let desk = Desk::new().await;
-        let bin = desk.home.path().join("bin");
+        let workspace = Workspace::new().await;
+        let bin = workspace.home.path().join("bin");
         fs::create_dir(&bin).expect("a directory");
         fs::write(bin.join("systemctl"), SYSTEMCTL).expect("written");
         fs::set_permissions(bin.join("systemctl"), fs::Permissions::from_mode(0o755)).expect("a mode");
-        Self { desk, bin }
+        Self { workspace, bin }
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.desk.sidecar(arguments);
+        let mut command = self.workspace.sidecar(arguments);
         command.env("PATH", format!("{}:/usr/bin:/bin", self.bin.display()));
         command
     }
@@ -73,7 +73,7 @@ impl ServiceDesk {
     }
 
     fn units(&self) -> PathBuf {
-        self.desk.home.path().join(".config/systemd/user")
+        self.workspace.home.path().join(".config/systemd/user")
     }
 
     fn files(&self) -> Vec<String> {
@@ -128,8 +128,8 @@ fn started_by(unit: &str, home: &Path) -> Command {
 
 #[tokio::test]
 async fn an_installed_unit_starts_a_sidecar_with_the_given_settings_and_notifies() {
-    let service = ServiceDesk::new().await;
-    let home = service.desk.home.path();
+    let service = ServiceWorkspace::new().await;
+    let home = service.workspace.home.path();
     write_private(&home.join("web/other.env"), &fs::read_to_string(home.join("web/.env.local")).expect("a file"));
     fs::remove_file(home.join("web/.env.local")).expect("removed");
     let mut install = service.command(&["service", "install", "--env-file", "other.env", "--use-env-proxy"]);
@@ -165,7 +165,9 @@ async fn an_installed_unit_starts_a_sidecar_with_the_given_settings_and_notifies
     assert_eq!(ready.status, 200, "it has the credential");
     let state = home.join(format!("state/connect-sidecar/{}.json", serving.addr.port()));
     assert!(
-        fs::read_to_string(state).expect("a state file").contains(service.desk.project().to_str().expect("a path"))
+        fs::read_to_string(state)
+            .expect("a state file")
+            .contains(service.workspace.project().to_str().expect("a path"))
     );
     let ended = serving.stop().await;
     assert_eq!((notification().await.as_str(), ended.code), ("STOPPING=1", Some(0)));
@@ -176,7 +178,7 @@ async fn systemd_accepts_units_for_projects_with_any_name() {
     if !program("systemd-analyze").await {
         return;
     }
-    let service = ServiceDesk::new().await;
+    let service = ServiceWorkspace::new().await;
     for project in [
         "plain",
         "with  two spaces ",
@@ -189,18 +191,18 @@ async fn systemd_accepts_units_for_projects_with_any_name() {
         "日本 é",
         ";",
     ] {
-        let project = service.desk.home.path().canonicalize().expect("a directory").join(project);
+        let project = service.workspace.home.path().canonicalize().expect("a directory").join(project);
         fs::create_dir(&project).expect("a directory");
         let mut install = service.command(&["service", "install", "--unix-socket", "run/%t $x \"s\""]);
         install.current_dir(&project);
         let ended = run(install).await;
         assert_eq!(ended.code, Some(0), "{project:?}: {ended:?}");
         let (path, unit) = service.unit();
-        let mut verify = isolated("systemd-analyze", service.desk.home.path());
-        verify.args(["--user", "verify"]).arg(&path).env("XDG_RUNTIME_DIR", service.desk.home.path());
+        let mut verify = isolated("systemd-analyze", service.workspace.home.path());
+        verify.args(["--user", "verify"]).arg(&path).env("XDG_RUNTIME_DIR", service.workspace.home.path());
         let found = run(verify).await;
         assert_eq!((found.code, found.stderr.as_str()), (Some(0), ""), "{unit}");
-        let started = started_by(&unit, service.desk.home.path());
+        let started = started_by(&unit, service.workspace.home.path());
         let given: Vec<_> = started.as_std().get_args().map(|arg| arg.to_str().expect("text")).collect();
         let (flag, socket) = (format!("--project={}", project.display()), project.join("run/%t $x \"s\""));
         assert_eq!(given, ["serve", &flag, &format!("--unix-socket={}", socket.display())]);
@@ -210,8 +212,8 @@ async fn systemd_accepts_units_for_projects_with_any_name() {
 
 #[tokio::test]
 async fn unsupported_settings_are_refused_before_any_change() {
-    let service = ServiceDesk::new().await;
-    let odd = service.desk.home.path().join("two\nlines");
+    let service = ServiceWorkspace::new().await;
+    let odd = service.workspace.home.path().join("two\nlines");
     fs::create_dir(&odd).expect("a directory");
     let odd = odd.to_str().expect("a path");
     for (arguments, why) in [
@@ -229,22 +231,22 @@ async fn unsupported_settings_are_refused_before_any_change() {
 
 #[tokio::test]
 async fn without_a_systemd_session_nothing_is_left_behind() {
-    let service = ServiceDesk::new().await;
+    let service = ServiceWorkspace::new().await;
     service.set("fails", "show");
     let ended = service.run(&["service", "install"]).await;
     assert!(ended.stderr.contains("systemd has no session for this user"), "{ended:?}");
     assert!(ended.stderr.contains("Failed to do that") && ended.code == Some(1), "{ended:?}");
 
-    let mut without = sidecar(service.desk.home.path());
-    without.env("PATH", "bin:relative").current_dir(service.desk.home.path()).args(["service", "install"]);
+    let mut without = sidecar(service.workspace.home.path());
+    without.env("PATH", "bin:relative").current_dir(service.workspace.home.path()).args(["service", "install"]);
     let ended = run(without).await;
     assert!(ended.stderr.contains("there is no systemctl on PATH") && ended.code == Some(1), "{ended:?}");
-    assert!(!service.desk.home.path().join(".config").exists());
+    assert!(!service.workspace.home.path().join(".config").exists());
 }
 
 #[tokio::test]
 async fn a_unit_that_systemd_refuses_is_restored() {
-    let service = ServiceDesk::new().await;
+    let service = ServiceWorkspace::new().await;
     service.set("fails", "enable");
     let ended = service.run(&["service", "install"]).await;
     assert!(ended.code == Some(1) && ended.stderr.contains("enable"), "{ended:?}");
@@ -260,12 +262,12 @@ async fn a_unit_that_systemd_refuses_is_restored() {
 
 #[tokio::test]
 async fn a_projects_name_is_escaped() {
-    let service = ServiceDesk::new().await;
+    let service = ServiceWorkspace::new().await;
     for (name, commands) in [
         ("\u{202e}bew", &["install", "status", "uninstall", "uninstall"][..]),
         ("\x1b[2J\u{9b}", &["status", "uninstall"]),
     ] {
-        let project = service.desk.home.path().join(name);
+        let project = service.workspace.home.path().join(name);
         fs::create_dir(&project).expect("a directory");
         for command in commands {
             let mut command = service.command(&["service", command]);
@@ -279,7 +281,7 @@ async fn a_projects_name_is_escaped() {
 
 #[tokio::test]
 async fn a_second_install_changes_only_the_given_settings() {
-    let service = ServiceDesk::new().await;
+    let service = ServiceWorkspace::new().await;
     let install = async |arguments: &[&str]| {
         let ended = service.run(&[&["service", "install"], arguments].concat()).await;
         assert_eq!(ended.code, Some(0), "{ended:?}");
@@ -295,11 +297,11 @@ async fn a_second_install_changes_only_the_given_settings() {
 
 #[tokio::test]
 async fn a_foreign_file_is_neither_overwritten_nor_deleted() {
-    let service = ServiceDesk::new().await;
+    let service = ServiceWorkspace::new().await;
     assert_eq!(service.run(&["service", "install"]).await.code, Some(0));
     let (path, ours) = service.unit();
     service.calls();
-    let elsewhere = service.desk.home.path().join("elsewhere.service");
+    let elsewhere = service.workspace.home.path().join("elsewhere.service");
     fs::write(&elsewhere, &ours).expect("written");
     for replace in [&|| fs::write(&path, "[Service]\n").expect("written"), &|| {
         fs::remove_file(&path).expect("removed");
@@ -320,12 +322,12 @@ async fn a_foreign_file_is_neither_overwritten_nor_deleted() {
 
 #[tokio::test]
 async fn status_shows_systemds_state_and_the_address_of_the_sidecar() {
-    let service = ServiceDesk::new().await;
+    let service = ServiceWorkspace::new().await;
     let none = service.run(&["service", "status"]).await;
     assert!(none.code == Some(1) && none.stdout.starts_with("no service is installed for "), "{none:?}");
 
     assert_eq!(service.run(&["service", "install"]).await.code, Some(0));
-    let serving = service.desk.serve(&[]).await;
+    let serving = service.workspace.serve(&[]).await;
     let shown = |pid: u32| {
         format!(
             "UnitFileState=enabled\nActiveState=active\nSubState=running\nMainPID={pid}\n\
@@ -363,7 +365,7 @@ async fn status_shows_systemds_state_and_the_address_of_the_sidecar() {
 
 #[tokio::test]
 async fn a_service_that_does_not_start_stays_installed_and_the_reason_is_printed() {
-    let service = ServiceDesk::new().await;
+    let service = ServiceWorkspace::new().await;
     service.set("fails", "restart");
     service.set("shown", "ActiveState=failed\nExecMainCode=1\nExecMainStatus=3\n");
     let ended = service.run(&["service", "install"]).await;
@@ -374,7 +376,7 @@ async fn a_service_that_does_not_start_stays_installed_and_the_reason_is_printed
 
 #[tokio::test]
 async fn uninstall_removes_everything_and_may_be_repeated() {
-    let service = ServiceDesk::new().await;
+    let service = ServiceWorkspace::new().await;
     assert_eq!(service.run(&["service", "install"]).await.code, Some(0));
     service.calls();
 
@@ -396,8 +398,8 @@ async fn uninstall_removes_everything_and_may_be_repeated() {
 
 #[tokio::test]
 async fn variables_set_by_a_run_are_not_written_into_a_unit() {
-    let service = ServiceDesk::new().await;
-    let own = service.desk.home.path().join("own.pem");
+    let service = ServiceWorkspace::new().await;
+    let own = service.workspace.home.path().join("own.pem");
     fs::write(&own, authority("Acme Root").0).expect("written");
     let program = service.command(&[]).as_std().get_program().to_str().expect("a path").to_owned();
     let mut inside = service.command(&["run", "--", &program, "service", "install"]);

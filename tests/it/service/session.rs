@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use crate::support::desk::Desk;
 use crate::support::process::{isolated, run};
+use crate::support::workspace::Workspace;
 
 /// Sets up what a session needs: a runtime directory, control groups, and a system that looks as if systemd had booted
 /// it.
@@ -46,24 +46,24 @@ echo "left: $(systemctl --user list-units --all --plain --no-legend 'connect-sid
 
 #[tokio::test]
 async fn a_real_systemd_restarts_after_a_crash_but_not_for_a_taken_port() {
-    let desk = Desk::new().await;
-    let odd = desk.home.path().join("100% of ${HOME} \"é\" \\x");
-    fs::rename(desk.project(), &odd).expect("renamed");
+    let workspace = Workspace::new().await;
+    let odd = workspace.home.path().join("100% of ${HOME} \"é\" \\x");
+    fs::rename(workspace.project(), &odd).expect("renamed");
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let mut session = isolated("unshare", desk.home.path());
+    let mut session = isolated("unshare", workspace.home.path());
     session.args(["--mount", "--propagation=private", "--cgroup", "--pid", "--fork", "--kill-child", "--mount-proc"]);
     session.args(["sh", "-c", &format!("{SESSION}{SCENARIO}")]).current_dir(&odd);
-    session.env("XDG_RUNTIME_DIR", desk.home.path().join("run"));
+    session.env("XDG_RUNTIME_DIR", workspace.home.path().join("run"));
     session.env("SIDECAR", env!("CARGO_BIN_EXE_connect-sidecar"));
     session.env("TAKEN", taken.local_addr().expect("an address").port().to_string());
-    session.env("CONNECT_SIDECAR_PORT", "0").env("CONNECT_SIDECAR_UPSTREAM", desk.emulator.url());
+    session.env("CONNECT_SIDECAR_PORT", "0").env("CONNECT_SIDECAR_UPSTREAM", workspace.emulator.url());
     let ended = run(session).await;
     if ended.code == Some(77) || ended.stderr.starts_with("unshare: ") {
-        eprintln!("not run: no session of systemd can be made here: {}", ended.stderr);
+        crate::support::skipped(format_args!("no session of systemd can be made here: {}", ended.stderr.trim()));
         return;
     }
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let said: Vec<_> = ended.stdout.lines().filter(|line| line.contains(": ") && !line.contains(" for ")).collect();
     assert_eq!(said, ["asked: 200", "restarted: 1", "taken: 3, failed", "left: "], "{ended:?}");
-    assert!(!desk.home.path().join(".config/systemd/user/default.target.wants").exists(), "{ended:?}");
+    assert!(!workspace.home.path().join(".config/systemd/user/default.target.wants").exists(), "{ended:?}");
 }

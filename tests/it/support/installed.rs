@@ -2,54 +2,46 @@
 //! which programs they find on this machine.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-/// `required` where every client must be there, as in `.ci/run`. Elsewhere a test is skipped for want of one.
+/// `required` if a missing client fails its tests, as in `.ci/run`; otherwise it skips them.
 const CLIENTS: &str = "CONNECT_SIDECAR_TEST_CLIENTS";
 
-/// What was asked for in this run. Its lock is held while something is installed: one thing at a time.
-static ASKED: Mutex<BTreeMap<String, Option<PathBuf>>> = Mutex::new(BTreeMap::new());
+/// The results of this run so far, by name. Locked during an installation, so that only one runs at a time.
+static RESULTS: Mutex<BTreeMap<String, Result<PathBuf, String>>> = Mutex::new(BTreeMap::new());
 
-/// The directory that these commands have filled, or fill now: each runs in it. `None`, and why on stderr, where that
-/// fails.
+/// The directory in which these commands have run, or run now. `None` if one of them fails, which
+/// [skips](super::skipped) the test.
 pub async fn installed(name: &str, commands: impl FnOnce(&Path) -> Vec<Command> + Send + 'static) -> Option<PathBuf> {
-    let at = name.to_owned();
-    had(name, move || install(&at, commands)).await
+    let directory = name.to_owned();
+    cached(name, move || install(&directory, commands)).await
 }
 
-/// Whether this program is on the `PATH`; no test puts it there.
+/// Whether this program is on the `PATH`; no test puts it there. If not, the test is [skipped](super::skipped).
 pub async fn program(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|program| program.is_file());
-    had(name, || found.ok_or_else(|| "it is not on PATH".to_owned())).await.is_some()
+    cached(name, || found.ok_or_else(|| "it is not on PATH".to_owned())).await.is_some()
 }
 
-/// What is found, or has been in this run.
-async fn had(name: &str, find: impl FnOnce() -> Result<PathBuf, String> + Send + 'static) -> Option<PathBuf> {
-    let name = name.to_owned();
+async fn cached(name: &str, find: impl FnOnce() -> Result<PathBuf, String> + Send + 'static) -> Option<PathBuf> {
+    let key = name.to_owned();
     let finding = tokio::task::spawn_blocking(move || {
-        let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = asked.get(&name) {
-            return known.clone();
-        }
-        let found = match find() {
-            Ok(path) => Some(path),
-            Err(problem) if std::env::var_os(CLIENTS).is_some_and(|clients| clients == "required") => {
-                panic!("{name}: {problem}")
-            }
-            Err(problem) => {
-                // Past the harness, which shows only what a failed test prints.
-                let _ = writeln!(std::io::stderr(), "SKIPPED, for want of {name}: {problem}");
-                None
-            }
-        };
-        asked.insert(name, found.clone());
-        found
+        let mut results = RESULTS.lock().unwrap_or_else(PoisonError::into_inner);
+        results.entry(key).or_insert_with(find).clone()
     });
-    finding.await.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()))
+    match finding.await.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic())) {
+        Ok(path) => Some(path),
+        Err(problem) if std::env::var_os(CLIENTS).is_some_and(|clients| clients == "required") => {
+            panic!("{name}: {problem}")
+        }
+        Err(problem) => {
+            super::skipped(format_args!("{name} is missing: {problem}"));
+            None
+        }
+    }
 }
 
 fn install(name: &str, commands: impl FnOnce(&Path) -> Vec<Command>) -> Result<PathBuf, String> {

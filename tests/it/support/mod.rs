@@ -1,6 +1,5 @@
 //! What the tests share: a project with an env file, an emulator, a sidecar, a clock that stands still, a log to read.
 
-pub mod desk;
 #[cfg(all(target_os = "linux", feature = "desktop"))]
 pub mod desktop;
 pub mod forwarder;
@@ -18,6 +17,7 @@ pub mod scripted;
 pub mod terminal;
 pub mod tls;
 pub mod tunnel;
+pub mod workspace;
 
 use std::collections::HashMap;
 use std::fs;
@@ -43,6 +43,13 @@ use tokio::task::JoinHandle;
 
 use http::{Reply, Request, Sent};
 use logs::Logs;
+
+/// Shows that the calling test, or a part of it, is skipped: the harness would call it passed. Written to stderr directly,
+/// since the harness captures only what is printed by macros.
+pub fn skipped(reason: impl std::fmt::Display) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("SKIPPED {test}: {reason}\n"));
+}
 
 /// The connector of most tests, as a path segment and as a uid.
 pub const SLACK: &str = "/v1/connect/token/slack%2Facme-slack";

@@ -29,7 +29,7 @@ pub fn is_own(test: &str) -> bool {
     match in_namespaces(flags, &set_up).output() {
         Ok(output) if output.status.success() => {}
         tried => {
-            eprintln!("{test} was not run: no network of its own (unshare {flags}): {tried:?}");
+            super::skipped(format_args!("no network namespace can be made (unshare {flags}): {tried:?}"));
             return false;
         }
     }

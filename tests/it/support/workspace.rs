@@ -1,4 +1,4 @@
-//! A developer's desk: where the built binary runs as a user would run it.
+//! A developer's workspace: a home, a project and an emulator, in which the built binary runs as a user runs it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use super::tunnel::Run;
 use super::{env_file, instance_key, write_private};
 
 /// A home with a project in it, and upstream.
-pub struct Desk {
+pub struct Workspace {
     pub home: TempDir,
     pub emulator: Emulator,
     /// The token in the project's env file.
@@ -26,7 +26,7 @@ pub struct Desk {
     ahead: Arc<AtomicU64>,
 }
 
-impl Desk {
+impl Workspace {
     pub async fn new() -> Self {
         let home = tempfile::tempdir().expect("a directory");
         let ahead = Arc::new(AtomicU64::new(0));
@@ -74,7 +74,7 @@ impl Desk {
         Serving::start(self.sidecar(arguments)).await
     }
 
-    /// A run of a sidecar at this desk.
+    /// A run of a sidecar at this workspace.
     pub async fn begin_run(&self, serving: &Serving) -> Run {
         let key = instance_key(&self.home.path().join(".local/state"), serving.addr);
         Run::begin(serving.addr, &key, Clock::system().local()).await

@@ -1,17 +1,17 @@
 //! Warnings on a terminal.
 
 use super::about;
-use crate::support::desk::Desk;
 use crate::support::terminal::Terminal;
+use crate::support::workspace::Workspace;
 
 const SIDECAR: &str = env!("CARGO_BIN_EXE_connect-sidecar");
 const WARNING: &str = "the OIDC token of acme/web expires in 9 min, run `vercel env pull`";
 
 #[tokio::test]
 async fn warnings_are_coloured_as_a_whole_and_other_lines_are_not() {
-    let desk = Desk::new().await;
-    desk.pull(about(9));
-    let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
+    let workspace = Workspace::new().await;
+    workspace.pull(about(9));
+    let mut terminal = Terminal::like(&workspace.sidecar(&[])).await;
     terminal.enter(&format!("TERM=xterm {SIDECAR}")).await;
     let before = terminal.sees("\x1b[33m").await;
     assert!(before.contains(" INFO token of acme/web loaded from .env.local"), "{before:?}");
@@ -20,7 +20,7 @@ async fn warnings_are_coloured_as_a_whole_and_other_lines_are_not() {
     terminal.press("\x03").await;
     assert_eq!(terminal.code().await, 0);
 
-    desk.pull(std::time::Duration::from_secs(1));
+    workspace.pull(std::time::Duration::from_secs(1));
     terminal.enter(&format!("TERM=xterm {SIDECAR}")).await;
     terminal.sees("\x1b[31m").await;
     let error = terminal.sees("\x1b[0m").await;
@@ -33,9 +33,9 @@ async fn warnings_are_coloured_as_a_whole_and_other_lines_are_not() {
 #[tokio::test]
 async fn warnings_are_plain_without_colours() {
     for variable in ["NO_COLOR=1 TERM=xterm", "TERM=dumb"] {
-        let desk = Desk::new().await;
-        desk.pull(about(9));
-        let mut terminal = Terminal::like(&desk.sidecar(&[])).await;
+        let workspace = Workspace::new().await;
+        workspace.pull(about(9));
+        let mut terminal = Terminal::like(&workspace.sidecar(&[])).await;
         terminal.enter(&format!("{variable} {SIDECAR}")).await;
         let mut shown = terminal.sees(WARNING).await;
         terminal.press("\x03").await;
