@@ -37,20 +37,22 @@ const PASSED_ON: [HeaderName; 3] =
 
 /// The headers of every reply. Built once, because building them costs more than a cache lookup.
 static SECURITY_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
-    let mut headers = HeaderMap::new();
-    for (name, value) in [
+    let headers = [
         (header::CACHE_CONTROL, "no-store"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-        (
-            header::CONTENT_SECURITY_POLICY,
-            "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-        ),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (header::X_FRAME_OPTIONS, "DENY"),
-    ] {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
+    ];
+    headers.map(|(name, value)| (name, HeaderValue::from_static(value))).into_iter().collect()
+});
+
+/// The same with those that only matter for what a browser shows as a document: everything but JSON, which `nosniff`
+/// keeps from being shown as anything else.
+static DOCUMENT_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
+    let policy = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+    let mut headers = SECURITY_HEADERS.clone();
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
     headers
 });
 
@@ -158,7 +160,7 @@ pub fn add_security_headers(headers: &mut HeaderMap) {
     for name in cors.into_iter().chain([header::SERVER, header::SET_COOKIE]) {
         headers.remove(name);
     }
-    for (name, value) in &*SECURITY_HEADERS {
+    for (name, value) in &*DOCUMENT_HEADERS {
         headers.insert(name, value.clone());
     }
 }
@@ -167,7 +169,8 @@ pub fn add_security_headers(headers: &mut HeaderMap) {
 pub fn own(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
     let mut response = with_body(body.into());
     *response.status_mut() = status;
-    *response.headers_mut() = SECURITY_HEADERS.clone();
+    let headers = if content_type == JSON { &SECURITY_HEADERS } else { &DOCUMENT_HEADERS };
+    *response.headers_mut() = HeaderMap::clone(headers);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
@@ -195,6 +198,7 @@ pub fn error(error: &RequestError) -> Reply {
 /// The reply for an error as plain text, for a browser window.
 pub fn error_as_text(error: &RequestError) -> Reply {
     let (mut head, _) = self::error(error).into_parts();
+    head.headers.extend(HeaderMap::clone(&DOCUMENT_HEADERS));
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     Response::from_parts(head, ReplyBody::Left(Full::new(format!("{}\n", error.message).into())))
 }
@@ -237,13 +241,10 @@ mod tests {
             names,
             [
                 "cache-control",
-                "content-security-policy",
                 "content-type",
                 "cross-origin-resource-policy",
-                "referrer-policy",
                 "retry-after",
                 "x-content-type-options",
-                "x-frame-options",
                 "x-request-id",
                 "x-vercel-id",
             ]

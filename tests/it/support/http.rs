@@ -321,9 +321,22 @@ impl Reply {
             ("cache-control", "no-store"),
             ("x-content-type-options", "nosniff"),
             ("cross-origin-resource-policy", "same-origin"),
-            ("referrer-policy", "no-referrer"),
-            ("x-frame-options", "DENY"),
         ] {
+            assert_eq!(self.header(name), Some(value), "{name}: {self:?}");
+        }
+        self.assert_closed_to_other_pages();
+        let opens =
+            |name: &str| matches!(name, "server" | "set-cookie" | "location") || name.starts_with("access-control-");
+        assert!(!self.headers.iter().any(|(name, _)| opens(name)), "{self:?}");
+    }
+
+    /// What a browser shows as a document is neither framed nor reaches anything. JSON is no document.
+    #[track_caller]
+    fn assert_closed_to_other_pages(&self) {
+        if self.header("content-type").is_none_or(|content_type| content_type.starts_with("application/json")) {
+            return;
+        }
+        for (name, value) in [("referrer-policy", "no-referrer"), ("x-frame-options", "DENY")] {
             assert_eq!(self.header(name), Some(value), "{name}: {self:?}");
         }
         let policy = self.header("content-security-policy").unwrap_or_default();
@@ -340,9 +353,6 @@ impl Reply {
             }
             _ => assert_eq!(own, Some(""), "{self:?}"),
         }
-        let opens =
-            |name: &str| matches!(name, "server" | "set-cookie" | "location") || name.starts_with("access-control-");
-        assert!(!self.headers.iter().any(|(name, _)| opens(name)), "{self:?}");
     }
 
     /// It is this refusal of the sidecar's own.
