@@ -1,28 +1,46 @@
 //! Opens a URL in the user's browser.
 //!
-//! The URL of the status page carries the instance key in its fragment, and the program that opens it gets the URL as an
-//! argument, which other users can see for as long as that program runs. There is no way around: a browser takes a URL from
-//! nowhere else, and a file that leads on to the page would make the visit one from another site, which the guard refuses.
-//! On Linux it is borne because the key is of no use to them: a sidecar answers its own user alone, whoever has the key.
-//! Where it cannot tell whose a connection is, as on macOS, or was told to listen on the network, the key is all that they
-//! need. The key is never printed, and no program gets it that the project or another user could have put there.
+//! The URL of the status page has the instance key in its fragment, and is an argument of the program that opens it, which
+//! other users can see while that program runs. Browsers take a URL in no other way, and a file that redirects to the page
+//! would make the visit cross-site, which the guard refuses. On Linux this is acceptable, because the key is useless to
+//! other users: a sidecar answers its own user only. Where it cannot identify the user of a connection, as on macOS, or
+//! listens on the network, the key is enough. The key is never printed, and no program gets it that the project or another
+//! user could have put there.
 
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use tokio::process::Command;
 
-use crate::os::executable::{self, Found};
+use crate::os::executable::{self, Found, Untrusted};
 use crate::os::subprocess;
 
-/// Who has not failed by then has opened it: a browser that had to be started goes on.
+/// A program that has not failed by then has opened the URL: a browser that had to be started keeps running.
 const OPENS_WITHIN: Duration = Duration::from_secs(3);
 
-/// Opens it by `$BROWSER` (programs with colons between them, `%s` is the URL), else by the desktop's own choice. An error
-/// says what failed.
-pub(super) async fn open(url: &str, project: &Path) -> Result<(), String> {
+/// Why a program did not open the URL.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    #[error("it is not there")]
+    NotFound,
+    #[error("it is not run: {0}")]
+    Untrusted(#[from] Untrusted),
+    #[error(transparent)]
+    Start(#[from] io::Error),
+    #[error("it ended with {0}")]
+    Failed(ExitStatus),
+}
+
+/// No program opened the URL: the name and the error of each that was tried.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(|(program, error)| format!("{program}: {error}")).collect::<Vec<_>>().join("; "))]
+pub struct BrowserError(Vec<(String, OpenError)>);
+
+/// Opens the URL with `$BROWSER` (programs separated by colons, `%s` is the URL), else with the desktop's default.
+pub(super) async fn open(url: &str, project: &Path) -> Result<(), BrowserError> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let desktop = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
     let chosen = std::env::var("BROWSER").unwrap_or_default();
@@ -39,28 +57,27 @@ pub(super) async fn open(url: &str, project: &Path) -> Result<(), String> {
         let opened = async { run(program, &find(program, &path, project)?, &arguments, &path, project).await };
         match opened.await {
             Ok(()) => return Ok(()),
-            Err(reason) => failed.push(format!("{program}: {reason}")),
+            Err(error) => failed.push((program.to_owned(), error)),
         }
     }
-    Err(failed.join("; "))
+    Err(BrowserError(failed))
 }
 
-/// The program of a name or at an absolute path.
-fn find(program: &str, path: &OsStr, project: &Path) -> Result<PathBuf, String> {
+/// Finds a program by its name or absolute path.
+fn find(program: &str, path: &OsStr, project: &Path) -> Result<PathBuf, OpenError> {
     let checked = match Path::new(program) {
         file if file.is_absolute() => file.exists().then(|| executable::check(file, project)),
         _ => executable::find(program, path, project).map(|Found { checked, .. }| checked),
     };
-    checked.ok_or("it is not there")?.map_err(|reason| format!("it is not run: {reason}"))
+    Ok(checked.ok_or(OpenError::NotFound)??)
 }
 
-/// Runs the file by the name that it was chosen by. What it runs itself comes from the same places.
-async fn run(name: &str, file: &Path, arguments: &[String], path: &OsStr, project: &Path) -> Result<(), String> {
+/// Runs the file under this name. Programs that it runs come from trusted directories, too.
+async fn run(name: &str, file: &Path, arguments: &[String], path: &OsStr, project: &Path) -> Result<(), OpenError> {
     let mut command = Command::new(file);
     command.arg0(name).args(arguments).env("PATH", executable::trusted_path(path, file, project));
-    match subprocess::start_detached(command, OPENS_WITHIN).await {
-        Ok(Some(status)) if !status.success() => Err(format!("it ended with {status}")),
-        Err(e) => Err(e.to_string()),
-        Ok(_) => Ok(()),
+    match subprocess::start_detached(command, OPENS_WITHIN).await? {
+        Some(status) if !status.success() => Err(OpenError::Failed(status)),
+        _ => Ok(()),
     }
 }

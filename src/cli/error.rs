@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::browser::BrowserError;
 use super::demo::DemoError;
 use super::emulate::EmulateError;
 use super::run::RunError;
@@ -58,7 +59,8 @@ pub enum CommandError {
     )]
     Browser {
         /// What failed.
-        reason: String,
+        #[source]
+        reason: BrowserError,
         /// The sidecar's port.
         port: String,
     },
