@@ -383,8 +383,8 @@ pub fn is_page_redirect(parts: &Parts) -> bool {
         !parts.headers.contains_key("sec-fetch-mode")
             && accepted.split([',', ';']).any(|kind| kind.trim() == "text/html")
     };
-    let opens_window = has("sec-fetch-mode", "navigate") && has("sec-fetch-dest", "document");
-    parts.method == Method::GET && PAGE_REDIRECTS.contains(&parts.uri.path()) && (opens_window || accepts_html())
+    let opens_window = || has("sec-fetch-mode", "navigate") && has("sec-fetch-dest", "document");
+    parts.method == Method::GET && PAGE_REDIRECTS.contains(&parts.uri.path()) && (opens_window() || accepts_html())
 }
 
 /// Whether a path is a health check. Those need no key and are answered under overload.
