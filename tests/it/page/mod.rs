@@ -452,6 +452,10 @@ async fn browsers_are_redirected_to_it_and_programs_get_404_with_its_path() {
             typed(site).send().await.assert_refused(403, "browser_request_refused", site);
         }
         stage.request("POST", path).json(APP).send().await.assert_refused(404, "route_not_found", path);
+        for method in ["POST", "PUT", "DELETE"] {
+            let request = stage.request(method, path).header("accept", "text/html");
+            request.send().await.assert_refused(404, "route_not_found", method);
+        }
     }
 }
 
