@@ -24,7 +24,7 @@ impl Stage {
         self.emulator.count("/v1/connect/token/")
     }
 
-    /// Delays the answer to the next token request until the hold is opened.
+    /// Delays the answer to the next token request until the hold is released.
     fn gate_next(&self) -> AnswerHold {
         let hold = AnswerHold::default();
         self.emulator.inject(Fault::once(FaultKind::Hold(hold.clone())).on("/v1/connect/token/"));

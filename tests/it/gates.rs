@@ -237,7 +237,7 @@ async fn a_half_closed_client_that_leaves_is_disconnected_and_its_token_cached()
         let body = format!(r#"{{"scopes":["{way}"]}}"#);
         let request = stage.token(&body);
         let begun = soon("the request upstream", stage.emulator.wait_for_requests(number + 1));
-        // The hold stays closed while the client half-closes, is found to be there, and leaves.
+        // The hold stays in place while the client half-closes, is found to be there, and leaves.
         match way {
             "unix" => {
                 let mut stream = UnixStream::connect(&socket).await.expect("a connection");

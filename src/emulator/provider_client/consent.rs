@@ -113,7 +113,7 @@ pub(in crate::emulator) async fn begin(
             // `prompt=none` from the app would skip the person's decision.
             let allowed = flow.parameters.iter().filter(|(name, value)| *name != "prompt" || *value != "none");
             extra.extend(allowed.map(|(name, value)| (name.clone(), value.clone())));
-            (client.authorization_url(&flow.narrowing, scope_name, &extra), false)
+            (client.authorization_url(&flow.narrowing, scope_name, &extra)?, false)
         }
     };
     let AuthorizationUrl { url, state, verifier } = authorization;

@@ -16,7 +16,6 @@ use super::http::HttpClient;
 use super::{ProviderRefusal, ProviderToken};
 use crate::emulator::allowlist::is_on_this_machine;
 use crate::emulator::flow::Narrowing;
-use crate::emulator::ids::random_id;
 use crate::emulator::keys::{RsaKey, seconds};
 
 /// The lifetime of an assertion, in seconds.
@@ -117,8 +116,8 @@ impl OAuthClient {
         narrowing: &Narrowing,
         scope_name: &'static str,
         extra: &[(String, String)],
-    ) -> AuthorizationUrl {
-        let (state, verifier) = (random_id("state", 32), random_id("verifier", 48));
+    ) -> Result<AuthorizationUrl, ProviderRefusal> {
+        let (state, verifier) = (random_secret()?, random_secret()?);
         let challenge = BASE64_URL_SAFE_NO_PAD.encode(digest(&SHA256, verifier.as_bytes()));
         let query = form_urlencoded::Serializer::new(String::new())
             .append_pair("response_type", "code")
@@ -131,7 +130,7 @@ impl OAuthClient {
             .extend_pairs(extra)
             .finish();
         let separator = if self.endpoints.authorize.contains('?') { '&' } else { '?' };
-        AuthorizationUrl { url: format!("{}{separator}{query}", self.endpoints.authorize), state, verifier }
+        Ok(AuthorizationUrl { url: format!("{}{separator}{query}", self.endpoints.authorize), state, verifier })
     }
 
     /// Gets a token for an existing consent, without a browser (`prompt=none`).
@@ -142,7 +141,7 @@ impl OAuthClient {
         hint: (&str, &str),
     ) -> Result<ProviderToken, ProviderRefusal> {
         let extra = [(hint.0.to_owned(), hint.1.to_owned()), ("prompt".to_owned(), "none".to_owned())];
-        let authorization = self.authorization_url(narrowing, scope_name, &extra);
+        let authorization = self.authorization_url(narrowing, scope_name, &extra)?;
         let request = http::Request::get(&authorization.url)
             .body(Vec::new())
             .map_err(|_| ProviderRefusal::new("invalid_request"))?;
@@ -296,6 +295,13 @@ impl OAuthClient {
             extra: response.extra,
         })
     }
+}
+
+/// 32 random bytes in base64url, 43 characters as RFC 7636 section 4.1 recommends.
+fn random_secret() -> Result<String, ProviderRefusal> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|_| ProviderRefusal::new("no_randomness"))?;
+    Ok(BASE64_URL_SAFE_NO_PAD.encode(bytes))
 }
 
 /// The response to a device authorization request.

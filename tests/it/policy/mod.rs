@@ -1,7 +1,7 @@
 //! The black-box suite of docs/security.md, run against the built binary: one file per group of rules, and one test per
 //! id, whose name begins with it: `cargo test tH05`. Common terms are in [`contract`].
 //!
-//! Further spellings of the same case are in the unit tests of the part; cases that need a clock or a hold are in other
+//! Further spellings of the same case are in the unit tests of the part; cases that need a clock or a delayed answer are in other
 //! modules of this binary.
 
 #![allow(non_snake_case, reason = "tests are named after the ids of docs/security.md")]
