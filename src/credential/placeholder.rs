@@ -10,7 +10,8 @@ use http::HeaderValue;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{BASE64URL, Claims};
+use super::Claims;
+use super::oidc_token::BASE64URL;
 use crate::os::clock::Timestamp;
 
 /// The lifetime of a placeholder, longer than any app runs. The SDKs do not send an expired token, and the Python SDK
@@ -94,7 +95,8 @@ pub fn is_placeholder(token: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::credential::{OidcToken, TokenRejection, decode_object, fixtures};
+    use crate::credential::oidc_token::decode_object;
+    use crate::credential::{OidcToken, TokenRejection, fixtures};
     use proptest::prelude::*;
     use secrecy::ExposeSecret;
     use serde_json::json;
